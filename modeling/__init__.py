@@ -1,0 +1,1 @@
+"""Tokens to logits: attention, rotary positions, KV cache, the model, generation, accounting."""

@@ -1,0 +1,95 @@
+"""Closed forms: parameters, cache bytes and FLOPs of a configuration, without building it.
+
+Tests compare each with what the built model really has.
+"""
+
+import dataclasses
+
+import torch
+
+from modeling.attention import AttentionConfig, attention_config
+from modeling.config import GPTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterCount:
+    """Parameters by role."""
+
+    embeddings: int
+    attention: int
+    mlp: int
+    norms: int
+
+    @property
+    def total(self) -> int:
+        """All parameters, each once (a tied output projection is the input embedding)."""
+        return self.embeddings + self.attention + self.mlp + self.norms
+
+
+def num_parameters(config: GPTConfig) -> ParameterCount:
+    """Count the parameters of a model; `vocab_size` must be set."""
+    assert config.vocab_size is not None
+    m, layers = config.hidden_size, config.num_hidden_layers
+    embeddings = config.vocab_size * m * (1 if config.tie_word_embeddings else 2)
+    if config.position_embedding == "learned":
+        embeddings += config.max_position_embeddings * m
+    norm = m if config.norm == "rms_norm" else 2 * m
+    return ParameterCount(
+        embeddings=embeddings,
+        attention=layers * attention_config(config.attention).num_parameters(),
+        mlp=layers * _mlp_parameters(config, config.intermediate_size),
+        norms=(2 * layers + 1) * norm,
+    )
+
+
+def _mlp_parameters(config: GPTConfig, intermediate_size: int) -> int:
+    into = 2 if config.mlp == "swiglu" else 1
+    weights = (into + 1) * config.hidden_size * intermediate_size
+    biases = into * intermediate_size + config.hidden_size if config.mlp_bias else 0
+    return weights + biases
+
+
+def kv_cache_bytes_per_token(config: GPTConfig, dtype: torch.dtype = torch.float32) -> int:
+    """Return the bytes that a token leaves in the caches of all layers."""
+    elements = attention_config(config.attention).kv_cache_elements_per_token()
+    return config.num_hidden_layers * elements * dtype.itemsize
+
+
+def mha_cache_bytes_per_token(config: GPTConfig, dtype: torch.dtype = torch.float32) -> int:
+    """Return the same for plain multi-head attention of this width: 2 m elements per layer."""
+    return config.num_hidden_layers * 2 * config.hidden_size * dtype.itemsize
+
+
+def training_flops_per_token(config: GPTConfig, context_length: int) -> float:
+    """Return forward and backward FLOPs per token, attention included.
+
+    A multiply-add is two; the backward pass costs twice the forward pass; causal attention sees
+    (context_length + 1) / 2 keys on average.
+
+    Source:
+        Kaplan et al. 2020 (arXiv 2001.08361), table 1, with PaLM's attention term (arXiv
+        2204.02311, appendix B), halved for causality.
+    """
+    assert config.vocab_size is not None
+    mlp = 3 if config.mlp == "swiglu" else 2
+    layer = attention_config(config.attention).flops_per_token(context_length)
+    layer += 2 * mlp * config.hidden_size * config.intermediate_size
+    output = 2 * config.hidden_size * config.vocab_size
+    return 3 * (config.num_hidden_layers * layer + output)
+
+
+def match_parameters(config: GPTConfig, baseline: AttentionConfig) -> GPTConfig:
+    """Return the configuration with the MLP width that gives it the baseline's parameters.
+
+    The baseline is the same model with `baseline` as its attention. The width is rounded to a
+    multiple of 8, which keeps the difference under 12 m parameters per layer.
+
+    Args:
+        config: The model to adapt.
+        baseline: The attention whose count is to be met, usually MHA's.
+    """
+    attention = attention_config(config.attention)
+    surplus = baseline.num_parameters() - attention.num_parameters()
+    per_unit = _mlp_parameters(config, 1) - _mlp_parameters(config, 0)
+    width = config.intermediate_size + surplus / per_unit
+    return dataclasses.replace(config, intermediate_size=max(8, 8 * round(width / 8)))

@@ -1,0 +1,23 @@
+"""Attention, each usable alone: configuration classes, modules, and the registry of names."""
+
+from modeling.attention.base import (
+    Attention,
+    AttentionConfig,
+    attention_config,
+    attention_config_class,
+    register_attention,
+)
+from modeling.attention.grouped_query import GroupedQueryAttention, GroupedQueryAttentionConfig
+from modeling.attention.latent import LatentAttention, LatentAttentionConfig
+
+__all__ = [
+    "Attention",
+    "AttentionConfig",
+    "GroupedQueryAttention",
+    "GroupedQueryAttentionConfig",
+    "LatentAttention",
+    "LatentAttentionConfig",
+    "attention_config",
+    "attention_config_class",
+    "register_attention",
+]

@@ -1,0 +1,174 @@
+"""Multi-head, multi-query and grouped-query attention: one class, g key-value heads.
+
+Sources:
+    MHA: Vaswani et al. 2017. MQA: Shazeer 2019 (arXiv 1911.02150). GQA: Ainslie et al. 2023
+    (arXiv 2305.13245). RoPE: Su et al. 2021.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modeling.attention.base import (
+    Attention,
+    AttentionConfig,
+    at_least,
+    key_value_source,
+    register_attention,
+)
+from modeling.attention.kernel import attend
+from modeling.kv_cache import CacheEntries, LayerCache
+from modeling.rope import apply_rotary
+
+
+@register_attention("mha", "mqa", "gqa")
+@dataclass(frozen=True, kw_only=True)
+class GroupedQueryAttentionConfig(AttentionConfig):
+    """h query heads share g key-value heads: g = h is MHA, g = 1 is MQA, between them GQA."""
+
+    num_key_value_heads: int
+    """g, a divisor of num_attention_heads."""
+    head_dim: int
+    """d, width of a query or key head: head_dim - qk_rope_head_dim dimensions, then the rotated."""
+    decode_path: str = "auto"
+    """How a step with a cache reads it: folded, repeated, or auto (folded for one query)."""
+
+    def problems(self) -> list[str]:
+        """Return every reason why these values cannot be built, each naming the key."""
+        found = super().problems()
+        found += at_least(self, 1, "num_key_value_heads", "head_dim")
+        h, g = self.num_attention_heads, self.num_key_value_heads
+        if h >= 1 and g >= 1 and h % g:
+            divisors = [str(n) for n in range(1, h + 1) if h % n == 0]
+            found.append(
+                f"num_attention_heads ({h}) must be a multiple of num_key_value_heads ({g}); "
+                f"set model.attention.num_key_value_heads to one of {', '.join(divisors)}"
+            )
+        if self.qk_rope_head_dim > self.head_dim:
+            found.append(
+                f"qk_rope_head_dim ({self.qk_rope_head_dim}) must not exceed head_dim "
+                f"({self.head_dim}); set model.attention.qk_rope_head_dim={self.head_dim}"
+            )
+        if self.decode_path not in ("auto", "folded", "repeated"):
+            found.append(
+                f"decode_path ('{self.decode_path}') must be auto, folded or repeated; "
+                "set model.attention.decode_path=auto"
+            )
+        return found
+
+    def problems_as(self, name: str) -> list[str]:
+        """Return why these values are not what `name` (mha, mqa or gqa) promises."""
+        required = {"mha": self.num_attention_heads, "mqa": 1}.get(name, self.num_key_value_heads)
+        if self.num_key_value_heads == required:
+            return []
+        return [
+            f"attention={name} has num_key_value_heads = {required}, not "
+            f"{self.num_key_value_heads}; use attention=gqa for that"
+        ]
+
+    def build(self, layer_idx: int = 0) -> "GroupedQueryAttention":
+        """Build the module; `layer_idx` counts from 0."""
+        return GroupedQueryAttention(self, layer_idx)
+
+    def num_parameters(self) -> int:
+        """Return m (h d + g d + g v + h v) weights, and the biases where there are any."""
+        m, h, g = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        d, v = self.head_dim, self.v_head_dim
+        weights = m * (h * d + g * d + g * v + h * v)
+        biases = h * d + g * d + g * v + m if self.attention_bias else 0
+        return weights + biases
+
+    def flops_per_token(self, context_length: int) -> float:
+        """Return 2 per projection weight, and 2 h (d + v) per visible key, (t + 1) / 2 of them."""
+        m, h, g = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        d, v = self.head_dim, self.v_head_dim
+        projections = 2 * m * (h * d + g * d + g * v + h * v)
+        return projections + 2 * h * (d + v) * (context_length + 1) / 2
+
+    def kv_cache_entries(self) -> CacheEntries:
+        """Return the rotated keys and the values of the g heads."""
+        return {
+            "key": (self.num_key_value_heads, self.head_dim),
+            "value": (self.num_key_value_heads, self.v_head_dim),
+        }
+
+    def kv_cache_elements_per_token(self) -> int:
+        """Return g (d + v), which is 2 g d where v = d."""
+        return self.num_key_value_heads * (self.head_dim + self.v_head_dim)
+
+
+class GroupedQueryAttention(Attention):
+    """MHA, MQA and GQA. Submodules are named as in transformers' Llama.
+
+    Args:
+        config: Widths and heads.
+        layer_idx: Which layer of the model it is, from 0.
+    """
+
+    config: GroupedQueryAttentionConfig
+
+    def __init__(self, config: GroupedQueryAttentionConfig, layer_idx: int = 0) -> None:
+        super().__init__(config, layer_idx)
+        m, h, g = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        d, v, bias = config.head_dim, config.v_head_dim, config.attention_bias
+        self.q_proj = nn.Linear(m, h * d, bias=bias)
+        self.k_proj = nn.Linear(m, g * d, bias=bias)
+        self.v_proj = nn.Linear(m, g * v, bias=bias)
+        self.o_proj = nn.Linear(h * v, m, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        cache: LayerCache | None = None,
+        *,
+        padding_mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        key_value_positions: Tensor | None = None,
+    ) -> Tensor:
+        """Attend; see `Attention.forward`. [b, s, m] -> [b, s, m]."""
+        config = self.config
+        source, source_positions = key_value_source(
+            x, positions, key_value_states, key_value_positions
+        )
+        query = _heads(self.q_proj(x), config.num_attention_heads)  # [b, h, s, d]
+        key = _heads(self.k_proj(source), config.num_key_value_heads)  # [b, g, t, d]
+        value = _heads(self.v_proj(source), config.num_key_value_heads)  # [b, g, t, v]
+        query, key = self._rotate(query, positions), self._rotate(key, source_positions)
+        if cache is not None:
+            key, value = cache.append(key=key, value=value)
+            key, value = key.to(query.dtype), value.to(query.dtype)
+        output = attend(
+            query,
+            key,
+            value,
+            causal=key_value_states is None,
+            scale=config.head_dim**-0.5,
+            fold=self._folds(x.shape[1], cache),
+            padding_mask=padding_mask,
+            dropout=config.attention_dropout if self.training else 0.0,
+        )
+        return self.o_proj(output.transpose(1, 2).flatten(2))  # [b, s, m]
+
+    def _rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """Rotate the last qk_rope_head_dim dimensions of [b, heads, s, d]."""
+        rope = self.config.qk_rope_head_dim
+        if rope == self.config.head_dim:
+            return apply_rotary(heads, positions, self.config.rope_theta)
+        nope, rotary = heads.split([self.config.head_dim - rope, rope], dim=-1)
+        return torch.cat((nope, apply_rotary(rotary, positions, self.config.rope_theta)), dim=-1)
+
+    def _folds(self, num_queries: int, cache: LayerCache | None) -> bool:
+        if self.config.decode_path == "auto":
+            return cache is not None and num_queries == 1
+        return cache is not None and self.config.decode_path == "folded"
+
+    def residual_projections(self) -> list[nn.Linear]:
+        """Return o_proj."""
+        return [self.o_proj]
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    """Split [b, s, heads * width] into [b, heads, s, width]."""
+    return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads)).transpose(1, 2)

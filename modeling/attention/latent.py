@@ -1,0 +1,268 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1), with or without RoPE.
+
+Keys and values are projections of one small latent per token. Only that latent, after its norm,
+and one rotated key shared by all heads are cached: c + r elements per token and layer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modeling.attention.base import (
+    Attention,
+    AttentionConfig,
+    at_least,
+    key_value_source,
+    register_attention,
+)
+from modeling.attention.kernel import attend
+from modeling.kv_cache import CacheEntries, LayerCache
+from modeling.norms import RMSNorm
+from modeling.rope import apply_rotary
+
+
+@register_attention("mla", "mla_no_rope")
+@dataclass(frozen=True, kw_only=True)
+class LatentAttentionConfig(AttentionConfig):
+    """A latent of width c stands for keys and values; r further dimensions carry RoPE, or none."""
+
+    kv_lora_rank: int
+    """c, width of the key-value latent."""
+    qk_nope_head_dim: int
+    """d, width of a query or key head without RoPE."""
+    q_lora_rank: int | None = None
+    """e, width of the query latent; null projects queries at full rank."""
+    latent_norm_eps: float = 1e-6
+    """Added to the mean square in the norms of the latents."""
+    decode_path: str = "auto"
+    """How a step with a cache reads it: absorbed, expanded, or auto (fewer multiplications)."""
+
+    def problems(self) -> list[str]:
+        """Return every reason why these values cannot be built, each naming the key."""
+        found = super().problems()
+        found += at_least(self, 1, "kv_lora_rank", "qk_nope_head_dim")
+        widest = self.num_attention_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        if self.kv_lora_rank > widest:
+            found.append(
+                f"kv_lora_rank ({self.kv_lora_rank}) must not exceed num_attention_heads x "
+                f"(qk_nope_head_dim + v_head_dim) = {widest}, beyond which it compresses nothing; "
+                f"set model.attention.kv_lora_rank to {widest} or less"
+            )
+        if self.q_lora_rank is not None and not 1 <= self.q_lora_rank <= self.hidden_size:
+            found.append(
+                f"q_lora_rank ({self.q_lora_rank}) must be from 1 to hidden_size "
+                f"({self.hidden_size}); set model.attention.q_lora_rank, null for none"
+            )
+        if not 0.0 < self.latent_norm_eps < 1.0:
+            found.append(
+                f"latent_norm_eps ({self.latent_norm_eps}) must be in (0, 1); "
+                "set model.attention.latent_norm_eps=1e-6"
+            )
+        if self.decode_path not in ("auto", "absorbed", "expanded"):
+            found.append(
+                f"decode_path ('{self.decode_path}') must be auto, absorbed or expanded; "
+                "set model.attention.decode_path=auto"
+            )
+        return found
+
+    def problems_as(self, name: str) -> list[str]:
+        """Return why these values are not what `name` (mla or mla_no_rope) promises."""
+        if (name == "mla") == (self.qk_rope_head_dim > 0):
+            return []
+        other = "mla_no_rope" if name == "mla" else "mla"
+        what = "decoupled RoPE" if name == "mla" else "no RoPE"
+        return [
+            f"attention={name} means {what}, but qk_rope_head_dim is {self.qk_rope_head_dim}; "
+            f"use attention={other} for that"
+        ]
+
+    def build(self, layer_idx: int = 0) -> "LatentAttention":
+        """Build the module; `layer_idx` counts from 0."""
+        return LatentAttention(self, layer_idx)
+
+    def _num_projection_weights(self) -> int:
+        m, h, c, e = (
+            self.hidden_size,
+            self.num_attention_heads,
+            self.kv_lora_rank,
+            self.q_lora_rank,
+        )
+        d, r, v = self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim
+        queries = m * h * (d + r) if e is None else m * e + e * h * (d + r)
+        return queries + m * (c + r) + c * h * (d + v) + h * v * m
+
+    def num_parameters(self) -> int:
+        """Return m h (d + r) [or m e + e h (d + r)] + m (c + r) + c h (d + v) + h v m, and norms.
+
+        The norms have c (and e) weights; with `attention_bias` the two down-projections and the
+        output have biases, as in transformers' DeepSeek-V3.
+        """
+        e = self.q_lora_rank
+        norms = self.kv_lora_rank + (e or 0)
+        down = (e or 0) + self.kv_lora_rank + self.qk_rope_head_dim
+        biases = down + self.hidden_size if self.attention_bias else 0
+        return self._num_projection_weights() + norms + biases
+
+    def flops_per_token(self, context_length: int) -> float:
+        """Return 2 per projection weight, and 2 h (d + r + v) per visible key (expanded path)."""
+        per_key = self.qk_nope_head_dim + self.qk_rope_head_dim + self.v_head_dim
+        attention = 2 * self.num_attention_heads * per_key * (context_length + 1) / 2
+        return 2 * self._num_projection_weights() + attention
+
+    def kv_cache_entries(self) -> CacheEntries:
+        """Return the normalised latent with the rotated shared key behind it, one head."""
+        return {"latent": (1, self.kv_lora_rank + self.qk_rope_head_dim)}
+
+    def kv_cache_elements_per_token(self) -> int:
+        """Return c + r."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+
+class LatentAttention(Attention):
+    """MLA. Submodules are named as in transformers' DeepSeek-V3.
+
+    Two ways compute the same. *Expanded*, for training and prefill: `kv_b_proj` turns each latent
+    into keys and values of h heads. *Absorbed*, for decoding: the key half of `kv_b_proj` moves
+    into the query and its value half behind the attention, so that the h heads read the cached
+    latent itself, as in multi-query attention, and the cache is never expanded.
+
+    Args:
+        config: Widths and ranks.
+        layer_idx: Which layer of the model it is, from 0.
+    """
+
+    config: LatentAttentionConfig
+
+    def __init__(self, config: LatentAttentionConfig, layer_idx: int = 0) -> None:
+        super().__init__(config, layer_idx)
+        m, h, c = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
+        d, r, v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+        bias, eps = config.attention_bias, config.latent_norm_eps
+        if config.q_lora_rank is None:
+            self.q_proj = nn.Linear(m, h * (d + r), bias=False)
+        else:
+            self.q_a_proj = nn.Linear(m, config.q_lora_rank, bias=bias)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, eps)
+            self.q_b_proj = nn.Linear(config.q_lora_rank, h * (d + r), bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(m, c + r, bias=bias)
+        self.kv_a_layernorm = RMSNorm(c, eps)
+        self.kv_b_proj = nn.Linear(c, h * (d + v), bias=False)
+        self.o_proj = nn.Linear(h * v, m, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        cache: LayerCache | None = None,
+        *,
+        padding_mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        key_value_positions: Tensor | None = None,
+    ) -> Tensor:
+        """Attend; see `Attention.forward`. [b, s, m] -> [b, s, m]."""
+        source, source_positions = key_value_source(
+            x, positions, key_value_states, key_value_positions
+        )
+        query_nope, query_rope = self._queries(x, positions)  # [b, h, s, d], [b, h, s, r]
+        latent = self._latents(source, source_positions)  # [b, 1, t, c+r]
+        if cache is not None:
+            (latent,) = cache.append(latent=latent)
+            latent = latent.to(query_nope.dtype)
+        attend_to = self._absorbed if self._absorbs(x.shape[1], latent, cache) else self._expanded
+        output = attend_to(
+            query_nope, query_rope, latent, key_value_states is None, padding_mask
+        )  # [b, h, s, v]
+        return self.o_proj(output.transpose(1, 2).flatten(2))  # [b, s, m]
+
+    def _queries(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        if config.q_lora_rank is None:
+            query = self.q_proj(x)
+        else:
+            query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        query = query.unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2)
+        nope, rope = query.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
+        return nope, apply_rotary(rope, positions, config.rope_theta)
+
+    def _latents(self, source: Tensor, positions: Tensor) -> Tensor:
+        """Return what is cached of each token, [b, 1, t, c+r]: after the norm, after rotation."""
+        config = self.config
+        latent, rope = self.kv_a_proj_with_mqa(source).split(
+            [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
+        )
+        rope = apply_rotary(rope.unsqueeze(1), positions, config.rope_theta)  # [b, 1, t, r]
+        return torch.cat((self.kv_a_layernorm(latent).unsqueeze(1), rope), dim=-1)
+
+    def _absorbs(self, num_queries: int, latent: Tensor, cache: LayerCache | None) -> bool:
+        """Choose the way with fewer multiplications per head (docs/notation.md has the count)."""
+        config = self.config
+        if cache is None:
+            return False
+        if config.decode_path != "auto":
+            return config.decode_path == "absorbed"
+        s, t, c = num_queries, latent.shape[2], config.kv_lora_rank
+        d, r, v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+        absorbed = s * c * (d + v) + s * t * (2 * c + r)
+        expanded = t * c * (d + v) + s * t * (d + r + v)
+        return absorbed < expanded
+
+    def _expanded(
+        self,
+        query_nope: Tensor,
+        query_rope: Tensor,
+        latent: Tensor,
+        causal: bool,
+        padding_mask: Tensor | None,
+    ) -> Tensor:
+        config = self.config
+        h, c, r = config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
+        compressed, key_rope = latent.split([c, r], dim=-1)
+        expanded = self.kv_b_proj(compressed.squeeze(1)).unflatten(-1, (h, -1)).transpose(1, 2)
+        key_nope, value = expanded.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)
+        key = torch.cat((key_nope, key_rope.expand(-1, h, -1, -1)), dim=-1)  # [b, h, t, d+r]
+        return attend(
+            torch.cat((query_nope, query_rope), dim=-1),
+            key,
+            value,
+            causal=causal,
+            scale=self._scale,
+            fold=False,
+            padding_mask=padding_mask,
+            dropout=config.attention_dropout if self.training else 0.0,
+        )
+
+    def _absorbed(
+        self,
+        query_nope: Tensor,
+        query_rope: Tensor,
+        latent: Tensor,
+        causal: bool,
+        padding_mask: Tensor | None,
+    ) -> Tensor:
+        config = self.config
+        d, v, c = config.qk_nope_head_dim, config.v_head_dim, config.kv_lora_rank
+        weight = self.kv_b_proj.weight.to(query_nope.dtype)
+        key_up, value_up = weight.view(-1, d + v, c).split([d, v], dim=1)  # [h, d, c], [h, v, c]
+        query_latent = query_nope @ key_up  # [b, h, s, c]
+        # Scores need c + r dimensions, values only c: reading the same c + r for both keeps the
+        # cache in one piece, with no copy; the r surplus ones are cut off afterwards.
+        attended = attend(
+            torch.cat((query_latent, query_rope), dim=-1),
+            latent,
+            latent,
+            causal=causal,
+            scale=self._scale,
+            fold=True,
+            padding_mask=padding_mask,
+            dropout=config.attention_dropout if self.training else 0.0,
+        )[..., :c]  # [b, h, s, c]
+        return attended @ value_up.transpose(1, 2)  # [b, h, s, v]
+
+    @property
+    def _scale(self) -> float:
+        return (self.config.qk_nope_head_dim + self.config.qk_rope_head_dim) ** -0.5
+
+    def residual_projections(self) -> list[nn.Linear]:
+        """Return o_proj."""
+        return [self.o_proj]

@@ -1,0 +1,114 @@
+"""The model's settings. Nothing here imports torch, so that `--help` need not wait for it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+NORMS = ("rms_norm", "layer_norm")
+MLPS = ("swiglu", "gelu", "relu")
+POSITION_EMBEDDINGS = ("none", "learned")
+
+
+@dataclass
+class GPTConfig:
+    """A decoder-only language model; field names as in transformers' Llama where it has them."""
+
+    name: str = "custom"
+    """Label of the size, part of the run's name."""
+    vocab_size: int | None = None
+    """n; null takes the tokenizer's."""
+    max_position_embeddings: int = 256
+    """Context length in tokens: of training, and the most a learned position embedding knows."""
+    hidden_size: int = 256
+    """m, width of the residual stream."""
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 8
+    """h; the attention's own num_attention_heads follows it."""
+    intermediate_size: int = 688
+    """Width of the MLP; of MHA's MLP where `match` adapts the others to MHA's parameters."""
+    mlp: str = "swiglu"
+    """swiglu, gelu or relu."""
+    mlp_bias: bool = False
+    norm: str = "rms_norm"
+    """rms_norm or layer_norm."""
+    norm_eps: float = 1e-6
+    position_embedding: str = "none"
+    """learned adds a vector per position at the input; none leaves positions to RoPE."""
+    allow_nope: bool = False
+    """Allow a model with no position information at all."""
+    tie_word_embeddings: bool = True
+    """The output projection is the input embedding."""
+    initializer_range: float = 0.02
+    """Standard deviation of initial weights; residual projections get it / sqrt(2 layers)."""
+    attention: dict[str, Any] = field(default_factory=dict)
+    """name, and the fields of that attention's configuration class."""
+
+    def problems(self) -> list[str]:
+        """Return every reason why these values cannot be built, each naming the key.
+
+        What only the attention can judge is checked by its own class.
+        """
+        found = []
+        for key in (
+            "max_position_embeddings",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+        ):
+            if getattr(self, key) < 1:
+                found.append(f"model.{key} ({getattr(self, key)}) must be at least 1")
+        if self.vocab_size is not None and self.vocab_size < 2:
+            found.append(f"model.vocab_size ({self.vocab_size}) must be at least 2")
+        for key, valid in (
+            ("mlp", MLPS),
+            ("norm", NORMS),
+            ("position_embedding", POSITION_EMBEDDINGS),
+        ):
+            if getattr(self, key) not in valid:
+                found.append(
+                    f"model.{key} ('{getattr(self, key)}') must be one of {', '.join(valid)}"
+                )
+        for key in ("norm_eps", "initializer_range"):
+            if not 0.0 < getattr(self, key) < 1.0:
+                found.append(f"model.{key} ({getattr(self, key)}) must be in (0, 1)")
+        for key in ("hidden_size", "num_attention_heads"):
+            if self.attention.get(key, getattr(self, key)) != getattr(self, key):
+                found.append(
+                    f"model.attention.{key} ({self.attention[key]}) must equal model.{key} "
+                    f"({getattr(self, key)}); set model.{key} and leave the other out"
+                )
+        has_rope = self.attention.get("qk_rope_head_dim") != 0
+        if self.position_embedding == "none" and not has_rope and not self.allow_nope:
+            found.append(
+                "the model has no position information: model.position_embedding is none and "
+                "model.attention.qk_rope_head_dim is 0; set model.position_embedding=learned, a "
+                "qk_rope_head_dim above 0, or model.allow_nope=true if that is what you want"
+            )
+        return found
+
+
+@dataclass
+class SamplingSettings:
+    """How the next token is chosen from the logits."""
+
+    temperature: float = 0.8
+    """0 is greedy; above, logits are divided by it."""
+    top_k: int | None = None
+    """Keep only the k likeliest tokens; null keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens with at least this probability."""
+    seed: int = 0
+    """Of the sampler's own random numbers."""
+
+    def problems(self) -> list[str]:
+        """Return every value out of its range, naming the key."""
+        found = []
+        if not 0.0 <= self.temperature < float("inf"):
+            found.append(f"sampling.temperature ({self.temperature}) must be 0 or more, and finite")
+        if self.top_k is not None and self.top_k < 1:
+            found.append(f"sampling.top_k ({self.top_k}) must be at least 1, or null for all")
+        if not 0.0 < self.top_p <= 1.0:
+            found.append(f"sampling.top_p ({self.top_p}) must be in (0, 1]")
+        if self.seed < 0:
+            found.append(f"sampling.seed ({self.seed}) must be at least 0")
+        return found

@@ -1,0 +1,175 @@
+"""The language model: embeddings, pre-norm blocks, output projection."""
+
+import math
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modeling.attention import AttentionConfig, attention_config
+from modeling.config import GPTConfig
+from modeling.errors import ModelConfigError
+from modeling.kv_cache import KVCache, LayerCache
+from modeling.layers import build_mlp, build_norm
+from modeling.loss import linear_cross_entropy, linear_token_nll
+
+
+def check(config: GPTConfig) -> AttentionConfig:
+    """Check a whole model configuration and return its attention's.
+
+    Raises:
+        ModelConfigError: Naming every impossible value.
+    """
+    problems = config.problems()
+    if problems:
+        raise ModelConfigError(problems)
+    return attention_config(config.attention)
+
+
+class Block(nn.Module):
+    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPTConfig, attention: AttentionConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = build_norm(config)
+        self.self_attn = attention.build(layer_idx)
+        self.post_attention_layernorm = build_norm(config)
+        self.mlp = build_mlp(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        cache: LayerCache | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """[b, s, m] -> [b, s, m]."""
+        x = x + self.self_attn(self.input_layernorm(x), positions, cache, padding_mask=padding_mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def residual_projections(self) -> list[nn.Linear]:
+        """Return the projections that write into the residual stream."""
+        return [*self.self_attn.residual_projections(), self.mlp.down_proj]
+
+
+class GPT(nn.Module):
+    """A GPT-style language model whose attention is whatever the configuration names.
+
+    Args:
+        config: The whole model; `vocab_size` must be set.
+
+    Raises:
+        ModelConfigError: If it cannot be built as asked.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.attention_config = check(config)
+        if config.vocab_size is None:
+            raise ModelConfigError("model.vocab_size is not set; give the tokenizer's")
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.position_embedding == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Block(config, self.attention_config, idx) for idx in range(config.num_hidden_layers)
+        )
+        self.norm = build_norm(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Draw weights from N(0, initializer_range); residual projections / sqrt(2 layers).
+
+        Source: GPT-2 (Radford et al. 2019), section 2.3.
+        """
+        std = self.config.initializer_range
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for block in self._blocks():
+            for projection in block.residual_projections():
+                nn.init.normal_(projection.weight, std=std / math.sqrt(2 * len(self.layers)))
+
+    def _blocks(self) -> Iterator[Block]:
+        """The layers with their own type, which ModuleList forgets."""
+        return (cast(Block, layer) for layer in self.layers)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output projection, [n, m]."""
+        tied = self.config.tie_word_embeddings
+        return self.embed_tokens.weight if tied else self.lm_head.weight
+
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the normalised output of the last block.
+
+        Args:
+            tokens: [b, s] int64.
+            positions: [s] or [b, s]; if not given, they continue what the cache holds.
+            cache: Keys and values of earlier tokens; the s new ones are appended.
+            padding_mask: [b, t] bool, True where a token is real.
+
+        Returns:
+            [b, s, m].
+
+        Raises:
+            ModelConfigError: If a learned position embedding does not reach that far.
+        """
+        if positions is None:
+            past = 0 if cache is None else cache.length
+            positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        x = self.embed_tokens(tokens)
+        if self.config.position_embedding == "learned":
+            known = self.config.max_position_embeddings
+            if int(positions.max()) >= known:
+                raise ModelConfigError(
+                    f"position {int(positions.max())} is beyond the {known} that this model "
+                    "learned; use a shorter text, or a model with a longer context or with RoPE"
+                )
+            x = x + self.embed_positions(positions)
+        for idx, block in enumerate(self.layers):
+            x = block(x, positions, None if cache is None else cache.layers[idx], padding_mask)
+        return self.norm(x)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return logits, [b, s, n]; arguments as in `hidden_states`."""
+        return F.linear(
+            self.hidden_states(tokens, positions, cache, padding_mask), self.output_weight
+        )
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean NLL in nats of targets [b, s] given tokens [b, s]."""
+        hidden = self.hidden_states(tokens).flatten(0, 1)
+        return linear_cross_entropy(hidden, self.output_weight, targets.flatten())
+
+    @torch.no_grad()
+    def token_nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Return the NLL in nats of each target, [b, s], float32 or wider."""
+        hidden = self.hidden_states(tokens).flatten(0, 1)
+        return linear_token_nll(hidden, self.output_weight, targets.flatten()).view_as(targets)
+
+    def new_cache(
+        self, batch_size: int, max_length: int, dtype: torch.dtype | None = None
+    ) -> KVCache:
+        """Return an empty cache for `batch_size` sequences of up to `max_length` tokens."""
+        return KVCache(
+            [block.self_attn.new_cache(batch_size, max_length, dtype) for block in self._blocks()]
+        )

@@ -1,0 +1,57 @@
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), half-split layout.
+
+The layout is that of transformers' Llama, and of its DeepSeek-V3 with `rope_interleave=False`:
+dimension j is rotated together with dimension j + r/2.
+"""
+
+import torch
+from torch import Tensor
+
+
+def rotary_cos_sin(
+    positions: Tensor, rope_head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return the cosine and sine of every position's rotation angles.
+
+    The angles are computed from the positions themselves, in float64, so that no table has to be
+    sized beforehand and position 1,000,000 is as exact as position 1.
+
+    Args:
+        positions: [s] or [b, s] integer positions, any values.
+        rope_head_dim: r, even, may be 0.
+        theta: Base of the frequencies, theta ** (-2 j / r) for j < r / 2.
+        dtype: Of the result; float32 or wider.
+
+    Returns:
+        cos and sin, each [s, r/2], or [b, 1, s, r/2] for positions [b, s] (the 1 stands for heads).
+    """
+    exponent = torch.arange(0, rope_head_dim, 2, device=positions.device, dtype=torch.float64)
+    inverse_frequency = theta ** (-exponent / max(rope_head_dim, 1))
+    angles = positions.to(torch.float64).unsqueeze(-1) * inverse_frequency
+    if positions.dim() == 2:
+        angles = angles.unsqueeze(1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rotary(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Rotate the last dimension of x by its positions, in float32 or wider.
+
+    Args:
+        x: [b, heads, s, r], r even (0 returns x as it is).
+        positions: [s] or [b, s] integer positions.
+        theta: Base of the frequencies.
+
+    Returns:
+        [b, heads, s, r] in x's dtype.
+
+    Source:
+        RoFormer, equation 34, in the half-split order of transformers' `rotate_half`.
+    """
+    width = x.shape[-1]
+    if width == 0:
+        return x
+    compute_dtype = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = rotary_cos_sin(positions, width, theta, compute_dtype)
+    first, second = x.to(compute_dtype).chunk(2, dim=-1)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x.dtype)
