@@ -1,0 +1,521 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tracking import checkpoints, disk
+from tracking.checkpoints import CheckpointStore, read_checkpoint, read_state
+from tracking.errors import RunError
+
+ROOT = Path(__file__).parents[2]
+FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+
+
+def content(step):
+    """Return tensors of several dtypes and a state, different for each step."""
+    generator = torch.Generator().manual_seed(step)
+    weight = torch.randn(5, 7, generator=generator)
+    tensors = {
+        "model": {"w": weight, "half": weight[0].bfloat16(), "scalar": torch.tensor(float("nan"))},
+        "optimizer": {"exp_avg": -weight, "step": torch.tensor(step), "none": torch.zeros(0, 3)},
+    }
+    return tensors, {"tokens": step * 1000, "loss": 0.1, "config": {"a": [1, None, "ü"]}}
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def store(tmp_path, said):
+    return CheckpointStore(tmp_path / "checkpoints", keep_last=2, say=said.append)
+
+
+def names_in(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def assert_holds(checkpoint, step):
+    tensors, state = content(step)
+    assert checkpoint.step == step
+    assert checkpoint.state == state
+    assert checkpoint.tensors.keys() == tensors.keys()
+    for name, group in tensors.items():
+        assert checkpoint.tensors[name].keys() == group.keys()
+        for key, tensor in group.items():
+            torch.testing.assert_close(
+                checkpoint.tensors[name][key], tensor, rtol=0, atol=0, equal_nan=True
+            )
+
+
+def test_save_and_load_round_trip_bit_for_bit(store, tmp_path):
+    assert store.load_newest() is None
+    assert store.steps() == []
+    path = store.save(20, *content(20))
+    assert path == tmp_path / "checkpoints" / "00000020"
+    assert names_in(path) == sorted(FILES)
+    assert_holds(store.load_newest(), 20)
+    assert_holds(store.load(20), 20)
+    assert read_state(path) == content(20)[1]
+    assert read_checkpoint(path, names=["model"]).tensors.keys() == {"model"}
+    # All files are readable by whom the user's umask allows; safetensors alone would say 0600.
+    assert len({(path / name).stat().st_mode for name in FILES}) == 1
+
+
+def test_old_ones_are_pruned_but_the_protected_one_survives_a_restart(store, tmp_path):
+    store.save(10, *content(10))
+    store.protect(10)
+    for step in (20, 30, 40):
+        store.save(step, *content(step))
+    assert store.steps() == [10, 30, 40]
+    restarted = CheckpointStore(tmp_path / "checkpoints", keep_last=2)
+    restarted.save(50, *content(50))
+    assert restarted.steps() == [10, 40, 50]
+    assert restarted.protected_step() == 10
+    restarted.protect(50)
+    assert restarted.steps() == [40, 50]
+    with pytest.raises(ValueError, match=r"step \(10\) must be one of"):
+        restarted.protect(10)
+
+
+def test_unreadable_record_of_the_best_stops_pruning_and_says_so(store, said, tmp_path):
+    store.save(10, *content(10))
+    store.protect(10)
+    (tmp_path / "checkpoints" / "best.json").write_text("{")
+    for step in (20, 30, 40):
+        store.save(step, *content(step))
+    assert store.steps() == [10, 20, 30, 40]
+    assert "best.json is not valid JSON" in said[0]
+    store.protect(20)
+    assert store.steps() == [20, 30, 40]
+
+
+def test_saving_after_resuming_an_older_one_removes_the_later_ones(store):
+    for step in (10, 20):
+        store.save(step, *content(step))
+    store.load(10)
+    store.save(15, *content(15))
+    assert store.steps() == [10, 15]
+
+
+def test_saving_the_same_step_again_replaces_it(store):
+    store.save(10, *content(10))
+    tensors, state = content(10)
+    store.save(10, tensors, {**state, "tokens": 7})
+    assert store.load_newest().state["tokens"] == 7
+    assert store.steps() == [10]
+
+
+@pytest.mark.parametrize(
+    ("state", "where"),
+    [
+        ({"rng": {"np": np.float64(1)}}, r"state\.rng\.np is a numpy\.float64"),
+        ({"path": Path("x")}, r"state\.path is a pathlib\."),
+        ({"a": [0, {"b": (1,)}]}, r"state\.a\[1\]\.b is a builtins\.tuple"),
+        ({"t": torch.zeros(1)}, r"state\.t is a torch\.Tensor"),
+        ({"loss": float("inf")}, r"state\.loss is inf"),
+        ({3: 1}, "state has the key 3"),
+    ],
+)
+def test_state_that_json_would_change_is_refused_before_anything_is_written(
+    store, tmp_path, state, where
+):
+    with pytest.raises(TypeError, match=where):
+        store.save(1, {}, state)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "/abs", "a/b", "", "A", ".a", "a\n"])
+def test_group_name_that_could_leave_the_folder_is_refused(store, tmp_path, name):
+    with pytest.raises(ValueError, match="must be lower case"):
+        store.save(1, {name: {}}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tied_or_strided_tensors_are_refused_and_leave_nothing(store, tmp_path):
+    store.save(1, *content(1))
+    tied = torch.zeros(3, 4)
+    with pytest.raises(RuntimeError, match="share memory"):
+        store.save(2, {"model": {"a": tied, "b": tied}}, {})
+    with pytest.raises(ValueError, match="non contiguous"):
+        store.save(2, {"model": {"a": tied.t()}}, {})
+    assert names_in(tmp_path / "checkpoints") == ["00000001"]
+
+
+def test_read_only_store_leaves_a_running_save_alone_and_refuses_to_save(store, tmp_path):
+    store.save(1, *content(1))
+    (tmp_path / "checkpoints" / ".tmp-2").mkdir()
+    reader = CheckpointStore(tmp_path / "checkpoints", keep_last=1, read_only=True)
+    assert_holds(reader.load_newest(), 1)
+    assert (tmp_path / "checkpoints" / ".tmp-2").exists()
+    with pytest.raises(RunError, match="opened for reading"):
+        reader.save(3, *content(3))
+    store.load_newest()
+    assert not (tmp_path / "checkpoints" / ".tmp-2").exists()
+
+
+def flip(position):
+    def damage(path):
+        data = bytearray(path.read_bytes())
+        data[int(position * (len(data) - 1))] ^= 4
+        path.write_bytes(data)
+
+    return damage
+
+
+def keep_only(fraction, less=0):
+    return lambda path: path.write_bytes(
+        path.read_bytes()[: int(path.stat().st_size * fraction) - less]
+    )
+
+
+def link_outside(path):
+    target = path.parents[2] / f"outside-{path.name}"
+    path.rename(target)
+    path.symlink_to(target)
+
+
+DAMAGE = {
+    "bit-first": flip(0.0),
+    "bit-middle": flip(0.5),
+    "bit-late": flip(0.95),
+    "empty": keep_only(0),
+    "half": keep_only(0.5),
+    "minus-one-byte": keep_only(1, less=2),
+    "deleted": lambda path: path.unlink(),
+    "text": lambda path: path.write_text("hello\n"),
+    "link": link_outside,
+    "folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_found_named_and_the_one_before_used(store, said, name, damage):
+    store.save(10, *content(10))
+    newest = store.save(20, *content(20))
+    DAMAGE[damage](newest / name)
+    with pytest.raises(RunError) as caught:
+        store.load(20)
+    assert "other checkpoints: 10" in str(caught.value)
+    assert_holds(store.load_newest(), 10)
+    assert len(said) == 1
+    assert str(newest) in said[0]
+    assert name in said[0] or "format" in said[0]
+    assert said[0].endswith("00000010 instead")
+    assert "\n" not in said[0]
+    # The run goes on from 10, and the damaged one does not count as one of the last two.
+    store.save(15, *content(15))
+    assert store.steps() == [10, 15]
+
+
+def test_no_flipped_bit_of_a_manifest_goes_unnoticed(store):
+    path = store.save(20, *content(20)) / "manifest.json"
+    good = path.read_bytes()
+    for index in range(len(good)):
+        data = bytearray(good)
+        data[index] ^= 1 << (index % 8)
+        path.write_bytes(data)
+        with pytest.raises(RunError):
+            store.load(20)
+
+
+def test_all_damaged_is_an_error_that_names_each(store):
+    for step in (10, 20):
+        (store.save(step, *content(step)) / "state.json").unlink()
+    with pytest.raises(RunError, match=r"no checkpoint in .*00000020.*missing.*00000010.*missing"):
+        store.load_newest()
+
+
+def edit_manifest(path, **changes):
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, r"manifest\.json was written by another version"),
+        ({"format_version": True}, "was written by another version"),
+        ({"step": 21}, "it says step 21, its folder 00000020"),
+        ({"files": []}, "it lists no files"),
+        ({"files": {"../../x": {"size": 1, "sha256": "0" * 64}}}, r"the file name '\.\./\.\./x'"),
+        ({"files": {"/etc/x": {"size": 1, "sha256": "0" * 64}}}, "the file name '/etc/x'"),
+        ({"files": {"a\n": {"size": 1, "sha256": "0" * 64}}}, "the file name"),
+        ({"files": {"a": {"size": -1.5, "sha256": "0" * 64}}}, "size or sha256 of a is malformed"),
+        ({"files": {"a": {"size": 1}}}, "it lacks size or sha256 of a"),
+        ({"files": {}}, r"does not list state\.json"),
+        ({"extra": 1}, "unexpected keys"),
+    ],
+)
+def test_edited_manifest_is_refused_in_one_line(store, changes, message):
+    path = store.save(20, *content(20))
+    edit_manifest(path, **changes)
+    with pytest.raises(RunError, match=message) as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoint_that_is_a_link_is_refused(store, tmp_path):
+    path = store.save(20, *content(20))
+    path.rename(tmp_path / "outside")
+    path.symlink_to(tmp_path / "outside")
+    with pytest.raises(RunError, match="is not a folder"):
+        read_checkpoint(path)
+    store.save(20, *content(20))
+    assert not path.is_symlink()
+    assert (tmp_path / "outside" / "model.safetensors").exists()
+
+
+def listed_again(path):
+    """Rewrite the manifest so that it agrees with the files: a forger's checkpoint."""
+    (path / "manifest.json").unlink()
+    checkpoints.write_manifest(path, int(path.name))
+
+
+class Evil:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+def test_pickle_in_place_of_tensors_is_not_run_even_if_listed(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    path = store.save(20, *content(20))
+    torch.save(Evil(tmp_path / "MARK"), path / "model.safetensors")
+    listed_again(path)
+    with pytest.raises(RunError, match=r"cannot read .*model\.safetensors"):
+        read_checkpoint(path)
+    assert not (tmp_path / "MARK").exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"1234567",
+        (1 << 62).to_bytes(8, "little") + b"{}",
+        (200_000_000).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"{}trailing",
+    ],
+)
+def test_malformed_safetensors_is_wrapped_even_if_listed(store, data):
+    path = store.save(20, *content(20))
+    (path / "model.safetensors").write_bytes(data)
+    listed_again(path)
+    with pytest.raises(RunError, match=r"cannot read .*model\.safetensors") as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_first_save_is_verified_and_a_difference_stops_it(store, tmp_path, monkeypatch):
+    real = checkpoints.save_file
+
+    def save_other(group, path):
+        real({key: tensor + 1 for key, tensor in group.items()}, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", save_other)
+    with pytest.raises(RunError, match=r"model\.safetensors does not hold what was written"):
+        store.save(1, *content(1))
+    assert names_in(tmp_path / "checkpoints") == []
+
+
+def test_files_are_synced_then_the_folder_then_renamed_and_old_ones_deleted_last(
+    store, tmp_path, monkeypatch
+):
+    for step in (10, 20):
+        store.save(step, *content(step))
+    calls = []
+
+    def record(name, describe):
+        real = getattr(os, name)
+
+        def wrapper(*args, **kwargs):
+            calls.append((name, *describe(*args)))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(os, name, wrapper)
+
+    record("fsync", lambda fd: (Path(f"/proc/self/fd/{fd}").readlink().name,))
+    record("rename", lambda a, b: (Path(a).name, Path(b).name))
+    record("replace", lambda a, b: (Path(b).name,))
+    record("unlink", lambda path: (Path(path).name,))
+    store.save(30, *content(30))
+    monkeypatch.undo()
+    publish = calls.index(("rename", ".tmp-30", "00000030"))
+    before, after = calls[:publish], calls[publish + 1 :]
+    last = {call[1:]: index for index, call in enumerate(before) if call[0] == "fsync"}
+    order = [index for index, call in enumerate(before) if call == ("replace", "manifest.json")]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert last[(name,)] < order[0]
+    assert before.index(("replace", "state.json")) < order[0]
+    assert before[-1] == ("fsync", ".tmp-30")
+    assert after[0] == ("fsync", "checkpoints")
+    assert after[1] == ("rename", "00000010", ".tmp-removed-10")
+    assert {call[0] for call in after[2:]} == {"unlink"}
+    assert not any(call[0] in ("unlink", "rename") for call in before)
+
+
+MUTATING = ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir", "chmod")
+
+
+def killed_before(operation, action):
+    """Run `action` in a child that is killed just before its n-th operation on the file system.
+
+    Returns:
+        Whether the child was killed, that is, whether there was such an operation.
+    """
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+
+        def counted(real):
+            def wrapper(*args, **kwargs):
+                nonlocal count
+                count += 1
+                if count == operation:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **kwargs)
+
+            return wrapper
+
+        try:
+            for name in MUTATING:
+                setattr(os, name, counted(getattr(os, name)))
+            real_save = checkpoints.save_file
+            checkpoints.save_file = counted(lambda *args: (real_save(*args), os.fsync(0)))
+            os.fsync = lambda fd, real=os.fsync: None if fd == 0 else real(fd)
+            action()
+        except BaseException as error:
+            os.write(2, f"{error!r}\n".encode())
+            os._exit(3)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0
+        return False
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["next", "again", "later-exists", "protect"])
+def test_kill_9_between_any_two_operations_leaves_the_newest_complete_one(tmp_path, kind):
+    keep_last = 1
+    for operation in range(1, 100):
+        folder = tmp_path / str(operation)
+
+        def store(folder=folder):
+            return CheckpointStore(folder, keep_last, say=lambda line: pytest.fail(line))
+
+        before = store()
+        if kind == "later-exists":
+            before.save(30, *content(30))
+            # A later one that an older one was resumed before, as after load(10).
+            (folder / "00000030").rename(tmp_path / "aside")
+            before.save(10, *content(10))
+            (tmp_path / "aside").rename(folder / "00000030")
+        else:
+            before.save(10, *content(10))
+            if kind == "protect":
+                before.protect(10)
+            before.save(20, *content(20))
+        action, allowed = {
+            "next": (lambda: store().save(30, *content(30)), {20, 30}),
+            "again": (lambda: store().save(20, *content(20)), {20}),
+            "later-exists": (lambda: store().save(15, *content(15)), {15, 30}),
+            "protect": (lambda: store().protect(20), {20}),
+        }[kind]
+        killed = killed_before(operation, action)
+        after = store()
+        found = after.load_newest()
+        assert found.step in allowed
+        assert_holds(found, found.step)
+        left = names_in(folder)
+        assert [name for name in left if name.startswith(".")] == []
+        if not killed:
+            break
+        after.save(40, *content(40))
+        assert_holds(after.load_newest(), 40)
+    assert not killed
+    assert operation > (6 if kind == "protect" else 15)
+
+
+def test_too_little_space_is_refused_before_writing(store, tmp_path, monkeypatch):
+    store.save(10, *content(10))
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 1000)
+    with pytest.raises(
+        RunError, match=r"not enough disk space in .*: \d+ bytes needed, 1000 bytes"
+    ):
+        store.save(20, *content(20))
+    assert names_in(tmp_path / "checkpoints") == ["00000010"]
+    assert_holds(store.load_newest(), 10)
+
+
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from tracking.checkpoints import CheckpointStore
+from tracking.errors import RunError
+store = CheckpointStore(Path(sys.argv[1]), keep_last=2)
+store.save(10, {"model": {"w": torch.ones(10)}}, {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+for tensors, state in (({"model": {"w": torch.ones(500_000)}}, {}), ({}, {"x": "x" * (2 << 20)})):
+    try:
+        store.save(20, tensors, state)
+    except RunError as error:
+        print(error)
+    print(sorted(entry.name for entry in Path(sys.argv[1]).iterdir()), store.load_newest().step)
+"""
+
+
+@pytest.mark.slow
+def test_file_size_limit_names_path_and_sizes_and_keeps_the_earlier_one(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "c")],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4, done.stdout + done.stderr
+    for line in (lines[0], lines[2]):
+        assert str(tmp_path / "c") in line
+        assert "File too large" in line
+        assert "bytes needed" in line
+        assert "bytes free" in line
+    assert lines[1] == lines[3] == "['00000010'] 10"
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_write_error_is_wrapped_and_leaves_nothing(store, tmp_path, monkeypatch, call):
+    store.save(10, *content(10))
+
+    def fail(*args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(RunError, match="Input/output error"):
+        store.save(20, *content(20))
+    monkeypatch.undo()
+    assert names_in(tmp_path / "checkpoints") == ["00000010"]
+
+
+def test_keep_last_must_be_positive(tmp_path):
+    with pytest.raises(ValueError, match="keep_last"):
+        CheckpointStore(tmp_path, keep_last=0)
+
+
+def test_limits_of_this_process_are_untouched():
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY

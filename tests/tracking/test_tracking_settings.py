@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tracking.settings import TrackingSettings
+
+CONF = Path(__file__).parents[2] / "conf" / "tracking"
+
+
+@pytest.mark.parametrize("name", ["wandb", "none"])
+def test_config_file_fills_the_schema_and_names_every_key(name):
+    loaded = OmegaConf.load(CONF / f"{name}.yaml")
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrackingSettings), loaded))
+    assert isinstance(settings, TrackingSettings)
+    assert set(loaded) == set(TrackingSettings.__dataclass_fields__)
+    assert settings == TrackingSettings(name=name, wandb=name == "wandb")
+    assert settings.problems() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"mode": "dry"}, "tracking.mode"),
+        ({"project": ""}, "tracking.project"),
+        ({"project": "a/b"}, "tracking.project"),
+        ({"entity": ""}, "tracking.entity"),
+        ({"group": "g" * 200}, "tracking.group"),
+        ({"tags": ["a", "a"]}, "tracking.tags"),
+        ({"tags": [""]}, "tracking.tags"),
+        ({"init_timeout_seconds": 0.0}, "tracking.init_timeout_seconds"),
+        ({"init_timeout_seconds": float("nan")}, "tracking.init_timeout_seconds"),
+        ({"init_timeout_seconds": 1e9}, "tracking.init_timeout_seconds"),
+    ],
+)
+def test_problems_name_the_key_and_the_value(change, key):
+    problems = TrackingSettings(name="wandb", wandb=True, **change).problems()
+    assert len(problems) == 1
+    assert problems[0].startswith(key)
+
+
+def test_problems_are_all_gathered():
+    settings = TrackingSettings(name="x", wandb=True, mode="dry", project="", tags=[""])
+    assert len(settings.problems()) == 3

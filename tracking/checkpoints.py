@@ -1,0 +1,399 @@
+"""Checkpoints: tensors as safetensors, everything else as JSON; nothing is ever unpickled.
+
+`<folder>/<step>/` holds one `<name>.safetensors` per group of tensors, `state.json`, and
+`manifest.json`, written last. A checkpoint is written in `<folder>/.tmp-<step>/`, synced to the
+disk and renamed, so a killed process or a full disk never leaves half of one under its real name.
+"""
+
+import re
+import shutil
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tracking.atomic import fsync_file, fsync_folder, read_json, write_json
+from tracking.disk import one_line, require_free_bytes, write_failure
+from tracking.errors import RunError
+from tracking.manifest import FILE_NAME as MANIFEST_NAME
+from tracking.manifest import read_manifest, verify_file, write_manifest
+from tracking.notices import Say, to_stderr
+from tracking.plain_json import require_plain
+
+_STATE_NAME = "state.json"
+_BEST_NAME = "best.json"
+_SUFFIX = ".safetensors"
+_STEP_FOLDER = re.compile(r"[0-9]{8,}")
+_GROUP_NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
+# Headers, manifest, folders and rounding to blocks, on top of the tensors and the state.
+_OVERHEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: Optimizer steps done.
+        path: Its folder.
+        tensors: Tensors by group ("model", "optimizer", ...) and name.
+        state: Plain JSON values.
+    """
+
+    step: int
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run: the last few and the best.
+
+    Only one process may save to a folder (see `RunFolder.lock`); a process that only reads a run
+    which another may be training must pass `read_only=True`.
+
+    Args:
+        folder: Folder of all checkpoints; created at the first save.
+        keep_last: Number of newest checkpoints to keep; at least 1.
+        say: Receives one line for each thing that the user should know.
+        read_only: Never remove leftovers of an interrupted save, and refuse to save.
+
+    Raises:
+        ValueError: If `keep_last` is less than 1.
+    """
+
+    def __init__(
+        self, folder: Path, keep_last: int, say: Say = to_stderr, *, read_only: bool = False
+    ) -> None:
+        if keep_last < 1:
+            raise ValueError(f"keep_last ({keep_last}) must be at least 1")
+        self._folder = folder
+        self._keep_last = keep_last
+        self._say = say
+        self._read_only = read_only
+        self._verified_a_save = False
+
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+        """Write a checkpoint and remove those that are no longer kept.
+
+        The first one of a process is read back and compared. Checkpoints of later steps, which
+        exist after an older one was resumed, are removed: the run has taken another course.
+
+        Args:
+            step: Optimizer steps done.
+            tensors: Tensors by group and name. Each must be contiguous and no two of a group may
+                share memory (safetensors refuses both): leave out one of two tied weights.
+            state: Plain JSON values (see `require_plain`); large random states fit better among
+                the tensors, as uint8.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            RunError: If it cannot be written, naming the path, and the needed and free bytes where
+                space is the cause. Earlier checkpoints are untouched.
+            TypeError: If `state` holds anything else, naming the key path.
+            ValueError: If a group's name, the step or a tensor is not allowed.
+        """
+        if self._read_only:
+            raise RunError(f"{self._folder} was opened for reading; it cannot be saved to")
+        if step < 0:
+            raise ValueError(f"step ({step}) must not be negative")
+        for name in tensors:
+            if not _GROUP_NAME.fullmatch(name):
+                raise ValueError(f"group {name!r} must be lower case letters, digits and _")
+        require_plain(state, "state")
+        final = self._path(step)
+        temporary = self._folder / f".tmp-{step}"
+        needed_bytes = _size_bytes(tensors, state)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            require_free_bytes(self._folder, needed_bytes)
+            self._write(temporary, step, tensors, state)
+            self._publish(temporary, final)
+        except (OSError, SafetensorError) as error:
+            raise write_failure(final, error, needed_bytes) from error
+        finally:
+            # Also when interrupted: the space is needed, and nothing else will be resumed from it.
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._remove(later for later in self._candidates() if later > step)
+        self._prune()
+        return final
+
+    def steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints, oldest first; damage is not looked for."""
+        return [step for step in self._candidates() if (self._path(step) / MANIFEST_NAME).is_file()]
+
+    def load_newest(
+        self, device: str = "cpu", names: Collection[str] | None = None
+    ) -> Checkpoint | None:
+        """Read the newest checkpoint that is intact.
+
+        Each newer one that is damaged is reported through `say`, with the one used instead.
+
+        Args:
+            device: Where to put the tensors.
+            names: Groups of tensors to read and verify; None reads all.
+
+        Returns:
+            The checkpoint, or None if there is none at all.
+
+        Raises:
+            RunError: If there are checkpoints and all of them are damaged.
+        """
+        if not self._read_only and self._folder.is_dir():
+            self._remove_leftovers()
+        damage: list[str] = []
+        for step in reversed(self._candidates()):
+            try:
+                checkpoint = read_checkpoint(self._path(step), device, names)
+            except RunError as error:
+                damage.append(str(error))
+                continue
+            for line in damage:
+                self._say(f"{line}; using the older checkpoint {checkpoint.path} instead")
+            return checkpoint
+        if damage:
+            raise RunError(
+                f"no checkpoint in {self._folder} can be used: {'; '.join(damage)}; delete or "
+                "rename that folder to start the run again"
+            )
+        return None
+
+    def load(
+        self, step: int, device: str = "cpu", names: Collection[str] | None = None
+    ) -> Checkpoint:
+        """Read the checkpoint of one step.
+
+        Args:
+            step: Its step.
+            device: Where to put the tensors.
+            names: Groups of tensors to read and verify; None reads all.
+
+        Raises:
+            RunError: If it does not exist or is damaged.
+        """
+        try:
+            return read_checkpoint(self._path(step), device, names)
+        except RunError as error:
+            others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
+            raise RunError(f"{error}; other checkpoints: {others}") from error
+
+    def protect(self, step: int) -> None:
+        """Keep this checkpoint besides the last ones, in place of the one protected before.
+
+        Args:
+            step: The best one by validation. It is recorded in `best.json`, which a restart reads.
+
+        Raises:
+            RunError: If the record cannot be written.
+            ValueError: If there is no such checkpoint.
+        """
+        if step not in self.steps():
+            raise ValueError(f"step ({step}) must be one of the checkpoints {self.steps()}")
+        write_json(self._folder / _BEST_NAME, {"step": step})
+        self._prune()
+
+    def protected_step(self) -> int | None:
+        """Return the step given to `protect`, or None if there is none (any more).
+
+        Raises:
+            RunError: If its record cannot be read.
+        """
+        path = self._folder / _BEST_NAME
+        if not path.exists():
+            return None
+        step = read_json(path).get("step")
+        if type(step) is not int:
+            raise RunError(f"{path} is damaged: it says step {step!r}; delete it")
+        return step if step in self.steps() else None
+
+    def _write(
+        self,
+        folder: Path,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        state: dict[str, Any],
+    ) -> None:
+        """Write all files of a checkpoint, verify the first one, and sync them to the disk."""
+        folder.mkdir()
+        write_json(folder / _STATE_NAME, state)
+        mode = (folder / _STATE_NAME).stat().st_mode
+        for name, group in tensors.items():
+            path = folder / f"{name}{_SUFFIX}"
+            save_file(group, path)
+            # safetensors makes its files private to the user; a run is shared like its other files.
+            path.chmod(mode)
+            fsync_file(path)
+        if not self._verified_a_save:
+            _compare(folder, tensors, state)
+        write_manifest(folder, step)
+        fsync_folder(folder)
+        self._verified_a_save = True
+
+    def _publish(self, temporary: Path, final: Path) -> None:
+        """Give a finished checkpoint its name; an existing one of the same step steps aside."""
+        aside = self._folder / f".old-{final.name}"
+        if final.is_symlink() or final.exists():
+            final.rename(aside)
+        temporary.rename(final)
+        fsync_folder(self._folder)
+        _delete(aside)
+
+    def _prune(self) -> None:
+        """Remove all but the last complete ones and the protected one."""
+        try:
+            protected = self.protected_step()
+        except RunError as error:
+            self._say(f"{error}; no old checkpoint is removed while {_BEST_NAME} is unreadable")
+            return
+        keep = {*self.steps()[-self._keep_last :], protected}
+        self._remove(step for step in self._candidates() if step not in keep)
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        """Remove checkpoints, each at once: by renaming it first, so that half of one never shows.
+
+        A failure only costs space, so it is reported and the run goes on.
+        """
+        for step in list(steps):
+            path = self._path(step)
+            doomed = self._folder / f".tmp-removed-{step}"
+            try:
+                path.rename(doomed)
+                _delete(doomed)
+            except OSError as error:
+                self._say(f"cannot remove the old checkpoint {path}: {one_line(error)}")
+
+    def _remove_leftovers(self) -> None:
+        """Remove what an interrupted save left, after putting back what it had set aside."""
+        for entry in sorted(self._folder.iterdir()):
+            if entry.name.startswith(".old-"):
+                original = self._folder / entry.name.removeprefix(".old-")
+                if not original.exists():
+                    try:
+                        entry.rename(original)
+                    except OSError as error:
+                        raise write_failure(original, error) from error
+                    continue
+            elif not entry.name.startswith((".tmp-", f".{_BEST_NAME}.tmp-")):
+                continue
+            _delete(entry)
+
+    def _candidates(self) -> list[int]:
+        """Return the steps of everything named like a checkpoint, oldest first."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(
+            int(entry.name)
+            for entry in self._folder.iterdir()
+            if _STEP_FOLDER.fullmatch(entry.name) and entry.name == _folder_name(int(entry.name))
+        )
+
+    def _path(self, step: int) -> Path:
+        """Return the folder of a step."""
+        return self._folder / _folder_name(step)
+
+
+def read_checkpoint(
+    path: Path, device: str = "cpu", names: Collection[str] | None = None
+) -> Checkpoint:
+    """Read and verify the checkpoint in a folder.
+
+    Args:
+        path: The folder of one checkpoint.
+        device: Where to put the tensors.
+        names: Groups of tensors to read and verify, such as ["model"]; None reads all.
+
+    Raises:
+        RunError: Naming the file, if anything is missing, changed or from another version.
+    """
+    manifest = read_manifest(path)
+    for listed in manifest.files:
+        # One flipped bit in a name here would otherwise make a whole group disappear.
+        if listed != _STATE_NAME and not listed.endswith(_SUFFIX):
+            raise RunError(f"{path / MANIFEST_NAME} is damaged: it lists the file {listed}")
+    if names is None:
+        names = [name.removesuffix(_SUFFIX) for name in manifest.files if name.endswith(_SUFFIX)]
+    tensors = {}
+    for name in names:
+        file_name = f"{name}{_SUFFIX}"
+        verify_file(path, manifest, file_name)
+        try:
+            tensors[name] = load_file(path / file_name, device=device)
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"cannot read {path / file_name}: {one_line(error)}") from error
+    return Checkpoint(manifest.step, path, tensors, read_state(path))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read and verify only the plain values of the checkpoint in a folder; no tensor is touched.
+
+    Args:
+        path: The folder of one checkpoint.
+
+    Raises:
+        RunError: Naming the file, if it is missing, changed or from another version.
+    """
+    verify_file(path, read_manifest(path), _STATE_NAME)
+    return read_json(path / _STATE_NAME)
+
+
+def _folder_name(step: int) -> str:
+    """Return the name under which a step is saved; it sorts as the steps do."""
+    return f"{step:08d}"
+
+
+def _size_bytes(tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> int:
+    """Estimate the size of a checkpoint from above; the state counts as its text form."""
+    tensor_bytes = sum(
+        tensor.numel() * tensor.element_size() + 200  # its entry in the header
+        for group in tensors.values()
+        for tensor in group.values()
+    )
+    return tensor_bytes + 2 * len(repr(state)) + _OVERHEAD_BYTES
+
+
+def _compare(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    """Read the files back and compare them bit by bit with what they should hold.
+
+    Raises:
+        RunError: If anything differs.
+    """
+    if read_json(folder / _STATE_NAME) != state:
+        raise RunError(f"{folder / _STATE_NAME} does not hold what was written; check the disk")
+    for name, group in tensors.items():
+        path = folder / f"{name}{_SUFFIX}"
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+            if keys != set(group) or not all(
+                _same_bits(file.get_tensor(key), group[key]) for key in keys
+            ):
+                raise RunError(f"{path} does not hold what was written; check disk and memory")
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Compare as bytes, so that NaN equals itself and -0.0 differs from 0.0."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    one, other = (tensor.detach().cpu().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(one, other)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, or a file or link in its place, if it is there.
+
+    What cannot be deleted now, such as files still open on a network disk, is tried again at the
+    next save.
+    """
+    if path.is_symlink() or path.is_file():
+        with suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

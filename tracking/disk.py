@@ -1,0 +1,70 @@
+"""Disk space: what is free, and how a full disk is told apart from other write errors."""
+
+import errno
+import re
+import shutil
+from pathlib import Path
+
+from tracking.errors import RunError
+
+_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+# safetensors reports I/O errors as text only: "... File too large (os error 27)".
+_OS_ERROR_IN_TEXT = re.compile(r"\(os error (\d+)\)")
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that this user may still write below an existing folder."""
+    return shutil.disk_usage(folder).free
+
+
+def require_free_bytes(folder: Path, needed_bytes: int) -> None:
+    """Refuse to start a write that cannot fit.
+
+    Raises:
+        RunError: If fewer than `needed_bytes` are free below `folder`.
+    """
+    free = free_bytes(folder)
+    if free < needed_bytes:
+        raise RunError(
+            f"not enough disk space in {folder}: {needed_bytes} bytes needed, {free} bytes free; "
+            "free some space or move the runs folder to another disk"
+        )
+
+
+def write_failure(path: Path, cause: Exception, needed_bytes: int | None = None) -> RunError:
+    """Turn the failure of a write into one line that names the path and, if known, the sizes.
+
+    Args:
+        path: What was being written.
+        cause: The OSError, or the error in whose text a library hid one.
+        needed_bytes: Size of what was being written, where known.
+    """
+    if not _is_out_of_space(cause):
+        return RunError(f"cannot write {path}: {one_line(cause)}; check the disk and permissions")
+    sizes = f"{free_bytes(_existing_parent(path))} bytes free"
+    if needed_bytes is not None:
+        sizes = f"{needed_bytes} bytes needed, {sizes}"
+    return RunError(
+        f"cannot write {path}: {one_line(cause)} ({sizes}); free some space, or raise the quota "
+        "or file size limit"
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Return the error's text, or its type where it has none, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_out_of_space(cause: Exception) -> bool:
+    """Tell a full disk, quota or file size limit from other errors."""
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return cause.errno in _OUT_OF_SPACE
+    found = _OS_ERROR_IN_TEXT.search(str(cause))
+    return found is not None and int(found.group(1)) in _OUT_OF_SPACE
+
+
+def _existing_parent(path: Path) -> Path:
+    """Return the nearest folder above `path` that exists."""
+    return next(folder for folder in path.absolute().parents if folder.is_dir())

@@ -1,0 +1,9 @@
+"""The one error that users of a run folder or a checkpoint see."""
+
+
+class RunError(RuntimeError):
+    """What a user can cause, or must hear about, in a run folder or a checkpoint.
+
+    The message is one line: what is wrong, which file, what to do. Entry points print it without
+    a traceback and exit with status 2.
+    """

@@ -1,0 +1,132 @@
+"""The manifest of a checkpoint: what belongs to it, and whether it is still what was written.
+
+Neither safetensors nor JSON notices a flipped bit, so every file is listed with its size and
+sha256. The manifest is written last; a folder without one is not a checkpoint.
+"""
+
+import hashlib
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tracking.atomic import read_json, write_json
+from tracking.disk import one_line
+from tracking.errors import RunError
+
+FILE_NAME = "manifest.json"
+FORMAT_VERSION = 1
+_FILE_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint consists of.
+
+    Attributes:
+        step: Optimizer steps done when it was written.
+        files: Size in bytes and sha256 (hexadecimal) by file name.
+    """
+
+    step: int
+    files: dict[str, tuple[int, str]]
+
+
+def write_manifest(folder: Path, step: int) -> None:
+    """List every file in the folder, with its size and sha256.
+
+    Raises:
+        RunError: If the manifest cannot be written.
+    """
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+    write_json(folder / FILE_NAME, {"format_version": FORMAT_VERSION, "step": step, "files": files})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a checkpoint's manifest and check everything but the files it lists.
+
+    Raises:
+        RunError: If this is not a checkpoint, or not one that this version can read.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise RunError(f"{folder} is not a checkpoint: it is not a folder")
+    path = folder / FILE_NAME
+    if path.is_symlink():
+        raise RunError(f"{path} is a symbolic link; a checkpoint holds its own files")
+    if not path.exists():
+        raise RunError(f"{folder} is not a complete checkpoint: it has no {FILE_NAME}")
+    content = read_json(path)
+    version = content.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise RunError(
+            f"{path} was written by another version (checkpoint format {version!r}, this one "
+            f"reads {FORMAT_VERSION}); use the version that wrote it"
+        )
+    if set(content) != {"format_version", "step", "files"}:
+        raise RunError(f"{path} is damaged: unexpected keys {sorted(content)}")
+    return Manifest(_checked_step(content["step"], path), _checked_files(content["files"], path))
+
+
+def verify_file(folder: Path, manifest: Manifest, name: str) -> None:
+    """Check one file of a checkpoint against its manifest.
+
+    Raises:
+        RunError: Naming the file, if it is missing, not a file of its own, or changed.
+    """
+    path = folder / name
+    if name not in manifest.files:
+        raise RunError(f"{folder / FILE_NAME} does not list {name}")
+    size, sha256 = manifest.files[name]
+    try:
+        # Not followed: a link could make a checkpoint read files outside its folder.
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise RunError(f"{path} is damaged: it is not a regular file")
+        if found.st_size != size:
+            raise RunError(f"{path} is damaged: {found.st_size} bytes instead of {size}")
+        if _sha256(path) != sha256:
+            raise RunError(f"{path} is damaged: its sha256 is not the one in {FILE_NAME}")
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing") from None
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {one_line(error)}") from error
+
+
+def _checked_step(step: Any, path: Path) -> int:
+    """Return the step, which must agree with the folder's name if that is a number."""
+    folder_name = path.parent.name
+    if type(step) is not int or (folder_name.isdecimal() and step != int(folder_name)):
+        raise RunError(f"{path} is damaged: it says step {step!r}, its folder {folder_name}")
+    return step
+
+
+def _checked_files(files: Any, path: Path) -> dict[str, tuple[int, str]]:
+    """Return the listed files; a name that could leave the folder is refused."""
+    if not isinstance(files, dict):
+        raise RunError(f"{path} is damaged: it lists no files")
+    checked = {}
+    for name, entry in files.items():
+        if not _FILE_NAME_PATTERN.fullmatch(name):
+            raise RunError(f"{path} is damaged: it lists the file name {name[:60]!r}")
+        if not isinstance(entry, dict) or set(entry) != {"size", "sha256"}:
+            raise RunError(f"{path} is damaged: it lacks size or sha256 of {name}")
+        size, sha256 = entry["size"], entry["sha256"]
+        if (
+            type(size) is not int
+            or type(sha256) is not str
+            or not _SHA256_PATTERN.fullmatch(sha256)
+        ):
+            raise RunError(f"{path} is damaged: size or sha256 of {name} is malformed")
+        checked[name] = (size, sha256)
+    return checked
+
+
+def _sha256(path: Path) -> str:
+    """Hash a file without holding it in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

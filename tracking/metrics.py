@@ -1,0 +1,180 @@
+"""The record of a run's metrics: one JSON object a line, flushed as it is written.
+
+Policy for values that JSON cannot hold: NaN and infinities are written as null, and come back as
+None. A metric that is not a number says so rather than stopping the run that reports it.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from tracking.atomic import fsync_folder, write_text
+from tracking.disk import one_line, write_failure
+from tracking.errors import RunError
+
+
+class MetricsLog:
+    """Append-only log; opens its file at the first record.
+
+    A record is with the kernel when `append` returns, so it outlives a killed process; it is on
+    the disk, so that it outlives a power failure too, after `sync`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record as one line.
+
+        Args:
+            record: Plain JSON values; non-finite floats are written as null.
+
+        Raises:
+            RunError: If the line cannot be written whole; the file then ends with the line before.
+            TypeError: If a value is not JSON.
+        """
+        line = json.dumps(_null_non_finite(record), allow_nan=False).encode() + b"\n"
+        descriptor = self._open()
+        size_bytes = os.fstat(descriptor).st_size
+        try:
+            _write_all(descriptor, line)
+        except OSError as error:
+            os.ftruncate(descriptor, size_bytes)
+            raise write_failure(self._path, error, len(line)) from error
+
+    def sync(self) -> None:
+        """Wait until all records are on the disk; call it before saving a checkpoint.
+
+        Raises:
+            RunError: If the disk refuses.
+        """
+        if self._descriptor is None:
+            return
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise write_failure(self._path, error) from error
+
+    def drop_after(self, step: int) -> None:
+        """Forget what a resumed run is about to do again.
+
+        Removes the records whose "step" is later than `step`, and a last line that a crash left
+        incomplete, atomically. Records without a step are kept.
+
+        Args:
+            step: The step of the checkpoint that the run resumes from.
+
+        Raises:
+            RunError: If the file is damaged or cannot be rewritten.
+        """
+        self.close()
+        if not self._path.exists():
+            return
+        records = read_metrics(self._path)
+        kept = [record for record in records if not _is_after(record, step)]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        if text.encode() != self._path.read_bytes():
+            write_text(self._path, text)
+
+    def close(self) -> None:
+        """Close the file; a later `append` opens it again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _open(self) -> int:
+        """Return the open file, its last line mended and its name on the disk."""
+        if self._descriptor is None:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            except OSError as error:
+                raise write_failure(self._path, error) from error
+            self._descriptor = descriptor
+            _mend_last_line(descriptor)
+            fsync_folder(self._path.parent)
+        return self._descriptor
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read all records.
+
+    A last line without its newline that is not JSON is what a crash left of a record; it is
+    ignored.
+
+    Args:
+        path: The metrics file.
+
+    Raises:
+        RunError: If the file cannot be read, or naming the line that is not a JSON object.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {one_line(error)}") from error
+    lines = data.split(b"\n")
+    torn = lines.pop()  # empty after a final newline
+    records = [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
+    if _is_whole(torn):
+        records.append(json.loads(torn))
+    return records
+
+
+def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """Parse one complete line."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RunError(
+            f"{path} is damaged in line {number} ({one_line(error)}); correct or delete that line"
+        ) from error
+    if not isinstance(record, dict):
+        raise RunError(
+            f"{path} is damaged in line {number} (not a JSON object); correct or delete that line"
+        )
+    return record
+
+
+def _is_whole(line: bytes) -> bool:
+    """Tell whether a line without its newline is a complete record."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_after(record: dict[str, Any], step: int) -> bool:
+    """Tell whether a record belongs to a later step."""
+    recorded = record.get("step")
+    return isinstance(recorded, int | float) and recorded > step
+
+
+def _mend_last_line(descriptor: int) -> None:
+    """End the file with a complete line, so that the next record does not continue a torn one."""
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        data = file.read()
+    start = data.rfind(b"\n") + 1
+    if _is_whole(data[start:]):
+        _write_all(descriptor, b"\n")
+    else:
+        os.ftruncate(descriptor, start)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte; a nearly full disk takes only some at the first call."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _null_non_finite(value: Any) -> Any:
+    """Replace NaN and infinities by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _null_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_null_non_finite(item) for item in value]
+    return value

@@ -1,0 +1,192 @@
+"""The folder of one run: its name, the paths in it, its lock, configuration and summary."""
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tracking.atomic import read_json, write_json, write_text
+from tracking.disk import one_line, write_failure
+from tracking.errors import RunError
+
+_MAX_NAME_LENGTH = 150
+_NAME = re.compile(rf"(?!\.)[A-Za-z0-9._=,+-]{{1,{_MAX_NAME_LENGTH}}}")
+
+
+class RunFolder:
+    """Paths and small files of `<runs_dir>/<run_name>`; constructing it creates nothing.
+
+    Attributes:
+        name: The run's name.
+        path: The run's folder.
+
+    Raises:
+        RunError: If the name could leave `runs_dir` or is hard to handle in a shell, or if the
+            folder is a link to somewhere else.
+    """
+
+    def __init__(self, runs_dir: Path | str, run_name: str) -> None:
+        if not _NAME.fullmatch(run_name):
+            raise RunError(
+                f"run_name {_shortened(run_name)} is not allowed; use 1 to {_MAX_NAME_LENGTH} of "
+                "the letters A-Z and a-z, digits and . _ - = , + without a leading dot"
+            )
+        self.name = run_name
+        self.path = Path(runs_dir) / run_name
+        if self.path.is_symlink():
+            raise RunError(
+                f"{self.path} is a symbolic link; remove it, or name the folder that holds the "
+                "run as the runs folder"
+            )
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        """The record of all metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def summary_path(self) -> Path:
+        """The summary, written when the run ends."""
+        return self.path / "summary.json"
+
+    @property
+    def samples_path(self) -> Path:
+        """The texts sampled during training."""
+        return self.path / "samples.txt"
+
+    def create(self) -> None:
+        """Create the folder if it does not exist.
+
+        Raises:
+            RunError: If it cannot be created.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_failure(self.path, error) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the kernel frees it however the process ends.
+
+        Raises:
+            RunError: At once, if another process (or this one) holds it, naming process and host.
+        """
+        self.create()
+        lock = FileLock(self.path / ".lock")
+        owner_path = self.path / ".lock-owner.json"
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(
+                f"{self.path} is in use by {_owner(owner_path)}; wait for it, stop it, or set "
+                "another run_name"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            raise RunError(
+                f"cannot lock {self.path}: {one_line(error)}; put the runs folder on a file "
+                "system that supports locks and that you may write to"
+            ) from error
+        try:
+            write_json(
+                owner_path,
+                {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "since": datetime.now(UTC).isoformat(timespec="seconds"),
+                },
+            )
+            yield
+        finally:
+            owner_path.unlink(missing_ok=True)
+            lock.release()
+
+    def write_config(self, text: str) -> None:
+        """Write `config.yaml` atomically.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        self.create()
+        write_text(self.config_path, text)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json` atomically; use None for a value that is not known.
+
+        Raises:
+            RunError: If it cannot be written.
+            TypeError: If a value is not plain, finite JSON, naming its key.
+        """
+        self.create()
+        write_json(self.summary_path, summary)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return the summary, or None if the run has not written one.
+
+        Raises:
+            RunError: If the file is there and cannot be read.
+        """
+        return read_json(self.summary_path) if self.summary_path.exists() else None
+
+
+def list_finished_runs(runs_dir: Path | str) -> tuple[list[RunFolder], list[str]]:
+    """Find the runs whose summary says that they finished.
+
+    Args:
+        runs_dir: The folder of all runs. Hidden folders in it are ignored, and so are folders
+            without a summary.
+
+    Returns:
+        The finished runs sorted by name, and one line for each run left out because it could not
+        be read.
+
+    Raises:
+        RunError: If `runs_dir` is not a folder.
+    """
+    runs_dir = Path(runs_dir)
+    if not runs_dir.is_dir():
+        raise RunError(f"{runs_dir} is not a folder; name the folder that holds the runs")
+    runs: list[RunFolder] = []
+    problems: list[str] = []
+    for path in sorted(runs_dir.iterdir(), key=lambda entry: entry.name):
+        if path.name.startswith(".") or not (path / "summary.json").exists():
+            continue
+        try:
+            run = RunFolder(runs_dir, path.name)
+            summary = run.read_summary()
+        except RunError as error:
+            problems.append(str(error))
+            continue
+        if summary is not None and summary.get("finished") is True:
+            runs.append(run)
+    return runs, problems
+
+
+def _owner(path: Path) -> str:
+    """Say who holds the lock, as far as its note can be read."""
+    try:
+        owner = read_json(path)
+    except RunError:  # the holder is just starting or ending
+        return "another process"
+    return f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
+
+
+def _shortened(text: str) -> str:
+    """Return the text quoted, on one line and not longer than a message can bear."""
+    return repr(text) if len(text) <= 60 else f"{text[:57]!r}... ({len(text)} characters)"
