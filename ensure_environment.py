@@ -1,0 +1,72 @@
+"""Go on in an environment that has what kvlab needs, or say in one line how to get one.
+
+An entry point calls `ensure()` before it imports anything that is not in the standard library.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+# The modules of requirements.txt (a test compares the two).
+PACKAGES = (
+    *("torch", "numpy", "datasets", "transformers", "tokenizers", "safetensors"),
+    *("hydra", "omegaconf", "wandb", "filelock", "tabulate", "tqdm"),
+)
+_HERE = Path(__file__).resolve().parent
+_VENV = _HERE / ".venv"
+_TRIED = "KVLAB_TRIED_VENV"  # set for one start, so that .venv is tried once and cannot loop
+
+
+def ensure() -> None:
+    """Return where kvlab can run; else go on in `.venv`, or exit with status 2 and one line.
+
+    `prepare_for_use.sh` makes `.venv` beside this file where the system's package manager owns
+    `python`. Also sets the environment variable PROJECT_ROOT, which the configuration reads.
+    """
+    os.environ.setdefault("PROJECT_ROOT", str(_HERE))
+    tried = os.environ.pop(_TRIED, None)
+    problem = _problem()
+    if problem is None:
+        return
+    python = _VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    arguments = getattr(sys, "orig_argv", None)  # knows `python -m`; new in Python 3.10
+    if arguments and not tried and python.exists():
+        os.environ[_TRIED] = "1"
+        _continue_in(str(python), arguments[1:])
+    print(f"kvlab: {problem}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _problem() -> str | None:
+    """Say why kvlab cannot run in this Python, or None."""
+    version = sys.version_info[:2]
+    if not (3, 11) <= version <= (3, 13):
+        return (
+            f"Python 3.11 to 3.13 is needed and {sys.executable} is {version[0]}.{version[1]};"
+            " activate an environment that has it, then run: sh prepare_for_use.sh"
+        )
+    for name in PACKAGES:
+        if not _is_installed(name):
+            return f"{name} is not installed for {sys.executable}; run: sh prepare_for_use.sh"
+    return None
+
+
+def _is_installed(name: str) -> bool:
+    """Look for a module without importing it."""
+    if name in sys.modules:
+        return True
+    spec = importlib.util.find_spec(name)
+    # A folder that merely has the name, such as a run's wandb/, has a spec without an origin.
+    return spec is not None and spec.origin is not None
+
+
+def _continue_in(python: str, arguments: list[str]) -> None:
+    """Replace this process by the same command under another interpreter."""
+    if os.name == "nt":  # execv would return to the prompt at once
+        import subprocess
+
+        raise SystemExit(subprocess.call([python, *arguments]))
+    os.execv(python, [python, *arguments])
