@@ -7,7 +7,7 @@ import dataclasses
 
 import torch
 
-from modeling.attention import AttentionConfig, attention_config
+from modeling.attention import attention_config
 from modeling.config import GPTConfig
 
 
@@ -78,18 +78,29 @@ def training_flops_per_token(config: GPTConfig, context_length: int) -> float:
     return 3 * (config.num_hidden_layers * layer + output)
 
 
-def match_parameters(config: GPTConfig, baseline: AttentionConfig) -> GPTConfig:
-    """Return the configuration with the MLP width that gives it the baseline's parameters.
+def match_to_mha(config: GPTConfig) -> GPTConfig:
+    """Return the configuration with the MLP width that gives it MHA's number of parameters.
 
-    The baseline is the same model with `baseline` as its attention. The width is rounded to a
-    multiple of 8, which keeps the difference under 12 m parameters per layer.
-
-    Args:
-        config: The model to adapt.
-        baseline: The attention whose count is to be met, usually MHA's.
+    The yardstick is the same model with multi-head attention, heads of width m / h and RoPE, so
+    without learned positions. The width is rounded to a multiple of 8, which keeps the difference
+    under 12 m parameters a layer. `vocab_size` must be set.
     """
-    attention = attention_config(config.attention)
-    surplus = baseline.num_parameters() - attention.num_parameters()
+    m, h = config.hidden_size, config.num_attention_heads
+    yardstick = dataclasses.replace(
+        config,
+        position_embedding="none",
+        attention={
+            "name": "mha",
+            "hidden_size": m,
+            "num_attention_heads": h,
+            "num_key_value_heads": h,
+            "head_dim": m // h,
+            "v_head_dim": m // h,
+            "qk_rope_head_dim": 0,
+            "attention_bias": config.attention.get("attention_bias", False),
+        },
+    )
+    surplus = num_parameters(yardstick).total - num_parameters(config).total
     per_unit = _mlp_parameters(config, 1) - _mlp_parameters(config, 0)
-    width = config.intermediate_size + surplus / per_unit
+    width = config.intermediate_size + surplus / (per_unit * config.num_hidden_layers)
     return dataclasses.replace(config, intermediate_size=max(8, 8 * round(width / 8)))

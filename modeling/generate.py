@@ -1,6 +1,7 @@
 """Text from a model, token by token, through its KV cache."""
 
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -91,3 +92,43 @@ def generate(
                 return
         yield chosen
         tokens = chosen.unsqueeze(1)
+
+
+class TextTokenizer(Protocol):
+    """What turns text into ids and back, such as `tokenizers.Tokenizer`."""
+
+    def encode(self, text: str) -> Any:
+        """Return an object whose `ids` are the tokens."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of tokens."""
+        ...
+
+
+def generate_text(
+    model: GPT,
+    tokenizer: TextTokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    settings: SamplingSettings,
+    stop_token: int | None = None,
+) -> Iterator[str]:
+    """Yield the continuation of a prompt piece by piece, as it is generated.
+
+    A character whose bytes are spread over several tokens is held back until it is whole.
+
+    Raises:
+        ModelConfigError: As in `generate`.
+    """
+    device = model.embed_tokens.weight.device
+    ids = torch.tensor([tokenizer.encode(prompt).ids], dtype=torch.long, device=device)
+    produced: list[int] = []
+    shown = 0
+    for token in generate(model, ids, max_new_tokens, settings, stop_token):
+        produced.append(int(token))
+        text = tokenizer.decode(produced)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[shown:]
+            shown = len(text)
+    yield tokenizer.decode(produced)[shown:]
