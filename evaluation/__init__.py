@@ -1,0 +1,1 @@
+"""Perplexity, KV-cache measurements, and the comparison of runs."""

@@ -1,0 +1,169 @@
+"""Measure finished runs by one protocol, and lay the numbers side by side."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.prepared import PreparedData
+from evaluation.errors import EvaluationError
+from evaluation.kv_cache import measure_kv_cache
+from evaluation.perplexity import score
+from evaluation.settings import EvalSettings
+from modeling.accounting import mha_cache_bytes_per_token, num_parameters
+from modeling.config import GPTConfig
+from modeling.gpt import GPT
+from tracking.checkpoints import CheckpointStore
+from tracking.run_folder import RunFolder, list_finished_runs
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A run's newest checkpoint, ready to be used.
+
+    Args:
+        model: In evaluation mode, float32.
+        prepared: The corpus it was trained on.
+        state: What the checkpoint says of itself.
+    """
+
+    model: GPT
+    prepared: PreparedData
+    state: dict[str, Any]
+
+
+def load_run(run: RunFolder, device: torch.device, say: Callable[[str], None]) -> LoadedRun:
+    """Build the model that a run's newest checkpoint describes and open its corpus.
+
+    Raises:
+        EvaluationError: If there is no checkpoint, or its corpus is gone or another one.
+    """
+    # Read-only: another process may be training this run and in the middle of a save.
+    store = CheckpointStore(run.checkpoints_path, keep_last=1, say=say, read_only=True)
+    checkpoint = store.load_newest(names=["model"])
+    if checkpoint is None:
+        raise EvaluationError(f"{run.path} has no checkpoint; train it first, or name another run")
+    state = checkpoint.state
+    prepared = PreparedData(Path(state["data"]["folder"]))
+    if prepared.fingerprint != state["data"]["fingerprint"]:
+        raise EvaluationError(
+            f"{run.path.name} was trained on other data than {prepared.folder} now holds "
+            f"(fingerprint {state['data']['fingerprint'][:12]}, not {prepared.fingerprint[:12]})"
+        )
+    model = GPT(GPTConfig(**state["model"]))
+    model.load_state_dict(checkpoint.tensors["model"])
+    return LoadedRun(model.to(device).eval(), prepared, state)
+
+
+def choose_runs(
+    runs_dir: Path | str, pattern: str | None, say: Callable[[str], None]
+) -> list[RunFolder]:
+    """Return the finished runs that a comma-separated list of names or wildcards chooses.
+
+    Raises:
+        EvaluationError: If there are none.
+    """
+    finished, problems = list_finished_runs(runs_dir)
+    for problem in problems:
+        say(problem)
+    if not finished:
+        raise EvaluationError(
+            f"there is no finished run in {runs_dir}; train one: python train_model.py "
+            "attention=mla"
+        )
+    if pattern is None:
+        return finished
+    chosen = []
+    for part in pattern.split(","):
+        matching = [r for r in finished if fnmatch.fnmatch(r.path.name, part.strip())]
+        if not matching:
+            raise EvaluationError(
+                f"no finished run in {runs_dir} is called '{part.strip()}'; there are: "
+                f"{', '.join(r.path.name for r in finished)}"
+            )
+        chosen += [run for run in matching if run not in chosen]
+    return chosen
+
+
+def evaluate_run(
+    run: RunFolder,
+    split: str,
+    settings: EvalSettings,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Score one run and weigh its cache.
+
+    Returns:
+        A row of results.json; `protocol` is the card that says how its numbers came about.
+    """
+    loaded = load_run(run, device, say)
+    model, prepared = loaded.model, loaded.prepared
+    config = model.config
+    summary = run.read_summary() or {}
+    context = settings.context or config.max_position_embeddings
+    stride = settings.stride or context
+    if config.position_embedding == "learned" and context > config.max_position_embeddings:
+        raise EvaluationError(
+            f"eval.context ({context}) is longer than the {config.max_position_embeddings} "
+            f"positions that {run.path.name} learned; set eval.context to that or less"
+        )
+    stream = prepared.stream(split)
+    result = score(model, stream, context, stride, settings.batch_size, device)
+    cache = measure_kv_cache(model, settings.cache_batch_size, config.max_position_embeddings)
+    counts = prepared.splits[split]
+    return {
+        "run_name": run.path.name,
+        "attention": config.attention["name"],
+        "positions": _positions(config),
+        "seed": loaded.state["seed"],
+        "num_parameters": num_parameters(config).total,
+        "tokens_trained": summary["tokens_trained"],
+        "split": split,
+        "tokens_scored": result.tokens_scored,
+        "nll": result.nll,
+        "perplexity": result.perplexity,
+        "word_perplexity": result.word_perplexity(counts.words),
+        "bits_per_byte": result.bits_per_byte(counts.utf8_bytes),
+        "kv_cache_bytes_per_token": cache.bytes_per_token,
+        "kv_cache_bytes_measured": cache.measured_bytes_per_token,
+        "cache_ratio_to_mha": cache.bytes_per_token
+        / mha_cache_bytes_per_token(config, model.embed_tokens.weight.dtype),
+        "train_tokens_per_second": summary["tokens_per_second"],
+        "protocol": {
+            "corpus": prepared.name,
+            "revision": prepared.source.get("revision"),
+            "split": split,
+            "data_fingerprint": prepared.fingerprint,
+            "tokenizer_sha256": prepared.tokenizer_sha256,
+            "context": context,
+            "stride": stride,
+            "dtype": cache.dtype,
+            "decode_path": "full windows, no cache",
+            "tokens": counts.tokens,
+            "words": counts.words,
+            "utf8_bytes": counts.utf8_bytes,
+        },
+    }
+
+
+def _positions(config: GPTConfig) -> str:
+    rope = config.attention["qk_rope_head_dim"] > 0
+    learned = config.position_embedding == "learned"
+    return " + ".join(name for name, has in (("RoPE", rope), ("learned", learned)) if has) or "none"
+
+
+def group_by_protocol(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Group rows whose protocol cards are equal: only their numbers may share a table."""
+    groups: list[list[dict[str, Any]]] = []
+    for row in rows:
+        for group in groups:
+            if group[0]["protocol"] == row["protocol"]:
+                group.append(row)
+                break
+        else:
+            groups.append([row])
+    return [sorted(group, key=lambda row: -row["cache_ratio_to_mha"]) for group in groups]

@@ -1,0 +1,5 @@
+"""What a user can mend about an evaluation."""
+
+
+class EvaluationError(ValueError):
+    """One line: what is wrong, which run or key, what to do."""

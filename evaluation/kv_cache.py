@@ -1,0 +1,53 @@
+"""The KV cache, weighed: bytes of the live tensors after a real decode."""
+
+from dataclasses import dataclass
+
+import torch
+
+from modeling.accounting import kv_cache_bytes_per_token
+from modeling.gpt import GPT
+
+
+@dataclass(frozen=True)
+class CacheMeasurement:
+    """Bytes per token, by formula and by weighing.
+
+    Args:
+        bytes_per_token: Closed form.
+        measured_bytes_per_token: Live storage bytes / allocated tokens.
+        batch_size: Sequences of the decode.
+        context_length: Tokens per sequence that the cache held.
+        dtype: Of the cached elements.
+    """
+
+    bytes_per_token: int
+    measured_bytes_per_token: float
+    batch_size: int
+    context_length: int
+    dtype: str
+
+
+@torch.no_grad()
+def measure_kv_cache(model: GPT, batch_size: int, context_length: int) -> CacheMeasurement:
+    """Prefill and decode until the cache is full, then weigh it.
+
+    Args:
+        model: In evaluation mode.
+        batch_size: Sequences.
+        context_length: Tokens per sequence, at least 2 and within the model's context.
+    """
+    device = model.embed_tokens.weight.device
+    cache = model.new_cache(batch_size, context_length)
+    num_decoded = min(4, context_length - 1)
+    tokens = torch.zeros(batch_size, context_length, dtype=torch.long, device=device)
+    model.hidden_states(tokens[:, :-num_decoded], cache=cache)
+    for step in range(context_length - num_decoded, context_length):
+        model(tokens[:, step : step + 1], cache=cache)
+    dtype = model.embed_tokens.weight.dtype
+    return CacheMeasurement(
+        bytes_per_token=kv_cache_bytes_per_token(model.config, dtype),
+        measured_bytes_per_token=cache.num_bytes() / (batch_size * cache.length),
+        batch_size=batch_size,
+        context_length=cache.length,
+        dtype=str(dtype).removeprefix("torch."),
+    )

@@ -1,0 +1,1 @@
+"""Budget, schedule, optimizer and the training loop."""

@@ -1,0 +1,79 @@
+"""The only place that converts between tokens, sequences and steps."""
+
+from dataclasses import dataclass
+
+from training.errors import TrainingError
+from training.settings import ScheduleSettings, TrainerSettings
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run spends.
+
+    Args:
+        tokens_per_sequence: The context length.
+        sequences_per_pass: Sequences in one forward and backward pass.
+        passes_per_step: Passes per optimizer step.
+        num_steps: Optimizer steps.
+    """
+
+    tokens_per_sequence: int
+    sequences_per_pass: int
+    passes_per_step: int
+    num_steps: int
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences per optimizer step."""
+        return self.sequences_per_pass * self.passes_per_step
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens per optimizer step."""
+        return self.sequences_per_step * self.tokens_per_sequence
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.num_steps * self.tokens_per_step
+
+    def first_sequence(self, step: int, accumulation_index: int) -> int:
+        """Return the global index of the first sequence of a pass; steps count from 0."""
+        return step * self.sequences_per_step + accumulation_index * self.sequences_per_pass
+
+    def describe(self) -> str:
+        """Spell the arithmetic out."""
+        return (
+            f"{self.num_steps} steps x {self.passes_per_step} x {self.sequences_per_pass} "
+            f"sequences x {self.tokens_per_sequence} tokens = {self.num_tokens:,} tokens"
+        )
+
+
+def make_budget(
+    trainer: TrainerSettings, schedule: ScheduleSettings, context_length: int
+) -> Budget:
+    """Turn a number of tokens into whole steps, rounding up.
+
+    Args:
+        trainer: Tokens, batch and accumulation.
+        schedule: Its warm-up has to fit.
+        context_length: Tokens per sequence.
+
+    Raises:
+        TrainingError: If the warm-up is not shorter than the run.
+    """
+    per_step = trainer.micro_batch_size * trainer.gradient_accumulation_steps * context_length
+    budget = Budget(
+        tokens_per_sequence=context_length,
+        sequences_per_pass=trainer.micro_batch_size,
+        passes_per_step=trainer.gradient_accumulation_steps,
+        num_steps=-(-trainer.max_tokens // per_step),
+    )
+    if schedule.warmup_steps >= budget.num_steps:
+        raise TrainingError(
+            f"schedule.warmup_steps ({schedule.warmup_steps}) must be below the run's "
+            f"{budget.num_steps} steps (trainer.max_tokens={trainer.max_tokens} at {per_step} "
+            f"tokens a step); set schedule.warmup_steps={budget.num_steps // 10} or raise "
+            "trainer.max_tokens"
+        )
+    return budget

@@ -1,0 +1,384 @@
+"""The training loop, from top to bottom."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.batches import TrainingWindows
+from data.prepared import PreparedData
+from evaluation.kv_cache import measure_kv_cache
+from evaluation.perplexity import Score, score
+from evaluation.settings import EvalSettings
+from modeling.accounting import num_parameters, training_flops_per_token
+from modeling.config import GPTConfig, SamplingSettings
+from modeling.generate import generate_text
+from modeling.gpt import GPT
+from tracking.checkpoints import Checkpoint, CheckpointStore
+from tracking.metrics import MetricsLog
+from tracking.run_folder import RunFolder
+from tracking.wandb_mirror import WandbMirror
+from training.budget import Budget, make_budget
+from training.errors import TrainingError, TrainingInterrupted
+from training.hardware import (
+    measure_matmul_flops,
+    peak_memory_bytes,
+    pick_autocast_dtype,
+    pick_device,
+)
+from training.interrupt import InterruptRequest
+from training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from training.record import git_commit, numerics, versions
+from training.rng import rng_tensors, set_rng_tensors
+from training.schedule import learning_rate
+from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run's numbers, besides the data."""
+
+    model: GPTConfig
+    optim: OptimSettings
+    schedule: ScheduleSettings
+    trainer: TrainerSettings
+    eval: EvalSettings
+    sampling: SamplingSettings
+    seed: int
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers besides tensors; steps are whole optimizer steps done."""
+
+    step: int = 0
+    train_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    last_loss: float = math.nan
+    best_nll: float = math.inf
+
+
+def train(
+    recipe: Recipe,
+    prepared: PreparedData,
+    run: RunFolder,
+    mirror: WandbMirror,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train a model, or go on where the run's newest checkpoint left it, and summarise.
+
+    Args:
+        recipe: Model and settings, checked.
+        prepared: The corpus.
+        run: Where everything is written; the caller holds its lock.
+        mirror: Gets the metrics besides metrics.jsonl.
+        say: Prints a line.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        TrainingError: If the settings do not fit together, the checkpoint belongs to other data,
+            or the loss is no longer a finite number.
+        TrainingInterrupted: After a signal, with a checkpoint of the last step saved.
+    """
+    trainer = recipe.trainer
+    context = recipe.model.max_position_embeddings
+    budget = make_budget(trainer, recipe.schedule, context)
+    windows = TrainingWindows(prepared.stream("train"), context, recipe.seed)
+    device = pick_device(trainer.device)
+    if trainer.num_threads is not None:
+        torch.set_num_threads(trainer.num_threads)
+    autocast_dtype = pick_autocast_dtype(trainer.precision, device)
+    autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
+
+    torch.manual_seed(recipe.seed)
+    model = GPT(recipe.model).to(device)
+    optimizer = build_optimizer(model, recipe.optim)
+    loss_of = _compiled(model.loss, say) if trainer.compile else model.loss
+
+    store = CheckpointStore(run.checkpoints_path, trainer.keep_last, say)
+    metrics = MetricsLog(run.metrics_path)
+    progress = Progress()
+    checkpoint = store.load_newest()
+    if checkpoint is not None:
+        progress = _resume(checkpoint, model, optimizer, prepared, device, say)
+    metrics.drop_after(progress.step)
+    say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
+    say(f"{_epochs(budget, windows)}; {device}, {autocast_dtype or torch.float32}")
+
+    def save() -> None:
+        metrics.sync()
+        store.save(
+            progress.step,
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer_tensors(model, optimizer),
+                "rng": rng_tensors(),
+            },
+            _state(recipe, progress, prepared, device),
+        )
+
+    started = time.perf_counter() - progress.wall_seconds
+    with (
+        contextlib.closing(metrics),
+        InterruptRequest() as interrupt,
+        tqdm(
+            total=budget.num_steps, initial=progress.step, unit="step", disable=None, leave=False
+        ) as bar,
+    ):
+        model.train()
+        for step in range(progress.step, budget.num_steps):
+            step_started = time.perf_counter()
+            rate = learning_rate(
+                recipe.schedule, recipe.optim.learning_rate, step, budget.num_steps
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+            loss = 0.0
+            for index in range(budget.passes_per_step):
+                first = budget.first_sequence(step, index)
+                tokens, targets = windows.batch(first, budget.sequences_per_pass, device)
+                with autocast:
+                    # Passes are equally long, so the mean of their means is that of the step.
+                    pass_loss = loss_of(tokens, targets) / budget.passes_per_step
+                pass_loss.backward()
+                loss += pass_loss.item()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.max_grad_norm).item()
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise TrainingError(
+                    f"step {step + 1}: the loss is {loss} and the gradient norm {norm}, so "
+                    f"training stopped before the weights were touched; lower "
+                    f"optim.learning_rate ({recipe.optim.learning_rate}) and give the run another "
+                    "run_name"
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            progress.step = step + 1
+            progress.last_loss = loss
+            seconds = time.perf_counter() - step_started
+            progress.train_seconds += seconds
+            progress.wall_seconds = time.perf_counter() - started
+            speed = budget.tokens_per_step / seconds
+            is_last = progress.step == budget.num_steps
+            bar.update()
+            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+
+            record: dict[str, float] = {}
+            if progress.step % trainer.log_every_steps == 0 or is_last:
+                record = {
+                    "train/loss": loss,
+                    "train/perplexity": math.exp(min(loss, 700)),
+                    "train/learning_rate": rate,
+                    "train/grad_norm": norm,
+                    "perf/tokens_per_second": speed,
+                }
+            if progress.step % trainer.eval_every_steps == 0 and not is_last:
+                result = _validate(model, prepared, recipe, device, trainer.eval_tokens)
+                progress.best_nll = min(progress.best_nll, result.nll)
+                record["validation/nll_part"] = result.nll
+                record["validation/perplexity_part"] = result.perplexity
+                say(
+                    f"step {progress.step}: loss {loss:.3f}, validation perplexity "
+                    f"{result.perplexity:.2f} on its first {result.tokens_scored:,} tokens, "
+                    f"{progress.step * budget.tokens_per_step / progress.train_seconds:,.0f} "
+                    "tokens/s"
+                )
+            if record:
+                tokens_seen = progress.step * budget.tokens_per_step
+                metrics.append({"step": progress.step, "progress/tokens": tokens_seen} | record)
+                mirror.log(record, tokens_seen)
+            stopping = interrupt.name is not None
+            if progress.step % trainer.checkpoint_every_steps == 0 or is_last or stopping:
+                save()
+                if progress.best_nll == record.get("validation/nll_part"):
+                    store.protect(progress.step)
+            if stopping and not is_last:
+                raise TrainingInterrupted(
+                    f"{interrupt.name}: checkpoint saved at step {progress.step} of "
+                    f"{budget.num_steps}; rerun the same command to go on"
+                )
+
+    return _summarise(
+        recipe, budget, progress, model, prepared, run, mirror, device, autocast_dtype
+    )
+
+
+def _state(
+    recipe: Recipe, progress: Progress, prepared: PreparedData, device: torch.device
+) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: enough to rebuild the model and find its data."""
+    values = dataclasses.asdict(progress)
+    # JSON has no infinity or NaN.
+    finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return {
+        "progress": finite,
+        "seed": recipe.seed,
+        "model": dataclasses.asdict(recipe.model),
+        "data": {
+            "folder": str(prepared.folder),
+            "fingerprint": prepared.fingerprint,
+            "tokenizer_sha256": prepared.tokenizer_sha256,
+        },
+        "numerics": numerics(device),
+    }
+
+
+def _resume(
+    checkpoint: Checkpoint,
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    prepared: PreparedData,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Progress:
+    """Put a checkpoint back and return the progress it recorded."""
+    state = checkpoint.state
+    if state["data"]["fingerprint"] != prepared.fingerprint:
+        raise TrainingError(
+            f"{checkpoint.path} was trained on data with fingerprint "
+            f"{state['data']['fingerprint'][:12]}, but {prepared.folder} now has "
+            f"{prepared.fingerprint[:12]}; give the run another run_name"
+        )
+    for key, now in numerics(device).items():
+        if state["numerics"].get(key) != now:
+            say(f"resuming, but not bit for bit: {key} was {state['numerics'].get(key)}, is {now}")
+    model.load_state_dict({key: t.to(device) for key, t in checkpoint.tensors["model"].items()})
+    optimizer_state = {key: t.to(device) for key, t in checkpoint.tensors["optimizer"].items()}
+    load_optimizer_tensors(model, optimizer, optimizer_state)
+    set_rng_tensors(checkpoint.tensors["rng"])
+    recorded = {key: value for key, value in state["progress"].items() if value is not None}
+    progress = Progress(**recorded)
+    say(f"resuming {checkpoint.path.parent.parent.name} after step {progress.step}")
+    return progress
+
+
+def _compiled(
+    loss_of: Callable[[Tensor, Tensor], Tensor], say: Callable[[str], None]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Compile, and go on without where the first call fails (no compiler, say)."""
+    compiled = torch.compile(loss_of)
+    works: bool | None = None
+
+    def call(tokens: Tensor, targets: Tensor) -> Tensor:
+        nonlocal works
+        if works is None:
+            try:
+                loss = compiled(tokens, targets)
+                works = True
+                return loss
+            except Exception as error:
+                works = False
+                say(f"torch.compile failed ({type(error).__name__}); training goes on without it")
+        return compiled(tokens, targets) if works else loss_of(tokens, targets)
+
+    return call
+
+
+def _validate(
+    model: GPT,
+    prepared: PreparedData,
+    recipe: Recipe,
+    device: torch.device,
+    max_tokens: int | None = None,
+) -> Score:
+    """Score the validation split in float32, leaving model mode and random state as they were."""
+    context = recipe.eval.context or recipe.model.max_position_embeddings
+    model.eval()
+    result = score(
+        model,
+        prepared.stream("validation"),
+        context,
+        recipe.eval.stride or context,
+        recipe.eval.batch_size,
+        device,
+        max_tokens,
+    )
+    model.train()
+    return result
+
+
+def _epochs(budget: Budget, windows: TrainingWindows) -> str:
+    epochs = budget.num_tokens / windows.tokens_per_epoch
+    return (
+        f"{epochs:.2f} epochs of {windows.tokens_per_epoch:,} tokens "
+        f"({windows.dropped_tokens} at the end of the stream fill no window)"
+    )
+
+
+def _summarise(
+    recipe: Recipe,
+    budget: Budget,
+    progress: Progress,
+    model: GPT,
+    prepared: PreparedData,
+    run: RunFolder,
+    mirror: WandbMirror,
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+) -> dict[str, Any]:
+    """Measure the finished model, write summary.json and samples.txt, and return the summary."""
+    result = _validate(model, prepared, recipe, device)
+    model.eval()
+    context = recipe.model.max_position_embeddings
+    cache = measure_kv_cache(model, recipe.eval.cache_batch_size, context)
+    counts = prepared.splits["validation"]
+    count = num_parameters(recipe.model)
+    speed = budget.num_tokens / progress.train_seconds
+    peak = measure_matmul_flops(device, autocast_dtype or torch.float32)
+    summary = {
+        "run_name": run.path.name,
+        "attention": recipe.model.attention["name"],
+        "position_embedding": recipe.model.position_embedding,
+        "num_parameters": count.total,
+        "num_attention_parameters": count.attention,
+        "tokens_trained": budget.num_tokens,
+        "train_loss": progress.last_loss,
+        "validation_nll": result.nll,
+        "validation_perplexity": result.perplexity,
+        "validation_bits_per_byte": result.bits_per_byte(counts.utf8_bytes),
+        "kv_cache_bytes_per_token": cache.bytes_per_token,
+        "kv_cache_bytes_measured": cache.measured_bytes_per_token,
+        "tokens_per_second": speed,
+        "mfu": speed * training_flops_per_token(recipe.model, context) / peak,
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "wall_seconds": progress.wall_seconds,
+        "finished": True,
+        "versions": versions(),
+        "git_commit": git_commit(Path(__file__).parent),
+    }
+    if recipe.trainer.sample_tokens > 0:
+        pieces = generate_text(
+            model,
+            prepared.tokenizer(),
+            recipe.trainer.sample_prompt,
+            min(recipe.trainer.sample_tokens, context // 2),
+            recipe.sampling,
+        )
+        text = recipe.trainer.sample_prompt + "".join(pieces)
+        run.samples_path.write_text(text + "\n", encoding="utf-8")
+    tokens = budget.num_tokens
+    mirror.log(
+        {
+            "validation/nll": result.nll,
+            "validation/perplexity": result.perplexity,
+            "validation/bits_per_byte": summary["validation_bits_per_byte"],
+            "kv_cache/bytes_per_token": cache.bytes_per_token,
+            "kv_cache/measured_bytes": cache.measured_bytes_per_token,
+            "perf/mfu": summary["mfu"],
+        },
+        tokens,
+    )
+    mirror.summary({key: value for key, value in summary.items() if key != "versions"})
+    run.write_summary(summary)
+    return summary

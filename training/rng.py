@@ -1,0 +1,19 @@
+"""The random state that training depends on."""
+
+import torch
+from torch import Tensor
+
+
+def rng_tensors() -> dict[str, Tensor]:
+    """Return the state of PyTorch's generators; nothing else is random in a training step."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_tensors(state: dict[str, Tensor]) -> None:
+    """Put back what `rng_tensors` returned."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

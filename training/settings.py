@@ -1,0 +1,126 @@
+"""Settings of optimizer, schedule and trainer. Nothing here imports torch."""
+
+import math
+from dataclasses import dataclass
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def _in_range(key: str, value: float, low: float, high: float, *, low_open: bool = False) -> str:
+    """Return a problem if value is not in [low, high), or (low, high) if low_open; else ''."""
+    if math.isfinite(value) and (value > low if low_open else value >= low) and value < high:
+        return ""
+    bound = f"above {low}" if low_open else f"at least {low}"
+    below = "" if math.isinf(high) else f" and below {high}"
+    return f"{key} ({value}) must be {bound}{below}"
+
+
+@dataclass
+class OptimSettings:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+
+    name: str = "adamw"
+    learning_rate: float = 3e-3
+    """Peak, reached after warm-up."""
+    weight_decay: float = 0.1
+    """On matrices; norms, biases and other vectors have none."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def problems(self) -> list[str]:
+        """Return every value out of its range, naming the key."""
+        found = [
+            "" if self.name == "adamw" else f"optim.name ('{self.name}') must be adamw",
+            _in_range("optim.learning_rate", self.learning_rate, 0, math.inf, low_open=True),
+            _in_range("optim.weight_decay", self.weight_decay, 0, math.inf),
+            _in_range("optim.beta1", self.beta1, 0, 1),
+            _in_range("optim.beta2", self.beta2, 0, 1),
+            _in_range("optim.eps", self.eps, 0, math.inf, low_open=True),
+        ]
+        return [problem for problem in found if problem]
+
+
+@dataclass
+class ScheduleSettings:
+    """Learning rate over the run: linear warm-up, then a cosine or nothing."""
+
+    name: str = "cosine"
+    """cosine, or constant after warm-up."""
+    warmup_steps: int = 100
+    final_fraction: float = 0.1
+    """Learning rate at the end, as a fraction of the peak (cosine)."""
+
+    def problems(self) -> list[str]:
+        """Return every value out of its range, naming the key."""
+        found = [
+            ""
+            if self.name in ("cosine", "constant")
+            else f"schedule.name ('{self.name}') must be cosine or constant",
+            _in_range("schedule.warmup_steps", self.warmup_steps, 0, math.inf),
+            ""
+            if 0.0 <= self.final_fraction <= 1.0
+            else f"schedule.final_fraction ({self.final_fraction}) must be in [0, 1]",
+        ]
+        return [problem for problem in found if problem]
+
+
+@dataclass
+class TrainerSettings:
+    """The budget of a run and how it is spent."""
+
+    max_tokens: int = 1_500_000
+    """Training tokens; rounded up to whole steps."""
+    micro_batch_size: int = 16
+    """Sequences in one forward and backward pass."""
+    gradient_accumulation_steps: int = 1
+    """Passes per optimizer step; the loss is the mean over all their tokens."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    precision: str = "auto"
+    """float32, bfloat16 (autocast over float32 weights), or auto: bfloat16 where it is native."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+    num_threads: int | None = None
+    """CPU threads; null takes PyTorch's choice. Resuming is bit-exact only with the same number."""
+    compile: bool = False
+    """torch.compile the model; where that fails, a warning, and training goes on without."""
+    log_every_steps: int = 1
+    eval_every_steps: int = 100
+    eval_tokens: int = 32_768
+    """Validation tokens scored during the run; at the end the whole split is."""
+    checkpoint_every_steps: int = 100
+    keep_last: int = 2
+    """Checkpoints kept, besides the one with the best validation."""
+    sample_prompt: str = "def "
+    sample_tokens: int = 120
+    """Length of the sample text at the end; 0 for none."""
+
+    def problems(self) -> list[str]:
+        """Return every value out of its range, naming the key."""
+        found = [
+            _in_range(f"trainer.{key}", getattr(self, key), 1, math.inf)
+            for key in (
+                "max_tokens",
+                "micro_batch_size",
+                "gradient_accumulation_steps",
+                "log_every_steps",
+                "eval_every_steps",
+                "eval_tokens",
+                "checkpoint_every_steps",
+                "keep_last",
+            )
+        ]
+        found.append(
+            _in_range("trainer.max_grad_norm", self.max_grad_norm, 0, math.inf, low_open=True)
+        )
+        found.append(_in_range("trainer.sample_tokens", self.sample_tokens, 0, math.inf))
+        if self.num_threads is not None:
+            found.append(_in_range("trainer.num_threads", self.num_threads, 1, math.inf))
+        if self.precision not in PRECISIONS:
+            found.append(
+                f"trainer.precision ('{self.precision}') must be one of {', '.join(PRECISIONS)}"
+            )
+        if self.sample_tokens > 0 and not self.sample_prompt:
+            found.append("trainer.sample_prompt is empty; give at least one character")
+        return [problem for problem in found if problem]
