@@ -1,0 +1,43 @@
+"""Compare finished runs by perplexity and KV cache: python eval_model.py --help."""
+
+import ensure_environment
+
+ensure_environment.ensure()
+
+import dataclasses  # noqa: E402
+import datetime  # noqa: E402
+import shlex  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import run_config  # noqa: E402
+
+
+def main(config: run_config.EvalConfig) -> None:
+    """Evaluate the runs that the configuration chooses, print the tables, write the report."""
+    from evaluation.comparison import choose_runs, evaluate_run, group_by_protocol
+    from evaluation.report import COLUMNS, NOTE, cells, protocol_line, table, write_report
+    from tracking.wandb_mirror import WandbMirror
+    from training.hardware import pick_device
+
+    device = pick_device(config.device)
+    rows = []
+    for run in choose_runs(config.runs_dir, config.run, print):
+        print(f"evaluating {run.path.name}", file=sys.stderr)
+        rows.append(evaluate_run(run, config.split, config.eval, device, print))
+    groups = group_by_protocol(rows)
+    for group in groups:
+        print(f"\n{protocol_line(group[0])}\n\n{table(group, 'simple')}")
+    folder = Path(config.reports_dir) / config.report_name
+    command = shlex.join(["python", "eval_model.py", *sys.argv[1:]])
+    write_report(folder, groups, command, datetime.date.today().isoformat())
+    mirror = WandbMirror(
+        config.tracking, folder, config.report_name, dataclasses.asdict(config), print
+    )
+    mirror.table("comparison", list(COLUMNS), [cells(row) for row in rows])
+    mirror.finish()
+    print(f"\n{NOTE}\n\n{folder}/report.md, results.json")
+
+
+if __name__ == "__main__":
+    run_config.run("eval", run_config.EvalConfig, main)

@@ -1,0 +1,36 @@
+"""Continue a prompt with a trained model: python generate_text.py run=... prompt="def "."""
+
+import ensure_environment
+
+ensure_environment.ensure()
+
+import sys  # noqa: E402
+
+import run_config  # noqa: E402
+
+
+def main(config: run_config.GenerateConfig) -> None:
+    """Stream the continuation to the terminal."""
+    from evaluation.comparison import load_run
+    from modeling.generate import generate_text
+    from tracking.run_folder import RunFolder
+    from training.hardware import pick_device
+
+    run = RunFolder(config.runs_dir, config.run)
+    loaded = load_run(run, pick_device(config.device), lambda line: print(line, file=sys.stderr))
+    pieces = generate_text(
+        loaded.model,
+        loaded.prepared.tokenizer(),
+        config.prompt,
+        config.max_new_tokens,
+        config.sampling,
+        stop_token=loaded.prepared.end_of_document_id,
+    )
+    for number, piece in enumerate(pieces):
+        # The prompt is shown only once the first piece shows that the request is a valid one.
+        print((config.prompt if number == 0 else "") + piece, end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    run_config.run("generate", run_config.GenerateConfig, main)

@@ -1,0 +1,333 @@
+"""From YAML and the command line to checked settings: the only user of Hydra.
+
+Every entry point calls `run`, which composes the configuration, merges it into a fresh schema (a
+misspelt key has nowhere to go), checks every value, and only then calls the job.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from data.errors import DataError
+from data.settings import DataSettings, TokenizerSettings
+from evaluation.errors import EvaluationError
+from evaluation.settings import EvalSettings
+from modeling.config import GPTConfig, SamplingSettings
+from modeling.errors import ModelConfigError
+from tracking.errors import RunError
+from tracking.settings import TrackingSettings
+from training.errors import TrainingError, TrainingInterrupted
+from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
+
+ROOT = Path(__file__).resolve().parent
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 75
+
+
+class ConfigError(ValueError):
+    """The composed configuration is wrong; one line that names every problem."""
+
+
+USER_ERRORS = (ConfigError, DataError, EvaluationError, ModelConfigError, RunError, TrainingError)
+
+
+@dataclass
+class TrainConfig:
+    """Everything `train_model.py` reads."""
+
+    run_name: str = "???"
+    runs_dir: str = "???"
+    seed: int = 0
+    match: str = "params"
+    model: GPTConfig = field(default_factory=GPTConfig)
+    data: DataSettings = field(default_factory=DataSettings)
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the keys at the root."""
+        found = []
+        if not 0 <= self.seed < 2**63:
+            found.append(f"seed ({self.seed}) must be from 0 to 2^63 - 1")
+        if self.match not in ("params", "none"):
+            found.append(f"match ('{self.match}') must be params or none")
+        return found
+
+
+@dataclass
+class EvalConfig:
+    """Everything `eval_model.py` reads."""
+
+    runs_dir: str = "???"
+    reports_dir: str = "???"
+    report_name: str = "comparison"
+    run: str | None = None
+    split: str = "validation"
+    device: str = "auto"
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the keys at the root."""
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.report_name):
+            return []
+        return [
+            f"report_name ('{self.report_name}') must be letters, digits, '.', '_' and '-', "
+            "at most 100"
+        ]
+
+
+@dataclass
+class GenerateConfig:
+    """Everything `generate_text.py` reads."""
+
+    runs_dir: str = "???"
+    run: str = "???"
+    prompt: str = "def "
+    max_new_tokens: int = 200
+    device: str = "auto"
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the keys at the root."""
+        if self.max_new_tokens >= 0:
+            return []
+        return [f"max_new_tokens ({self.max_new_tokens}) must be at least 0"]
+
+
+@dataclass
+class PrepareConfig:
+    """Everything `python -m data.prepare` reads."""
+
+    runs_dir: str = "???"
+    data: DataSettings = field(default_factory=DataSettings)
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the keys at the root."""
+        return []
+
+
+Config = TypeVar("Config", TrainConfig, EvalConfig, GenerateConfig, PrepareConfig)
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "generate": GenerateConfig,
+    "prepare": PrepareConfig,
+}
+
+
+def _divide(numerator: int, denominator: int) -> int:
+    """Divide for YAML's `${divide:a,b}`, refusing a remainder."""
+    if denominator < 1 or numerator % denominator:
+        raise ValueError(f"{numerator} is not divisible by {denominator}")
+    return numerator // denominator
+
+
+def register() -> None:
+    """Make the schemas and the YAML arithmetic known to Hydra; calling it twice does no harm."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+    OmegaConf.register_new_resolver("divide", _divide, replace=True)
+    OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
+
+
+def checked(composed: DictConfig, schema: type[Config]) -> Config:
+    """Turn a composed configuration into its dataclass.
+
+    Raises:
+        ConfigError: Naming every key that is unknown, missing or out of its range.
+    """
+    try:
+        # Hydra lets `+key=value` add anything; a fresh schema does not.
+        fresh = OmegaConf.merge(
+            OmegaConf.structured(schema), OmegaConf.to_container(composed, resolve=True)
+        )
+        missing = sorted(OmegaConf.missing_keys(fresh))
+        if missing:
+            raise ConfigError(f"{', '.join(missing)} must be given: {missing[0]}=...")
+        config: Config = cast(Any, OmegaConf.to_object(fresh))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, schema)) from error
+    sections: list[Any] = [config]
+    sections += [value for value in vars(config).values() if dataclasses.is_dataclass(value)]
+    problems = [problem for section in sections for problem in section.problems()]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return config
+
+
+def explain(error: BaseException, schema: type) -> str:
+    """Say in one line what Hydra or OmegaConf refused, with the nearest valid key."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    text = "\n".join(str(cause) for cause in causes)
+    override = re.search(r"Could not override '([^']+)'", text)
+    full_key = re.search(r"full_key: (\S+)", text)
+    key = override.group(1) if override else full_key.group(1) if full_key else ""
+    if override or any(isinstance(c, ConfigKeyError | ConfigAttributeError) for c in causes):
+        return f"there is no key '{key}'; {_nearest(key, schema)}"
+    if "raised while composing config" in text and "Key '" in text:
+        return f"{text.split(':', 1)[0]}: there is no key '{key}'; {_nearest(key, schema)}"
+    if division := re.search(r"ValueError raised while resolving interpolation: (.*)", text):
+        return f"{key} cannot be worked out: {division.group(1)}; set {key}"
+    if "Available options" in text:
+        return " ".join(text.split("Config search path")[0].split())
+    reason = str(causes[-1]).splitlines()[0].strip() or type(error).__name__
+    merging = re.search(r"Error merging override (.*)", text)
+    where = merging.group(1) if merging else key
+    return f"{where}: {reason}" if where else reason
+
+
+def _nearest(key: str, schema: type) -> str:
+    """Suggest the valid key that looks most like an unknown one, or list its neighbours."""
+    groups = [path.name for path in (ROOT / "conf").iterdir() if path.is_dir()]
+    known = _keys(schema) + groups
+    parent, _, leaf = key.rpartition(".")
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if not near:  # the right name under the wrong parent
+        near = [k for k in known if difflib.get_close_matches(leaf, [k.rpartition(".")[2]])][:1]
+    if near:
+        return f"did you mean '{near[0]}'?"
+    siblings = [k.rpartition(".")[2] for k in known if parent and k.rpartition(".")[0] == parent]
+    return f"{parent} has {', '.join(siblings)}" if siblings else "see --help for those there are"
+
+
+def _keys(schema: type, prefix: str = "") -> list[str]:
+    """Return every key of a schema, dotted."""
+    keys: list[str] = []
+    for entry in dataclasses.fields(schema):
+        name = f"{prefix}{entry.name}"
+        if dataclasses.is_dataclass(entry.type):
+            keys += _keys(cast(type, entry.type), f"{name}.")
+        else:
+            keys.append(name)
+    return keys
+
+
+def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -> NoReturn:
+    """Compose, check, call the job once (or once per run of a multirun), and exit.
+
+    Exit status: 0 done, 2 bad configuration or data, 75 interrupted with a resumable checkpoint,
+    1 anything else. In a multirun a run that fails is reported and the others go on.
+    """
+    register()
+    os.environ.setdefault("PROJECT_ROOT", str(ROOT))
+    # Hydra would replace a traceback by a hint; here it hands every exception on.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    statuses: list[int] = []
+
+    def task(composed: DictConfig) -> None:
+        try:
+            job(checked(composed, schema))
+            statuses.append(0)
+        except USER_ERRORS as error:
+            complain(error)
+            statuses.append(EXIT_BAD_INPUT)
+        except TrainingInterrupted as interrupted:
+            complain(interrupted)
+            sys.exit(EXIT_INTERRUPTED)
+        except Exception:
+            traceback.print_exc()
+            statuses.append(1)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=config_name)(
+            task
+        )()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        print(f"kvlab: {explain(error, schema)}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("kvlab: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(max(statuses, default=0))
+
+
+def complain(error: Exception) -> None:
+    """Print a user's error as one line on stderr."""
+    print("kvlab: " + " ".join(str(error).split()), file=sys.stderr)
+
+
+def as_yaml(config: TrainConfig) -> str:
+    """Return a configuration as YAML, every value resolved."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+# A run may be resumed with other values of these: they change what is watched, not what is learnt.
+_MAY_CHANGE = (
+    "runs_dir",
+    "tracking.",
+    "data.prepared_dir",
+    "sampling.",
+    "eval.",
+    "trainer.device",
+    "trainer.num_threads",
+    "trainer.compile",
+    "trainer.log_every_steps",
+    "trainer.eval_every_steps",
+    "trainer.eval_tokens",
+    "trainer.checkpoint_every_steps",
+    "trainer.keep_last",
+    "trainer.sample_",
+)
+
+
+def require_same_run(saved: Path, config: TrainConfig) -> None:
+    """Refuse to go on with a run whose configuration was another.
+
+    Args:
+        saved: The run's config.yaml.
+        config: What is asked for now.
+
+    Raises:
+        ConfigError: Naming each field, its old and its new value.
+    """
+    try:
+        old = _flat(OmegaConf.to_container(OmegaConf.load(saved)))
+    except Exception as error:
+        raise ConfigError(
+            f"{saved} cannot be read ({type(error).__name__}); remove the run's folder or choose "
+            "another run_name"
+        ) from error
+    new = _flat(OmegaConf.to_container(OmegaConf.structured(config)))
+    differences = [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+    ]
+    if differences:
+        raise ConfigError(
+            f"run '{config.run_name}' exists with another configuration "
+            f"({'; '.join(differences)}); choose another name with run_name=..."
+        )
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix.removesuffix("."): node}
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.")
+    return flat

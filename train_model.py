@@ -1,0 +1,77 @@
+"""Train a small language model with the attention of your choice: python train_model.py --help."""
+
+import ensure_environment
+
+ensure_environment.ensure()
+
+import dataclasses  # noqa: E402
+
+import run_config  # noqa: E402
+
+
+def main(config: run_config.TrainConfig) -> None:
+    """Prepare the data if need be, then train, or resume, the run that the configuration names."""
+    # PyTorch takes seconds to import, which `--help` and a misspelt key need not wait for.
+    from data.pipeline import prepare
+    from modeling.accounting import match_to_mha
+    from modeling.gpt import check
+    from tracking.run_folder import RunFolder
+    from tracking.wandb_mirror import WandbMirror
+    from training.budget import make_budget
+    from training.loop import Recipe, train
+
+    check(config.model)
+    make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
+    run = RunFolder(config.runs_dir, config.run_name)
+    if any(run.checkpoints_path.glob("[0-9]*")):
+        run_config.require_same_run(run.config_path, config)
+    summary = run.read_summary()
+    if summary is not None and summary.get("finished"):
+        print(
+            f"{config.run_name} is finished: validation perplexity "
+            f"{summary['validation_perplexity']:.2f}; nothing to do "
+            "(another run_name=... or seed=... trains another)"
+        )
+        return
+
+    prepared = prepare(config.data, config.tokenizer, print)
+    vocab_size = config.model.vocab_size or prepared.vocab_size
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    if vocab_size < prepared.vocab_size:
+        raise run_config.ConfigError(
+            f"model.vocab_size ({vocab_size}) must be at least the tokenizer's "
+            f"{prepared.vocab_size}; set model.vocab_size=null to take that"
+        )
+    if config.match == "params":
+        model = match_to_mha(model)
+    recipe = Recipe(
+        model=model,
+        optim=config.optim,
+        schedule=config.schedule,
+        trainer=config.trainer,
+        eval=config.eval,
+        sampling=config.sampling,
+        seed=config.seed,
+    )
+    run.create()
+    with run.lock():
+        text = run_config.as_yaml(config)
+        run.write_config(text)
+        mirror = WandbMirror(
+            config.tracking, run.path, config.run_name, dataclasses.asdict(config), print
+        )
+        try:
+            summary = train(recipe, prepared, run, mirror, print)
+        finally:
+            mirror.finish()
+    print(
+        f"{config.run_name}: validation perplexity {summary['validation_perplexity']:.2f} "
+        f"(unigram model {prepared.baselines['unigram_perplexity']:.2f}, bigram model "
+        f"{prepared.baselines['bigram_perplexity']:.2f}), "
+        f"{summary['validation_bits_per_byte']:.3f} bits per byte, KV cache "
+        f"{summary['kv_cache_bytes_per_token']:,} bytes per token; {run.path}"
+    )
+
+
+if __name__ == "__main__":
+    run_config.run("train", run_config.TrainConfig, main)
