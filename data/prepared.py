@@ -1,0 +1,162 @@
+"""A prepared corpus on disk: reading and checking what the pipeline wrote."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.errors import DataError
+from data.files import sha256_of_file
+from data.shards import TokenStream, open_shard, token_dtype
+from data.tokenizer import TOKENIZER_FILES, load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Size of one split.
+
+    Attributes:
+        documents: Documents, each followed by one end-of-document token.
+        tokens: Tokens, end-of-document tokens included.
+        utf8_bytes: UTF-8 bytes of the original text.
+        words: Whitespace-separated words of the original text, plus one per line where the
+            corpus counts line ends.
+    """
+
+    documents: int
+    tokens: int
+    utf8_bytes: int
+    words: int
+
+
+class PreparedData:
+    """A finished folder of token shards.
+
+    Args:
+        folder: What `data.pipeline.prepare` made.
+
+    Attributes:
+        folder: Where it is.
+        name: The corpus' label.
+        vocab_size: Number of token ids.
+        end_of_document_id: Token after each document.
+        tokenizer_sha256: Hash of tokenizer.json.
+        fingerprint: Hash of everything a model sees: shards and tokenizer.
+        source: What was read, as the corpus describes it.
+        baselines: Perplexities of count models on the validation split.
+        splits: Sizes by split.
+
+    Raises:
+        DataError: If the folder is not finished, not readable or not what its manifest states.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["format_version"] != FORMAT_VERSION:
+                raise self._broken(
+                    f"{path} has format {manifest['format_version']}, not {FORMAT_VERSION}"
+                )
+            self.name: str = manifest["name"]
+            self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
+            self.end_of_document_id: int = manifest["tokenizer"]["end_of_document_id"]
+            self._tokenizer_hashes: dict[str, str] = manifest["tokenizer"]["sha256"]
+            self.tokenizer_sha256: str = self._tokenizer_hashes[TOKENIZER_FILES[0]]
+            self.source: dict[str, Any] = manifest["source"]
+            self.baselines: dict[str, float] = manifest["baselines"]
+            self._shards: dict[str, list[dict[str, Any]]] = {}
+            self.splits: dict[str, SplitCounts] = {}
+            for split, entry in manifest["splits"].items():
+                counts = {key: int(entry[key]) for key in SplitCounts.__dataclass_fields__}
+                self.splits[split] = SplitCounts(**counts)
+                self._shards[split] = [
+                    {key: shard[key] for key in ("file", "tokens", "sha256")}
+                    for shard in entry["shards"]
+                ]
+        except FileNotFoundError as error:
+            raise DataError(f"{path} is missing: {self.folder} is no prepared corpus") from error
+        except DataError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._broken(f"{path} is damaged ({type(error).__name__}: {error})") from error
+        self._check_shards()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the token shards and the tokenizer; equal means the same data."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "tokenizer": self.tokenizer_sha256,
+            "shards": {split: [s["sha256"] for s in some] for split, some in self._shards.items()},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def stream(self, split: str) -> TokenStream:
+        """Open a split's tokens.
+
+        Raises:
+            DataError: If there is no such split.
+        """
+        if split not in self.splits:
+            raise DataError(
+                f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}"
+            )
+        return TokenStream([self.folder / s["file"] for s in self._shards[split]], self.vocab_size)
+
+    def tokenizer(self) -> "Tokenizer":
+        """Open the tokenizer that made the tokens."""
+        return load_tokenizer(self.folder / TOKENIZER_FOLDER)
+
+    def verify(self) -> None:
+        """Recompute every hash; reads all data.
+
+        Raises:
+            DataError: Naming the first file that is not what was written.
+        """
+        expected = {
+            self.folder / TOKENIZER_FOLDER / name: sha256
+            for name, sha256 in self._tokenizer_hashes.items()
+        }
+        for shards in self._shards.values():
+            expected |= {self.folder / shard["file"]: shard["sha256"] for shard in shards}
+        for path, sha256 in expected.items():
+            if not path.is_file() or sha256_of_file(path) != sha256:
+                raise self._broken(f"{path} is missing or not what was written (sha256 differs)")
+
+    def _check_shards(self) -> None:
+        dtype = token_dtype(self.vocab_size)
+        for split, shards in self._shards.items():
+            for shard in shards:
+                path = self.folder / shard["file"]
+                if path.parent != self.folder:
+                    raise self._broken(f"{path} lies outside the folder")
+                try:
+                    tokens = open_shard(path)
+                except DataError as error:
+                    raise self._broken(str(error)) from error
+                if tokens.shape != (shard["tokens"],) or tokens.dtype != dtype:
+                    raise self._broken(
+                        f"shard {path} holds {tokens.shape} {tokens.dtype} instead of "
+                        f"({shard['tokens']},) {dtype}"
+                    )
+            total = sum(shard["tokens"] for shard in shards)
+            if total != self.splits[split].tokens:
+                raise self._broken(
+                    f"the shards of split {split} hold {total} tokens instead of "
+                    f"{self.splits[split].tokens}"
+                )
+        if not (self.folder / TOKENIZER_FOLDER / TOKENIZER_FILES[0]).is_file():
+            raise self._broken(f"{self.folder / TOKENIZER_FOLDER} holds no tokenizer")
+
+    def _broken(self, what: str) -> DataError:
+        return DataError(f"{what}; delete {self.folder} and prepare again")

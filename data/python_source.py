@@ -1,0 +1,97 @@
+"""The source files of the running Python: real text on every machine, without a download."""
+
+import hashlib
+import os
+import platform
+import sysconfig
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.settings import DataSettings
+from data.sources import TRAIN, VALIDATION, Corpus, Document, Part, split_by_hash
+
+_SKIPPED_FOLDERS = {"__pycache__", "test", "tests", "idle_test"}
+_PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
+
+
+class PythonFile(NamedTuple):
+    """A source file; `relative` does not depend on where Python is installed."""
+
+    relative: str
+    path: str
+    num_bytes: int
+
+
+def python_files(source: str) -> list[PythonFile]:
+    """List the files of python_stdlib or python_packages, sorted by relative path.
+
+    Test suites are left out: they are large, repetitive and absent from many installations.
+    """
+    paths = sysconfig.get_paths()
+    # Keyed by the real folder: purelib and platlib are often one.
+    roots = {Path(paths["stdlib"]).resolve(): ("", _SKIPPED_FOLDERS | _PACKAGE_FOLDERS)}
+    if source == "python_packages":
+        for key in ("purelib", "platlib"):
+            roots[Path(paths[key]).resolve()] = ("packages/", _SKIPPED_FOLDERS)
+    found = []
+    for root, (prefix, skipped) in roots.items():
+        for folder, folders, names in os.walk(root):
+            folders[:] = [name for name in folders if name not in skipped]
+            for name in names:
+                if name.endswith(".py"):
+                    path = Path(folder, name)
+                    relative = prefix + path.relative_to(root).as_posix()
+                    found.append(PythonFile(relative, str(path), path.stat().st_size))
+    return sorted(found)
+
+
+def python_identity(source: str) -> list[Any]:
+    """Return the Python version and every file's name and size."""
+    return [platform.python_version(), [[file[0], file[2]] for file in python_files(source)]]
+
+
+def _read_text(row: dict[str, str]) -> dict[str, str | None]:
+    try:
+        return {"text": Path(row["path"]).read_bytes().decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"text": None}
+
+
+def _documents(files: list[PythonFile], undecodable: set[str]) -> Iterator[Document]:
+    import datasets
+
+    table = {"relative": [file.relative for file in files], "path": [file.path for file in files]}
+    # Iterable, so that the text of all packages is never in memory at once.
+    rows = datasets.Dataset.from_dict(table).to_iterable_dataset().map(_read_text)
+    for row in rows:
+        if row["text"] is None:
+            undecodable.add(row["relative"])
+        else:
+            yield Document(row["text"], row["relative"])
+
+
+def open_python(settings: DataSettings) -> Corpus:
+    """Open python_stdlib or python_packages; a file's split is the hash of its relative path."""
+    files = python_files(settings.source)
+    by_split: dict[str, list[PythonFile]] = {TRAIN: [], VALIDATION: []}
+    for file in files:
+        split = split_by_hash(file.relative.encode(), settings.validation_fraction)
+        by_split[split].append(file)
+    listing = "".join(f"{file.relative}\t{file.num_bytes}\n" for file in files)
+    undecodable: set[str] = set()
+    return Corpus(
+        parts=[
+            Part(split, partial(_documents, some, undecodable)) for split, some in by_split.items()
+        ],
+        validation_fraction=settings.validation_fraction,
+        description={
+            "source": settings.source,
+            "python": platform.python_version(),
+            "num_files": len(files),
+            "bytes": sum(file.num_bytes for file in files),
+            "file_list_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+            "undecodable_files": undecodable,
+        },
+    )

@@ -1,0 +1,150 @@
+"""Token shards: writing a split's tokens to .npy files and reading them as one stream."""
+
+import bisect
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import DataError
+from data.files import sha256_of_file, write_bytes_synced
+
+Tokens = npt.NDArray[np.integer[Any]]
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest of uint16 and uint32 that holds every id below `vocab_size`."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+class ShardWriter:
+    """Cut one split's tokens into files of at most `shard_tokens` tokens."""
+
+    def __init__(self, folder: Path, split: str, dtype: np.dtype[Any], shard_tokens: int) -> None:
+        self.num_tokens = 0
+        self.shards: list[dict[str, Any]] = []
+        self._folder = folder
+        self._split = split
+        self._dtype = dtype
+        self._shard_tokens = shard_tokens
+        self._pending: list[Tokens] = []
+        self._num_pending = 0
+
+    def add(self, ids: Sequence[int]) -> None:
+        """Append token ids.
+
+        Raises:
+            OverflowError: If an id does not fit the split's dtype.
+        """
+        self._pending.append(np.array(ids, dtype=self._dtype))
+        self._num_pending += len(ids)
+        self.num_tokens += len(ids)
+        if self._num_pending >= self._shard_tokens:
+            self._write(whole_shards_only=True)
+
+    def finish(self) -> None:
+        """Write what is left as the last, shorter shard."""
+        self._write(whole_shards_only=False)
+
+    def _write(self, *, whole_shards_only: bool) -> None:
+        if not self._pending:
+            return
+        tokens = np.concatenate(self._pending)
+        start = 0
+        while len(tokens) - start >= self._shard_tokens:
+            self._write_shard(tokens[start : start + self._shard_tokens])
+            start += self._shard_tokens
+        if start < len(tokens) and not whole_shards_only:
+            self._write_shard(tokens[start:])
+            start = len(tokens)
+        self._pending = [tokens[start:].copy()] if start < len(tokens) else []
+        self._num_pending = len(tokens) - start
+
+    def _write_shard(self, tokens: Tokens) -> None:
+        path = self._folder / f"{self._split}-{len(self.shards):05d}.npy"
+        # Not np.save: on a full disk ndarray.tofile raises an error without its errno.
+        write_bytes_synced(path, _npy_header(tokens), tokens.data.cast("B"))
+        self.shards.append(
+            {"file": path.name, "tokens": len(tokens), "sha256": sha256_of_file(path)}
+        )
+
+
+def _npy_header(tokens: Tokens) -> bytes:
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(tokens))
+    return header.getvalue()
+
+
+def open_shard(path: Path) -> Tokens:
+    """Memory-map one shard.
+
+    Raises:
+        DataError: If the file is missing or is no array of the size it states.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"shard {path} is missing") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"shard {path} cannot be read ({error})") from error
+
+
+class TokenStream:
+    """The tokens of one split, in order, across its memory-mapped shards.
+
+    Args:
+        paths: Shard files in order.
+        vocab_size: Every id must be below it; checked as windows are read.
+
+    Raises:
+        DataError: If a shard cannot be opened.
+    """
+
+    def __init__(self, paths: Sequence[Path], vocab_size: int) -> None:
+        self._paths = list(paths)
+        self._shards = [open_shard(path) for path in self._paths]
+        self._vocab_size = vocab_size
+        # Shard k holds the tokens [starts[k], starts[k + 1]).
+        self._starts = [0]
+        for shard in self._shards:
+            self._starts.append(self._starts[-1] + len(shard))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def window(self, start: int, length: int) -> npt.NDArray[np.int64]:
+        """Read consecutive tokens.
+
+        Args:
+            start: Position of the first token.
+            length: Number of tokens.
+
+        Returns:
+            [length] int64 token ids.
+
+        Raises:
+            IndexError: If the window does not lie inside the stream.
+            DataError: If a shard holds an id outside the vocabulary.
+        """
+        if start < 0 or length < 0 or start + length > len(self):
+            raise IndexError(f"window [{start}, {start + length}) of a stream of {len(self)}")
+        out = np.empty(length, dtype=np.int64)
+        filled = 0
+        while filled < length:
+            position = start + filled
+            k = bisect.bisect_right(self._starts, position) - 1
+            offset = position - self._starts[k]
+            piece = self._shards[k][offset : offset + length - filled]
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        if length and out.max() >= self._vocab_size:
+            at = start + int(np.argmax(out >= self._vocab_size))
+            path = self._paths[bisect.bisect_right(self._starts, at) - 1]
+            raise DataError(
+                f"{path} holds token {out[at - start]} at position {at} of its split, outside the "
+                f"vocabulary of {self._vocab_size}; delete {path.parent} and prepare again"
+            )
+        return out

@@ -1,0 +1,192 @@
+"""Corpora: documents by split, whatever the source."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from data.errors import DataError
+from data.settings import DataSettings
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+
+class Document(NamedTuple):
+    """A text and where it was found, for messages."""
+
+    text: str
+    where: str
+
+
+@dataclass
+class Part:
+    """Documents that are read together.
+
+    Attributes:
+        split: Where they go; None: train or validation, by the hash of each text.
+        read: Opens the part and yields its documents in order.
+    """
+
+    split: str | None
+    read: Callable[[], Iterator[Document]]
+
+
+@dataclass
+class Corpus:
+    """Documents by split.
+
+    Attributes:
+        parts: What there is to read; reading all of them reads each document once.
+        validation_fraction: Share of a part without split that goes to validation.
+        description: What was read, for the manifest: source, path, configuration, revision, files.
+        notes: Lines the user should see, such as files that are not used.
+    """
+
+    parts: list[Part]
+    validation_fraction: float
+    description: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits: train and validation, and test where the source has it."""
+        named = {part.split for part in self.parts}
+        if None in named:
+            named |= {TRAIN, VALIDATION}
+        return tuple(split for split in (TRAIN, VALIDATION, TEST) if split in named)
+
+    def routed(self, part: Part) -> Iterator[tuple[str, Document]]:
+        """Yield the documents of one part with the split of each; empty texts are left out."""
+        for document in part.read():
+            if document.text:
+                yield part.split or self._split_of_text(document.text), document
+
+    def documents(self, split: str) -> Iterator[str]:
+        """Yield the texts of one split.
+
+        Raises:
+            DataError: If there is no such split, or something cannot be read.
+        """
+        if split not in self.splits:
+            raise DataError(f"no split {split!r}; there are {', '.join(self.splits)}")
+        for part in self.parts:
+            if part.split in (split, None):
+                yield from (
+                    document.text for found, document in self.routed(part) if found == split
+                )
+
+    def _split_of_text(self, text: str) -> str:
+        return split_by_hash(text.encode("utf-8", "surrogatepass"), self.validation_fraction)
+
+
+def split_by_hash(key: bytes, validation_fraction: float) -> str:
+    """Choose train or validation from a key alone, so that neither order nor size matters."""
+    value = int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
+    return VALIDATION if value < validation_fraction * 2**64 else TRAIN
+
+
+def join_rows(rows: Iterable[Document], document_start: str | None) -> Iterator[Document]:
+    """Join consecutive rows into documents, one row a line.
+
+    Args:
+        rows: Rows in order.
+        document_start: Regular expression for `re.match`; a row that matches begins a document.
+            Blank rows before the first match belong to the first document. None: a row is a
+            document.
+
+    Yields:
+        Documents; each row of a joined one ends in a newline.
+    """
+    if document_start is None:
+        yield from rows
+        return
+    starts = re.compile(document_start)
+    lines: list[str] = []
+    where = ""
+    blank = True
+    for text, row_where in rows:
+        if lines and not blank and starts.match(text):
+            yield Document("".join(lines), where)
+            lines, blank = [], True
+        if not lines:
+            where = row_where
+        lines.append(text if text.endswith("\n") else text + "\n")
+        blank = blank and not text.strip()
+    if lines:
+        yield Document("".join(lines), where)
+
+
+def choose_splits(settings: DataSettings, available: Iterable[str]) -> dict[str, str | None]:
+    """Map the source's split names to ours.
+
+    Args:
+        settings: Names of the training and validation split.
+        available: The names that the source has.
+
+    Returns:
+        Source name to "train", "validation" or "test"; the training split maps to None where
+        validation documents are to be taken from it. Splits that are not used are left out.
+
+    Raises:
+        DataError: If a split that was asked for is missing.
+    """
+    names = list(available)
+    if settings.train_split not in names:
+        raise DataError(
+            f"data.train_split ({settings.train_split!r}) is not in {settings.path}; "
+            f"its splits are {', '.join(names)}"
+        )
+    chosen: dict[str, str | None] = {settings.train_split: TRAIN}
+    if settings.validation_split in names:
+        chosen[str(settings.validation_split)] = VALIDATION
+    elif settings.validation_split in (None, VALIDATION):
+        chosen[settings.train_split] = None
+    else:
+        raise DataError(
+            f"data.validation_split ({settings.validation_split!r}) is not in {settings.path}; "
+            f"its splits are {', '.join(names)}; null takes data.validation_fraction of the "
+            "training documents"
+        )
+    if TEST in names and TEST not in chosen:
+        chosen[TEST] = TEST
+    return chosen
+
+
+def open_corpus(settings: DataSettings) -> Corpus:
+    """Open the source that the settings name.
+
+    Raises:
+        DataError: If it cannot be found, reached or understood.
+    """
+    if settings.source == "local":
+        from data.local_source import open_local
+
+        return open_local(settings)
+    if settings.source == "hub":
+        from data.hub_source import open_hub
+
+        return open_hub(settings)
+    from data.python_source import open_python
+
+    return open_python(settings)
+
+
+def source_identity(settings: DataSettings) -> Any:
+    """Return what, besides the settings, determines the documents; quick, reads no text.
+
+    Raises:
+        DataError: If a local path does not exist or holds no usable file.
+    """
+    if settings.source == "local":
+        from data.local_source import find_files
+
+        return [
+            [file.relative, file.path.stat().st_size, file.path.stat().st_mtime_ns]
+            for file in find_files(settings).used
+        ]
+    if settings.source == "hub":
+        return None
+    from data.python_source import python_identity
+
+    return python_identity(settings.source)

@@ -1,0 +1,225 @@
+"""Tokenizers, all stored in one format: tokenizer.json with a tokenizer_config.json."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.errors import DataError
+from data.files import write_bytes_synced
+from data.settings import TokenizerSettings, is_hub_name
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.models import Model
+
+END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def _byte_level(model: "Model") -> "Tokenizer":
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def bytes_tokenizer() -> "Tokenizer":
+    """Build the tokenizer of the 256 bytes, ids 1 to 256, with the end-of-text token as id 0.
+
+    It is a byte-level BPE without merges, so that it needs no code of its own anywhere.
+    """
+    from tokenizers import AddedToken, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {END_OF_TEXT: 0} | {letter: i for i, letter in enumerate(alphabet, start=1)}
+    tokenizer = _byte_level(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return tokenizer
+
+
+def train_bpe(texts: Iterable[str], settings: TokenizerSettings) -> "Tokenizer":
+    """Train a byte-level BPE; the same texts in the same order give the same tokenizer.
+
+    Args:
+        texts: Training documents only; the first `max_training_bytes` of them are read.
+        settings: Size of the vocabulary and limit of the training text.
+
+    Returns:
+        A tokenizer with the end-of-text token as id 0 and all 256 bytes, so that it can encode
+        any text.
+
+    Source:
+        Byte-level BPE as in GPT-2 (Radford et al. 2019, section 2.2).
+    """
+    from tokenizers import models, pre_tokenizers, trainers
+
+    def limited() -> Iterator[str]:
+        left = settings.max_training_bytes
+        for text in texts:
+            if left <= 0:
+                return
+            for piece in split_long(text):
+                # A lone surrogate is reported where the document is encoded.
+                encoded = piece.encode("utf-8", "replace")
+                left -= len(encoded)
+                yield encoded.decode()
+
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(limited(), trainer=trainer)
+    return tokenizer
+
+
+def load_pretrained(path: str) -> tuple["Tokenizer", str]:
+    """Load a fast tokenizer from the Hub or a folder.
+
+    Returns:
+        The tokenizer and its end-of-document token.
+
+    Raises:
+        DataError: If it cannot be found or reached, is not a fast one, or has no eos token.
+    """
+    from data.hub import check_reachable
+
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if not is_hub_name(path):
+            raise DataError(f"tokenizer.path: no such folder: {path}")
+        check_reachable(f"tokenizer {path!r}", "use a folder on this machine in tokenizer.path")
+    from transformers import AutoTokenizer
+
+    try:
+        wrapped = AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else path, trust_remote_code=False
+        )
+    except Exception as error:
+        raise DataError(
+            f"tokenizer.path ({path!r}): cannot load a tokenizer ({type(error).__name__}: {error})"
+        ) from error
+    if not wrapped.is_fast:
+        raise DataError(f"tokenizer.path ({path!r}): this tokenizer has no fast version")
+    if wrapped.eos_token is None:
+        raise DataError(
+            f"tokenizer.path ({path!r}): this tokenizer has no eos_token to end documents with"
+        )
+    tokenizer = wrapped.backend_tokenizer
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # It would add tokens such as <s>, which the prepared text does not have.
+    tokenizer.post_processor = None
+    return tokenizer, wrapped.eos_token
+
+
+def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> tuple["Tokenizer", str]:
+    """Build or load the tokenizer that the settings name.
+
+    Args:
+        settings: Kind, size and path.
+        texts: Training documents; read for kind bpe only.
+
+    Returns:
+        The tokenizer and its end-of-document token.
+
+    Raises:
+        DataError: If a pretrained tokenizer cannot be used.
+    """
+    if settings.kind == "pretrained":
+        return load_pretrained(str(settings.path))
+    if settings.kind == "bytes":
+        return bytes_tokenizer(), END_OF_TEXT
+    return train_bpe(texts, settings), END_OF_TEXT
+
+
+def save_tokenizer(tokenizer: "Tokenizer", end_of_document: str, folder: Path) -> None:
+    """Write the files that transformers' AutoTokenizer opens.
+
+    Raises:
+        DataError: If the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end_of_document,
+        "eos_token": end_of_document,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    texts = (tokenizer.to_str(pretty=True), json.dumps(config, indent=2) + "\n")
+    for name, text in zip(TOKENIZER_FILES, texts, strict=True):
+        write_bytes_synced(folder / name, text.encode())
+
+
+def load_tokenizer(folder: Path) -> "Tokenizer":
+    """Open a saved tokenizer; text that looks like a special token is encoded as ordinary text.
+
+    Raises:
+        DataError: If the folder holds no tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER_FILES[0]
+    if not path.is_file():
+        raise DataError(f"no tokenizer at {path}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise DataError(f"{path} is not a tokenizer ({error})") from error
+    # Not stored in the file; without it a document could contain its own end.
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def end_of_document_id(folder: Path) -> int:
+    """Return the id of the token that ends each document.
+
+    Raises:
+        DataError: If the folder's files do not say.
+    """
+    path = folder / TOKENIZER_FILES[1]
+    try:
+        token = json.loads(path.read_text(encoding="utf-8"))["eos_token"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} does not name an eos_token ({error})") from error
+    token_id = load_tokenizer(folder).token_to_id(str(token))
+    if token_id is None:
+        raise DataError(f"{path}: eos_token {token!r} is not in the vocabulary")
+    return token_id
+
+
+def vocab_size_of(tokenizer: "Tokenizer") -> int:
+    """Return one more than the largest id, which is what an embedding needs."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def split_long(text: str, max_characters: int = 2**20) -> Iterator[str]:
+    """Cut a long text where a byte-level tokenizer of this module cuts it anyway.
+
+    Encoding the pieces one after the other gives the tokens of the whole, with bounded memory:
+    no match of GPT-2's pre-tokenizer pattern goes from a non-space to a space.
+
+    Args:
+        text: Any text.
+        max_characters: Pieces are this long, or longer where there is no place to cut.
+
+    Yields:
+        Pieces that join to the text.
+    """
+    start = 0
+    while len(text) - start > max_characters:
+        cut = start + max_characters
+        while cut < len(text) and (text[cut] not in " \n" or text[cut - 1].isspace()):
+            cut += 1
+        yield text[start:cut]
+        start = cut
+    if start < len(text):
+        yield text[start:]

@@ -1,0 +1,218 @@
+import json
+from functools import partial
+
+import datasets
+import pytest
+from conftest import sentences
+
+from data.errors import DataError
+from data.local_source import split_of_name
+from data.python_source import python_files
+from data.settings import DataSettings
+from data.sources import Document, join_rows, open_corpus, split_by_hash
+
+
+def all_documents(corpus):
+    return {split: list(corpus.documents(split)) for split in corpus.splits}
+
+
+def rows(*texts):
+    return [Document(text, f"row {i}") for i, text in enumerate(texts)]
+
+
+@pytest.fixture
+def corpus_folder(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    return folder
+
+
+def test_rows_join_into_documents_at_each_heading():
+    text = ["", " = One = \n", "", " body \n", " = = Section = = \n", " = Two = \n", " b"]
+    joined = [d.text for d in join_rows(rows(*text), "^ = [^=]+ = \n?$")]
+    assert joined == ["\n = One = \n\n body \n = = Section = = \n", " = Two = \n b\n"]
+
+
+def test_rows_without_document_start_are_documents():
+    assert [d.text for d in join_rows(rows("a", "", "b"), None)] == ["a", "", "b"]
+
+
+def test_hash_split_has_about_the_asked_share_and_depends_on_the_key_only():
+    keys = [str(i).encode() for i in range(4000)]
+    share = sum(split_by_hash(key, 0.25) == "validation" for key in keys) / len(keys)
+    assert 0.22 < share < 0.28
+    assert split_by_hash(b"x", 0.25) == split_by_hash(b"x", 0.25)
+
+
+def test_split_is_disjoint_and_stable_under_row_order(local, write_jsonl):
+    texts = sentences(200)
+    write_jsonl("a.jsonl", texts + texts[:20])
+    first = all_documents(open_corpus(local()))
+    write_jsonl("a.jsonl", texts[::-1])
+    second = all_documents(open_corpus(local()))
+    assert set(first) == {"train", "validation"}
+    for split in first:
+        assert set(first[split]) == set(second[split])
+    assert not set(first["train"]) & set(first["validation"])
+    assert set(first["train"]) | set(first["validation"]) == set(texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("extra.jsonl", "train"),
+        ("contest.txt", "train"),
+        ("latest-values.txt", "train"),
+        ("validation-00000-of-00001.parquet", "validation"),
+        ("wiki.valid.txt", "validation"),
+        ("val.txt", "validation"),
+        ("my_test_part2.txt", "test"),
+        ("test/a.txt", "test"),
+    ],
+)
+def test_file_names_say_the_split(name, split):
+    assert split_of_name(name) == split
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.jsonl", "extra.jsonl"),
+        ("part1.jsonl", "my_test_part2.jsonl"),
+        ("a.txt", "b.txt", "c.jsonl", "d.parquet"),
+        ("train-00000-of-00003.jsonl", "train-00002-of-00003.jsonl"),
+        ("a[1]*.jsonl", "sub/b.jsonl"),
+    ],
+)
+def test_every_row_of_every_file_is_used(local, write_jsonl, corpus_folder, names):
+    expected = []
+    for i, name in enumerate(names):
+        texts = sentences(10, start=10 * i)
+        if name.endswith(".txt"):
+            texts = ["\n\n".join(texts)]
+            (corpus_folder / name).write_text(texts[0])
+        elif name.endswith(".parquet"):
+            datasets.Dataset.from_dict({"text": texts}).to_parquet(corpus_folder / name)
+        else:
+            write_jsonl(name, texts)
+        expected += texts
+    found = all_documents(open_corpus(local()))
+    assert sorted(text for texts in found.values() for text in texts) == sorted(expected)
+
+
+def test_unknown_files_are_named(local, write_jsonl, corpus_folder):
+    write_jsonl("train.jsonl", sentences(3))
+    (corpus_folder / "README.md").write_text("x")
+    corpus = open_corpus(local())
+    assert any("README.md" in note for note in corpus.notes)
+    assert corpus.description["unused_files"] == ["README.md"]
+
+
+def test_validation_file_is_named_when_it_is_not_wanted(local, write_jsonl):
+    write_jsonl("train.jsonl", sentences(3))
+    write_jsonl("val.jsonl", sentences(3, start=3))
+    corpus = open_corpus(local(validation_split=None))
+    assert any("val.jsonl" in note for note in corpus.notes)
+
+
+def test_single_text_file_becomes_documents_by_document_start(local, corpus_folder):
+    path = corpus_folder / "play.txt"
+    path.write_text("ROMEO:\nAy me.\n\nJULIET:\nO Romeo.\n")
+    found = all_documents(open_corpus(local(path=str(path), document_start="^[A-Z]+:$")))
+    texts = sorted(text for texts in found.values() for text in texts)
+    assert texts == ["JULIET:\nO Romeo.\n", "ROMEO:\nAy me.\n\n"]
+
+
+def lines(*values):
+    return "".join(json.dumps({"text": value}) + "\n" for value in values)
+
+
+BAD_FILES = {
+    "bad_line.jsonl": (lines(*"abcde") * 10 + '{"text": "x\n' + lines("z"), "line 51"),
+    "cut.jsonl": (lines(*"abc")[:-5], "line 3"),
+    "latin.jsonl": (lines("a").encode() + b'{"text": "\xe9"}\n', "line 2 is not UTF-8"),
+    "empty.jsonl": ("", "is empty"),
+    "blank.jsonl": ("\n\n", "holds no rows"),
+    "numbers.jsonl": (lines(1, 2), "row 1: 'text' is int, not a string"),
+    "mixed.jsonl": (lines("a", 2), "row 2: 'text' is int, not a string"),
+    "nulls.jsonl": (lines("a", None), "row 2: 'text' is null"),
+    "surrogate.jsonl": (lines("a", "\ud800"), "line 2: 'text' holds half of a surrogate pair"),
+    "other_column.jsonl": ('{"body": "a", "id": 1}\n', "its columns are body, id"),
+    "array.json": ('[\n{"text": "a"},\n{"text": }\n]', "line 3"),
+    "not_really.parquet": ("PAR1 no", "cannot be read as parquet"),
+    "latin.txt": (b"caf\xe9\n", "line 1 is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file_is_named_with_its_line(local, corpus_folder, name):
+    content, message = BAD_FILES[name]
+    path = corpus_folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError) as caught:
+        all_documents(open_corpus(local()))
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_parquet_is_named(local, corpus_folder):
+    path = corpus_folder / "cut.parquet"
+    datasets.Dataset.from_dict({"text": sentences(50)}).to_parquet(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match=r"cut\.parquet.*cannot be read as parquet"):
+        all_documents(open_corpus(local()))
+
+
+def test_array_of_objects_is_read(local, corpus_folder):
+    (corpus_folder / "a.json").write_text(json.dumps([{"text": t} for t in sentences(5)]))
+    found = all_documents(open_corpus(local()))
+    assert sorted(found["train"] + found["validation"]) == sorted(sentences(5))
+
+
+def test_path_typo_never_reaches_the_hub(local, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", partial(pytest.fail, "contacted the hub"))
+    with pytest.raises(DataError, match=r"no such file or folder: .*nosuchdir"):
+        open_corpus(local(path="nosuchdir"))
+
+
+def test_folder_without_known_files_lists_what_there_is(local, corpus_folder):
+    (corpus_folder / "a.csv").write_text("x")
+    with pytest.raises(DataError, match=r"no file to read .*\.parquet.*found a\.csv"):
+        open_corpus(local())
+
+
+def test_missing_splits_list_those_there_are(local, write_jsonl):
+    write_jsonl("test.jsonl", sentences(3))
+    with pytest.raises(DataError, match=r"data\.train_split \('train'\).*its splits are test"):
+        open_corpus(local())
+    write_jsonl("train.jsonl", sentences(3))
+    with pytest.raises(DataError, match=r"data\.validation_split \('dev'\).*train"):
+        open_corpus(local(validation_split="dev"))
+    with pytest.raises(DataError, match="no split 'dev'; there are train, validation, test"):
+        next(open_corpus(local()).documents("dev"))
+
+
+def test_python_stdlib_leaves_out_tests_and_packages():
+    names = [file.relative for file in python_files("python_stdlib")]
+    assert "json/decoder.py" in names
+    assert names == sorted(names)
+    folders = {part for name in names for part in name.split("/")[:-1]}
+    assert not folders & {"test", "tests", "idle_test", "site-packages", "dist-packages"}
+
+
+def test_python_corpus_splits_by_file_name_and_counts_undecodable_files(tmp_path, monkeypatch):
+    for i in range(40):
+        (tmp_path / f"m{i}.py").write_text(f"x = {i}\n")
+    (tmp_path / "latin.py").write_bytes(b"# \xe9\n")
+    paths = {"stdlib": str(tmp_path), "purelib": str(tmp_path), "platlib": str(tmp_path)}
+    monkeypatch.setattr("sysconfig.get_paths", lambda: paths)
+    settings = DataSettings(name="x", source="python_stdlib", validation_fraction=0.25)
+    corpus = open_corpus(settings)
+    found = all_documents(corpus)
+    assert sorted(found["train"] + found["validation"]) == sorted(f"x = {i}\n" for i in range(40))
+    assert split_by_hash(b"m7.py", 0.25) == (
+        "train" if "x = 7\n" in found["train"] else "validation"
+    )
+    assert corpus.description["undecodable_files"] == {"latin.py"}

@@ -1,0 +1,363 @@
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pytest
+from conftest import sentences
+
+from data import pipeline
+from data.errors import DataError
+from data.pipeline import count_words, prepare, prepared_folder
+from data.prepared import PreparedData
+from data.settings import TokenizerSettings
+from data.tokenizer import END_OF_TEXT
+
+ROOT = Path(__file__).parents[2]
+
+
+def file_bytes(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def tokens_of(prepared, split):
+    stream = prepared.stream(split)
+    return stream.window(0, len(stream))
+
+
+@pytest.fixture
+def corpus(write_jsonl):
+    texts = sentences(120)
+    texts[7] = f"text {END_OF_TEXT} with the special token's name"
+    write_jsonl("train.jsonl", texts[:100])
+    write_jsonl("validation.jsonl", texts[100:110])
+    write_jsonl("test.jsonl", texts[110:])
+    return {"train": texts[:100], "validation": texts[100:110], "test": texts[110:]}
+
+
+@pytest.fixture
+def quiet():
+    lines = []
+    return lines.append
+
+
+@pytest.fixture
+def prepared(local, byte_level, corpus, quiet):
+    return prepare(local(shard_tokens=500), byte_level, quiet)
+
+
+def test_packing_loses_nothing_and_documents_end_in_one_token(prepared, corpus):
+    tokenizer = prepared.tokenizer()
+    for split, texts in corpus.items():
+        tokens = tokens_of(prepared, split)
+        ends = np.flatnonzero(tokens == prepared.end_of_document_id)
+        assert ends[-1] == len(tokens) - 1
+        documents = np.split(tokens, ends + 1)[:-1]
+        decoded = [tokenizer.decode(d[:-1].tolist(), skip_special_tokens=False) for d in documents]
+        assert decoded == texts
+
+
+def test_counts_are_those_of_the_original_text(prepared, corpus):
+    assert set(prepared.splits) == {"train", "validation", "test"}
+    for split, counts in prepared.splits.items():
+        texts = corpus[split]
+        num_bytes = sum(len(text.encode()) for text in texts)
+        words = sum(len(text.split()) for text in texts)
+        assert dataclasses.astuple(counts) == (
+            len(texts),
+            num_bytes + len(texts),
+            num_bytes,
+            words,
+        )
+
+
+def test_shards_are_of_the_stated_size_and_read_as_one_stream(prepared):
+    shards = sorted(prepared.folder.glob("train-*.npy"))
+    sizes = [len(np.load(shard, allow_pickle=False)) for shard in shards]
+    assert len(sizes) > 2
+    assert set(sizes[:-1]) == {500}
+    whole = np.concatenate([np.load(shard, allow_pickle=False) for shard in shards])
+    assert whole.dtype == np.uint16
+    stream = prepared.stream("train")
+    assert len(stream) == len(whole)
+    for start, length in ((0, 1), (499, 2), (250, 1300), (len(whole) - 1, 1), (5, 0)):
+        np.testing.assert_array_equal(stream.window(start, length), whole[start : start + length])
+    with pytest.raises(IndexError):
+        stream.window(len(whole) - 1, 2)
+
+
+def test_same_input_gives_the_same_bytes(local, byte_level, corpus, quiet, tmp_path):
+    tokenizer = TokenizerSettings(name="bpe", kind="bpe", vocab_size=300)
+    folders = [
+        prepare(local(prepared_dir=str(tmp_path / name)), tokenizer, quiet).folder
+        for name in ("one", "two")
+    ]
+    assert folders[0].name == folders[1].name
+    assert file_bytes(folders[0]) == file_bytes(folders[1])
+
+
+def test_preparing_again_does_nothing(local, byte_level, prepared, monkeypatch):
+    monkeypatch.setattr(pipeline, "open_corpus", lambda _: pytest.fail("read the corpus again"))
+    again = prepare(local(shard_tokens=500), byte_level)
+    assert again.fingerprint == prepared.fingerprint
+
+
+def test_folder_follows_what_determines_the_content(local, byte_level, corpus, write_jsonl):
+    folder = prepared_folder(local(), byte_level)
+    assert folder.name.startswith("test-bytes-")
+    assert prepared_folder(local(), byte_level) == folder
+    assert prepared_folder(local(shard_tokens=7), byte_level) != folder
+    assert prepared_folder(local(), TokenizerSettings(name="bytes", kind="bpe")) != folder
+    write_jsonl("train.jsonl", [*corpus["train"], "one more"])
+    assert prepared_folder(local(), byte_level) != folder
+
+
+def test_training_tokens_stop_at_the_document_that_reaches_the_limit(
+    local, byte_level, corpus, quiet
+):
+    limited = prepare(local(max_train_tokens=200), byte_level, quiet)
+    whole = prepare(local(), byte_level, quiet)
+    tokens = tokens_of(limited, "train")
+    assert 200 <= len(tokens) < 200 + max(len(text.encode()) + 1 for text in corpus["train"])
+    np.testing.assert_array_equal(tokens, tokens_of(whole, "train")[: len(tokens)])
+    assert limited.splits["validation"] == whole.splits["validation"]
+
+
+def test_max_train_tokens_stops_reading(local, byte_level, write_jsonl, quiet, monkeypatch):
+    monkeypatch.setattr(pipeline, "_BATCH_CHARACTERS", 200)
+    write_jsonl("train-0.jsonl", sentences(100))
+    write_jsonl("train-1.jsonl", [None])
+    write_jsonl("validation.jsonl", sentences(3))
+    assert prepare(local(max_train_tokens=100), byte_level, quiet).splits["train"].tokens < 200
+
+
+def test_small_batches_change_no_byte(local, byte_level, corpus, quiet, tmp_path, monkeypatch):
+    whole = prepare(local(), byte_level, quiet)
+    monkeypatch.setattr(pipeline, "_BATCH_CHARACTERS", 50)
+    small = prepare(local(prepared_dir=str(tmp_path / "other")), byte_level, quiet)
+    assert small.fingerprint == whole.fingerprint
+
+
+def test_line_ends_count_as_words_where_asked():
+    assert count_words("a b\n\nc", count_line_ends=False) == 3
+    assert count_words("a b\n\nc", count_line_ends=True) == 6
+    assert count_words("a b\n\nc\n", count_line_ends=True) == 6
+
+
+def assert_nothing_looks_finished(folder):
+    assert not folder.exists()
+    with pytest.raises(DataError):
+        PreparedData(folder)
+
+
+def test_exception_midway_leaves_nothing(local, byte_level, corpus, quiet, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("midway")
+
+    monkeypatch.setattr(pipeline, "count_baselines", fail)
+    with pytest.raises(RuntimeError, match="midway"):
+        prepare(local(), byte_level, quiet)
+    folder = prepared_folder(local(), byte_level)
+    assert_nothing_looks_finished(folder)
+    assert not folder.with_name(folder.name + ".partial").exists()
+
+
+@pytest.mark.slow
+def test_killed_preparation_is_discarded_and_redone(local, byte_level, corpus, tmp_path):
+    undisturbed = prepare(local(prepared_dir=str(tmp_path / "other")), byte_level)
+    code = f"""
+import time
+from data import pipeline
+from data.settings import DataSettings, TokenizerSettings
+pipeline.count_baselines = lambda *_: (print("midway", flush=True), time.sleep(60))
+pipeline.prepare({local()!r}, {byte_level!r})
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert child.stdout.readline() == b"midway\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    folder = prepared_folder(local(), byte_level)
+    assert_nothing_looks_finished(folder)
+    lines = []
+    redone = prepare(local(), byte_level, lines.append)
+    assert any("interrupted" in line for line in lines)
+    assert file_bytes(redone.folder) == file_bytes(undisturbed.folder)
+    assert not folder.with_name(folder.name + ".partial").exists()
+
+
+def test_second_preparer_waits_and_finds_it_done(local, byte_level, corpus, tmp_path, monkeypatch):
+    other = prepare(local(prepared_dir=str(tmp_path / "other")), byte_level, lambda _: None)
+    folder = prepared_folder(local(), byte_level)
+    folder.parent.mkdir()
+    lock = filelock.FileLock(folder.with_name(folder.name + ".lock"))
+    lock.acquire()
+    monkeypatch.setattr(pipeline, "open_corpus", lambda _: pytest.fail("prepared it again"))
+    lines, results = [], []
+    waiting = threading.Thread(
+        target=lambda: results.append(prepare(local(), byte_level, lines.append))
+    )
+    waiting.start()
+    while not lines:
+        time.sleep(0.01)
+    other.folder.rename(folder)
+    lock.release()
+    waiting.join()
+    assert "waiting" in lines[0]
+    assert results[0].folder == folder
+
+
+def test_full_disk_is_named_and_cleaned_up(local, byte_level, corpus, quiet):
+    pytest.importorskip("datasets")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(DataError, match=r"no room to write .*partial.*data\.prepared_dir"):
+            prepare(local(), byte_level, quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in Path(local().prepared_dir).iterdir() if p.is_dir()] == []
+
+
+def test_bad_settings_are_refused_all_at_once(local, byte_level):
+    with pytest.raises(DataError, match=r"data\.shard_tokens \(0\).*; tokenizer\.kind"):
+        prepare(local(shard_tokens=0), TokenizerSettings(name="x", kind="y"))
+
+
+def test_corpus_of_empty_texts_is_refused(local, byte_level, write_jsonl, quiet):
+    write_jsonl("train.jsonl", ["", ""])
+    with pytest.raises(DataError, match="no text for split train"):
+        prepare(local(), byte_level, quiet)
+
+
+def test_corpus_too_small_for_a_validation_split_says_what_to_do(
+    local, byte_level, write_jsonl, quiet
+):
+    write_jsonl("train.jsonl", ["only one document"])
+    with pytest.raises(
+        DataError, match=r"validation_fraction \(0\.25\) of 1 documents.*document_s"
+    ):
+        prepare(local(), byte_level, quiet)
+
+
+def test_lone_surrogate_names_its_document(local, byte_level, corpus, quiet, monkeypatch):
+    monkeypatch.setattr(
+        "data.local_source._rows", lambda *_: iter([pipeline.Document("a\ud800", "file row 3")])
+    )
+    with pytest.raises(DataError, match="file row 3: character 1 is half of a surrogate pair"):
+        prepare(local(), byte_level, quiet)
+
+
+def test_prepared_dir_that_cannot_be_made_is_named(local, byte_level, corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data\.prepared_dir: cannot create"):
+        prepare(local(prepared_dir=str(tmp_path / "file")), byte_level)
+
+
+def edit_manifest(folder, change):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+DAMAGES = {
+    "shard missing": (lambda f: (f / "train-00000.npy").unlink(), "train-00000.npy is missing"),
+    "shard cut": (lambda f: os.truncate(f / "train-00000.npy", 300), "train-00000.npy"),
+    "shard of another size": (
+        lambda f: np.save(f / "train-00000.npy", np.zeros(3, np.uint16)),
+        r"\(3,\) uint16 instead of \(500,\) uint16",
+    ),
+    "shard of another type": (
+        lambda f: np.save(f / "train-00000.npy", np.zeros(500, np.int64)),
+        r"int64 instead of .* uint16",
+    ),
+    "pickle for a shard": (
+        lambda f: np.save(f / "train-00000.npy", np.array([{}], object), allow_pickle=True),
+        "train-00000.npy cannot be read",
+    ),
+    "manifest missing": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing"),
+    "manifest cut": (lambda f: os.truncate(f / "manifest.json", 100), "manifest.json is damaged"),
+    "manifest key missing": (
+        lambda f: edit_manifest(f, lambda m: m.pop("tokenizer")),
+        "manifest.json is damaged",
+    ),
+    "another format": (
+        lambda f: edit_manifest(f, lambda m: m.update(format_version=0)),
+        "has format 0, not 1",
+    ),
+    "shard outside": (
+        lambda f: edit_manifest(
+            f, lambda m: m["splits"]["train"]["shards"][0].update(file="../x.npy")
+        ),
+        "outside the folder",
+    ),
+    "tokenizer missing": (
+        lambda f: (f / "tokenizer" / "tokenizer.json").unlink(),
+        "holds no tokenizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folder_is_refused(prepared, damage):
+    inflict, message = DAMAGES[damage]
+    inflict(prepared.folder)
+    with pytest.raises(DataError, match=message) as caught:
+        PreparedData(prepared.folder)
+    assert damage == "manifest missing" or f"delete {prepared.folder}" in str(caught.value)
+
+
+def test_verify_names_the_file_with_a_flipped_bit(prepared):
+    prepared.verify()
+    path = prepared.folder / "train-00001.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"train-00001\.npy.*sha256 differs"):
+        PreparedData(prepared.folder).verify()
+
+
+def test_token_outside_the_vocabulary_is_refused_when_read(prepared):
+    path = prepared.folder / "train-00001.npy"
+    tokens = np.load(path, allow_pickle=False)
+    tokens[20] = 60_000
+    np.save(path, tokens)
+    stream = PreparedData(prepared.folder).stream("train")
+    with pytest.raises(DataError, match=r"train-00001\.npy holds token 60000 at position 520"):
+        stream.window(510, 20)
+
+
+def test_unknown_split_lists_those_there_are(prepared):
+    with pytest.raises(DataError, match="no split 'dev'; it has train, validation, test"):
+        prepared.stream("dev")
+
+
+def test_manifest_says_what_was_read_and_how(prepared):
+    manifest = json.loads((prepared.folder / "manifest.json").read_text())
+    files = {entry["file"]: entry["split"] for entry in prepared.source["files"]}
+    assert files["train.jsonl"] == "train"
+    assert manifest["settings"]["tokenizer"]["kind"] == "bytes"
+    assert set(manifest["created_by"]) == {"python", "datasets", "tokenizers"}
+    assert 1 < prepared.baselines["bigram_perplexity"] < prepared.baselines["unigram_perplexity"]
+    assert prepared.vocab_size == 257
+
+
+def test_importing_data_loads_no_heavy_library():
+    code = (
+        "import sys, data.pipeline; from data.settings import *;"
+        "data.pipeline.prepared_folder(DataSettings('x', 'python_stdlib', prepared_dir='p'),"
+        "TokenizerSettings('x', 'bpe'));"
+        "print({'torch', 'datasets', 'transformers', 'tokenizers'} & set(sys.modules))"
+    )
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert output.strip() == "set()"

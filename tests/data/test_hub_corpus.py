@@ -1,0 +1,159 @@
+"""Hub datasets against a server on this machine, in processes of their own.
+
+HF_ENDPOINT is read when huggingface_hub is imported.
+"""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import sentences
+from hub_stand_in import COMMITS, serve
+
+ROOT = Path(__file__).parents[2]
+NAME = "kvlab-tests/stories"
+
+pytestmark = pytest.mark.slow
+
+READ = """
+import json, sys
+from data.errors import DataError
+from data.settings import DataSettings
+from data.sources import open_corpus
+for changes in json.loads(sys.argv[1]):
+    settings = DataSettings(**{"name": "x", "source": "hub", "path": NAME, **changes})
+    try:
+        corpus = open_corpus(settings)
+        found = {split: list(corpus.documents(split)) for split in corpus.splits}
+        print(json.dumps({"documents": found, "description": corpus.description}))
+    except DataError as error:
+        print(json.dumps({"error": str(error)}))
+"""
+
+
+def read(endpoint, tmp_path, *changes, **environment):
+    code = READ.replace("NAME", repr(NAME))
+    # The suite may run with HF_HUB_OFFLINE=1; here the Hub is this machine.
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(changes)],
+        cwd=ROOT,
+        env=os.environ | settings | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def parquet(texts):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def files():
+    card = """---
+configs:
+- config_name: small
+  data_files:
+  - split: train
+    path: small-train-*
+  - split: validation
+    path: small-validation-*
+- config_name: bare
+  data_files:
+  - split: train
+    path: small-train-*
+---
+"""
+    return {
+        "README.md": card.encode(),
+        "small-train-00000-of-00001.parquet": parquet(sentences(60)),
+        "small-validation-00000-of-00001.parquet": parquet(sentences(10, start=60)),
+    }
+
+
+def test_dataset_is_read_whole_streamed_pinned_and_bad_names_are_explained(tmp_path, files):
+    small = {"config_name": "small"}
+    with serve(NAME, files) as endpoint:
+        whole, pinned, streamed, carved, *errors = read(
+            endpoint,
+            tmp_path,
+            small,
+            {**small, "revision": "old"},
+            {**small, "streaming": True},
+            {"config_name": "bare", "validation_fraction": 0.25},
+            {**small, "path": "kvlab-tests/nothing"},
+            {**small, "path": "kvlab-tests/gated"},
+            {**small, "revision": "nobranch"},
+            {"config_name": "nope"},
+            {**small, "train_split": "learn"},
+            {**small, "validation_split": "dev"},
+            {**small, "text_column": "body"},
+        )
+    expected = {"train": sentences(60), "validation": sentences(10, start=60)}
+    assert whole["documents"] == streamed["documents"] == pinned["documents"] == expected
+    assert whole["description"]["commit"] == COMMITS["main"]
+    assert pinned["description"]["commit"] == COMMITS["old"]
+    assert pinned["description"]["revision"] == "old"
+    both = carved["documents"]["train"] + carved["documents"]["validation"]
+    assert sorted(both) == sorted(sentences(60))
+    assert carved["documents"]["validation"]
+    for error, parts in zip(
+        errors,
+        (
+            ("data.path ('kvlab-tests/nothing')", "no such dataset"),
+            ("data.path ('kvlab-tests/gated')", "gated"),
+            ("data.revision ('nobranch')",),
+            ("data.config_name ('nope')", "small", "bare"),
+            ("data.train_split ('learn')", "train, validation"),
+            ("data.validation_split ('dev')", "train, validation"),
+            ("data.text_column ('body')", "its columns are text"),
+        ),
+        strict=True,
+    ):
+        for part in parts:
+            assert part in error["error"]
+        assert "\n" not in error["error"]
+
+    # Offline, the copy in the cache serves; what is not in it is refused at once.
+    cached, missing = read(
+        "http://127.0.0.1:9", tmp_path, small, {"path": "a/b"}, HF_HUB_OFFLINE="1"
+    )
+    assert cached["documents"] == expected
+    assert "in the local cache (HF_HUB_OFFLINE=1)" in missing["error"]
+
+
+def assert_refused_in_time(endpoint, tmp_path):
+    start = time.monotonic()
+    (result,) = read(endpoint, tmp_path, {})
+    assert time.monotonic() - start < 15
+    assert f"dataset '{NAME}': cannot reach the Hub at {endpoint}" in result["error"]
+    assert "data=local data.path=" in result["error"]
+    assert "\n" not in result["error"]
+
+
+def test_refused_connection_is_reported_in_seconds(tmp_path):
+    assert_refused_in_time("http://127.0.0.1:9", tmp_path)
+
+
+def test_unknown_host_is_reported_in_seconds(tmp_path):
+    assert_refused_in_time("http://no-such-host.invalid", tmp_path)
+
+
+def test_silent_connection_is_reported_in_seconds(tmp_path):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(16)
+        assert_refused_in_time(f"http://127.0.0.1:{server.getsockname()[1]}", tmp_path)
