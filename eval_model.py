@@ -22,7 +22,7 @@ def main(config: run_config.EvalConfig) -> None:
 
     device = pick_device(config.device)
     rows = []
-    for run in choose_runs(config.runs_dir, config.run, print):
+    for run in choose_runs(config.runs_dir, config.patterns(), print):
         print(f"evaluating {run.path.name}", file=sys.stderr)
         rows.append(evaluate_run(run, config.split, config.eval, device, print))
     groups = group_by_protocol(rows)

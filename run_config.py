@@ -79,7 +79,7 @@ class EvalConfig:
     runs_dir: str = "???"
     reports_dir: str = "???"
     report_name: str = "comparison"
-    run: str | None = None
+    run: Any = None
     split: str = "validation"
     device: str = "auto"
     eval: EvalSettings = field(default_factory=EvalSettings)
@@ -87,12 +87,21 @@ class EvalConfig:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
-        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.report_name):
-            return []
-        return [
-            f"report_name ('{self.report_name}') must be letters, digits, '.', '_' and '-', "
-            "at most 100"
-        ]
+        found = []
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.report_name):
+            found.append(
+                f"report_name ('{self.report_name}') must be letters, digits, '.', '_' and '-', "
+                "at most 100"
+            )
+        if not all(isinstance(pattern, str) for pattern in self.patterns()):
+            found.append(f"run ({self.run}) must be a name or a list of names: run=[mha-*,mla-*]")
+        return found
+
+    def patterns(self) -> list[str]:
+        """Return the names that `run` gives, as a list; all runs if it gives none."""
+        if self.run is None:
+            return ["*"]
+        return list(self.run) if isinstance(self.run, list) else [self.run]
 
 
 @dataclass
@@ -203,11 +212,11 @@ def explain(error: BaseException, schema: type) -> str:
 def _nearest(key: str, schema: type) -> str:
     """Suggest the valid key that looks most like an unknown one, or list its neighbours."""
     groups = [path.name for path in (ROOT / "conf").iterdir() if path.is_dir()]
-    known = _keys(schema) + groups
+    known = groups + _keys(schema)
     parent, _, leaf = key.rpartition(".")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    if not near:  # the right name under the wrong parent
-        near = [k for k in known if difflib.get_close_matches(leaf, [k.rpartition(".")[2]])][:1]
+    if not near and parent:  # the right name under the wrong parent
+        near = [k for k in known if "." in k and k.rpartition(".")[2] == leaf][:1]
     if near:
         return f"did you mean '{near[0]}'?"
     siblings = [k.rpartition(".")[2] for k in known if parent and k.rpartition(".")[0] == parent]

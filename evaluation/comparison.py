@@ -59,9 +59,9 @@ def load_run(run: RunFolder, device: torch.device, say: Callable[[str], None]) -
 
 
 def choose_runs(
-    runs_dir: Path | str, pattern: str | None, say: Callable[[str], None]
+    runs_dir: Path | str, patterns: Sequence[str], say: Callable[[str], None]
 ) -> list[RunFolder]:
-    """Return the finished runs that a comma-separated list of names or wildcards chooses.
+    """Return the finished runs that names, with * and ? as wildcards, choose.
 
     Raises:
         EvaluationError: If there are none.
@@ -74,14 +74,12 @@ def choose_runs(
             f"there is no finished run in {runs_dir}; train one: python train_model.py "
             "attention=mla"
         )
-    if pattern is None:
-        return finished
-    chosen = []
-    for part in pattern.split(","):
-        matching = [r for r in finished if fnmatch.fnmatch(r.path.name, part.strip())]
+    chosen: list[RunFolder] = []
+    for pattern in patterns:
+        matching = [run for run in finished if fnmatch.fnmatch(run.path.name, pattern)]
         if not matching:
             raise EvaluationError(
-                f"no finished run in {runs_dir} is called '{part.strip()}'; there are: "
+                f"no finished run in {runs_dir} is called '{pattern}'; there are: "
                 f"{', '.join(r.path.name for r in finished)}"
             )
         chosen += [run for run in matching if run not in chosen]

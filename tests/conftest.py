@@ -1,0 +1,50 @@
+"""What all tests share: no network, no wandb, and a corpus small enough to train on in seconds."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before any test imports a library that reads them.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+
+LINE = "def f{0}(x):\n    return x + {0}  # the {0}. function\n"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small text files, 24 for training and 4 for validation."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(28):
+        split = "validation" if number >= 24 else "train"
+        text = "".join(LINE.format(number * 50 + line) for line in range(50))
+        (folder / f"{split}-{number:02d}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The corpus above, prepared with a byte-level BPE of 300 tokens."""
+    from data.pipeline import prepare
+    from data.settings import DataSettings, TokenizerSettings
+
+    data = DataSettings(
+        name="tiny",
+        source="local",
+        path=str(corpus_folder),
+        prepared_dir=str(tmp_path_factory.mktemp("prepared")),
+    )
+    return prepare(data, TokenizerSettings(name="bpe", kind="bpe", vocab_size=300), lambda _: None)

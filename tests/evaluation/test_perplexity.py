@@ -1,0 +1,164 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.errors import EvaluationError
+from evaluation.perplexity import Window, score, windows
+from modeling.config import GPTConfig
+from modeling.gpt import GPT
+
+
+class Stream:
+    def __init__(self, tokens):
+        self.tokens = np.asarray(tokens, dtype=np.int64)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def window(self, start, length):
+        assert start >= 0
+        assert start + length <= len(self.tokens)
+        return self.tokens[start : start + length]
+
+
+class Uniform:
+    """Gives every token the same likelihood."""
+
+    def __init__(self, vocab_size):
+        self.logits = torch.zeros(vocab_size)
+
+    def token_nll(self, tokens, targets):
+        return torch.nn.functional.cross_entropy(
+            self.logits.expand(targets.numel(), -1), targets.flatten(), reduction="none"
+        ).view_as(targets)
+
+
+class LastToken:
+    """A bigram model: the NLL of y after x is |x - y| + 1, known in closed form."""
+
+    def token_nll(self, tokens, targets):
+        return (tokens - targets).abs().float() + 1.0
+
+
+@pytest.fixture
+def gpt():
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=11,
+        max_position_embeddings=8,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        initializer_range=0.4,
+        attention={
+            "name": "mha",
+            "hidden_size": 16,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "v_head_dim": 8,
+            "qk_rope_head_dim": 8,
+        },
+    )
+    return GPT(config).eval()
+
+
+def test_disjoint_windows_are_those_written_by_hand():
+    assert list(windows(10, context=4, stride=4)) == [
+        Window(start=0, length=4, scored=4),
+        Window(start=4, length=4, scored=4),
+        Window(start=5, length=4, scored=1),
+    ]
+
+
+def test_strided_windows_are_those_written_by_hand():
+    assert list(windows(9, context=4, stride=2)) == [
+        Window(start=0, length=4, scored=4),
+        Window(start=2, length=4, scored=2),
+        Window(start=4, length=4, scored=2),
+    ]
+    assert list(windows(3, context=8, stride=8)) == [Window(start=0, length=2, scored=2)]
+
+
+@pytest.mark.parametrize("num_tokens", [2, 3, 7, 8, 9, 10, 63, 100])
+@pytest.mark.parametrize(("context", "stride"), [(1, 1), (4, 1), (4, 3), (4, 4), (9, 5), (200, 7)])
+def test_every_token_but_the_first_is_scored_once(num_tokens, context, stride):
+    seen = []
+    for window in windows(num_tokens, context, stride):
+        last_target = window.start + window.length
+        seen += range(last_target - window.scored + 1, last_target + 1)
+        assert window.length <= context
+    assert seen == list(range(1, num_tokens))
+
+
+@pytest.mark.parametrize("vocab_size", [2, 300, 4096])
+def test_uniform_logits_give_exactly_the_vocabulary(vocab_size):
+    stream = Stream(np.arange(1001) % vocab_size)
+    assert score(Uniform(vocab_size), stream, 64, 64).perplexity == pytest.approx(
+        vocab_size, rel=1e-6
+    )
+
+
+def test_a_model_known_in_closed_form():
+    tokens = np.random.default_rng(0).integers(0, 9, 137)
+    expected = float((np.abs(np.diff(tokens)) + 1).sum())
+    for context, stride in ((5, 5), (5, 2), (64, 64)):
+        result = score(LastToken(), Stream(tokens), context, stride, batch_size=3)
+        assert result.nll_sum == expected
+        assert result.tokens_scored == 136
+        assert result.perplexity == pytest.approx(math.exp(expected / 136))
+        assert result.word_perplexity(50) == pytest.approx(math.exp(expected / 50))
+        assert result.bits_per_byte(700) == pytest.approx(expected / math.log(2) / 700)
+        assert sum(result.window_tokens) == 136
+        assert math.fsum(result.window_nll) == result.nll_sum
+
+
+@pytest.mark.parametrize(("context", "stride"), [(8, 8), (8, 3), (5, 1)])
+def test_scores_equal_those_token_by_token(gpt, context, stride):
+    tokens = np.random.default_rng(1).integers(0, 11, 47)
+    total = 0.0
+    for window in windows(47, context, stride):
+        row = torch.from_numpy(tokens[window.start : window.start + window.length + 1])
+        for scored in range(window.length - window.scored, window.length):
+            logits = gpt(row[None, : scored + 1])[0, -1].detach().double()
+            total -= float(logits.log_softmax(-1)[row[scored + 1]])
+    result = score(gpt, Stream(tokens), context, stride)
+    assert result.nll_sum == pytest.approx(total, rel=1e-6)
+
+
+def test_the_batch_size_does_not_change_the_score(gpt):
+    stream = Stream(np.random.default_rng(2).integers(0, 11, 100))
+    scores = [score(gpt, stream, 8, 5, batch_size=size).nll_sum for size in (1, 3, 8, 64)]
+    assert scores == pytest.approx([scores[0]] * 4, rel=1e-6)
+
+
+def test_more_context_is_what_a_smaller_stride_gives(gpt):
+    stream = Stream(np.random.default_rng(3).integers(0, 11, 60))
+    assert score(gpt, stream, 8, 8).nll_sum != score(gpt, stream, 8, 1).nll_sum
+
+
+def test_a_look_at_the_first_tokens_only():
+    result = score(LastToken(), Stream(np.arange(50)), 8, 8, max_tokens=20)
+    assert result.tokens_scored == 19
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1])
+def test_a_split_with_nothing_to_score_is_refused(num_tokens):
+    with pytest.raises(EvaluationError, match=rf"{num_tokens} tokens has nothing to score"):
+        score(LastToken(), Stream(np.zeros(num_tokens)), 8, 8)
+
+
+def test_likelihoods_that_are_no_numbers_are_refused(gpt):
+    with torch.no_grad():
+        gpt.layers[0].mlp.up_proj.weight[0, 0] = math.nan
+    with pytest.raises(EvaluationError, match="not finite"):
+        score(gpt, Stream(np.arange(20) % 11), 8, 8)
+
+
+@pytest.mark.parametrize("stride", [0, 9])
+def test_a_stride_outside_its_range_is_refused(stride):
+    with pytest.raises(EvaluationError, match=r"eval\.stride"):
+        score(LastToken(), Stream(np.arange(20)), 8, stride)

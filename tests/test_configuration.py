@@ -1,0 +1,254 @@
+import dataclasses
+import itertools
+import math
+import re
+import typing
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+import run_config
+from modeling.accounting import match_to_mha, num_parameters
+from modeling.errors import ModelConfigError
+from modeling.gpt import check
+
+CONF = run_config.ROOT / "conf"
+GROUPS = (
+    *("block", "data", "tokenizer", "optim", "schedule", "trainer", "eval", "tracking"),
+    *("experiment", "debug"),
+)
+ATTENTIONS = ("mha", "mqa", "gqa", "mla_no_rope", "mla")
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides, name="train"):
+    run_config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+def train_config(*overrides):
+    config = run_config.checked(composed(*overrides), run_config.TrainConfig)
+    check(config.model)
+    return config
+
+
+def refusal(*overrides):
+    """What a user reads for these overrides, from whichever layer refuses."""
+    try:
+        train_config(*overrides)
+    except run_config.USER_ERRORS as error:
+        return str(error)
+    except Exception as error:
+        return run_config.explain(error, run_config.TrainConfig)
+    pytest.fail(f"{overrides} were accepted")
+
+
+@pytest.mark.parametrize(
+    ("model", "attention"), list(itertools.product(options("model"), options("attention")))
+)
+def test_every_attention_composes_with_every_size_at_mha_parameters(model, attention):
+    config = train_config(f"model={model}", f"attention={attention}")
+    assert config.run_name == f"{attention}-{model}-python_stdlib-seed0"
+    vocab = {"vocab_size": 4096}
+    matched = num_parameters(match_to_mha(dataclasses.replace(config.model, **vocab))).total
+    mha = train_config(f"model={model}", "attention=mha").model
+    baseline = num_parameters(dataclasses.replace(mha, **vocab)).total
+    assert abs(matched - baseline) / baseline < 0.01
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, option) for group in GROUPS for option in options(group)]
+)
+def test_every_option_composes(group, option):
+    needed = {"data=local": "data.path=x", "tokenizer=pretrained": "tokenizer.path=x"}
+    extra = [needed[f"{group}={option}"]] if f"{group}={option}" in needed else []
+    attention = ["attention=mla_no_rope"] if option == "classic" else []
+    train_config(f"{group}={option}", *extra, *attention)
+
+
+@pytest.mark.parametrize("entry", ["eval", "prepare"])
+def test_the_other_entry_points_compose(entry):
+    run_config.checked(composed(name=entry), run_config.SCHEMAS[entry])
+
+
+def test_generate_says_which_value_is_missing():
+    with pytest.raises(run_config.ConfigError, match="run must be given: run="):
+        run_config.checked(composed(name="generate"), run_config.GenerateConfig)
+
+
+def test_grouped_query_attentions_run_without_rope():
+    config = train_config(
+        "attention=gqa",
+        "model.attention.qk_rope_head_dim=0",
+        "model.position_embedding=learned",
+    )
+    assert config.model.attention["qk_rope_head_dim"] == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_tokenz=1", "no key 'trainer.max_tokenz'; did you mean 'trainer.max_tokens'"),
+        ("+trainer.max_tokenz=1", "no key 'trainer.max_tokenz'; did you mean 'trainer.max_tok"),
+        ("++trainer.max_tokenz=1", "no key 'trainer.max_tokenz'; did you mean 'trainer.max_tok"),
+        ("trainer.learning_rate=1", "no key 'trainer.learning_rate'; did you mean 'optim.learn"),
+        ("trainer.lrr=1", "no key 'trainer.lrr'; trainer has max_tokens, micro_batch_size"),
+        ("+foo=1", "no key 'foo'"),
+        ("attentoin=mla", "no key 'attentoin'; did you mean 'attention'"),
+        ("model.attention.kv_rank=1", "no key 'model.attention.kv_rank'"),
+        ("+model.attention.head_dimm=1", "model.attention.head_dimm; did you mean 'head_dim'"),
+        ("attention=mqaa", "Could not find 'attention/mqaa' Available options in 'attention': gqa"),
+        ("data=nope", "Available options in 'data':"),
+        ("trainer.max_tokens=abc", "'abc' of type 'str' could not be converted to Integer"),
+        ("trainer.max_tokens=1e3", "could not be converted to Integer"),
+        ("trainer.compile=maybe", "'maybe' is not a valid bool"),
+        ("optim.learning_rate=null", "'optim.learning_rate' is not Optional"),
+        ("model.attention.head_dim=abc", "head_dim ('abc') must be of type int"),
+        ("model.attention.head_dim=true", "head_dim (True) must be of type int"),
+        ("run_name=???", "run_name must be given"),
+        ("match=cash", "match ('cash') must be params or none"),
+    ],
+)
+def test_wrong_keys_and_types_are_refused_by_name(override, message):
+    assert message in refusal(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.num_attention_heads=7"], "192 is not divisible by 7"),
+        (["attention=gqa", "model.num_attention_heads=6"], "6 is not divisible by 4; set model."),
+        (
+            ["attention=gqa", "model.attention.num_key_value_heads=3"],
+            "(8) must be a multiple of num_key_value_heads (3); set "
+            "model.attention.num_key_value_heads to one of 1, 2, 4, 8",
+        ),
+        (["attention=gqa", "model.attention.num_key_value_heads=16"], "one of 1, 2, 4, 8"),
+        (["attention=mha", "model.attention.num_key_value_heads=2"], "use attention=gqa"),
+        (["attention=mqa", "model.attention.num_key_value_heads=2"], "use attention=gqa"),
+        (["attention=mla", "model.attention.qk_rope_head_dim=7"], "(7) must be even"),
+        (["attention=mla", "model.attention.qk_rope_head_dim=0"], "no position information"),
+        (
+            ["attention=mla", "model.attention.qk_rope_head_dim=0", "model.allow_nope=true"],
+            "use attention=mla_no_rope",
+        ),
+        (["attention=mla_no_rope", "model.attention.qk_rope_head_dim=8"], "use attention=mla for"),
+        (["attention=mla", "model.attention.kv_lora_rank=0"], "kv_lora_rank (0) must be at least"),
+        (["attention=mla", "model.attention.kv_lora_rank=385"], "= 384, beyond which it compr"),
+        (["attention=mla", "model.attention.q_lora_rank=193"], "from 1 to hidden_size (192)"),
+        (["model.attention.qk_rope_head_dim=26"], "must not exceed head_dim (24)"),
+        (["model.attention.attention_dropout=1.5"], "attention_dropout (1.5) must be in [0, 1)"),
+        (["model.attention.qk_rope_head_dim=0"], "set model.position_embedding=learned"),
+        (["model.attention.num_attention_heads=4"], "must equal model.num_attention_heads (8)"),
+        (["block=classic", "attention=mla"], "use attention=mla_no_rope"),
+        (["data=local"], "data.path is not set"),
+        (["seed=-1"], "seed (-1) must be from 0"),
+        (["trainer.sample_prompt=''"], "trainer.sample_prompt is empty"),
+        (["eval.context=8", "eval.stride=9"], "eval.stride (9) must not exceed eval.context (8)"),
+        (["sampling.top_p=2"], "sampling.top_p (2.0) must be in (0, 1]"),
+        (["model.attention.decode_path=fast"], "must be auto, folded or repeated"),
+    ],
+)
+def test_impossible_combinations_say_what_to_set_instead(overrides, message):
+    assert message in refusal(*overrides)
+
+
+def test_a_warmup_longer_than_the_run_is_refused():
+    from training.budget import make_budget
+    from training.errors import TrainingError
+
+    config = train_config("schedule.warmup_steps=5000")
+    with pytest.raises(TrainingError, match="warmup_steps"):
+        make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
+
+
+def test_all_problems_are_reported_at_once():
+    text = refusal("optim.learning_rate=-1", "trainer.keep_last=0", "sampling.temperature=-1")
+    assert {"optim.learning_rate", "trainer.keep_last", "sampling.temperature"} <= set(
+        re.findall(r"[a-z_]+\.[a-z_]+", text)
+    )
+
+
+def numeric_fields():
+    """Every number in every section that a user can set."""
+    config = train_config()
+    for section in dataclasses.fields(config):
+        value = getattr(config, section.name)
+        if dataclasses.is_dataclass(value):
+            hints = typing.get_type_hints(type(value))
+            for field in dataclasses.fields(value):
+                if hints[field.name] in (int, float, int | None, float | None):
+                    yield (
+                        section.name,
+                        field.name,
+                        float in typing.get_args(hints[field.name]) or (hints[field.name] is float),
+                    )
+
+
+@pytest.mark.parametrize(("section", "name", "is_float"), list(numeric_fields()))
+def test_every_number_has_a_rule(section, name, is_float):
+    values = [-7.5, math.nan, math.inf] if is_float else [-7]
+    for value in values:
+        settings = dataclasses.replace(getattr(train_config(), section), **{name: value})
+        assert any(name in problem for problem in settings.problems()), (section, name, value)
+
+
+@pytest.fixture
+def own_experiment(tmp_path: Path):
+    def write(text):
+        folder = tmp_path / "experiment"
+        folder.mkdir()
+        (folder / "mine.yaml").write_text("# @package _global_\n" + text)
+        return f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"
+
+    return write
+
+
+def test_an_experiment_wins_over_the_groups(own_experiment):
+    config = train_config(*own_experiment("optim:\n  learning_rate: 0.123\nseed: 5\n"))
+    assert config.optim.learning_rate == 0.123
+    assert config.seed == 5
+
+
+def test_the_command_line_wins_over_an_experiment(own_experiment):
+    config = train_config(*own_experiment("seed: 5\n"), "seed=6")
+    assert config.seed == 6
+
+
+def test_a_misspelt_key_in_an_experiment_is_refused(own_experiment):
+    message = refusal(*own_experiment("optim:\n  learning_rat: 0.123\n"))
+    assert "no key 'optim.learning_rat'; did you mean 'optim.learning_rate'" in message
+
+
+def test_a_configuration_cannot_name_code_to_run(own_experiment, tmp_path):
+    marker = tmp_path / "ran"
+    text = f"optim:\n  _target_: pathlib.Path.touch\n  _args_: ['{marker}']\n"
+    assert "_target_" in refusal(*own_experiment(text))
+    assert not marker.exists()
+
+
+def test_saved_configuration_is_compared_field_by_field(tmp_path):
+    saved = tmp_path / "config.yaml"
+    saved.write_text(run_config.as_yaml(train_config()))
+    run_config.require_same_run(saved, train_config("trainer.keep_last=5", "tracking=none"))
+    with pytest.raises(run_config.ConfigError) as error:
+        run_config.require_same_run(
+            saved, train_config("optim.learning_rate=0.5", "attention=mqa", "run_name=x")
+        )
+    assert "optim.learning_rate: 0.003 -> 0.5" in str(error.value)
+    assert "model.attention.num_key_value_heads: 8 -> 1" in str(error.value)
+
+
+def test_unknown_attention_lists_the_names():
+    config = dataclasses.replace(train_config().model, attention={"name": "mlaa"})
+    with pytest.raises(ModelConfigError, match=r"did you mean 'mla'.*gqa, mha, mla, mla_no_rope"):
+        check(config)
+
+
+def test_all_five_attentions_have_a_file():
+    assert set(options("attention")) == set(ATTENTIONS)

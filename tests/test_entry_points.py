@@ -1,0 +1,258 @@
+"""The commands as a user types them, each in a process of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tracking.checkpoints import CheckpointStore
+from tracking.metrics import read_metrics
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def kvlab(tmp_path, corpus_folder, prepared):
+    """Run an entry point on the tiny corpus, with runs and reports in tmp_path."""
+    data = [
+        "data=local",
+        f"data.path={corpus_folder}",
+        "data.name=tiny",
+        "tokenizer.vocab_size=300",
+        f"data.prepared_dir={prepared.folder.parent}",
+    ]
+    smoke = [*data, "debug=smoke", "tracking=none", f"runs_dir={tmp_path}/runs"]
+    arguments = {
+        "train_model.py": smoke,
+        "eval_model.py": ["tracking=none", f"runs_dir={tmp_path}/runs", f"reports_dir={tmp_path}"],
+        "generate_text.py": [f"runs_dir={tmp_path}/runs"],
+    }
+
+    def start(script, *extra):
+        flags = [argument for argument in extra if argument.startswith("-")]
+        overrides = [argument for argument in extra if argument not in flags]
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / script), *flags, *arguments[script], *overrides],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(script, *extra):
+        process = start(script, *extra)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    run.start = start
+    return run
+
+
+def last_line(result):
+    return result.stderr.strip().splitlines()[-1]
+
+
+def weights(runs, name):
+    store = CheckpointStore(runs / name / "checkpoints", 1, read_only=True)
+    return {
+        f"{group}/{key}": tensor
+        for group, tensors in store.load_newest().tensors.items()
+        for key, tensor in tensors.items()
+    }
+
+
+def test_train_compare_and_generate(kvlab, tmp_path):
+    trained = kvlab("train_model.py", "-m", "attention=mha,mqa,gqa,mla_no_rope,mla")
+    assert trained.returncode == 0, trained.stderr
+    runs = tmp_path / "runs"
+    names = {path.name for path in runs.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        f"{attention}-smoke-tiny-seed0" for attention in ("mha", "mqa", "gqa", "mla_no_rope", "mla")
+    }
+
+    compared = kvlab("eval_model.py")
+    assert compared.returncode == 0, compared.stderr
+    rows = {row["attention"]: row for row in json.loads(_results(tmp_path).read_text())}
+    assert len(rows) == 5
+    for name, row in rows.items():
+        summary = json.loads((runs / row["run_name"] / "summary.json").read_text())
+        assert row["perplexity"] == pytest.approx(summary["validation_perplexity"], rel=1e-9)
+        assert row["kv_cache_bytes_measured"] == row["kv_cache_bytes_per_token"]
+        assert row["split"] == "validation"
+        assert f"{row['perplexity']:,.3f}" in compared.stdout, name
+    # 2 layers x 4 bytes x elements, of 4 heads of 16: 2 h d, 2 d, 2 g d, c, c + r
+    bytes_per_token = {name: row["kv_cache_bytes_per_token"] for name, row in rows.items()}
+    assert bytes_per_token == {
+        "mha": 8 * 128,
+        "mqa": 8 * 32,
+        "gqa": 8 * 32,
+        "mla_no_rope": 8 * 64,
+        "mla": 8 * 72,
+    }
+    assert rows["mla"]["cache_ratio_to_mha"] == pytest.approx(72 / 128)
+
+    strided = kvlab("eval_model.py", "run=[mla-*,mha-*]", "eval.stride=16", "report_name=strided")
+    assert strided.returncode == 0, strided.stderr
+    strided_rows = json.loads((tmp_path / "strided" / "results.json").read_text())
+    assert {row["attention"] for row in strided_rows} == {"mha", "mla"}
+    assert {row["protocol"]["stride"] for row in strided_rows} == {16}
+
+    arguments = ["run=mla-smoke-tiny-seed0", "max_new_tokens=8", "sampling.temperature=0"]
+    texts = {
+        kvlab("generate_text.py", *arguments, f"sampling.seed={seed}").stdout for seed in (0, 1)
+    }
+    assert len(texts) == 1
+    assert texts.pop().startswith("def ")
+
+    unknown = kvlab("eval_model.py", "run=nope")
+    assert unknown.returncode == 2
+    assert "no finished run" in last_line(unknown)
+    assert "mla-smoke-tiny-seed0" in last_line(unknown)
+    for wrong in ("prompt=''", "max_new_tokens=1000", "run=nope"):
+        refused = kvlab("generate_text.py", *arguments, wrong)
+        assert refused.returncode == 2, wrong
+        assert last_line(refused).startswith("kvlab: "), wrong
+        assert refused.stdout == "", wrong
+
+
+def _results(folder):
+    return folder / "comparison" / "results.json"
+
+
+def test_runs_of_other_vocabularies_and_sizes_get_tables_of_their_own(kvlab, tmp_path):
+    assert kvlab("train_model.py", "tokenizer=bytes", "run_name=bytes").returncode == 0
+    assert (
+        kvlab("train_model.py", "model.max_position_embeddings=32", "run_name=short").returncode
+        == 0
+    )
+    compared = kvlab("eval_model.py")
+    assert compared.returncode == 0, compared.stderr
+    assert compared.stdout.count("tokens scored") == 2
+
+
+def test_rerunning_a_finished_run_does_nothing(kvlab, tmp_path):
+    assert kvlab("train_model.py").returncode == 0
+
+    def times():
+        files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = times()
+    again = kvlab("train_model.py")
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+    assert before == {
+        p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.is_file()
+    }
+
+
+def test_a_changed_configuration_under_the_same_name_is_refused(kvlab):
+    assert kvlab("train_model.py", "run_name=x").returncode == 0
+    changed = kvlab("train_model.py", "run_name=x", "attention=mqa", "seed=3")
+    assert changed.returncode == 2
+    assert "model.attention.num_key_value_heads: 4 -> 1" in last_line(changed)
+    assert "seed: 0 -> 3" in last_line(changed)
+
+
+LONGER = ["trainer.max_tokens=20480", "trainer.checkpoint_every_steps=7", "attention=mla"]
+
+
+@pytest.fixture
+def reference(kvlab, tmp_path):
+    assert kvlab("train_model.py", *LONGER, "run_name=whole").returncode == 0
+    return weights(tmp_path / "runs", "whole")
+
+
+def test_kill_and_rerun_gives_the_same_weights_bit_for_bit(kvlab, tmp_path, reference):
+    runs = tmp_path / "runs"
+    for kill_at in (9, 30, 55):
+        process = kvlab.start("train_model.py", *LONGER, "run_name=killed")
+        _wait_for_step(process, runs / "killed" / "metrics.jsonl", kill_at)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert kvlab("train_model.py", *LONGER, "run_name=killed").returncode == 0
+    killed = weights(runs, "killed")
+    assert killed.keys() == reference.keys()
+    assert [key for key in killed if not torch.equal(killed[key], reference[key])] == []
+    steps = [record["step"] for record in read_metrics(runs / "killed" / "metrics.jsonl")]
+    assert steps == list(range(1, 81))
+
+
+def test_sigterm_saves_exits_75_and_the_lock_keeps_a_second_process_out(kvlab, tmp_path, reference):
+    runs = tmp_path / "runs"
+    process = kvlab.start("train_model.py", *LONGER, "run_name=stopped")
+    _wait_for_step(process, runs / "stopped" / "metrics.jsonl", 3)
+    process.send_signal(signal.SIGSTOP)  # still holds the lock
+    second = kvlab("train_model.py", *LONGER, "run_name=stopped")
+    assert second.returncode == 2
+    assert str(process.pid) in last_line(second)
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert re.search(r"SIGTERM: checkpoint saved at step \d+ of 80; rerun", err)
+    assert kvlab("train_model.py", *LONGER, "run_name=stopped").returncode == 0
+    stopped = weights(runs, "stopped")
+    assert [key for key in stopped if not torch.equal(stopped[key], reference[key])] == []
+
+
+def _wait_for_step(process, metrics, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"ended before step {step}: {process.stderr.read()}")
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"step {step} was not reached")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optim.learning_rat=1"], "did you mean 'optim.learning_rate'"),
+        (["data.path=/nowhere/at/all"], "/nowhere/at/all"),
+        (["schedule.warmup_steps=9999"], "warmup_steps (9999) must be below the run's 8 steps"),
+        (["data.text_column=x", "model.vocab_size=100"], "model.vocab_size (100) must be at least"),
+        (["run_name=a/../b"], "run_name 'a/../b' is not allowed"),
+        (["model.max_position_embeddings=1000000", "schedule.warmup_steps=0"], "fewer than the"),
+    ],
+)
+def test_bad_input_is_one_line_with_status_2_and_leaves_no_run(kvlab, tmp_path, arguments, message):
+    result = kvlab("train_model.py", *arguments)
+    assert result.returncode == 2, result.stderr
+    assert last_line(result).startswith("kvlab: ")
+    assert message in last_line(result)
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "runs").glob("*/checkpoints/*"))
+
+
+def test_a_broken_run_does_not_stop_the_others_of_a_multirun(kvlab, tmp_path):
+    result = kvlab("train_model.py", "-m", "model.num_attention_heads=3,4", "run_name=x")
+    assert result.returncode == 2
+    assert "64 is not divisible by 3" in result.stderr
+    assert (tmp_path / "runs" / "x" / "summary.json").exists()
+
+
+def test_help_is_readable_and_needs_no_torch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('this test runs without torch')")
+    result = subprocess.run(
+        [sys.executable, "train_model.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert "attention: gqa, mha, mla, mla_no_rope, mqa" in result.stdout
+    assert "python train_model.py attention=mla" in result.stdout

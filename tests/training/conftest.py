@@ -1,0 +1,79 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from evaluation.settings import EvalSettings
+from modeling.config import GPTConfig, SamplingSettings
+from tracking.run_folder import RunFolder
+from tracking.settings import TrackingSettings
+from tracking.wandb_mirror import WandbMirror
+from training.loop import Recipe, train
+from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
+
+
+@pytest.fixture
+def recipe(prepared) -> Recipe:
+    """Twelve steps of a tiny model with dropout, so that the random state matters."""
+    model = GPTConfig(
+        vocab_size=prepared.vocab_size,
+        max_position_embeddings=32,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        attention={
+            "name": "mla",
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "kv_lora_rank": 12,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+            "attention_dropout": 0.1,
+        },
+    )
+    trainer = TrainerSettings(
+        max_tokens=12 * 4 * 32,
+        micro_batch_size=2,
+        gradient_accumulation_steps=2,
+        precision="float32",
+        device="cpu",
+        eval_every_steps=5,
+        eval_tokens=200,
+        checkpoint_every_steps=3,
+        sample_tokens=4,
+    )
+    return Recipe(
+        model=model,
+        optim=OptimSettings(),
+        schedule=ScheduleSettings(warmup_steps=3),
+        trainer=trainer,
+        eval=EvalSettings(),
+        sampling=SamplingSettings(),
+        seed=1,
+    )
+
+
+@pytest.fixture
+def folder_of(tmp_path: Path):
+    """The folder of a run by its name."""
+    return lambda name: RunFolder(tmp_path / "runs", name)
+
+
+@pytest.fixture
+def run_training(prepared, folder_of):
+    """Train a recipe in a folder of its own; returns the folder."""
+
+    def run(recipe: Recipe, name: str, **trainer_changes) -> RunFolder:
+        changed = dataclasses.replace(recipe.trainer, **trainer_changes)
+        folder = folder_of(name)
+        folder.create()
+        mirror = WandbMirror(
+            TrackingSettings(name="none", wandb=False), folder.path, name, {}, lambda _: None
+        )
+        recipe = dataclasses.replace(recipe, trainer=changed)
+        train(recipe, prepared, folder, mirror, lambda _: None)
+        return folder
+
+    return run

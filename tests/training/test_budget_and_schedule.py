@@ -1,0 +1,47 @@
+import itertools
+import math
+
+import pytest
+
+from training.budget import make_budget
+from training.errors import TrainingError
+from training.schedule import learning_rate
+from training.settings import ScheduleSettings, TrainerSettings
+
+
+def test_budget_rounds_tokens_up_to_whole_steps():
+    trainer = TrainerSettings(max_tokens=1000, micro_batch_size=3, gradient_accumulation_steps=2)
+    budget = make_budget(trainer, ScheduleSettings(warmup_steps=0), context_length=10)
+    assert budget.tokens_per_step == 60
+    assert budget.num_steps == 17
+    assert budget.num_tokens == 1020
+    assert "17 steps x 2 x 3 sequences x 10 tokens = 1,020 tokens" in budget.describe()
+
+
+def test_every_sequence_has_its_own_index():
+    trainer = TrainerSettings(max_tokens=600, micro_batch_size=3, gradient_accumulation_steps=2)
+    budget = make_budget(trainer, ScheduleSettings(warmup_steps=0), context_length=10)
+    firsts = [budget.first_sequence(step, i) for step in range(3) for i in range(2)]
+    assert firsts == [0, 3, 6, 9, 12, 15]
+
+
+@pytest.mark.parametrize("warmup", [10, 11, 1000])
+def test_warmup_not_shorter_than_the_run_is_refused(warmup):
+    trainer = TrainerSettings(max_tokens=100, micro_batch_size=1)
+    with pytest.raises(TrainingError, match=r"warmup_steps .* below the run's 10 steps.*=1 or"):
+        make_budget(trainer, ScheduleSettings(warmup_steps=warmup), context_length=10)
+
+
+def test_cosine_at_its_corners():
+    settings = ScheduleSettings(warmup_steps=10, final_fraction=0.1)
+    rates = [learning_rate(settings, 1.0, step, 101) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.1)
+    assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_constant_stays_at_the_peak_and_no_warmup_starts_there():
+    settings = ScheduleSettings(name="constant", warmup_steps=0)
+    assert {learning_rate(settings, 0.5, step, 7) for step in range(7)} == {0.5}

@@ -1,0 +1,211 @@
+import dataclasses
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from modeling.gpt import GPT
+from tracking.checkpoints import CheckpointStore
+from tracking.metrics import read_metrics
+from training.errors import TrainingError, TrainingInterrupted
+
+
+def final_tensors(folder):
+    checkpoint = CheckpointStore(folder.checkpoints_path, 1, read_only=True).load_newest()
+    return {f"{g}/{k}": t for g, tensors in checkpoint.tensors.items() for k, t in tensors.items()}
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    different = [key for key in one if not torch.equal(one[key], other[key])]
+    assert not different
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def die_after(monkeypatch):
+    """Make the process 'die' in the step after the given one, before anything of it is saved."""
+
+    def arm(step: int) -> None:
+        calls = {"left": step * 2}  # two passes a step
+        loss = GPT.loss
+
+        def dying(self, tokens, targets):
+            calls["left"] -= 1
+            if calls["left"] < 0:
+                raise Killed
+            return loss(self, tokens, targets)
+
+        monkeypatch.setattr(GPT, "loss", dying)
+
+    return arm
+
+
+def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(
+    recipe, run_training, die_after, monkeypatch
+):
+    whole = run_training(recipe, "whole")
+    with monkeypatch.context():
+        for step in (4, 4, 2):  # dies after steps 4, 7 (resumed from 3) and 8 (from 6)
+            die_after(step)
+            with pytest.raises(Killed):
+                run_training(recipe, "broken")
+            monkeypatch.undo()
+    broken = run_training(recipe, "broken")
+    assert_same_bits(final_tensors(whole), final_tensors(broken))
+
+    def numbers(folder):
+        keys = ("step", "train/loss", "train/grad_norm", "validation/nll_part")
+        return [[r.get(key) for key in keys] for r in read_metrics(folder.metrics_path)]
+
+    assert numbers(whole) == numbers(broken)
+    assert [row[0] for row in numbers(broken)] == list(range(1, 13))
+
+
+def test_forgetting_the_random_state_would_be_noticed(recipe, run_training, die_after, monkeypatch):
+    whole = run_training(recipe, "whole")
+    die_after(4)
+    with pytest.raises(Killed):
+        run_training(recipe, "broken")
+    monkeypatch.undo()
+    monkeypatch.setattr("training.loop.set_rng_tensors", lambda state: None)
+    broken = run_training(recipe, "broken")
+    with pytest.raises(AssertionError):
+        assert_same_bits(final_tensors(whole), final_tensors(broken))
+
+
+def test_looking_at_the_validation_split_does_not_change_training(recipe, run_training):
+    often = run_training(recipe, "often", eval_every_steps=1, log_every_steps=1)
+    never = run_training(recipe, "never", eval_every_steps=1000, log_every_steps=5)
+    assert_same_bits(final_tensors(often), final_tensors(never))
+
+
+def test_four_passes_of_one_sequence_equal_one_pass_of_four(recipe, run_training):
+    no_dropout = recipe.model.attention | {"attention_dropout": 0.0}
+    model = dataclasses.replace(recipe.model, attention=no_dropout)
+    recipe = dataclasses.replace(recipe, model=model)
+    folders = [
+        run_training(recipe, "4x1", micro_batch_size=1, gradient_accumulation_steps=4),
+        run_training(recipe, "1x4", micro_batch_size=4, gradient_accumulation_steps=1),
+    ]
+    losses = [[r["train/loss"] for r in read_metrics(f.metrics_path)] for f in folders]
+    # Sums of float32 in another order; twelve steps let the difference grow a little.
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_one_batch_is_learnt_by_heart(recipe, run_training):
+    optim = dataclasses.replace(recipe.optim, learning_rate=1e-2)
+    model = dataclasses.replace(
+        recipe.model, attention=recipe.model.attention | {"attention_dropout": 0.0}
+    )
+    recipe = dataclasses.replace(recipe, optim=optim, model=model)
+
+    class OneBatch:
+        num_windows, tokens_per_epoch, dropped_tokens = 1, 128, 0
+
+        def __init__(self, *args):
+            generator = torch.Generator().manual_seed(0)
+            self.tokens = torch.randint(model.vocab_size, (2, 33), generator=generator)
+
+        def batch(self, first, count, device):
+            return self.tokens[:, :-1], self.tokens[:, 1:]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.loop.TrainingWindows", OneBatch)
+        folder = run_training(recipe, "overfit", max_tokens=200 * 128)
+    assert read_metrics(folder.metrics_path)[-1]["train/loss"] < 0.1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(
+    recipe, run_training, folder_of, monkeypatch, bad
+):
+    loss, calls = GPT.loss, {"n": 0}
+
+    def breaking(self, tokens, targets):
+        calls["n"] += 1
+        return loss(self, tokens, targets) * (bad if calls["n"] > 2 * 7 else 1.0)
+
+    monkeypatch.setattr(GPT, "loss", breaking)
+    with pytest.raises(TrainingError, match=r"step 8: the loss is (nan|inf).*learning_rate"):
+        run_training(recipe, "nan")
+    tensors = final_tensors(folder_of("nan"))
+    assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
+    assert folder_of("nan").read_summary() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_resumes_to_the_same_weights(
+    recipe, run_training, monkeypatch, number
+):
+    whole = run_training(recipe, "whole")
+    loss, calls = GPT.loss, {"n": 0}
+
+    def signalling(self, tokens, targets):
+        calls["n"] += 1
+        if calls["n"] == 2 * 4 + 1:  # in the middle of step 5
+            os.kill(os.getpid(), number)
+        return loss(self, tokens, targets)
+
+    monkeypatch.setattr(GPT, "loss", signalling)
+    before = signal.getsignal(number)
+    with pytest.raises(TrainingInterrupted, match="step 5 of 12"):
+        run_training(recipe, "stopped")
+    assert signal.getsignal(number) is before
+    monkeypatch.undo()
+    assert_same_bits(final_tensors(whole), final_tensors(run_training(recipe, "stopped")))
+
+
+def test_data_that_changed_under_a_checkpoint_is_refused(
+    recipe, run_training, die_after, prepared, monkeypatch
+):
+    die_after(4)
+    with pytest.raises(Killed):
+        run_training(recipe, "run")
+    monkeypatch.undo()
+    monkeypatch.setattr(type(prepared), "fingerprint", "f" * 64)
+    with pytest.raises(TrainingError, match="ffffffffffff; give the run another run_name"):
+        run_training(recipe, "run")
+
+
+def test_summary_has_every_documented_key_and_its_perplexity_is_that_of_the_weights(
+    recipe, run_training, prepared
+):
+    folder = run_training(recipe, "run")
+    summary = folder.read_summary()
+    assert set(summary) >= {
+        *("run_name", "attention", "position_embedding", "num_parameters"),
+        *("num_attention_parameters", "tokens_trained", "train_loss", "validation_nll"),
+        *("validation_perplexity", "validation_bits_per_byte", "kv_cache_bytes_per_token"),
+        *("kv_cache_bytes_measured", "tokens_per_second", "mfu", "peak_memory_bytes"),
+        *("wall_seconds", "finished", "versions", "git_commit"),
+    }
+    assert summary["validation_perplexity"] == pytest.approx(math.exp(summary["validation_nll"]))
+    assert summary["kv_cache_bytes_measured"] == summary["kv_cache_bytes_per_token"]
+    assert folder.samples_path.read_text().startswith("def ")
+
+
+def test_the_best_checkpoint_survives_besides_the_last_ones(recipe, run_training):
+    folder = run_training(recipe, "run", eval_every_steps=3, keep_last=1)
+    store = CheckpointStore(folder.checkpoints_path, 1, read_only=True)
+    assert store.steps()[-1] == 12
+    assert store.protected_step() in store.steps()
+
+
+def test_compile_that_fails_falls_back_with_a_warning(recipe, run_training, monkeypatch):
+    def broken(function):
+        def call(*args):
+            raise RuntimeError("no compiler")
+
+        return call
+
+    eager = run_training(recipe, "eager")
+    monkeypatch.setattr(torch, "compile", broken)
+    compiled = run_training(recipe, "compiled", compile=True)
+    assert_same_bits(final_tensors(eager), final_tensors(compiled))
