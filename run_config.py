@@ -13,12 +13,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any, NoReturn, TypeVar, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from data.errors import DataError
@@ -161,7 +162,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
 
 
-def checked(composed: DictConfig, schema: type[Config]) -> Config:
+def checked(config: DictConfig, schema: type[Config]) -> Config:
     """Turn a composed configuration into its dataclass.
 
     Raises:
@@ -170,20 +171,20 @@ def checked(composed: DictConfig, schema: type[Config]) -> Config:
     try:
         # Hydra lets `+key=value` add anything; a fresh schema does not.
         fresh = OmegaConf.merge(
-            OmegaConf.structured(schema), OmegaConf.to_container(composed, resolve=True)
+            OmegaConf.structured(schema), OmegaConf.to_container(config, resolve=True)
         )
         missing = sorted(OmegaConf.missing_keys(fresh))
         if missing:
             raise ConfigError(f"{', '.join(missing)} must be given: {missing[0]}=...")
-        config: Config = cast(Any, OmegaConf.to_object(fresh))
+        typed: Config = cast(Any, OmegaConf.to_object(fresh))
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, schema)) from error
-    sections: list[Any] = [config]
-    sections += [value for value in vars(config).values() if dataclasses.is_dataclass(value)]
+    sections: list[Any] = [typed]
+    sections += [value for value in vars(typed).values() if dataclasses.is_dataclass(value)]
     problems = [problem for section in sections for problem in section.problems()]
     if problems:
         raise ConfigError("; ".join(problems))
-    return config
+    return typed
 
 
 def explain(error: BaseException, schema: type) -> str:
@@ -211,9 +212,9 @@ def explain(error: BaseException, schema: type) -> str:
 
 def _nearest(key: str, schema: type) -> str:
     """Suggest the valid key that looks most like an unknown one, or list its neighbours."""
-    groups = [path.name for path in (ROOT / "conf").iterdir() if path.is_dir()]
-    known = groups + _keys(schema)
     parent, _, leaf = key.rpartition(".")
+    groups = [] if parent else [path.name for path in (ROOT / "conf").iterdir() if path.is_dir()]
+    known = groups + _keys(schema)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if not near and parent:  # the right name under the wrong parent
         near = [k for k in known if "." in k and k.rpartition(".")[2] == leaf][:1]
@@ -247,9 +248,9 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     os.environ["HYDRA_FULL_ERROR"] = "1"
     statuses: list[int] = []
 
-    def task(composed: DictConfig) -> None:
+    def task(config: DictConfig) -> None:
         try:
-            job(checked(composed, schema))
+            job(checked(config, schema))
             statuses.append(0)
         except USER_ERRORS as error:
             complain(error)
@@ -261,10 +262,16 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             traceback.print_exc()
             statuses.append(1)
 
+    arguments = sys.argv[1:]
     try:
-        hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name=config_name)(
-            task
-        )()
+        if {"--help", "-h"} & set(arguments):
+            print(help_text(config_name))
+        elif any(argument.startswith("-") for argument in arguments):
+            conf = str(ROOT / "conf")
+            hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(task)()
+        else:
+            # A single run needs no launcher, which would compose everything twice.
+            task(composed(config_name, arguments))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         print(f"kvlab: {explain(error, schema)}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
@@ -272,6 +279,34 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
         print("kvlab: interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(max(statuses, default=0))
+
+
+def composed(config_name: str, overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
+    """Compose an entry point's configuration: the YAML files, then the overrides."""
+    register()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return hydra.compose(config_name, overrides, return_hydra_config=with_hydra)
+
+
+def help_text(config_name: str) -> str:
+    """Fill in the template in the entry point's YAML.
+
+    Hydra does the same in three times the time: it lists its own groups too, and copies the schema
+    for each.
+    """
+    config = composed(config_name, [], with_hydra=True)
+    template, chosen = config.hydra.help.template, set(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    groups = {
+        path.name: ", ".join(sorted(option.stem for option in path.glob("*.yaml")))
+        for path in sorted((ROOT / "conf").iterdir())
+        if path.name in chosen
+    }
+    return Template(template).substitute(
+        APP_CONFIG_GROUPS="".join(f"{name}: {options}\n" for name, options in groups.items()),
+        CONFIG=OmegaConf.to_yaml(config),
+    )
 
 
 def complain(error: Exception) -> None:

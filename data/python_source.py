@@ -14,6 +14,8 @@ from data.sources import TRAIN, VALIDATION, Corpus, Document, Part, split_by_has
 
 _SKIPPED_FOLDERS = {"__pycache__", "test", "tests", "idle_test"}
 _PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
+# Tables and texts that a generator wrote; one of them alone is 6 % of the library's bytes.
+_GENERATED_FOLDERS = {"encodings", "pydoc_data"}
 
 
 class PythonFile(NamedTuple):
@@ -27,11 +29,17 @@ class PythonFile(NamedTuple):
 def python_files(source: str) -> list[PythonFile]:
     """List the files of python_stdlib or python_packages, sorted by relative path.
 
-    Test suites are left out: they are large, repetitive and absent from many installations.
+    Test suites are left out, which are large, repetitive and absent from many installations, and
+    so is what a generator wrote.
     """
     paths = sysconfig.get_paths()
     # Keyed by the real folder: purelib and platlib are often one.
-    roots = {Path(paths["stdlib"]).resolve(): ("", _SKIPPED_FOLDERS | _PACKAGE_FOLDERS)}
+    roots = {
+        Path(paths["stdlib"]).resolve(): (
+            "",
+            _SKIPPED_FOLDERS | _PACKAGE_FOLDERS | _GENERATED_FOLDERS,
+        )
+    }
     if source == "python_packages":
         for key in ("purelib", "platlib"):
             roots[Path(paths[key]).resolve()] = ("packages/", _SKIPPED_FOLDERS)

@@ -6,7 +6,6 @@ import typing
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 import run_config
 from modeling.accounting import match_to_mha, num_parameters
@@ -26,9 +25,7 @@ def options(group):
 
 
 def composed(*overrides, name="train"):
-    run_config.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, overrides=list(overrides))
+    return run_config.composed(name, list(overrides))
 
 
 def train_config(*overrides):

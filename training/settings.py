@@ -71,7 +71,7 @@ class TrainerSettings:
 
     max_tokens: int = 1_500_000
     """Training tokens; rounded up to whole steps."""
-    micro_batch_size: int = 16
+    micro_batch_size: int = 8
     """Sequences in one forward and backward pass."""
     gradient_accumulation_steps: int = 1
     """Passes per optimizer step; the loss is the mean over all their tokens."""

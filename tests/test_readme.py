@@ -1,0 +1,93 @@
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import run_config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+ENTRIES = {
+    "train_model.py": ("train", run_config.TrainConfig),
+    "eval_model.py": ("eval", run_config.EvalConfig),
+    "generate_text.py": ("generate", run_config.GenerateConfig),
+}
+
+
+def code_blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    """Every command that trains, evaluates or generates, wherever the README has it."""
+    found = re.findall(r"python ((?:train_model|eval_model|generate_text)\.py[^`\n|)&]*)", README)
+    return sorted({command.strip() for command in found})
+
+
+def test_the_readme_has_the_three_commands_and_both_one_liners():
+    for line in (
+        "    sh prepare_for_use.sh\n",
+        "    python train_model.py attention=mla\n    python eval_model.py\n",
+        "`sh prepare_for_use.sh && python train_model.py attention=mla`",
+        "`sh prepare_for_use.sh --dev && python -m pytest`",
+    ):
+        assert line in README
+    assert "sh prepare_for_use.sh --dev && python -m pytest" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_composes(command):
+    script, *arguments = shlex.split(command)
+    if "attention=gated" in arguments:
+        pytest.skip("the README adds that attention; test_a_sixth_attention runs it")
+    name, schema = ENTRIES[script]
+    # Of a sweep the first choice: one run is composed at a time.
+    overrides = [re.sub(r"=([^\[,]*),.*", r"=\1", part) for part in arguments if part != "-m"]
+    overrides = [re.sub(r"=(.* .*)", r"='\1'", part) for part in overrides]
+    run_config.checked(run_config.composed(name, overrides), schema)
+
+
+@pytest.mark.parametrize("code", [c for c in code_blocks("python") if "register_" not in c])
+def test_every_python_example_runs(code):
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102 (our own text)
+
+
+@pytest.mark.slow
+def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, corpus_folder, prepared):
+    names = ("modeling", "data", "tracking", "training", "evaluation", "conf")
+    ignored = shutil.ignore_patterns("__pycache__", "prepared", "local")
+    for name in names:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    (module,) = (c for c in code_blocks("python") if "register_" in c)
+    (yaml,) = code_blocks("yaml")
+    (tmp_path / "modeling" / "attention" / "gated.py").write_text(module)
+    (tmp_path / "conf" / "attention" / "gated.yaml").write_text(yaml)
+
+    def run(script, *arguments):
+        return subprocess.run(
+            [sys.executable, script, *arguments, "tracking=none"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={"PATH": "", "PROJECT_ROOT": str(tmp_path)},
+            check=False,
+        )
+
+    trained = run(
+        "train_model.py",
+        *("attention=gated", "debug=smoke", "data=local", f"data.path={corpus_folder}"),
+        *("data.name=tiny", "tokenizer.vocab_size=300"),
+        f"data.prepared_dir={prepared.folder.parent}",
+    )
+    assert trained.returncode == 0, trained.stderr
+    compared = run("eval_model.py")
+    assert compared.returncode == 0, compared.stderr
+    assert "gated" in compared.stdout
+    refused = run("train_model.py", "attention=gatd")
+    assert "gated" in refused.stderr
