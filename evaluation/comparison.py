@@ -47,14 +47,22 @@ def load_run(run: RunFolder, device: torch.device, say: Callable[[str], None]) -
     if checkpoint is None:
         raise EvaluationError(f"{run.path} has no checkpoint; train it first, or name another run")
     state = checkpoint.state
-    prepared = PreparedData(Path(state["data"]["folder"]))
-    if prepared.fingerprint != state["data"]["fingerprint"]:
+    try:
+        folder, trained_on = Path(state["data"]["folder"]), state["data"]["fingerprint"]
+        model = GPT(GPTConfig(**state["model"]))
+        model.load_state_dict(checkpoint.tensors["model"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
         raise EvaluationError(
-            f"{run.path.name} was trained on other data than {prepared.folder} now holds "
-            f"(fingerprint {state['data']['fingerprint'][:12]}, not {prepared.fingerprint[:12]})"
+            f"{checkpoint.path} was written by another version of kvlab ({reason}); train the run "
+            "again"
+        ) from error
+    prepared = PreparedData(folder)
+    if prepared.fingerprint != trained_on:
+        raise EvaluationError(
+            f"{run.path.name} was trained on other data than {folder} now holds (fingerprint "
+            f"{trained_on[:12]}, not {prepared.fingerprint[:12]}); train it again"
         )
-    model = GPT(GPTConfig(**state["model"]))
-    model.load_state_dict(checkpoint.tensors["model"])
     return LoadedRun(model.to(device).eval(), prepared, state)
 
 

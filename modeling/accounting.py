@@ -83,7 +83,8 @@ def match_to_mha(config: GPTConfig) -> GPTConfig:
 
     The yardstick is the same model with multi-head attention, heads of width m / h and RoPE, so
     without learned positions. The width is rounded to a multiple of 8, which keeps the difference
-    under 12 m parameters a layer. `vocab_size` must be set.
+    under 12 m parameters a layer. `vocab_size` must be set, and `intermediate_size` be MHA's: the
+    result is not to be matched again.
     """
     m, h = config.hidden_size, config.num_attention_heads
     yardstick = dataclasses.replace(

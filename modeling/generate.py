@@ -22,15 +22,22 @@ def next_token(logits: Tensor, settings: SamplingSettings, generator: torch.Gene
     Returns:
         [b] int64.
 
+    Raises:
+        ModelConfigError: If a logit is not a number.
+
     Source:
         Nucleus (top-p) sampling: Holtzman et al. 2020 (arXiv 1904.09751).
     """
+    if bool(logits.isnan().any()):
+        raise ModelConfigError("the model's logits are not numbers; its weights are broken")
     if settings.temperature == 0.0:
         return logits.argmax(dim=-1)
-    logits = logits.float() / settings.temperature
+    # In float64 a tiny temperature sharpens to the likeliest token instead of overflowing.
+    logits = logits.double()
+    logits = (logits - logits.amax(-1, keepdim=True)) / settings.temperature
     if settings.top_k is not None and settings.top_k < logits.shape[-1]:
-        kth = logits.topk(settings.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
+        kept = logits.topk(settings.top_k)  # exactly k, ties or not
+        logits = torch.full_like(logits, float("-inf")).scatter(1, kept.indices, kept.values)
     if settings.top_p < 1.0:
         ordered, order = logits.sort(dim=-1, descending=True)
         probability = ordered.softmax(-1)
@@ -55,14 +62,15 @@ def generate(
         prompt: [b, s] int64, at least one token.
         max_new_tokens: At most so many are yielded.
         settings: How each is chosen.
-        stop_token: End once every row has produced it; the token itself is not yielded then.
+        stop_token: End once every row has produced it; that last step is not yielded. A row that
+            stopped earlier goes on being yielded until then.
 
     Yields:
         [b] int64, a token per row.
 
     Raises:
-        ModelConfigError: For an empty prompt, a token outside the vocabulary, or a text longer
-            than the model's context.
+        ModelConfigError: At the first step, for an empty prompt, a token outside the vocabulary,
+            or a text longer than the model's context.
     """
     b, s = prompt.shape
     context = model.config.max_position_embeddings
@@ -71,7 +79,8 @@ def generate(
     if s + max_new_tokens > context:
         raise ModelConfigError(
             f"a prompt of {s} tokens and {max_new_tokens} new ones do not fit the model's context "
-            f"of {context}; set max_new_tokens to {max(0, context - s)} or less"
+            f"of {context}; "
+            + (f"set max_new_tokens to {context - s} or less" if s < context else "shorten it")
         )
     if not 0 <= int(prompt.min()) <= int(prompt.max()) < model.embed_tokens.num_embeddings:
         raise ModelConfigError(

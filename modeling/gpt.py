@@ -70,6 +70,14 @@ class GPT(nn.Module):
         if config.vocab_size is None:
             raise ModelConfigError("model.vocab_size is not set; give the tokenizer's")
         self.config = config
+        # What PyTorch's constructors draw is thrown away, and how much depends on the attention:
+        # every attention starts from the same random state, so the embeddings are the same.
+        with torch.random.fork_rng():
+            self._build(config)
+        self._initialise()
+
+    def _build(self, config: GPTConfig) -> None:
+        assert config.vocab_size is not None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position_embedding == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -79,7 +87,6 @@ class GPT(nn.Module):
         self.norm = build_norm(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._initialise()
 
     def _initialise(self) -> None:
         """Draw weights from N(0, initializer_range); residual projections / sqrt(2 layers).
@@ -133,10 +140,11 @@ class GPT(nn.Module):
         x = self.embed_tokens(tokens)
         if self.config.position_embedding == "learned":
             known = self.config.max_position_embeddings
-            if int(positions.max()) >= known:
+            if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < known:
                 raise ModelConfigError(
-                    f"position {int(positions.max())} is beyond the {known} that this model "
-                    "learned; use a shorter text, or a model with a longer context or with RoPE"
+                    f"positions {int(positions.min())} to {int(positions.max())} are not within "
+                    f"the {known} that this model learned; use a shorter text, or a model with a "
+                    "longer context or with RoPE"
                 )
             x = x + self.embed_positions(positions)
         for idx, block in enumerate(self.layers):

@@ -44,7 +44,7 @@ class LayerCache:
         }
 
     def append(self, **new: Tensor) -> tuple[Tensor, ...]:
-        """Store s new tokens and return all that is stored, one view per entry.
+        """Store s new tokens, without their autograd graph, and return all that is stored.
 
         Args:
             new: One tensor [batch_size, heads, s, width] for each entry of the cache.
@@ -78,7 +78,7 @@ class LayerCache:
                 "make it longer"
             )
         for name, tensor in new.items():
-            self.tensors[name][:, :, self.length : end] = tensor
+            self.tensors[name][:, :, self.length : end] = tensor.detach()
         self.length = end
         return tuple(self.tensors[name][:, :, :end] for name in new)
 

@@ -243,7 +243,9 @@ def test_saved_configuration_is_compared_field_by_field(tmp_path):
 
 def test_unknown_attention_lists_the_names():
     config = dataclasses.replace(train_config().model, attention={"name": "mlaa"})
-    with pytest.raises(ModelConfigError, match=r"did you mean 'mla'.*gqa, mha, mla, mla_no_rope"):
+    with pytest.raises(
+        ModelConfigError, match=r"did you mean 'mla'.*available: gqa, mha, mla, mla_no_rope"
+    ):
         check(config)
 
 

@@ -209,9 +209,16 @@ def train(
                     f"{budget.num_steps}; rerun the same command to go on"
                 )
 
-    return _summarise(
-        recipe, budget, progress, model, prepared, run, mirror, device, autocast_dtype
-    )
+    measured = _summarise(recipe, budget, progress, model, prepared, device, autocast_dtype)
+    summary = {"run_name": run.path.name} | measured
+    _report(summary, mirror)
+    if trainer.sample_tokens > 0:
+        text = _sample(recipe, model, prepared)
+        run.samples_path.write_text(text + "\n", encoding="utf-8")
+        say(f"sample:\n{text}\n")
+    # Last: a run with a summary is a finished one.
+    run.write_summary(summary)
+    return summary
 
 
 def _state(
@@ -322,22 +329,19 @@ def _summarise(
     progress: Progress,
     model: GPT,
     prepared: PreparedData,
-    run: RunFolder,
-    mirror: WandbMirror,
     device: torch.device,
     autocast_dtype: torch.dtype | None,
 ) -> dict[str, Any]:
-    """Measure the finished model, write summary.json and samples.txt, and return the summary."""
+    """Measure the finished model on the whole validation split; what summary.json holds."""
     result = _validate(model, prepared, recipe, device)
     model.eval()
     context = recipe.model.max_position_embeddings
     cache = measure_kv_cache(model, recipe.eval.cache_batch_size, context)
-    counts = prepared.splits["validation"]
     count = num_parameters(recipe.model)
     speed = budget.num_tokens / progress.train_seconds
     peak = measure_matmul_flops(device, autocast_dtype or torch.float32)
-    summary = {
-        "run_name": run.path.name,
+    utf8_bytes = prepared.splits["validation"].utf8_bytes
+    return {
         "attention": recipe.model.attention["name"],
         "position_embedding": recipe.model.position_embedding,
         "num_parameters": count.total,
@@ -346,7 +350,7 @@ def _summarise(
         "train_loss": progress.last_loss,
         "validation_nll": result.nll,
         "validation_perplexity": result.perplexity,
-        "validation_bits_per_byte": result.bits_per_byte(counts.utf8_bytes),
+        "validation_bits_per_byte": result.bits_per_byte(utf8_bytes),
         "kv_cache_bytes_per_token": cache.bytes_per_token,
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
         "tokens_per_second": speed,
@@ -357,28 +361,27 @@ def _summarise(
         "versions": versions(),
         "git_commit": git_commit(Path(__file__).parent),
     }
-    if recipe.trainer.sample_tokens > 0:
-        pieces = generate_text(
-            model,
-            prepared.tokenizer(),
-            recipe.trainer.sample_prompt,
-            min(recipe.trainer.sample_tokens, context // 2),
-            recipe.sampling,
-        )
-        text = recipe.trainer.sample_prompt + "".join(pieces)
-        run.samples_path.write_text(text + "\n", encoding="utf-8")
-    tokens = budget.num_tokens
-    mirror.log(
-        {
-            "validation/nll": result.nll,
-            "validation/perplexity": result.perplexity,
-            "validation/bits_per_byte": summary["validation_bits_per_byte"],
-            "kv_cache/bytes_per_token": cache.bytes_per_token,
-            "kv_cache/measured_bytes": cache.measured_bytes_per_token,
-            "perf/mfu": summary["mfu"],
-        },
-        tokens,
-    )
+
+
+def _report(summary: dict[str, Any], mirror: WandbMirror) -> None:
+    """Send the final numbers to wandb, under the keys of docs/notation.md."""
+    keys = {
+        "validation/nll": "validation_nll",
+        "validation/perplexity": "validation_perplexity",
+        "validation/bits_per_byte": "validation_bits_per_byte",
+        "kv_cache/bytes_per_token": "kv_cache_bytes_per_token",
+        "kv_cache/measured_bytes": "kv_cache_bytes_measured",
+        "perf/mfu": "mfu",
+    }
+    mirror.log({name: summary[key] for name, key in keys.items()}, summary["tokens_trained"])
     mirror.summary({key: value for key, value in summary.items() if key != "versions"})
-    run.write_summary(summary)
-    return summary
+
+
+def _sample(recipe: Recipe, model: GPT, prepared: PreparedData) -> str:
+    """Continue the sample prompt, within half of the context."""
+    trainer = recipe.trainer
+    length = min(trainer.sample_tokens, recipe.model.max_position_embeddings // 2)
+    pieces = generate_text(
+        model, prepared.tokenizer(), trainer.sample_prompt, length, recipe.sampling
+    )
+    return trainer.sample_prompt + "".join(pieces)

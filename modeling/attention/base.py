@@ -210,9 +210,9 @@ def attention_config_class(name: str) -> type[AttentionConfig]:
         importlib.import_module(f"modeling.attention.{module.name}")
     if name not in _REGISTRY:
         near = difflib.get_close_matches(str(name), _REGISTRY, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"did you mean '{near[0]}'? " if near else ""
         raise ModelConfigError(
-            f"there is no attention '{name}'{hint} Available: {', '.join(sorted(_REGISTRY))}"
+            f"there is no attention '{name}'; {hint}available: {', '.join(sorted(_REGISTRY))}"
         )
     return _REGISTRY[name]
 

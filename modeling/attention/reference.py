@@ -46,7 +46,7 @@ def grouped_query_reference(
     h, g = config.num_attention_heads, config.num_key_value_heads
     causal = key_value_states is None
     source = x if key_value_states is None else key_value_states
-    source_positions = positions if key_value_positions is None else key_value_positions
+    source_positions = positions if causal else _positions_of(source, key_value_positions)
     rows = []
     for b in range(x.shape[0]):
         queries = [_linear(weights, "q_proj", row) for row in x[b]]
@@ -95,7 +95,7 @@ def latent_reference(
     eps = config.latent_norm_eps
     causal = key_value_states is None
     source = x if key_value_states is None else key_value_states
-    source_positions = positions if key_value_positions is None else key_value_positions
+    source_positions = positions if causal else _positions_of(source, key_value_positions)
     rows = []
     for b in range(x.shape[0]):
         latents, shared_keys = [], []
@@ -120,6 +120,10 @@ def latent_reference(
                 heads.append(_attend_one(q, ks, vs, v))
             rows.append(_linear(weights, "o_proj", torch.cat(heads)))
     return torch.stack(rows).view(x.shape[0], x.shape[1], -1)
+
+
+def _positions_of(states: Tensor, given: Tensor | None) -> Tensor:
+    return torch.arange(states.shape[1]).expand(states.shape[:2]) if given is None else given
 
 
 def _linear(weights: Weights, name: str, row: Tensor) -> Tensor:

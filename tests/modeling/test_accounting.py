@@ -1,0 +1,194 @@
+"""Closed forms against what a built model has and does."""
+
+import dataclasses
+import functools
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CASES, FIVE, build_gpt, gpt_config, random_tokens
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from modeling.accounting import (
+    kv_cache_bytes_per_token,
+    match_to_mha,
+    mha_cache_bytes_per_token,
+    num_parameters,
+    training_flops_per_token,
+)
+from modeling.gpt import GPT
+from modeling.kv_cache import KVCache
+
+ROOT = Path(__file__).parents[2]
+MODERN = {}
+CLASSIC = {"norm": "layer_norm", "mlp": "gelu", "mlp_bias": True, "position_embedding": "learned"}
+BLOCKS = {"modern": MODERN, "classic": CLASSIC, "relu_no_bias": {"mlp": "relu"}}
+
+
+def roles(model):
+    """Parameters of a built model by role, each once."""
+    counts = {"embeddings": 0, "attention": 0, "mlp": 0, "norms": 0}
+    for name, parameter in model.named_parameters():
+        if ".self_attn." in name:
+            role = "attention"
+        elif ".mlp." in name:
+            role = "mlp"
+        elif "norm" in name:
+            role = "norms"
+        else:
+            role = "embeddings"
+        counts[role] += parameter.numel()
+    return counts
+
+
+def cache_bytes(model, batch, length, dtype):
+    """Measured on caches that exist even if the model is only a description."""
+    return KVCache(
+        [block.self_attn.new_cache(batch, length, dtype, "cpu") for block in model.layers]
+    ).num_bytes()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_and_cache_bytes_equal_those_of_the_built_model(case, block, tied):
+    model = build_gpt(case, tie_word_embeddings=tied, **BLOCKS[block])
+    counted = num_parameters(model.config)
+    assert dataclasses.asdict(counted) == roles(model)
+    assert counted.total == sum(p.numel() for p in model.parameters())
+    for dtype in (torch.float32, torch.bfloat16):
+        measured = model.new_cache(3, 11, dtype).num_bytes()
+        assert measured == 3 * 11 * kv_cache_bytes_per_token(model.config, dtype)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """Compose the shipped configuration of a model, an attention and a block."""
+    hydra = pytest.importorskip("hydra")
+    run_config = pytest.importorskip("run_config")
+    run_config.register()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+
+        @functools.cache
+        def compose(model, attention, block):
+            names = {"model": model, "attention": attention, "block": block}
+            composed = hydra.compose("train", [f"{key}={value}" for key, value in names.items()])
+            config = run_config.checked(composed, run_config.TrainConfig).model
+            return dataclasses.replace(config, vocab_size=4096)
+
+        yield compose
+
+
+MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+ATTENTIONS = sorted(path.stem for path in (ROOT / "conf" / "attention").glob("*.yaml"))
+# Decoupled RoPE is the point of mla: classic has no RoPE and goes with mla_no_rope instead.
+COMBINATIONS = [
+    combination
+    for combination in itertools.product(MODELS, ATTENTIONS, ("modern", "classic"))
+    if combination[1:] != ("mla", "classic")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
+def test_closed_forms_of_every_shipped_combination_equal_the_built_model(combination, shipped):
+    config = shipped(*combination)
+    with torch.device("meta"):
+        model = GPT(config)
+    assert dataclasses.asdict(num_parameters(config)) == roles(model)
+    assert cache_bytes(model, 1, 3, torch.bfloat16) == 3 * kv_cache_bytes_per_token(
+        config, torch.bfloat16
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
+def test_every_shipped_combination_can_be_matched_to_mhas_parameters(combination, shipped):
+    model, _, block = combination
+    config = shipped(*combination)
+    mha = shipped(model, "mha", block)
+    if block == "classic":  # the yardstick has no learned positions
+        mha = dataclasses.replace(mha, position_embedding="none", allow_nope=True)
+    yardstick = num_parameters(mha).total
+    assert num_parameters(match_to_mha(config)).total == pytest.approx(yardstick, rel=5e-3)
+
+
+NANO = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "intermediate_size": 512,
+    "vocab_size": 4096,
+    "max_position_embeddings": 256,
+}
+
+
+def nano(name, **changes):
+    """Nano's widths, as the shipped configuration works them out."""
+    common = {"hidden_size": 192, "num_attention_heads": 8, "v_head_dim": 24}
+    groups = {"mha": 8, "mqa": 1, "gqa": 2}
+    if name in groups:
+        head = {"head_dim": 24, "qk_rope_head_dim": 24, "num_key_value_heads": groups[name]}
+    else:
+        rope = 12 if name == "mla" else 0
+        head = {"qk_nope_head_dim": 24, "kv_lora_rank": 96, "qk_rope_head_dim": rope}
+    return gpt_config(common | head | {"name": name}, **(NANO | changes))
+
+
+@pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
+@pytest.mark.parametrize("name", FIVE)
+def test_match_to_mha_gives_mhas_parameters_within_half_a_percent(name, mlp):
+    config = nano(name, mlp=mlp)
+    matched = match_to_mha(config)
+    yardstick = num_parameters(nano("mha", mlp=mlp)).total
+    built = sum(p.numel() for p in GPT(matched).parameters())
+    assert built == pytest.approx(yardstick, rel=5e-3)
+    assert matched.intermediate_size % 8 == 0
+    assert matched == dataclasses.replace(config, intermediate_size=matched.intermediate_size)
+    if name == "mha":
+        assert matched == config
+
+
+def test_match_to_mha_counts_biases_and_learned_positions():
+    config = nano("mqa", mlp_bias=True, position_embedding="learned")
+    config.attention["attention_bias"] = True
+    mha = nano("mha", mlp_bias=True)
+    mha.attention["attention_bias"] = True
+    matched = num_parameters(match_to_mha(config)).total
+    assert matched == pytest.approx(num_parameters(mha).total, rel=5e-3)
+
+
+def test_match_to_mha_never_makes_the_mlp_vanish():
+    config = nano("mla", intermediate_size=8)
+    config.attention["kv_lora_rank"] = 384
+    assert match_to_mha(config).intermediate_size == 8
+
+
+def test_mha_cache_bytes_are_the_yardstick_of_every_attention():
+    for name in FIVE:
+        assert mha_cache_bytes_per_token(nano(name), torch.float16) == 4 * 2 * 192 * 2
+    mha = nano("mha")
+    assert kv_cache_bytes_per_token(mha) == mha_cache_bytes_per_token(mha)
+
+
+@pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
+@pytest.mark.parametrize("name", FIVE)
+def test_training_flops_equal_those_counted(name, mlp):
+    context = 48
+    # The fast path pads values to the width of the keys; that is no work of the model.
+    wide_values = {"v_head_dim": 14} if name == "mla" else {}
+    config = gpt_config(FIVE[name] | wide_values, mlp=mlp, max_position_embeddings=context)
+    model = GPT(config)
+    tokens = random_tokens(2, context)
+    # The unfused kernel's matrix products are counted one by one, those of hidden keys too.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.loss(tokens, tokens).backward()
+    counted = counter.get_total_flops() / tokens.numel()
+    # Causal attention sees (t + 1) / 2 of t keys: all are seen at context 2 t - 1.
+    assert training_flops_per_token(config, 2 * context - 1) == pytest.approx(counted, rel=0.02)
+    hidden_keys = training_flops_per_token(config, 2 * context - 1) - training_flops_per_token(
+        config, context
+    )
+    assert 0.05 * counted < hidden_keys < counted

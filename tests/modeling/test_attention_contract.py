@@ -1,0 +1,504 @@
+"""One body over every attention: what each promises the model, the cache and the counts."""
+
+import pytest
+import torch
+from tiny import (
+    CASES,
+    FIVE,
+    B,
+    M,
+    S,
+    assert_near,
+    build_attention,
+    decode_paths,
+    normal,
+    reference,
+    run_through_cache,
+)
+
+from modeling.attention import attention_config, attention_config_class
+from modeling.errors import ModelConfigError
+from modeling.kv_cache import KVCache
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+CHUNKINGS = ((1,) * 7, (3, 3, 1), (4, 1, 2))
+GROUPED_KEYS = ["k_proj.weight", "o_proj.weight", "q_proj.weight", "v_proj.weight"]
+LATENT_KEYS = [
+    "kv_a_layernorm.weight",
+    "kv_a_proj_with_mqa.weight",
+    "kv_b_proj.weight",
+    "o_proj.weight",
+]
+QUERY_LATENT_KEYS = ["q_a_layernorm.weight", "q_a_proj.weight", "q_b_proj.weight"]
+# Spelt as in transformers' LlamaAttention and DeepseekV3Attention.
+STATE_DICT_KEYS = {
+    "mha": GROUPED_KEYS,
+    "mqa": GROUPED_KEYS,
+    "gqa": GROUPED_KEYS,
+    "mha_no_rope": GROUPED_KEYS,
+    "gqa_partial_rope_wide_value": GROUPED_KEYS,
+    "gqa_narrow_value_bias": [
+        *GROUPED_KEYS,
+        "k_proj.bias",
+        "o_proj.bias",
+        "q_proj.bias",
+        "v_proj.bias",
+    ],
+    "mla": [*LATENT_KEYS, "q_proj.weight"],
+    "mla_no_rope": [*LATENT_KEYS, "q_proj.weight"],
+    "mla_query_latent": [*LATENT_KEYS, *QUERY_LATENT_KEYS],
+    "mla_query_latent_bias": [
+        *LATENT_KEYS,
+        *QUERY_LATENT_KEYS,
+        "kv_a_proj_with_mqa.bias",
+        "o_proj.bias",
+        "q_a_proj.bias",
+    ],
+}
+
+
+@pytest.fixture(params=CASES)
+def fields(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def forward_only():
+    with torch.no_grad():
+        yield
+
+
+def gradients(output, x, module):
+    """Of a fixed weighting of the output, for x and every weight."""
+    weighting = normal(*output.shape, dtype=torch.float64, seed=9).to(output.dtype)
+    (output * weighting).sum().backward()
+    return {"x": x.grad} | {name: p.grad for name, p in module.named_parameters()}
+
+
+def left_padding(lengths):
+    """Positions and padding mask of rows that end together."""
+    index = torch.arange(max(lengths))
+    start = max(lengths) - torch.tensor(lengths)[:, None]
+    return (index - start).clamp(min=0), index >= start
+
+
+# Shapes, counts and names
+
+
+def test_attention_output_has_shape_and_dtype_of_its_input(fields, dtype, forward_only):
+    x = normal(B, S, M, dtype=dtype)
+    module = build_attention(fields, dtype)
+    for cache in (None, module.new_cache(B, S)):
+        output = module(x, torch.arange(S), cache)
+        assert output.shape == (B, S, M)
+        assert output.dtype == dtype
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attention_state_dict_keys_are_the_stored_list(case):
+    assert sorted(build_attention(CASES[case]).state_dict()) == sorted(STATE_DICT_KEYS[case])
+
+
+def test_attention_num_parameters_equals_closed_form(fields):
+    module = build_attention(fields)
+    assert module.config.num_parameters() == sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_attention_measured_cache_bytes_equal_closed_form(fields, cache_dtype, forward_only):
+    module = build_attention(fields)
+    cache = module.new_cache(B, 11, cache_dtype)
+    run_through_cache(module, normal(B, S, M), torch.arange(S), (5, 1, 1), cache=cache)
+    elements = module.config.kv_cache_elements_per_token()
+    assert KVCache([cache]).num_bytes() == B * 11 * elements * cache_dtype.itemsize
+
+
+@pytest.mark.parametrize(
+    ("case", "elements"),
+    [("mha", 64), ("mqa", 16), ("gqa", 32), ("mla", 18), ("mla_no_rope", 12)],
+)
+def test_attention_cache_elements_are_those_of_the_papers(case, elements):
+    # 2 h d, 2 d, 2 g d, c + r, c with h=4, d=8, g=2, c=12, r=6.
+    assert attention_config(CASES[case]).kv_cache_elements_per_token() == elements
+
+
+def test_attention_residual_projections_are_the_output_projection(fields):
+    module = build_attention(fields)
+    assert module.residual_projections() == [module.o_proj]
+
+
+def test_attention_gives_every_parameter_a_gradient(fields):
+    module = build_attention(fields).train()
+    module(normal(B, S, M), torch.arange(S)).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 1e-3, name
+
+
+# What may influence what
+
+
+def test_attention_future_token_changes_nothing_earlier(fields, forward_only):
+    module = build_attention(fields, torch.float64)
+    x = normal(B, S, M, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, 4] = normal(B, M, dtype=torch.float64, seed=5)
+    before, after = (module(each, torch.arange(S)) for each in (x, changed))
+    assert_near(after[:, :4], before[:, :4])
+    assert (after[:, 4:] - before[:, 4:]).abs().amax(-1).min() > 1e-3
+
+
+def test_attention_future_token_in_a_chunk_changes_nothing_earlier(fields, forward_only):
+    x = normal(B, S, M, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, 6] = normal(B, M, dtype=torch.float64, seed=5)
+    for path in decode_paths(fields):
+        module = build_attention(fields, torch.float64, decode_path=path)
+        before, after = (
+            run_through_cache(module, each, torch.arange(S), (3, 4)) for each in (x, changed)
+        )
+        assert_near(after[:, :6], before[:, :6])
+        assert (after[:, 6] - before[:, 6]).abs().amax() > 1e-3
+
+
+def test_attention_batch_rows_are_independent(fields, forward_only):
+    module = build_attention(fields, torch.float64)
+    x = normal(B, S, M, dtype=torch.float64)
+    together = module(x, torch.arange(S))
+    through_cache = run_through_cache(module, x, torch.arange(S), (4, 1, 2))
+    for row in range(B):
+        alone = module(x[row : row + 1], torch.arange(S))
+        assert_near(together[row : row + 1], alone)
+        assert_near(through_cache[row : row + 1], alone)
+
+
+# Against the oracle
+
+
+def test_attention_output_and_gradients_equal_the_reference(fields):
+    positions = torch.tensor(
+        [[0, 1, 2, 3, 4, 5, 6], [9, 3, 3, 40, 0, 7, 2], [500, 4, 77, 6, 1, 9, 12]]
+    )
+    x = normal(B, S, M, dtype=torch.float64).requires_grad_()
+    module = build_attention(fields, torch.float64)
+    expected = reference(module.config, dict(module.named_parameters()), x, positions)
+    expected_gradients = gradients(expected, x, module)
+
+    for dtype in (torch.float64, torch.float32):
+        module = build_attention(fields, dtype)
+        x_again = x.detach().to(dtype).requires_grad_()
+        output = module(x_again, positions)
+        assert_near(output.detach(), expected.detach())
+        for name, gradient in gradients(output, x_again, module).items():
+            assert_near(gradient, expected_gradients[name])
+
+
+def test_attention_in_bfloat16_is_near_the_reference(fields, forward_only):
+    x = normal(B, S, M, dtype=torch.bfloat16)
+    expected = None
+    for path in decode_paths(fields):
+        module = build_attention(fields, torch.bfloat16, decode_path=path)
+        if expected is None:
+            expected = reference(module.config, module.state_dict(), x, torch.arange(S))
+            assert_near(module(x, torch.arange(S)), expected)
+        assert_near(run_through_cache(module, x, torch.arange(S), (3, 1, 1, 2)), expected)
+
+
+def test_attention_bfloat16_cache_under_float32_weights_costs_only_the_rounding(
+    fields, forward_only
+):
+    module = build_attention(fields)
+    x, positions = normal(B, S, M), torch.arange(S)
+    cache = module.new_cache(B, S, torch.bfloat16)
+    output = run_through_cache(module, x, positions, (3, 1, 1, 2), cache=cache)
+    assert output.dtype == torch.float32
+    expected = module(x, positions)
+    assert 0 < (output - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+# Through the cache
+
+
+@pytest.mark.parametrize("chunks", CHUNKINGS, ids=lambda chunks: "-".join(map(str, chunks)))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_attention_through_the_cache_equals_the_full_pass(fields, dtype, chunks, forward_only):
+    x = normal(B, S, M, dtype=dtype)
+    positions = torch.tensor([3, 5, 6, 7, 20, 21, 22])
+    for path in decode_paths(fields):
+        module = build_attention(fields, dtype, decode_path=path)
+        assert_near(run_through_cache(module, x, positions, chunks), module(x, positions))
+
+
+def test_attention_through_the_cache_equals_the_reference_at_large_positions_of_each_row(
+    fields, forward_only
+):
+    x = normal(B, S, M)
+    positions = torch.arange(S) + torch.tensor([[0], [17], [1_000_000]])
+    module = build_attention(fields)
+    expected = reference(module.config, module.state_dict(), x, positions)
+    assert_near(module(x, positions), expected)
+    for path in decode_paths(fields):
+        module = build_attention(fields, decode_path=path)
+        assert_near(run_through_cache(module, x, positions, (3, 1, 1, 2)), expected)
+
+
+def test_attention_cache_reused_after_reset_or_truncate_equals_a_fresh_one(fields, forward_only):
+    module = build_attention(fields, torch.float64)
+    x, positions = normal(B, S, M, dtype=torch.float64), torch.arange(S)
+    other = normal(B, 4, M, dtype=torch.float64, seed=5)
+    expected = module(x, positions)
+    cache = module.new_cache(B, S)
+    module(other, positions[:4], cache)
+    cache.reset()
+    again = run_through_cache(module, x, positions, (3, 4), cache=cache)
+    assert_near(again, expected)
+    cache.truncate(2)
+    module(other, positions[2:6], cache)
+    cache.truncate(3 - 1)
+    assert_near(module(x[:, 2:], positions[2:], cache), expected[:, 2:])
+
+
+# Padding
+
+
+def test_attention_left_padded_rows_equal_each_row_alone(fields, forward_only):
+    lengths = [7, 5, 2]
+    positions, mask = left_padding(lengths)
+    x = normal(B, S, M, dtype=torch.float64)
+    garbage = torch.where(mask[..., None], x, 100 * normal(B, S, M, dtype=torch.float64, seed=8))
+    for path in decode_paths(fields):
+        module = build_attention(fields, torch.float64, decode_path=path)
+        outputs = [
+            module(x, positions, padding_mask=mask),
+            module(garbage, positions, padding_mask=mask),
+            run_through_cache(module, garbage, positions, (4, 1, 2), mask),
+            run_through_cache(module, garbage, positions, (1, 1, 1, 1, 3), mask),
+        ]
+        for row, length in enumerate(lengths):
+            alone = module(x[row : row + 1, -length:], torch.arange(length))
+            for output in outputs:
+                assert_near(output[row : row + 1, -length:], alone)
+
+
+def test_attention_with_padding_equals_the_reference(fields, forward_only):
+    positions, mask = left_padding([7, 4, 6])
+    mask[0, 3] = False  # a hole
+    x = normal(B, S, M, dtype=torch.float64)
+    module = build_attention(fields, torch.float64)
+    expected = reference(module.config, module.state_dict(), x, positions, padding_mask=mask)
+    assert_near(module(x, positions, padding_mask=mask), expected)
+    assert_near(run_through_cache(module, x, positions, (5, 2), mask), expected)
+
+
+@pytest.mark.parametrize("path_index", [0, 1, 2])
+def test_attention_fully_masked_rows_are_finite(fields, dtype, path_index):
+    path = decode_paths(fields)[path_index]
+    module = build_attention(fields, dtype, decode_path=path)
+    mask = torch.ones(B, S, dtype=torch.bool)
+    mask[1] = False
+    x = normal(B, S, M, dtype=dtype).requires_grad_()
+    bias = module.o_proj.bias if fields.get("attention_bias") else torch.zeros(M, dtype=dtype)
+    output = module(x, torch.arange(S), padding_mask=mask)
+    assert output.isfinite().all()
+    torch.testing.assert_close(output[1], bias.expand(S, M))
+    output.square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+    with torch.no_grad():
+        cached = run_through_cache(module, x, torch.arange(S), (3, 1, 1, 2), mask)
+    assert cached.isfinite().all()
+    torch.testing.assert_close(cached[1], bias.detach().expand(S, M))
+
+
+# Cross attention
+
+STATES = 5
+STATE_POSITIONS = torch.tensor([[4, 0, 9, 1, 2], [0, 1, 2, 3, 4], [30, 20, 10, 50, 40]])
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+def test_attention_to_other_states_equals_the_reference(fields, padded, forward_only):
+    x = normal(B, S, M, dtype=torch.float64)
+    states = normal(B, STATES, M, dtype=torch.float64, seed=6)
+    mask = torch.ones(B, STATES, dtype=torch.bool)
+    if padded:
+        mask[0, 3:] = mask[2, 0] = False
+    module = build_attention(fields, torch.float64)
+    expected = reference(
+        module.config,
+        module.state_dict(),
+        x,
+        torch.arange(S),
+        padding_mask=mask,
+        key_value_states=states,
+        key_value_positions=STATE_POSITIONS,
+    )
+    given = {"padding_mask": mask} if padded else {}
+    output = module(
+        x,
+        torch.arange(S),
+        key_value_states=states,
+        key_value_positions=STATE_POSITIONS,
+        **given,
+    )
+    assert_near(output, expected)
+
+    for path in decode_paths(fields):
+        module = build_attention(fields, torch.float64, decode_path=path)
+        cache = module.new_cache(B, STATES)
+        outputs = [
+            module(
+                x[:, :3],
+                torch.arange(3),
+                cache,
+                key_value_states=states,
+                key_value_positions=STATE_POSITIONS,
+                **given,
+            )
+        ]
+        for start, end in ((3, 4), (4, 7)):
+            outputs.append(
+                module(
+                    x[:, start:end],
+                    torch.arange(start, end),
+                    cache,
+                    key_value_states=states[:, :0],
+                    **given,
+                )
+            )
+        assert cache.length == STATES
+        assert_near(torch.cat(outputs, 1), expected)
+
+
+def test_attention_to_other_states_counts_their_positions_from_zero(fields, forward_only):
+    module = build_attention(fields)
+    x, states = normal(B, S, M), normal(B, STATES, M, seed=6)
+    counted = module(x, torch.arange(S), key_value_states=states)
+    given = module(
+        x, torch.arange(S), key_value_states=states, key_value_positions=torch.arange(STATES)
+    )
+    torch.testing.assert_close(counted, given, rtol=0, atol=0)
+
+
+# Dropout
+
+
+def test_attention_dropout_is_active_in_training_only(fields, forward_only):
+    x, positions = normal(B, S, M), torch.arange(S)
+    plain = build_attention(fields)
+    module = build_attention(fields, attention_dropout=0.5)
+    expected = plain(x, positions)
+    torch.testing.assert_close(module(x, positions), expected, rtol=0, atol=0)
+    torch.testing.assert_close(plain.train()(x, positions), expected, rtol=0, atol=0)
+    module.train()
+    torch.manual_seed(0)
+    first, second = module(x, positions), module(x, positions)
+    torch.manual_seed(0)
+    torch.testing.assert_close(module(x, positions), first, rtol=0, atol=0)
+    assert (first - second).abs().max() > 0.1
+    assert (first - expected).abs().max() > 0.1
+    cached = run_through_cache(module, x, positions, (4, 1, 2))
+    assert (cached - expected).abs().max() > 0.1
+    cached = run_through_cache(module.eval(), x, positions, (4, 1, 2))
+    assert_near(cached, expected)
+
+
+# Refusals
+
+
+def test_attention_cache_overflow_is_refused_and_changes_nothing(fields, forward_only):
+    module = build_attention(fields)
+    x, positions = normal(B, S, M), torch.arange(S)
+    cache = module.new_cache(B, S - 1)
+    module(x[:, :5], positions[:5], cache)
+    with pytest.raises(ValueError, match="at most 6 tokens, 7 would be needed"):
+        module(x[:, 5:], positions[5:], cache)
+    assert cache.length == 5
+    assert_near(module(x[:, 5:6], positions[5:6], cache), module(x, positions)[:, 5:6])
+
+
+def test_attention_refuses_a_cache_of_another_batch(fields):
+    module = build_attention(fields)
+    with pytest.raises(ValueError, match="another model or batch"):
+        module(normal(B, S, M), torch.arange(S), module.new_cache(B - 1, S))
+
+
+def test_attention_refuses_a_cache_of_another_kind(fields):
+    module = build_attention(fields)
+    other = build_attention(FIVE["mha" if fields["name"].startswith("mla") else "mla"])
+    with pytest.raises(ValueError, match="another kind of attention"):
+        module(normal(B, S, M), torch.arange(S), other.new_cache(B, S))
+
+
+def test_attention_refuses_a_cache_of_another_width(fields):
+    module = build_attention(fields)
+    key = "kv_lora_rank" if fields["name"].startswith("mla") else "v_head_dim"
+    other = build_attention(fields, **{key: fields[key] + 2})
+    with pytest.raises(ValueError, match="another model or batch"):
+        module(normal(B, S, M), torch.arange(S), other.new_cache(B, S))
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "named"),
+    [
+        ("gqa", {"num_key_value_heads": 3}, "num_attention_heads .4.* one of 1, 2, 4"),
+        ("gqa", {"num_key_value_heads": 0}, "num_key_value_heads .0. must be at least 1"),
+        ("gqa", {"head_dim": 0}, "head_dim .0. must be at least 1"),
+        ("gqa", {"qk_rope_head_dim": 7}, "qk_rope_head_dim .7. must be even"),
+        ("gqa", {"qk_rope_head_dim": 10}, "must not exceed head_dim .8."),
+        ("gqa", {"decode_path": "absorbed"}, "must be auto, folded or repeated"),
+        ("mha", {"num_key_value_heads": 2}, "mha has num_key_value_heads = 4, not 2"),
+        ("mqa", {"num_key_value_heads": 2}, "mqa has num_key_value_heads = 1, not 2"),
+        ("mla", {"kv_lora_rank": 0}, "kv_lora_rank .0. must be at least 1"),
+        ("mla", {"kv_lora_rank": 73}, "kv_lora_rank .73. must not exceed .* = 72"),
+        ("mla", {"q_lora_rank": 0}, "q_lora_rank .0. must be from 1 to hidden_size .20."),
+        ("mla", {"q_lora_rank": 21}, "q_lora_rank .21. must be from 1 to hidden_size .20."),
+        ("mla", {"qk_rope_head_dim": 0}, "use attention=mla_no_rope"),
+        ("mla_no_rope", {"qk_rope_head_dim": 6}, "use attention=mla "),
+        ("mla", {"decode_path": "folded"}, "must be auto, absorbed or expanded"),
+        ("mla", {"latent_norm_eps": float("nan")}, "latent_norm_eps .nan. must be in"),
+        ("mla", {"head_dim": 8}, "mla. has no key model.attention.head_dim"),
+        ("mha", {"hidden_size": 0}, "hidden_size .0. must be at least 1"),
+        ("mha", {"num_attention_heads": 0}, "num_attention_heads .0. must be at least 1"),
+        ("mha", {"v_head_dim": -1}, "v_head_dim .-1. must be at least 1"),
+        ("mha", {"rope_theta": 1.0}, "rope_theta .1.0. must be a finite number above 1"),
+        ("mha", {"rope_theta": float("inf")}, "rope_theta .inf."),
+        ("mha", {"attention_dropout": 1.0}, "attention_dropout .1.0. must be in"),
+        ("mha", {"attention_dropout": float("nan")}, "attention_dropout .nan. must be in"),
+        ("mha", {"head_dim": "8"}, "head_dim .'8'. must be of type int"),
+        ("mha", {"head_dim": True}, "head_dim .True. must be of type int"),
+        ("mha", {"attention_bias": 1}, "attention_bias .1. must be of type bool"),
+        ("mha", {"kv_lora_rnk": 1}, "mha. has no key model.attention.kv_lora_rnk"),
+    ],
+)
+def test_attention_config_refuses_what_cannot_be_built_and_names_it(case, changes, named):
+    with pytest.raises(ModelConfigError, match=named):
+        attention_config(FIVE[case] | changes)
+
+
+def test_attention_config_reports_all_problems_at_once():
+    with pytest.raises(ModelConfigError) as refused:
+        attention_config(
+            FIVE["gqa"] | {"num_key_value_heads": 3, "v_head_dim": 0, "rope_theta": 0.5}
+        )
+    assert len(refused.value.problems) == 3
+
+
+def test_attention_config_names_every_missing_field():
+    with pytest.raises(ModelConfigError) as refused:
+        attention_config({"name": "mla", "hidden_size": M})
+    missing = ("num_attention_heads", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
+    assert all(f"needs model.attention.{key}" in str(refused.value) for key in missing)
+    with pytest.raises(ModelConfigError, match="attention=mha"):
+        attention_config({"hidden_size": M})
+
+
+def test_unknown_attention_name_lists_those_there_are():
+    with pytest.raises(ModelConfigError, match="gqa, mha, mla, mla_no_rope, mqa") as refused:
+        attention_config_class("mqaa")
+    assert "did you mean 'mqa'?" in str(refused.value)

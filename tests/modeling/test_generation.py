@@ -1,0 +1,414 @@
+"""Text through the cache: the same as without it, and only what the settings allow."""
+
+import pytest
+import torch
+from tiny import CASES, FIVE, B, build_gpt, decode_paths, random_tokens, randomise
+
+import modeling.attention.grouped_query
+import modeling.attention.latent
+import modeling.generate
+from modeling.attention.kernel import attend
+from modeling.config import SamplingSettings
+from modeling.errors import ModelConfigError
+from modeling.generate import generate, generate_text, next_token
+from modeling.gpt import GPT
+from modeling.kv_cache import LayerCache
+from modeling.rope import apply_rotary
+
+GREEDY = SamplingSettings(temperature=0.0)
+LENGTH = 17
+PREFILLS = ((1,), (7,), (LENGTH,), (2, 3, 4), (5, 6))
+LOGIT_GAP = 1e-4
+
+
+@torch.no_grad()
+def largest_gap(model, tokens, prefill):
+    """Largest difference of logits with and without a cache, in their standard deviations."""
+    cache = model.new_cache(*tokens.shape)
+    sizes = [*prefill, *[1] * (tokens.shape[1] - sum(prefill))]
+    pieces = [model(piece, cache=cache) for piece in tokens.split(sizes, dim=1)]
+    full = model(tokens)
+    return ((torch.cat(pieces, 1) - full).abs().max() / full.std()).item()
+
+
+@torch.no_grad()
+def greedy_without_cache(model, prompt, count):
+    tokens = prompt
+    for _ in range(count):
+        tokens = torch.cat((tokens, model(tokens)[:, -1:].argmax(-1)), 1)
+    return tokens[:, prompt.shape[1] :]
+
+
+def text(model, prompt, count, settings=GREEDY, **given):
+    return torch.stack(list(generate(model, prompt, count, settings, **given)), 1)
+
+
+# G1: cached equals uncached
+
+
+@pytest.mark.parametrize("batch", [1, B])
+@pytest.mark.parametrize("case", CASES)
+def test_logits_through_the_cache_equal_the_full_pass(case, batch):
+    tokens = random_tokens(batch, LENGTH)
+    for path in decode_paths(CASES[case]):
+        model = build_gpt(CASES[case] | {"decode_path": path})
+        for prefill in PREFILLS if path == "auto" else PREFILLS[-1:]:
+            gap = largest_gap(model, tokens, prefill)
+            assert gap <= LOGIT_GAP, (path, prefill)
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_greedy_text_equals_greedy_text_without_a_cache(name):
+    # Large untied weights, or the likeliest next token would be the same one over and over.
+    model = randomise(build_gpt(name, tie_word_embeddings=False), std=1.0)
+    for batch, length in ((1, 1), (3, 7)):
+        prompt = random_tokens(batch, length)
+        expected = greedy_without_cache(model, prompt, 25)
+        assert torch.equal(text(model, prompt, 25), expected)
+        assert len(expected.unique()) > 5
+
+
+def shift_decoding_positions(monkeypatch):
+    whole = GPT.hidden_states
+
+    def shifted(self, tokens, positions=None, cache=None, padding_mask=None):
+        if cache is not None and cache.length:
+            positions = torch.arange(tokens.shape[1]) + cache.length + 1
+        return whole(self, tokens, positions, cache, padding_mask)
+
+    monkeypatch.setattr(GPT, "hidden_states", shifted)
+
+
+def hold_decoding_positions(monkeypatch):
+    whole = GPT.hidden_states
+
+    def held(self, tokens, positions=None, cache=None, padding_mask=None):
+        return whole(self, tokens, torch.arange(tokens.shape[1]), cache, padding_mask)
+
+    monkeypatch.setattr(GPT, "hidden_states", held)
+
+
+def skip_causal_mask_behind_a_cache(monkeypatch):
+    def blind(query, key, value, *, causal, **given):
+        return attend(query, key, value, causal=causal and query.shape[2] == key.shape[2], **given)
+
+    for module in (modeling.attention.grouped_query, modeling.attention.latent):
+        monkeypatch.setattr(module, "attend", blind)
+
+
+def rotate_cached_keys_again(monkeypatch):
+    append = LayerCache.append
+
+    def append_and_rotate(self, **new):
+        views = append(self, **new)
+        width = {"key": 8, "latent": 6}[next(iter(new))]
+        past = self.length - views[0].shape[2] + new[next(iter(new))].shape[2]
+        rotary = views[0][:, :, : self.length - past, -width:]
+        rotary.copy_(apply_rotary(rotary, torch.arange(rotary.shape[2]), 10000.0))
+        return views
+
+    monkeypatch.setattr(LayerCache, "append", append_and_rotate)
+
+
+def rotate_what_is_cached_twice(monkeypatch):
+    def twice(x, positions, theta):
+        once = apply_rotary(x, positions, theta)
+        # Keys have fewer heads than queries here.
+        decoding = int(positions.min()) > 0
+        return apply_rotary(once, positions, theta) if decoding and x.shape[1] < 4 else once
+
+    for module in (modeling.attention.grouped_query, modeling.attention.latent):
+        monkeypatch.setattr(module, "apply_rotary", twice)
+
+
+def align_causal_mask_top_left(monkeypatch):
+    def visible(s, t, causal, padding_mask, device):
+        return torch.ones(s, t, dtype=torch.bool).tril()[None, None]
+
+    monkeypatch.setattr(modeling.attention.kernel, "_visible", visible)
+
+
+FAULTS = (
+    shift_decoding_positions,
+    hold_decoding_positions,
+    skip_causal_mask_behind_a_cache,
+    rotate_cached_keys_again,
+    rotate_what_is_cached_twice,
+    align_causal_mask_top_left,
+)
+WITH_FEW_ROTATED_KEY_HEADS = ("mqa", "gqa", "mla")
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        (name, fault)
+        for fault in FAULTS
+        for name in FIVE
+        if not (fault is rotate_cached_keys_again and name == "mla_no_rope")
+        and not (fault is rotate_what_is_cached_twice and name not in WITH_FEW_ROTATED_KEY_HEADS)
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_comparison_of_logits_notices_a_planted_fault(name, fault, monkeypatch):
+    model, tokens = build_gpt(name), random_tokens(B, LENGTH)
+    assert largest_gap(model, tokens, (5, 6)) <= LOGIT_GAP
+    fault(monkeypatch)
+    assert largest_gap(model, tokens, (5, 6)) > 100 * LOGIT_GAP
+
+
+def test_second_call_is_not_affected_by_the_first():
+    model, prompt = build_gpt("mla"), random_tokens(2, 5)
+    settings = SamplingSettings(temperature=1.0, seed=3)
+    first = text(model, prompt, 9, settings)
+    text(model, random_tokens(3, 8, seed=9), 4)
+    assert torch.equal(text(model, prompt, 9, settings), first)
+
+
+def test_two_interleaved_calls_do_not_meet():
+    model, prompts = build_gpt("gqa"), [random_tokens(1, 5), random_tokens(1, 5, seed=8)]
+    alone = [text(model, prompt, 9) for prompt in prompts]
+    both = zip(*(generate(model, prompt, 9, GREEDY) for prompt in prompts), strict=True)
+    for i, column in enumerate(zip(*both, strict=True)):
+        assert torch.equal(torch.stack(column, 1), alone[i])
+
+
+# Randomness
+
+
+def test_temperature_zero_is_the_likeliest_token_for_any_seed():
+    model, prompt = build_gpt("gqa"), random_tokens(2, 5)
+    expected = greedy_without_cache(model, prompt, 9)
+    for seed in (0, 1, 77):
+        assert torch.equal(
+            text(model, prompt, 9, SamplingSettings(temperature=0, seed=seed)), expected
+        )
+
+
+def test_same_seed_gives_the_same_text_and_another_seed_another():
+    model, prompt = build_gpt("gqa"), random_tokens(2, 5)
+    first, again, other = (
+        text(model, prompt, 20, SamplingSettings(temperature=1.0, seed=seed)) for seed in (5, 5, 6)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_global_random_state_is_untouched():
+    model, prompt = build_gpt("mla"), random_tokens(2, 5)
+    before = torch.get_rng_state()
+    text(model, prompt, 9, SamplingSettings(temperature=1.0, top_k=7, top_p=0.9))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_gradients_stay_enabled_for_who_consumes_the_tokens():
+    model = build_gpt("mha")
+    for token in generate(model, random_tokens(1, 3), 2, GREEDY):
+        assert torch.is_grad_enabled()
+        assert not token.requires_grad
+
+
+PROBABILITIES = torch.tensor([0.15, 0.5, 0.05, 0.3])
+DRAWS = 20_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0.15, 0.5, 0.05, 0.3]),
+        ({"top_k": 2}, [0, 0.5, 0, 0.3]),
+        ({"top_k": 1}, [0, 1, 0, 0]),
+        ({"top_k": 4}, [0.15, 0.5, 0.05, 0.3]),
+        ({"top_k": 99}, [0.15, 0.5, 0.05, 0.3]),
+        ({"top_p": 0.7}, [0, 0.5, 0, 0.3]),
+        ({"top_p": 0.4}, [0, 1, 0, 0]),
+        ({"top_p": 1e-9}, [0, 1, 0, 0]),
+        ({"top_p": 0.9}, [0.15, 0.5, 0, 0.3]),
+        ({"top_k": 3, "top_p": 0.8}, [0, 0.5, 0, 0.3]),
+        ({"temperature": 2.0}, [0.15**0.5, 0.5**0.5, 0.05**0.5, 0.3**0.5]),
+        ({"temperature": 0.5, "top_k": 2}, [0, 0.25, 0, 0.09]),
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_with_the_probabilities_that_the_settings_leave(settings, expected):
+    logits = (PROBABILITIES.log() + 3.0).expand(DRAWS, 4)
+    generator = torch.Generator().manual_seed(0)
+    drawn = next_token(logits, SamplingSettings(**{"temperature": 1.0} | settings), generator)
+    assert drawn.shape == (DRAWS,)
+    expected = torch.tensor(expected, dtype=torch.float64)
+    expected = expected / expected.sum()
+    frequency = drawn.bincount(minlength=4) / DRAWS
+    assert not frequency[expected == 0].any()
+    five_errors = 5 * (expected * (1 - expected) / DRAWS).sqrt()
+    assert ((frequency - expected).abs() <= five_errors).all()
+
+
+def test_each_row_is_truncated_by_its_own_distribution():
+    logits = torch.stack([PROBABILITIES, PROBABILITIES.flip(0)]).log()
+    drawn = torch.stack(
+        [
+            next_token(
+                logits,
+                SamplingSettings(temperature=1.0, top_p=0.4),
+                torch.Generator().manual_seed(seed),
+            )
+            for seed in range(9)
+        ]
+    )
+    assert (drawn == torch.tensor([1, 2])).all()
+
+
+# Where it ends
+
+
+@pytest.mark.parametrize("name", ["mha", "mla_no_rope"])
+def test_prompt_and_new_tokens_may_fill_the_context(name):
+    model = build_gpt(name, max_position_embeddings=12)
+    assert text(model, random_tokens(2, 5), 7).shape == (2, 7)
+    assert text(model, random_tokens(2, 11), 1).shape == (2, 1)
+
+
+def test_stop_token_ends_the_text_and_is_not_part_of_it():
+    model, prompt = build_gpt("gqa"), random_tokens(1, 5)
+    settings = SamplingSettings(temperature=2.0)
+    whole = text(model, prompt, 20, settings)[0].tolist()
+    stop = next(token for token in whole[3:] if token not in whole[:3])
+    stopped = text(model, prompt, 20, settings, stop_token=stop)[0].tolist()
+    assert stopped == whole[: whole.index(stop)]
+    assert len(stopped) >= 3
+
+
+def test_stop_token_ends_a_batch_when_every_row_has_produced_it(monkeypatch):
+    script = iter([[7, 1], [2, 9], [3, 4], [9, 5], [6, 6]])
+    monkeypatch.setattr(modeling.generate, "next_token", lambda *_: torch.tensor(next(script)))
+    stopped = text(build_gpt("mha"), random_tokens(2, 3), 20, stop_token=9)
+    assert stopped.tolist() == [[7, 2, 3], [1, 9, 4]]
+
+
+def test_no_new_tokens_are_no_text():
+    assert list(generate(build_gpt("mha"), random_tokens(1, 5), 0, GREEDY)) == []
+
+
+@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize(("length", "new"), [(12, 1), (13, 1), (5, 8), (1, 12)])
+def test_text_longer_than_the_context_is_refused(name, length, new):
+    model = build_gpt(name, max_position_embeddings=12)
+    fits = f"set max_new_tokens to {12 - length} or less"
+    way_out = fits if length < 12 else "shorten it"
+    with pytest.raises(ModelConfigError, match=f"do not fit the model's context of 12; {way_out}"):
+        list(generate(model, random_tokens(1, length), new, GREEDY))
+
+
+@pytest.mark.parametrize("new", [0, 3])
+@pytest.mark.parametrize("token", [61, 1000, -1])
+def test_token_outside_the_vocabulary_is_refused(token, new):
+    prompt = random_tokens(2, 5)
+    prompt[1, 3] = token
+    with pytest.raises(ModelConfigError, match="outside the vocabulary of 61"):
+        list(generate(build_gpt("mha"), prompt, new, GREEDY))
+
+
+def test_empty_prompt_is_refused():
+    with pytest.raises(ModelConfigError, match="the prompt is empty"):
+        list(generate(build_gpt("mha"), random_tokens(1, 0), 3, GREEDY))
+
+
+@pytest.mark.parametrize(
+    ("settings", "valid"),
+    [
+        ({"temperature": -1.0}, "must be 0 or more"),
+        ({"temperature": float("nan")}, "must be 0 or more"),
+        ({"temperature": float("inf")}, "finite"),
+        ({"top_k": 0}, "at least 1, or null"),
+        ({"top_k": -3}, "at least 1, or null"),
+        ({"top_p": 0.0}, "must be in (0, 1]"),
+        ({"top_p": 1.5}, "must be in (0, 1]"),
+        ({"top_p": float("nan")}, "must be in (0, 1]"),
+        ({"seed": -1}, "at least 0"),
+    ],
+    ids=str,
+)
+def test_sampling_settings_name_each_value_out_of_range(settings, valid):
+    (problem,) = SamplingSettings(**settings).problems()
+    ((key, value),) = settings.items()
+    assert problem.startswith(f"sampling.{key} ({value})")
+    assert valid in problem
+    assert SamplingSettings().problems() == []
+    assert GREEDY.problems() == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.0, 1e-40, 0.8])
+def test_logits_that_are_no_number_do_not_become_text(temperature):
+    model = build_gpt("mha")
+    model.norm.weight[3] = torch.nan
+    with pytest.raises(ModelConfigError, match="logits are not numbers"):
+        list(generate(model, random_tokens(1, 3), 2, SamplingSettings(temperature=temperature)))
+
+
+@torch.no_grad()
+def test_a_tiny_temperature_is_greedy():
+    model, prompt = build_gpt("mha"), random_tokens(2, 3)
+    cold = SamplingSettings(temperature=1e-40)
+    assert text(model, prompt, 5, cold).tolist() == text(model, prompt, 5).tolist()
+
+
+def test_top_k_keeps_exactly_k_of_equal_logits():
+    generator = torch.Generator().manual_seed(0)
+    settings = SamplingSettings(temperature=1.0, top_k=2)
+    chosen = next_token(torch.zeros(500, 7), settings, generator)
+    assert len(set(chosen.tolist())) == 2
+
+
+# Text
+
+
+class Utf8:
+    """Every byte a token."""
+
+    def encode(self, text):
+        return type("Encoding", (), {"ids": list(text.encode())})()
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace")
+
+
+def streamed(monkeypatch, tokens):
+    """What generate_text yields when the model produces these tokens."""
+    monkeypatch.setattr(
+        modeling.generate, "generate", lambda *_: (torch.tensor([token]) for token in tokens)
+    )
+    model = build_gpt("mha", vocab_size=256)
+    return list(generate_text(model, Utf8(), "é", len(tokens), GREEDY))
+
+
+@pytest.mark.parametrize("written", ["aé漢🎉 b", "🎉", "", "plain", "e\u0301x", "日本語テキスト"])
+def test_streamed_characters_come_whole_and_nothing_is_lost(written, monkeypatch):
+    pieces = streamed(monkeypatch, list(written.encode()))
+    assert "".join(pieces) == written
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    # Not all at the end: a piece per character.
+    assert [piece for piece in pieces if piece] == list(written)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [[*b"ab", 0xF0, 0x9F], [0xFF, *b"ab"], [0xE6, *b"a", 0xBC], [0xC3, 0xC3, 0xA9]],
+    ids=["cut_off", "never_valid", "broken", "broken_then_whole"],
+)
+def test_streamed_bytes_that_are_no_character_are_replaced_once(tokens, monkeypatch):
+    assert "".join(streamed(monkeypatch, tokens)) == bytes(tokens).decode(errors="replace")
+
+
+def test_text_is_that_of_the_generated_tokens():
+    model = build_gpt("gqa", vocab_size=256)
+    prompt = "déf"
+    pieces = generate_text(model, Utf8(), prompt, 20, GREEDY)
+    ids = torch.tensor([list(prompt.encode())])
+    expected = text(model, ids, 20)[0].tolist()
+    assert "".join(pieces) == bytes(expected).decode(errors="replace")
+
+
+def test_text_of_an_empty_prompt_is_refused():
+    with pytest.raises(ModelConfigError, match="the prompt is empty"):
+        list(generate_text(build_gpt("mha", vocab_size=256), Utf8(), "", 3, GREEDY))

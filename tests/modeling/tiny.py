@@ -1,0 +1,128 @@
+"""Small attentions, models and comparisons that the tests of modeling share."""
+
+import torch
+
+from modeling.attention import LatentAttentionConfig, attention_config
+from modeling.attention.reference import grouped_query_reference, latent_reference
+from modeling.config import GPTConfig
+from modeling.gpt import GPT
+
+M, H, B, S = 20, 4, 3, 7
+
+HEADS = {"hidden_size": M, "num_attention_heads": H}
+GROUPED = HEADS | {"head_dim": 8, "v_head_dim": 8, "qk_rope_head_dim": 8}
+LATENT = HEADS | {
+    "name": "mla",
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 10,
+}
+FIVE = {
+    "mha": GROUPED | {"name": "mha", "num_key_value_heads": 4},
+    "mqa": GROUPED | {"name": "mqa", "num_key_value_heads": 1},
+    "gqa": GROUPED | {"name": "gqa", "num_key_value_heads": 2},
+    "mla": LATENT,
+    "mla_no_rope": LATENT | {"name": "mla_no_rope", "qk_rope_head_dim": 0},
+}
+CASES = FIVE | {
+    "gqa_partial_rope_wide_value": FIVE["gqa"] | {"qk_rope_head_dim": 6, "v_head_dim": 10},
+    "gqa_narrow_value_bias": FIVE["gqa"] | {"v_head_dim": 5, "attention_bias": True},
+    "mha_no_rope": FIVE["mha"] | {"qk_rope_head_dim": 0},
+    "mla_query_latent": LATENT | {"q_lora_rank": 14},
+    "mla_query_latent_bias": LATENT | {"q_lora_rank": 14, "attention_bias": True},
+}
+
+
+def decode_paths(fields):
+    """Every way to read the cache that this attention has."""
+    latent = fields["name"].startswith("mla")
+    return ("auto", "absorbed", "expanded") if latent else ("auto", "folded", "repeated")
+
+
+def randomise(module, std=0.5, seed=1):
+    """Give every parameter large values without any symmetry; norms stay positive."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "norm" in name:
+                parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+            else:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(std * noise + std / 10)
+    return module
+
+
+def build_attention(fields, dtype=torch.float32, **changes):
+    """An attention in evaluation mode whose weights no two heads or dimensions share."""
+    return randomise(attention_config(fields | changes).build()).to(dtype).eval()
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    """Standard normal numbers of their own seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def reference(config, weights, x, positions, **arguments):
+    """What the oracle says, float64; positions may be [s] as well."""
+    latent = isinstance(config, LatentAttentionConfig)
+    oracle = latent_reference if latent else grouped_query_reference
+    positions = torch.as_tensor(positions).expand(x.shape[:2])
+    return oracle(config, weights, x, positions, **arguments)
+
+
+# How many roundings of the largest value an attention of these sizes may be off by; measured on a
+# CPU: at most 13.
+ROUNDINGS = 64
+# One rounding of bfloat16 is 0.8 %, and 64 of them would accept half of anything; measured: 1.3.
+BFLOAT16_ROUNDINGS = 6
+
+
+def assert_near(actual, expected, roundings=None):
+    """Allow `roundings` machine epsilons of actual's dtype times the largest |expected|."""
+    if roundings is None:
+        roundings = BFLOAT16_ROUNDINGS if actual.dtype == torch.bfloat16 else ROUNDINGS
+    atol = roundings * torch.finfo(actual.dtype).eps * expected.abs().max().item()
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=atol)
+
+
+def run_through_cache(module, x, positions, chunks, padding_mask=None, cache=None):
+    """Feed x to the module in chunks, through one cache."""
+    assert sum(chunks) == x.shape[1]
+    cache = cache or module.new_cache(x.shape[0], x.shape[1])
+    outputs, start = [], 0
+    for size in chunks:
+        end = start + size
+        mask = None if padding_mask is None else padding_mask[:, :end]
+        outputs.append(module(x[:, start:end], positions[..., start:end], cache, padding_mask=mask))
+        start = end
+    return torch.cat(outputs, dim=1)
+
+
+def gpt_config(attention="mha", **changes):
+    """A model of two layers; attentions without RoPE get learned positions."""
+    fields = CASES[attention] if isinstance(attention, str) else attention
+    values = {
+        "vocab_size": 61,
+        "max_position_embeddings": 40,
+        "hidden_size": M,
+        "num_hidden_layers": 2,
+        "num_attention_heads": H,
+        "intermediate_size": 33,
+        "initializer_range": 0.2,
+        "position_embedding": "none" if fields["qk_rope_head_dim"] else "learned",
+        "attention": fields,
+    }
+    return GPTConfig(**(values | changes))
+
+
+def build_gpt(attention="mha", seed=0, **changes):
+    """That model, in evaluation mode."""
+    torch.manual_seed(seed)
+    return GPT(gpt_config(attention, **changes)).eval()
+
+
+def random_tokens(*shape, vocab_size=61, seed=3):
+    """Uniform tokens of their own seed."""
+    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
