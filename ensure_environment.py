@@ -12,7 +12,7 @@ from pathlib import Path
 
 # The modules of requirements.txt (a test compares the two).
 PACKAGES = (
-    *("torch", "numpy", "datasets", "transformers", "tokenizers", "safetensors"),
+    *("torch", "numpy", "datasets", "huggingface_hub", "transformers", "tokenizers", "safetensors"),
     *("hydra", "omegaconf", "wandb", "filelock", "tabulate", "tqdm"),
 )
 _HERE = Path(__file__).resolve().parent
@@ -26,7 +26,7 @@ def ensure() -> None:
     `prepare_for_use.sh` makes `.venv` beside this file where the system's package manager owns
     `python`. Also sets the environment variable PROJECT_ROOT, which the configuration reads.
     """
-    os.environ.setdefault("PROJECT_ROOT", str(_HERE))
+    os.environ["PROJECT_ROOT"] = str(_HERE)
     tried = os.environ.pop(_TRIED, None)
     problem = _problem()
     if problem is None:

@@ -24,7 +24,14 @@ def main(config: run_config.EvalConfig) -> None:
     rows = []
     for run in choose_runs(config.runs_dir, config.patterns(), print):
         print(f"evaluating {run.path.name}", file=sys.stderr)
-        rows.append(evaluate_run(run, config.split, config.eval, device, print))
+        try:
+            rows.append(evaluate_run(run, config.split, config.eval, device, print))
+        except run_config.USER_ERRORS as error:
+            if config.run is not None:
+                raise run_config.ConfigError(f"{run.path.name}: {error}") from error
+            print(f"left out: {run.path.name}: {error}", file=sys.stderr)
+    if not rows:
+        raise run_config.ConfigError("no run could be evaluated; see the lines above")
     groups = group_by_protocol(rows)
     for group in groups:
         print(f"\n{protocol_line(group[0])}\n\n{table(group, 'simple')}")

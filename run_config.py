@@ -94,7 +94,7 @@ class EvalConfig:
                 f"report_name ('{self.report_name}') must be letters, digits, '.', '_' and '-', "
                 "at most 100"
             )
-        if not all(isinstance(pattern, str) for pattern in self.patterns()):
+        if isinstance(self.run, dict):
             found.append(f"run ({self.run}) must be a name or a list of names: run=[mha-*,mla-*]")
         return found
 
@@ -102,7 +102,7 @@ class EvalConfig:
         """Return the names that `run` gives, as a list; all runs if it gives none."""
         if self.run is None:
             return ["*"]
-        return list(self.run) if isinstance(self.run, list) else [self.run]
+        return [str(name) for name in (self.run if isinstance(self.run, list) else [self.run])]
 
 
 @dataclass
@@ -243,7 +243,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     1 anything else. In a multirun a run that fails is reported and the others go on.
     """
     register()
-    os.environ.setdefault("PROJECT_ROOT", str(ROOT))
+    os.environ["PROJECT_ROOT"] = str(ROOT)
     # Hydra would replace a traceback by a hint; here it hands every exception on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     statuses: list[int] = []
@@ -262,7 +262,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             traceback.print_exc()
             statuses.append(1)
 
-    arguments = sys.argv[1:]
+    sys.argv[1:] = arguments = [_as_text(argument) for argument in sys.argv[1:]]
     try:
         if {"--help", "-h"} & set(arguments):
             print(help_text(config_name))
@@ -279,6 +279,21 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
         print("kvlab: interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(max(statuses, default=0))
+
+
+# Their values are text as it stands: Hydra's grammar would strip "def " and refuse "f(x)".
+_TEXT_KEYS = ("prompt", "trainer.sample_prompt")
+
+
+def _as_text(argument: str) -> str:
+    """Quote an override whose value is any text, unless the user quoted it for Hydra already."""
+    key, _, value = argument.partition("=")
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if key not in _TEXT_KEYS or is_quoted:
+        return argument
+    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    value = re.sub(r"(\\+)$", r"\1\1", value)
+    return f"{key}='{value.replace('${', chr(92) + '${')}'"
 
 
 def composed(config_name: str, overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
@@ -319,7 +334,8 @@ def as_yaml(config: TrainConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-# A run may be resumed with other values of these: they change what is watched, not what is learnt.
+# A run may be resumed with other values of these: they change what is watched, and where it runs;
+# where that changes the last bits, resuming says so.
 _MAY_CHANGE = (
     "runs_dir",
     "tracking.",

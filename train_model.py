@@ -12,6 +12,8 @@ import run_config  # noqa: E402
 def main(config: run_config.TrainConfig) -> None:
     """Prepare the data if need be, then train, or resume, the run that the configuration names."""
     # PyTorch takes seconds to import, which `--help` and a misspelt key need not wait for.
+    from tqdm import tqdm
+
     from data.pipeline import prepare
     from modeling.accounting import match_to_mha
     from modeling.gpt import check
@@ -21,29 +23,22 @@ def main(config: run_config.TrainConfig) -> None:
     from training.loop import Recipe, train
 
     check(config.model)
+    config.eval.windows(config.model)
     make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
     run = RunFolder(config.runs_dir, config.run_name)
-    if any(run.checkpoints_path.glob("[0-9]*")):
-        run_config.require_same_run(run.config_path, config)
-    summary = run.read_summary()
-    if summary is not None and summary.get("finished"):
-        print(
-            f"{config.run_name} is finished: validation perplexity "
-            f"{summary['validation_perplexity']:.2f}; nothing to do "
-            "(another run_name=... or seed=... trains another)"
-        )
-        return
 
     prepared = prepare(config.data, config.tokenizer, print)
     vocab_size = config.model.vocab_size or prepared.vocab_size
-    model = dataclasses.replace(config.model, vocab_size=vocab_size)
     if vocab_size < prepared.vocab_size:
         raise run_config.ConfigError(
             f"model.vocab_size ({vocab_size}) must be at least the tokenizer's "
             f"{prepared.vocab_size}; set model.vocab_size=null to take that"
         )
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
     if config.match == "params":
         model = match_to_mha(model)
+    # What is recorded is the model that is trained.
+    config = dataclasses.replace(config, model=model)
     recipe = Recipe(
         model=model,
         optim=config.optim,
@@ -53,17 +48,27 @@ def main(config: run_config.TrainConfig) -> None:
         sampling=config.sampling,
         seed=config.seed,
     )
-    run.create()
     with run.lock():
-        text = run_config.as_yaml(config)
-        run.write_config(text)
+        summary = run.read_summary()
+        if summary is not None or any(run.checkpoints_path.glob("[0-9]*")):
+            run_config.require_same_run(run.config_path, config)
+        if summary is not None and summary.get("finished"):
+            print(
+                f"{config.run_name} is finished: validation perplexity "
+                f"{summary['validation_perplexity']:.2f}; nothing to do "
+                "(another run_name=... or seed=... trains another)"
+            )
+            return
+        run.write_config(run_config.as_yaml(config))
         mirror = WandbMirror(
-            config.tracking, run.path, config.run_name, dataclasses.asdict(config), print
+            config.tracking, run.path, config.run_name, dataclasses.asdict(config), tqdm.write
         )
+        failed = True
         try:
-            summary = train(recipe, prepared, run, mirror, print)
+            summary = train(recipe, prepared, run, mirror, tqdm.write)
+            failed = False
         finally:
-            mirror.finish()
+            mirror.finish(exit_code=int(failed))
     print(
         f"{config.run_name}: validation perplexity {summary['validation_perplexity']:.2f} "
         f"(unigram model {prepared.baselines['unigram_perplexity']:.2f}, bigram model "

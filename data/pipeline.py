@@ -117,6 +117,8 @@ def prepare(
     except filelock.Timeout:
         say(f"another process prepares {folder}; waiting for it")
         lock.acquire()
+    except OSError as error:
+        raise DataError(f"data.prepared_dir: cannot write to {folder.parent} ({error})") from error
     try:
         if not folder.exists():
             _prepare_locked(data, tokenizer, folder, say)

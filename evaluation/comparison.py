@@ -43,9 +43,11 @@ def load_run(run: RunFolder, device: torch.device, say: Callable[[str], None]) -
     """
     # Read-only: another process may be training this run and in the middle of a save.
     store = CheckpointStore(run.checkpoints_path, keep_last=1, say=say, read_only=True)
-    checkpoint = store.load_newest(names=["model"])
-    if checkpoint is None:
+    steps = store.steps()
+    if not steps:
         raise EvaluationError(f"{run.path} has no checkpoint; train it first, or name another run")
+    # By its step, so that a damaged one is refused: an older one would pass for the finished model.
+    checkpoint = store.load(steps[-1], names=["model"])
     state = checkpoint.state
     try:
         folder, trained_on = Path(state["data"]["folder"]), state["data"]["fingerprint"]
@@ -74,7 +76,7 @@ def choose_runs(
     Raises:
         EvaluationError: If there are none.
     """
-    finished, problems = list_finished_runs(runs_dir)
+    finished, problems = list_finished_runs(runs_dir) if Path(runs_dir).is_dir() else ([], [])
     for problem in problems:
         say(problem)
     if not finished:
@@ -110,13 +112,7 @@ def evaluate_run(
     model, prepared = loaded.model, loaded.prepared
     config = model.config
     summary = run.read_summary() or {}
-    context = settings.context or config.max_position_embeddings
-    stride = settings.stride or context
-    if config.position_embedding == "learned" and context > config.max_position_embeddings:
-        raise EvaluationError(
-            f"eval.context ({context}) is longer than the {config.max_position_embeddings} "
-            f"positions that {run.path.name} learned; set eval.context to that or less"
-        )
+    context, stride = settings.windows(config)
     stream = prepared.stream(split)
     result = score(model, stream, context, stride, settings.batch_size, device)
     cache = measure_kv_cache(model, settings.cache_batch_size, config.max_position_embeddings)
@@ -127,7 +123,7 @@ def evaluate_run(
         "positions": _positions(config),
         "seed": loaded.state["seed"],
         "num_parameters": num_parameters(config).total,
-        "tokens_trained": summary["tokens_trained"],
+        "tokens_trained": summary.get("tokens_trained"),
         "split": split,
         "tokens_scored": result.tokens_scored,
         "nll": result.nll,
@@ -138,10 +134,10 @@ def evaluate_run(
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
         "cache_ratio_to_mha": cache.bytes_per_token
         / mha_cache_bytes_per_token(config, model.embed_tokens.weight.dtype),
-        "train_tokens_per_second": summary["tokens_per_second"],
+        "train_tokens_per_second": summary.get("tokens_per_second"),
         "protocol": {
             "corpus": prepared.name,
-            "revision": prepared.source.get("revision"),
+            "revision": prepared.source.get("commit") or prepared.source.get("revision"),
             "split": split,
             "data_fingerprint": prepared.fingerprint,
             "tokenizer_sha256": prepared.tokenizer_sha256,

@@ -88,20 +88,17 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp(nats per token)."""
-        return _exp(self.nll)
+        return math.exp(self.nll)
 
-    def word_perplexity(self, num_words: int) -> float:
-        """Return exp(nats / words of the original text)."""
-        return _exp(self.nll_sum / num_words)
+    def word_perplexity(self, num_words: int) -> float | None:
+        """Return exp(nats / words of the original text); None if a float cannot hold it."""
+        if num_words < 1 or self.nll_sum / num_words > 700:
+            return None
+        return math.exp(self.nll_sum / num_words)
 
     def bits_per_byte(self, num_bytes: int) -> float:
         """Return bits per UTF-8 byte of the original text."""
         return self.nll_sum / (math.log(2) * num_bytes)
-
-
-def _exp(nats: float) -> float:
-    """Exponentiate; an untrained model's word perplexity can be beyond a float's range."""
-    return math.exp(nats) if nats < 700 else math.inf
 
 
 @torch.no_grad()

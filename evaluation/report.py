@@ -7,6 +7,9 @@ from typing import Any
 
 from tabulate import tabulate
 
+from evaluation.errors import EvaluationError
+from tracking.atomic import write_text
+
 COLUMNS = {
     "run": "run_name",
     "attention": "attention",
@@ -29,6 +32,8 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
@@ -82,12 +87,16 @@ def write_report(
         command: What was typed.
         when: The date.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(
+            f"cannot make {folder} ({error.strerror}); set reports_dir to a folder that you may "
+            "write to"
+        ) from error
     rows = [row for group in groups for row in group]
-    (folder / "results.json").write_text(
-        json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_text(folder / "results.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
     parts = [f"# {folder.name}", f"`{command}`, {when}"]
     for group in groups:
         parts += [protocol_line(group[0]) + ".", table(group, "github")]
-    (folder / "report.md").write_text("\n\n".join([*parts, NOTE]) + "\n", encoding="utf-8")
+    write_text(folder / "report.md", "\n\n".join([*parts, NOTE]) + "\n")

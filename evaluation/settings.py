@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from evaluation.errors import EvaluationError
+from modeling.config import GPTConfig
+
 
 @dataclass
 class EvalSettings:
@@ -16,6 +19,26 @@ class EvalSettings:
     """Windows scored together; does not change the result."""
     cache_batch_size: int = 1
     """Sequences in the decode that measures the KV cache."""
+
+    def windows(self, model: GPTConfig) -> tuple[int, int]:
+        """Return context and stride for a model, its own context where null.
+
+        Raises:
+            EvaluationError: If the model cannot be shown such windows.
+        """
+        context = self.context or model.max_position_embeddings
+        stride = self.stride or context
+        if stride > context:
+            raise EvaluationError(
+                f"eval.stride ({stride}) must not exceed the context ({context}); set eval.stride "
+                f"to {context} or less"
+            )
+        if model.position_embedding == "learned" and context > model.max_position_embeddings:
+            raise EvaluationError(
+                f"eval.context ({context}) is longer than the {model.max_position_embeddings} "
+                f"positions that the model learns; set eval.context to that or less"
+            )
+        return context, stride
 
     def problems(self) -> list[str]:
         """Return every value out of its range, naming the key."""

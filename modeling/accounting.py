@@ -9,6 +9,7 @@ import torch
 
 from modeling.attention import attention_config
 from modeling.config import GPTConfig
+from modeling.errors import ModelConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,9 @@ def match_to_mha(config: GPTConfig) -> GPTConfig:
     without learned positions. The width is rounded to a multiple of 8, which keeps the difference
     under 12 m parameters a layer. `vocab_size` must be set, and `intermediate_size` be MHA's: the
     result is not to be matched again.
+
+    Raises:
+        ModelConfigError: If no MLP is narrow enough.
     """
     m, h = config.hidden_size, config.num_attention_heads
     yardstick = dataclasses.replace(
@@ -104,4 +108,9 @@ def match_to_mha(config: GPTConfig) -> GPTConfig:
     surplus = num_parameters(yardstick).total - num_parameters(config).total
     per_unit = _mlp_parameters(config, 1) - _mlp_parameters(config, 0)
     width = config.intermediate_size + surplus / (per_unit * config.num_hidden_layers)
-    return dataclasses.replace(config, intermediate_size=max(8, 8 * round(width / 8)))
+    if width < 8:
+        raise ModelConfigError(
+            f"the attention alone has more parameters than MHA and its MLP (intermediate_size "
+            f"would be {width:.0f}); set match=none, or a larger model.intermediate_size"
+        )
+    return dataclasses.replace(config, intermediate_size=8 * round(width / 8))

@@ -18,12 +18,12 @@ class GPTConfig:
     """n; null takes the tokenizer's."""
     max_position_embeddings: int = 256
     """Context length in tokens: of training, and the most a learned position embedding knows."""
-    hidden_size: int = 256
+    hidden_size: int = 192
     """m, width of the residual stream."""
     num_hidden_layers: int = 4
     num_attention_heads: int = 8
     """h; the attention's own num_attention_heads follows it."""
-    intermediate_size: int = 688
+    intermediate_size: int = 512
     """Width of the MLP; of MHA's MLP where `match` adapts the others to MHA's parameters."""
     mlp: str = "swiglu"
     """swiglu, gelu or relu."""
@@ -48,8 +48,11 @@ class GPTConfig:
         What only the attention can judge is checked by its own class.
         """
         found = []
+        if self.max_position_embeddings < 2:
+            found.append(
+                f"model.max_position_embeddings ({self.max_position_embeddings}) must be at least 2"
+            )
         for key in (
-            "max_position_embeddings",
             "hidden_size",
             "num_hidden_layers",
             "num_attention_heads",
@@ -95,7 +98,7 @@ class SamplingSettings:
     """0 is greedy; above, logits are divided by it."""
     top_k: int | None = None
     """Keep only the k likeliest tokens; null keeps all."""
-    top_p: float = 1.0
+    top_p: float = 0.95
     """Keep the smallest set of likeliest tokens with at least this probability."""
     seed: int = 0
     """Of the sampler's own random numbers."""
@@ -109,6 +112,6 @@ class SamplingSettings:
             found.append(f"sampling.top_k ({self.top_k}) must be at least 1, or null for all")
         if not 0.0 < self.top_p <= 1.0:
             found.append(f"sampling.top_p ({self.top_p}) must be in (0, 1]")
-        if self.seed < 0:
-            found.append(f"sampling.seed ({self.seed}) must be at least 0")
+        if not 0 <= self.seed < 2**63:
+            found.append(f"sampling.seed ({self.seed}) must be from 0 to 2^63 - 1")
         return found

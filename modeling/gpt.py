@@ -72,7 +72,7 @@ class GPT(nn.Module):
         self.config = config
         # What PyTorch's constructors draw is thrown away, and how much depends on the attention:
         # every attention starts from the same random state, so the embeddings are the same.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             self._build(config)
         self._initialise()
 
@@ -134,17 +134,20 @@ class GPT(nn.Module):
         Raises:
             ModelConfigError: If a learned position embedding does not reach that far.
         """
+        past = 0 if cache is None else cache.length
+        first, last = past, past + tokens.shape[1] - 1
+        learned = self.config.position_embedding == "learned"
         if positions is None:
-            past = 0 if cache is None else cache.length
-            positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+            positions = torch.arange(first, last + 1, device=tokens.device)
+        elif learned and positions.numel():
+            first, last = int(positions.min()), int(positions.max())
         x = self.embed_tokens(tokens)
-        if self.config.position_embedding == "learned":
+        if learned:
             known = self.config.max_position_embeddings
-            if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < known:
+            if first < 0 or last >= known:
                 raise ModelConfigError(
-                    f"positions {int(positions.min())} to {int(positions.max())} are not within "
-                    f"the {known} that this model learned; use a shorter text, or a model with a "
-                    "longer context or with RoPE"
+                    f"positions {first} to {last} are not within the {known} that this model "
+                    "learned; use a shorter text, or a model with a longer context or with RoPE"
                 )
             x = x + self.embed_positions(positions)
         for idx, block in enumerate(self.layers):

@@ -1,6 +1,6 @@
 """The preallocated key-value cache: what attention keeps of the tokens it has seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -82,6 +82,10 @@ class LayerCache:
         self.length = end
         return tuple(self.tensors[name][:, :, :end] for name in new)
 
+    def num_bytes(self) -> int:
+        """Return the bytes that the live tensors' storages take, each storage counted once."""
+        return _storage_bytes(self.tensors.values())
+
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on.
 
@@ -129,9 +133,9 @@ class KVCache:
 
     def num_bytes(self) -> int:
         """Return the bytes that the live tensors' storages take, each storage counted once."""
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for layer in self.layers
-            for tensor in layer.tensors.values()
-        }
-        return sum(storages.values())
+        return _storage_bytes(t for layer in self.layers for t in layer.tensors.values())
+
+
+def _storage_bytes(tensors: Iterable[Tensor]) -> int:
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -171,9 +172,14 @@ def test_all_problems_are_reported_at_once():
     )
 
 
+@functools.cache
+def default_config():
+    return train_config()
+
+
 def numeric_fields():
     """Every number in every section that a user can set."""
-    config = train_config()
+    config = default_config()
     for section in dataclasses.fields(config):
         value = getattr(config, section.name)
         if dataclasses.is_dataclass(value):
@@ -191,7 +197,7 @@ def numeric_fields():
 def test_every_number_has_a_rule(section, name, is_float):
     values = [-7.5, math.nan, math.inf] if is_float else [-7]
     for value in values:
-        settings = dataclasses.replace(getattr(train_config(), section), **{name: value})
+        settings = dataclasses.replace(getattr(default_config(), section), **{name: value})
         assert any(name in problem for problem in settings.problems()), (section, name, value)
 
 

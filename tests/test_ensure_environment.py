@@ -77,10 +77,10 @@ def test_complete_environment_is_kept(project, tmp_path):
     assert result.stdout == f"{tmp_path / 'full'} [] {project} False\n"
 
 
-def test_project_root_that_is_set_is_kept(project, tmp_path):
+def test_project_root_of_another_project_does_not_count(project, tmp_path):
     python = make_venv(tmp_path / "full", ensure_environment.PACKAGES)
     result = run(python, "train_model.py", cwd=project, PROJECT_ROOT="/elsewhere")
-    assert result.stdout == f"{tmp_path / 'full'} [] /elsewhere False\n"
+    assert result.stdout == f"{tmp_path / 'full'} [] {project} False\n"
 
 
 @pytest.mark.parametrize("missing", ["torch", "hydra", "tqdm"])

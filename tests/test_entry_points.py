@@ -71,7 +71,7 @@ def weights(runs, name):
 
 
 def test_train_compare_and_generate(kvlab, tmp_path):
-    trained = kvlab("train_model.py", "-m", "attention=mha,mqa,gqa,mla_no_rope,mla")
+    trained = kvlab("train_model.py", "-m", "experiment=five_attentions")
     assert trained.returncode == 0, trained.stderr
     runs = tmp_path / "runs"
     names = {path.name for path in runs.iterdir() if not path.name.startswith(".")}
@@ -117,7 +117,11 @@ def test_train_compare_and_generate(kvlab, tmp_path):
     assert unknown.returncode == 2
     assert "no finished run" in last_line(unknown)
     assert "mla-smoke-tiny-seed0" in last_line(unknown)
-    for wrong in ("prompt=''", "max_new_tokens=1000", "run=nope"):
+    code = "def add(a, b): # 'sum', \"\\' ${x}"
+    continued = kvlab("generate_text.py", *arguments, f"prompt={code}")
+    assert continued.returncode == 0, continued.stderr
+    assert continued.stdout.startswith(code)
+    for wrong in ("prompt=", "max_new_tokens=1000", "run=nope"):
         refused = kvlab("generate_text.py", *arguments, wrong)
         assert refused.returncode == 2, wrong
         assert last_line(refused).startswith("kvlab: "), wrong

@@ -1,3 +1,4 @@
+import json
 import re
 import shlex
 import shutil
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import run_config
+from evaluation.comparison import group_by_protocol
+from evaluation.report import protocol_line, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -47,13 +50,22 @@ def test_every_command_composes(command):
     name, schema = ENTRIES[script]
     # Of a sweep the first choice: one run is composed at a time.
     overrides = [re.sub(r"=([^\[,]*),.*", r"=\1", part) for part in arguments if part != "-m"]
-    overrides = [re.sub(r"=(.* .*)", r"='\1'", part) for part in overrides]
+    overrides = [run_config._as_text(part) for part in overrides]
     run_config.checked(run_config.composed(name, overrides), schema)
 
 
 @pytest.mark.parametrize("code", [c for c in code_blocks("python") if "register_" not in c])
 def test_every_python_example_runs(code):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102 (our own text)
+
+
+def test_the_table_is_that_of_the_committed_results():
+    folder = re.search(r"\(docs/results/([^/)]+)/report\.md\)", README).group(1)
+    rows = json.loads((ROOT / "docs" / "results" / folder / "results.json").read_text())
+    (group,) = group_by_protocol(rows)
+    shown = "\n".join(line.strip() for line in README.splitlines())
+    for line in [protocol_line(group[0]), *table(group, "simple").splitlines()]:
+        assert line.strip() in shown
 
 
 @pytest.mark.slow

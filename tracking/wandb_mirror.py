@@ -212,7 +212,7 @@ class WandbMirror:
 
     def _what_remains(self) -> str:
         """Say where the metrics are."""
-        return f"{self._folder / 'metrics.jsonl'} has all metrics"
+        return f"everything is in {self._folder}"
 
 
 def _unreachable(wandb_settings: Any) -> str | None:

@@ -1,8 +1,10 @@
 """What the machine offers: device, precision, memory and matmul speed."""
 
+import contextlib
 import resource
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -17,9 +19,9 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.split(":")[0] not in ("cpu", "cuda"):
+    if name not in ("cpu", "cuda"):
         raise TrainingError(f"device ('{name}') must be auto, cpu or cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if name == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device=cuda, but PyTorch sees no CUDA device; use device=cpu or auto")
     return torch.device(name)
 
@@ -39,16 +41,40 @@ def _has_native_bfloat16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_bytes` begin anew, so that one run of several does not report another's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory this process has held on the device (for a CPU, resident)."""
+    """Return the most memory held on the device since the reset (for a CPU, resident).
+
+    Where the system cannot reset its record, it is that of the whole process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def measure_matmul_flops(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Return the best FLOP/s of a few [size, size] matrix products, 2 size^3 each."""
+def measure_matmul_flops(
+    device: torch.device, dtype: torch.dtype, size: int | None = None
+) -> float:
+    """Return the best FLOP/s of a few [size, size] matrix products, 2 size^3 each.
+
+    Args:
+        device: Where.
+        dtype: Of the matrices.
+        size: 1024 on a CPU and 8192 on a GPU if not given: large enough to be busy.
+    """
+    size = size or (1024 if device.type == "cpu" else 8192)
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(8):

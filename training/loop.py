@@ -22,6 +22,7 @@ from modeling.accounting import num_parameters, training_flops_per_token
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.generate import generate_text
 from modeling.gpt import GPT
+from tracking.atomic import write_text
 from tracking.checkpoints import Checkpoint, CheckpointStore
 from tracking.metrics import MetricsLog
 from tracking.run_folder import RunFolder
@@ -33,6 +34,7 @@ from training.hardware import (
     peak_memory_bytes,
     pick_autocast_dtype,
     pick_device,
+    reset_peak_memory,
 )
 from training.interrupt import InterruptRequest
 from training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
@@ -100,6 +102,9 @@ def train(
     autocast_dtype = pick_autocast_dtype(trainer.precision, device)
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
 
+    record_numerics = numerics(device, autocast_dtype, trainer.compile)
+    reset_peak_memory(device)
+
     torch.manual_seed(recipe.seed)
     model = GPT(recipe.model).to(device)
     optimizer = build_optimizer(model, recipe.optim)
@@ -110,7 +115,7 @@ def train(
     progress = Progress()
     checkpoint = store.load_newest()
     if checkpoint is not None:
-        progress = _resume(checkpoint, model, optimizer, prepared, device, say)
+        progress = _resume(checkpoint, model, optimizer, prepared, device, record_numerics, say)
     metrics.drop_after(progress.step)
     say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
     say(f"{_epochs(budget, windows)}; {device}, {autocast_dtype or torch.float32}")
@@ -122,9 +127,9 @@ def train(
             {
                 "model": model.state_dict(),
                 "optimizer": optimizer_tensors(model, optimizer),
-                "rng": rng_tensors(),
+                "rng": rng_tensors(device),
             },
-            _state(recipe, progress, prepared, device),
+            _state(recipe, progress, prepared, record_numerics),
         )
 
     started = time.perf_counter() - progress.wall_seconds
@@ -185,7 +190,6 @@ def train(
                 }
             if progress.step % trainer.eval_every_steps == 0 and not is_last:
                 result = _validate(model, prepared, recipe, device, trainer.eval_tokens)
-                progress.best_nll = min(progress.best_nll, result.nll)
                 record["validation/nll_part"] = result.nll
                 record["validation/perplexity_part"] = result.perplexity
                 say(
@@ -200,8 +204,11 @@ def train(
                 mirror.log(record, tokens_seen)
             stopping = interrupt.name is not None
             if progress.step % trainer.checkpoint_every_steps == 0 or is_last or stopping:
+                nll = record.get("validation/nll_part", math.inf)
+                is_best = nll < progress.best_nll
+                progress.best_nll = min(nll, progress.best_nll)
                 save()
-                if progress.best_nll == record.get("validation/nll_part"):
+                if is_best:
                     store.protect(progress.step)
             if stopping and not is_last:
                 raise TrainingInterrupted(
@@ -214,7 +221,7 @@ def train(
     _report(summary, mirror)
     if trainer.sample_tokens > 0:
         text = _sample(recipe, model, prepared)
-        run.samples_path.write_text(text + "\n", encoding="utf-8")
+        write_text(run.samples_path, text + "\n")
         say(f"sample:\n{text}\n")
     # Last: a run with a summary is a finished one.
     run.write_summary(summary)
@@ -222,7 +229,10 @@ def train(
 
 
 def _state(
-    recipe: Recipe, progress: Progress, prepared: PreparedData, device: torch.device
+    recipe: Recipe,
+    progress: Progress,
+    prepared: PreparedData,
+    record_numerics: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what a checkpoint says of itself: enough to rebuild the model and find its data."""
     values = dataclasses.asdict(progress)
@@ -233,11 +243,11 @@ def _state(
         "seed": recipe.seed,
         "model": dataclasses.asdict(recipe.model),
         "data": {
-            "folder": str(prepared.folder),
+            "folder": str(prepared.folder.resolve()),
             "fingerprint": prepared.fingerprint,
             "tokenizer_sha256": prepared.tokenizer_sha256,
         },
-        "numerics": numerics(device),
+        "numerics": record_numerics,
     }
 
 
@@ -247,9 +257,29 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     prepared: PreparedData,
     device: torch.device,
+    record_numerics: dict[str, Any],
     say: Callable[[str], None],
 ) -> Progress:
     """Put a checkpoint back and return the progress it recorded."""
+    try:
+        return _restore(checkpoint, model, optimizer, prepared, device, record_numerics, say)
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(
+            f"{checkpoint.path} was written by another version of kvlab ({reason}); remove the "
+            "run's folder or choose another run_name"
+        ) from error
+
+
+def _restore(
+    checkpoint: Checkpoint,
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    prepared: PreparedData,
+    device: torch.device,
+    record_numerics: dict[str, Any],
+    say: Callable[[str], None],
+) -> Progress:
     state = checkpoint.state
     if state["data"]["fingerprint"] != prepared.fingerprint:
         raise TrainingError(
@@ -257,13 +287,13 @@ def _resume(
             f"{state['data']['fingerprint'][:12]}, but {prepared.folder} now has "
             f"{prepared.fingerprint[:12]}; give the run another run_name"
         )
-    for key, now in numerics(device).items():
+    for key, now in record_numerics.items():
         if state["numerics"].get(key) != now:
             say(f"resuming, but not bit for bit: {key} was {state['numerics'].get(key)}, is {now}")
     model.load_state_dict({key: t.to(device) for key, t in checkpoint.tensors["model"].items()})
     optimizer_state = {key: t.to(device) for key, t in checkpoint.tensors["optimizer"].items()}
     load_optimizer_tensors(model, optimizer, optimizer_state)
-    set_rng_tensors(checkpoint.tensors["rng"])
+    set_rng_tensors(checkpoint.tensors["rng"], device)
     recorded = {key: value for key, value in state["progress"].items() if value is not None}
     progress = Progress(**recorded)
     say(f"resuming {checkpoint.path.parent.parent.name} after step {progress.step}")
@@ -300,13 +330,13 @@ def _validate(
     max_tokens: int | None = None,
 ) -> Score:
     """Score the validation split in float32, leaving model mode and random state as they were."""
-    context = recipe.eval.context or recipe.model.max_position_embeddings
+    context, stride = recipe.eval.windows(recipe.model)
     model.eval()
     result = score(
         model,
         prepared.stream("validation"),
         context,
-        recipe.eval.stride or context,
+        stride,
         recipe.eval.batch_size,
         device,
         max_tokens,
@@ -364,7 +394,7 @@ def _summarise(
 
 
 def _report(summary: dict[str, Any], mirror: WandbMirror) -> None:
-    """Send the final numbers to wandb, under the keys of docs/notation.md."""
+    """Send the final numbers to wandb."""
     keys = {
         "validation/nll": "validation_nll",
         "validation/perplexity": "validation_perplexity",
@@ -378,10 +408,10 @@ def _report(summary: dict[str, Any], mirror: WandbMirror) -> None:
 
 
 def _sample(recipe: Recipe, model: GPT, prepared: PreparedData) -> str:
-    """Continue the sample prompt, within half of the context."""
-    trainer = recipe.trainer
-    length = min(trainer.sample_tokens, recipe.model.max_position_embeddings // 2)
-    pieces = generate_text(
-        model, prepared.tokenizer(), trainer.sample_prompt, length, recipe.sampling
-    )
-    return trainer.sample_prompt + "".join(pieces)
+    """Continue the sample prompt, as far as the context reaches."""
+    prompt, tokenizer = recipe.trainer.sample_prompt, prepared.tokenizer()
+    room = recipe.model.max_position_embeddings - len(tokenizer.encode(prompt).ids)
+    if room < 1:
+        return f"{prompt} [fills the context: no room for a sample]"
+    length = min(recipe.trainer.sample_tokens, room)
+    return prompt + "".join(generate_text(model, tokenizer, prompt, length, recipe.sampling))

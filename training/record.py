@@ -31,11 +31,15 @@ def git_commit(folder: Path) -> str | None:
         return None
 
 
-def numerics(device: torch.device) -> dict[str, str | int]:
+def numerics(
+    device: torch.device, autocast_dtype: torch.dtype | None, compiled: bool
+) -> dict[str, str | int | bool]:
     """Return what has to be equal for a resumed run to repeat another bit for bit."""
     is_cuda = device.type == "cuda"
     return {
         "torch": str(torch.__version__),
+        "precision": str(autocast_dtype or torch.float32).removeprefix("torch."),
+        "compile": compiled,
         "device": torch.cuda.get_device_name(device) if is_cuda else "cpu",
         "num_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

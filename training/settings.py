@@ -47,7 +47,7 @@ class ScheduleSettings:
 
     name: str = "cosine"
     """cosine, or constant after warm-up."""
-    warmup_steps: int = 100
+    warmup_steps: int = 70
     final_fraction: float = 0.1
     """Learning rate at the end, as a fraction of the peak (cosine)."""
 
@@ -106,7 +106,6 @@ class TrainerSettings:
                 "gradient_accumulation_steps",
                 "log_every_steps",
                 "eval_every_steps",
-                "eval_tokens",
                 "checkpoint_every_steps",
                 "keep_last",
             )
@@ -114,6 +113,8 @@ class TrainerSettings:
         found.append(
             _in_range("trainer.max_grad_norm", self.max_grad_norm, 0, math.inf, low_open=True)
         )
+        # The first token of the split is not scored.
+        found.append(_in_range("trainer.eval_tokens", self.eval_tokens, 2, math.inf))
         found.append(_in_range("trainer.sample_tokens", self.sample_tokens, 0, math.inf))
         if self.num_threads is not None:
             found.append(_in_range("trainer.num_threads", self.num_threads, 1, math.inf))

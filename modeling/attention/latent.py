@@ -203,7 +203,7 @@ class LatentAttention(Attention):
             return config.decode_path == "absorbed"
         s, t, c = num_queries, latent.shape[2], config.kv_lora_rank
         d, r, v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-        absorbed = s * c * (d + v) + s * t * (2 * c + r)
+        absorbed = s * c * (d + v) + s * t * 2 * (c + r)
         expanded = t * c * (d + v) + s * t * (d + r + v)
         return absorbed < expanded
 

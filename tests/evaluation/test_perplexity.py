@@ -111,6 +111,7 @@ def test_a_model_known_in_closed_form():
         assert result.tokens_scored == 136
         assert result.perplexity == pytest.approx(math.exp(expected / 136))
         assert result.word_perplexity(50) == pytest.approx(math.exp(expected / 50))
+        assert result.word_perplexity(0) is None
         assert result.bits_per_byte(700) == pytest.approx(expected / math.log(2) / 700)
         assert sum(result.window_tokens) == 136
         assert math.fsum(result.window_nll) == result.nll_sum
@@ -143,6 +144,10 @@ def test_more_context_is_what_a_smaller_stride_gives(gpt):
 def test_a_look_at_the_first_tokens_only():
     result = score(LastToken(), Stream(np.arange(50)), 8, 8, max_tokens=20)
     assert result.tokens_scored == 19
+
+
+def test_a_word_perplexity_beyond_a_float_is_none():
+    assert score(LastToken(), Stream(np.arange(1000) % 2), 8, 8).word_perplexity(1) is None
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1])

@@ -18,6 +18,7 @@ from modeling.accounting import (
     num_parameters,
     training_flops_per_token,
 )
+from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
 from modeling.kv_cache import KVCache
 
@@ -160,10 +161,11 @@ def test_match_to_mha_counts_biases_and_learned_positions():
     assert matched == pytest.approx(num_parameters(mha).total, rel=5e-3)
 
 
-def test_match_to_mha_never_makes_the_mlp_vanish():
+def test_match_to_mha_refuses_what_no_mlp_can_match():
     config = nano("mla", intermediate_size=8)
     config.attention["kv_lora_rank"] = 384
-    assert match_to_mha(config).intermediate_size == 8
+    with pytest.raises(ModelConfigError, match="set match=none, or a larger"):
+        match_to_mha(config)
 
 
 def test_mha_cache_bytes_are_the_yardstick_of_every_attention():

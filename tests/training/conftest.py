@@ -65,7 +65,7 @@ def folder_of(tmp_path: Path):
 def run_training(prepared, folder_of):
     """Train a recipe in a folder of its own; returns the folder."""
 
-    def run(recipe: Recipe, name: str, **trainer_changes) -> RunFolder:
+    def run(recipe: Recipe, name: str, say=lambda _: None, **trainer_changes) -> RunFolder:
         changed = dataclasses.replace(recipe.trainer, **trainer_changes)
         folder = folder_of(name)
         folder.create()
@@ -73,7 +73,7 @@ def run_training(prepared, folder_of):
             TrackingSettings(name="none", wandb=False), folder.path, name, {}, lambda _: None
         )
         recipe = dataclasses.replace(recipe, trainer=changed)
-        train(recipe, prepared, folder, mirror, lambda _: None)
+        train(recipe, prepared, folder, mirror, say)
         return folder
 
     return run

@@ -10,6 +10,7 @@ from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from training.errors import TrainingError, TrainingInterrupted
+from training.loop import Progress
 
 
 def final_tensors(folder):
@@ -73,7 +74,7 @@ def test_forgetting_the_random_state_would_be_noticed(recipe, run_training, die_
     with pytest.raises(Killed):
         run_training(recipe, "broken")
     monkeypatch.undo()
-    monkeypatch.setattr("training.loop.set_rng_tensors", lambda state: None)
+    monkeypatch.setattr("training.loop.set_rng_tensors", lambda state, device: None)
     broken = run_training(recipe, "broken")
     with pytest.raises(AssertionError):
         assert_same_bits(final_tensors(whole), final_tensors(broken))
@@ -209,3 +210,56 @@ def test_compile_that_fails_falls_back_with_a_warning(recipe, run_training, monk
     monkeypatch.setattr(torch, "compile", broken)
     compiled = run_training(recipe, "compiled", compile=True)
     assert_same_bits(final_tensors(eager), final_tensors(compiled))
+
+
+def test_the_best_of_the_saved_checkpoints_stays_whatever_the_intervals(
+    recipe, run_training, monkeypatch
+):
+    nlls = {2: 5.0, 4: 3.0, 6: 4.0, 8: 4.5, 10: 6.0, 12: 6.0}
+    step = {"now": 0}
+
+    class Fixed:
+        tokens_scored, perplexity, window_nll = 10, 1.0, ()
+
+    def validate(model, prepared, recipe, device, max_tokens=None):
+        step["now"] += 2
+        Fixed.nll = nlls[step["now"]]
+        Fixed.bits_per_byte = lambda self, count: 1.0
+        return Fixed()
+
+    monkeypatch.setattr("training.loop._validate", validate)
+    folder = run_training(recipe, "run", eval_every_steps=2, checkpoint_every_steps=3, keep_last=1)
+    store = CheckpointStore(folder.checkpoints_path, 1, read_only=True)
+    # Step 4 was better, but only steps 3, 6, 9 and 12 were saved.
+    assert store.protected_step() == 6
+    assert store.steps() == [6, 12]
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(
+    recipe, run_training, die_after, monkeypatch
+):
+    die_after(4)
+    with pytest.raises(Killed):
+        run_training(recipe, "run")
+    monkeypatch.undo()
+
+    def newer(**known):
+        return known["no_such_field"] if known else Progress()
+
+    monkeypatch.setattr("training.loop.Progress", newer)
+    with pytest.raises(TrainingError, match="another version of kvlab"):
+        run_training(recipe, "run")
+
+
+def test_resuming_under_other_numerics_says_that_it_is_not_exact(
+    recipe, run_training, die_after, monkeypatch, capsys
+):
+    die_after(4)
+    with pytest.raises(Killed):
+        run_training(recipe, "run", say=print)
+    monkeypatch.undo()
+    run_training(recipe, "run", say=print, precision="bfloat16")
+    said = capsys.readouterr().out
+    assert "resuming, but not bit for bit: precision was float32, is bfloat16" in said
+    assert "resuming run after step 3" in said
+    assert "sample:\ndef " in said

@@ -1,0 +1,127 @@
+import shutil
+
+import pytest
+import torch
+
+from data.prepared import PreparedData
+from evaluation.comparison import choose_runs, evaluate_run, load_run
+from evaluation.errors import EvaluationError
+from evaluation.settings import EvalSettings
+from modeling.config import GPTConfig
+from modeling.gpt import GPT
+from tracking.checkpoints import CheckpointStore
+from tracking.run_folder import RunFolder
+
+CPU = torch.device("cpu")
+CONFIG = {
+    "vocab_size": 300,
+    "max_position_embeddings": 32,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "attention": {
+        "name": "mqa",
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "v_head_dim": 8,
+        "qk_rope_head_dim": 8,
+    },
+}
+
+
+def quiet(line):
+    del line
+
+
+@pytest.fixture
+def make_run(tmp_path, prepared):
+    """Write a run with an untrained model; changes go into its checkpoint's state."""
+
+    def make(name="run", finished=True, **changes):
+        run = RunFolder(tmp_path / "runs", name)
+        run.create()
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(**CONFIG))
+        state = {
+            "seed": 3,
+            "model": CONFIG,
+            "data": {
+                "folder": str(prepared.folder),
+                "fingerprint": prepared.fingerprint,
+                "tokenizer_sha256": prepared.tokenizer_sha256,
+            },
+        }
+        store = CheckpointStore(run.checkpoints_path, 1, quiet)
+        store.save(1, {"model": model.state_dict()}, state | changes)
+        if finished:
+            run.write_summary({"finished": True, "tokens_trained": 7, "tokens_per_second": 1.5})
+        return run
+
+    return make
+
+
+def test_a_row_has_every_documented_key(make_run, prepared):
+    row = evaluate_run(make_run(), "validation", EvalSettings(), CPU, quiet)
+    assert row["seed"] == 3
+    assert row["tokens_scored"] == prepared.splits["validation"].tokens - 1
+    assert row["kv_cache_bytes_per_token"] == 4 * 2 * 8
+    assert row["cache_ratio_to_mha"] == 0.5
+    assert row["positions"] == "RoPE"
+    card = row["protocol"]
+    assert card["words"] == prepared.splits["validation"].words
+    assert (card["context"], card["stride"], card["dtype"]) == (32, 32, "float32")
+
+
+def test_the_training_split_is_scored_when_it_is_named(make_run, prepared):
+    row = evaluate_run(make_run(), "train", EvalSettings(), CPU, quiet)
+    assert row["tokens_scored"] == prepared.splits["train"].tokens - 1
+
+
+def test_a_split_that_is_not_there_lists_those_that_are(make_run):
+    with pytest.raises(ValueError, match="no split 'test'; it has train, validation"):
+        evaluate_run(make_run(), "test", EvalSettings(), CPU, quiet)
+
+
+def test_data_that_is_gone_or_another_is_refused(make_run, prepared, tmp_path):
+    gone = str(tmp_path / "gone")
+    data = {"folder": gone, "fingerprint": "x" * 64, "tokenizer_sha256": "y" * 64}
+    with pytest.raises(ValueError, match=r"gone.*is no prepared corpus"):
+        load_run(make_run("gone", data=data), CPU, quiet)
+    shutil.copytree(prepared.folder, gone)
+    assert PreparedData(tmp_path / "gone").fingerprint == prepared.fingerprint
+    with pytest.raises(EvaluationError, match=r"trained on other data.*fingerprint xxxxxxxxxxxx"):
+        load_run(make_run("gone", data=data), CPU, quiet)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": {"colour": "red"}}, {"model": CONFIG | {"hidden_size": 32}}, {"data": {}}],
+)
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(make_run, changes):
+    with pytest.raises(ValueError, match=r"another version of kvlab|must equal") as error:
+        load_run(make_run(**changes), CPU, quiet)
+    assert "\n" not in str(error.value)
+
+
+def test_runs_are_chosen_by_name_and_unfinished_ones_left_out(make_run, tmp_path):
+    for name in ("mha-1", "mha-2", "mla-1"):
+        make_run(name)
+    make_run("broken", finished=False)
+    runs = tmp_path / "runs"
+
+    def names(*patterns):
+        return [run.path.name for run in choose_runs(runs, patterns, quiet)]
+
+    assert names("*") == ["mha-1", "mha-2", "mla-1"]
+    assert names("mla-1", "mha-*", "mha-1") == ["mla-1", "mha-1", "mha-2"]
+    with pytest.raises(EvaluationError, match="called 'x'; there are: mha-1, mha-2, mla-1"):
+        names("x")
+
+
+def test_no_finished_run_says_how_to_get_one(tmp_path, make_run):
+    make_run("broken", finished=False)
+    with pytest.raises(EvaluationError, match=r"python train_model\.py"):
+        choose_runs(tmp_path / "runs", ["*"], quiet)
