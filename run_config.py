@@ -170,9 +170,8 @@ def checked(config: DictConfig, schema: type[Config]) -> Config:
     """
     try:
         # Hydra lets `+key=value` add anything; a fresh schema does not.
-        fresh = OmegaConf.merge(
-            OmegaConf.structured(schema), OmegaConf.to_container(config, resolve=True)
-        )
+        resolved = OmegaConf.to_container(config, resolve=True)
+        fresh = OmegaConf.merge(OmegaConf.structured(schema), _literal(resolved))
         missing = sorted(OmegaConf.missing_keys(fresh))
         if missing:
             raise ConfigError(f"{', '.join(missing)} must be given: {missing[0]}=...")
@@ -185,6 +184,15 @@ def checked(config: DictConfig, schema: type[Config]) -> Config:
     if problems:
         raise ConfigError("; ".join(problems))
     return typed
+
+
+def _literal(node: Any) -> Any:
+    """Escape what looks like an interpolation: what is resolved is not resolved again."""
+    if isinstance(node, dict):
+        return {key: _literal(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_literal(value) for value in node]
+    return node.replace("${", "\\${") if isinstance(node, str) else node
 
 
 def explain(error: BaseException, schema: type) -> str:

@@ -257,3 +257,27 @@ def test_unknown_attention_lists_the_names():
 
 def test_all_five_attentions_have_a_file():
     assert set(options("attention")) == set(ATTENTIONS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def ",
+        "def add(a, b):",
+        "x = 1",
+        "# comment",
+        "a, b",
+        "'x",
+        "it's",
+        "a\\",
+        "\\'",
+        "${x}",
+        "é\n",
+    ],
+)
+def test_a_prompt_arrives_as_it_was_typed(text):
+    argument = run_config._as_text(f"prompt={text}")
+    config = run_config.checked(
+        composed("run=x", argument, name="generate"), run_config.SCHEMAS["generate"]
+    )
+    assert config.prompt == text

@@ -233,7 +233,9 @@ DRAWS = 20_000
 def test_tokens_are_drawn_with_the_probabilities_that_the_settings_leave(settings, expected):
     logits = (PROBABILITIES.log() + 3.0).expand(DRAWS, 4)
     generator = torch.Generator().manual_seed(0)
-    drawn = next_token(logits, SamplingSettings(**{"temperature": 1.0} | settings), generator)
+    drawn = next_token(
+        logits, SamplingSettings(**{"temperature": 1.0, "top_p": 1.0} | settings), generator
+    )
     assert drawn.shape == (DRAWS,)
     expected = torch.tensor(expected, dtype=torch.float64)
     expected = expected / expected.sum()
@@ -324,7 +326,8 @@ def test_empty_prompt_is_refused():
         ({"top_p": 0.0}, "must be in (0, 1]"),
         ({"top_p": 1.5}, "must be in (0, 1]"),
         ({"top_p": float("nan")}, "must be in (0, 1]"),
-        ({"seed": -1}, "at least 0"),
+        ({"seed": -1}, "from 0 to 2^63 - 1"),
+        ({"seed": 2**63}, "from 0 to 2^63 - 1"),
     ],
     ids=str,
 )

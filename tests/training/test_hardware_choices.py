@@ -35,6 +35,7 @@ def test_measured_flops_are_positive():
     assert measure_matmul_flops(CPU, torch.float32, size=64) > 0
 
 
+@pytest.mark.slow
 def test_bfloat16_training_follows_float32(recipe, run_training):
     folders = [
         run_training(recipe, precision, precision=precision)

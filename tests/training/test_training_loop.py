@@ -251,6 +251,7 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(
         run_training(recipe, "run")
 
 
+@pytest.mark.slow  # a CPU without bfloat16 emulates it
 def test_resuming_under_other_numerics_says_that_it_is_not_exact(
     recipe, run_training, die_after, monkeypatch, capsys
 ):
