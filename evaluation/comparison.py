@@ -16,7 +16,7 @@ from evaluation.settings import EvalSettings
 from modeling.accounting import mha_cache_bytes_per_token, num_parameters
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
-from tracking.checkpoints import CheckpointStore
+from tracking.checkpoints import CheckpointStore, same_version
 from tracking.run_folder import RunFolder, list_finished_runs
 
 
@@ -49,16 +49,10 @@ def load_run(run: RunFolder, device: torch.device, say: Callable[[str], None]) -
     # By its step, so that a damaged one is refused: an older one would pass for the finished model.
     checkpoint = store.load(steps[-1], names=["model"])
     state = checkpoint.state
-    try:
+    with same_version(checkpoint.path):
         folder, trained_on = Path(state["data"]["folder"]), state["data"]["fingerprint"]
         model = GPT(GPTConfig(**state["model"]))
         model.load_state_dict(checkpoint.tensors["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise EvaluationError(
-            f"{checkpoint.path} was written by another version of kvlab ({reason}); train the run "
-            "again"
-        ) from error
     prepared = PreparedData(folder)
     if prepared.fingerprint != trained_on:
         raise EvaluationError(

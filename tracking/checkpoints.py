@@ -7,8 +7,8 @@ disk and renamed, so a killed process or a full disk never leaves half of one un
 
 import re
 import shutil
-from collections.abc import Collection, Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -299,6 +299,27 @@ class CheckpointStore:
     def _path(self, step: int) -> Path:
         """Return the folder of a step."""
         return self._folder / _folder_name(step)
+
+
+@contextmanager
+def same_version(path: Path) -> Iterator[None]:
+    """While entered, what a checkpoint lacks or has too much of is told as another version's.
+
+    Args:
+        path: The checkpoint, for the message.
+
+    Raises:
+        RunError: In place of the KeyError, TypeError or RuntimeError that taking it apart raised.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise RunError(
+            f"{path} was written by another version of kvlab ({one_line(error)}); choose another "
+            "run_name, or remove the run's folder and train it again"
+        ) from error
 
 
 def read_checkpoint(

@@ -23,7 +23,7 @@ from modeling.config import GPTConfig, SamplingSettings
 from modeling.generate import generate_text
 from modeling.gpt import GPT
 from tracking.atomic import write_text
-from tracking.checkpoints import Checkpoint, CheckpointStore
+from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
 from tracking.metrics import MetricsLog
 from tracking.run_folder import RunFolder
 from tracking.wandb_mirror import WandbMirror
@@ -115,7 +115,8 @@ def train(
     progress = Progress()
     checkpoint = store.load_newest()
     if checkpoint is not None:
-        progress = _resume(checkpoint, model, optimizer, prepared, device, record_numerics, say)
+        with same_version(checkpoint.path):
+            progress = _resume(checkpoint, model, optimizer, prepared, device, record_numerics, say)
     metrics.drop_after(progress.step)
     say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
     say(f"{_epochs(budget, windows)}; {device}, {autocast_dtype or torch.float32}")
@@ -261,25 +262,6 @@ def _resume(
     say: Callable[[str], None],
 ) -> Progress:
     """Put a checkpoint back and return the progress it recorded."""
-    try:
-        return _restore(checkpoint, model, optimizer, prepared, device, record_numerics, say)
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise TrainingError(
-            f"{checkpoint.path} was written by another version of kvlab ({reason}); remove the "
-            "run's folder or choose another run_name"
-        ) from error
-
-
-def _restore(
-    checkpoint: Checkpoint,
-    model: GPT,
-    optimizer: torch.optim.Optimizer,
-    prepared: PreparedData,
-    device: torch.device,
-    record_numerics: dict[str, Any],
-    say: Callable[[str], None],
-) -> Progress:
     state = checkpoint.state
     if state["data"]["fingerprint"] != prepared.fingerprint:
         raise TrainingError(

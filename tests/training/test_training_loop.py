@@ -8,6 +8,7 @@ import torch
 
 from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
+from tracking.errors import RunError
 from tracking.metrics import read_metrics
 from training.errors import TrainingError, TrainingInterrupted
 from training.loop import Progress
@@ -247,7 +248,7 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(
         return known["no_such_field"] if known else Progress()
 
     monkeypatch.setattr("training.loop.Progress", newer)
-    with pytest.raises(TrainingError, match="another version of kvlab"):
+    with pytest.raises(RunError, match="another version of kvlab"):
         run_training(recipe, "run")
 
 
