@@ -141,7 +141,7 @@ BAD_FILES = {
     "other_column.jsonl": ('{"body": "a", "id": 1}\n', "its columns are body, id"),
     "array.json": ('[\n{"text": "a"},\n{"text": }\n]', "line 3"),
     "not_really.parquet": ("PAR1 no", "cannot be read as parquet"),
-    "latin.txt": (b"caf\xe9\n", "line 1 is not UTF-8"),
+    "latin.txt": (b"\xe9t\xe9\n", "line 1 is not UTF-8"),
 }
 
 
