@@ -241,7 +241,7 @@ again.finish()
     said = run(tmp_path, body, WANDB_MODE="offline")
     assert len(said) == 1
     assert "log failed" in said[0]
-    assert "metrics.jsonl has all metrics" in said[0]
+    assert f"everything is in {tmp_path}" in said[0]
     assert len(read_wandb(offline_files(tmp_path, "r2")[0])[0]) == 1
 
 
