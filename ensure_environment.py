@@ -13,7 +13,7 @@ from pathlib import Path
 # The modules of requirements.txt (a test compares the two).
 PACKAGES = (
     *("torch", "numpy", "datasets", "huggingface_hub", "transformers", "tokenizers", "safetensors"),
-    *("hydra", "omegaconf", "wandb", "filelock", "tabulate", "tqdm"),
+    *("hydra", "omegaconf", "wandb", "filelock", "loky", "zstandard", "tabulate", "tqdm"),
 )
 _HERE = Path(__file__).resolve().parent
 _VENV = _HERE / ".venv"

@@ -40,7 +40,7 @@ def _documents(rows: Any, name: str, settings: DataSettings) -> Iterator[Documen
     return join_rows(_rows(rows, name, settings), settings.document_start)
 
 
-def open_hub(settings: DataSettings) -> Corpus:
+def open_hub(settings: DataSettings, commit: str | None = None) -> Corpus:
     """Open a Hub dataset after a check that takes seconds, not minutes, without a network.
 
     Raises:
@@ -55,7 +55,7 @@ def open_hub(settings: DataSettings) -> Corpus:
         )
     alternative = "use local files with data=local data.path=..."
     check_reachable(f"dataset {path!r}", alternative)
-    commit = None if is_offline() else resolve_dataset(path, settings.revision).sha
+    commit = None if is_offline() else resolve_dataset(path, commit or settings.revision).sha
 
     import datasets
 

@@ -1,5 +1,6 @@
 """Files on this machine: parquet, JSON and text, every one used or named."""
 
+import contextlib
 import glob
 import json
 import os
@@ -11,10 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError
+from data.rows import RowTexts, bad_text
 from data.settings import DataSettings
 from data.sources import TEST, TRAIN, VALIDATION, Corpus, Document, Part, choose_splits, join_rows
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# Text and JSON become about a quarter; only an estimate hangs on it.
+_COMPRESSION_RATIO = 4
 _SPLIT_WORDS = {
     "train": TRAIN,
     "validation": VALIDATION,
@@ -23,6 +28,15 @@ _SPLIT_WORDS = {
     "test": TEST,
 }
 _MAX_LISTED = 8
+_NOT_UTF8 = "convert the file or set data.invalid_utf8=replace"
+
+
+def _builder_of(path: Path) -> str | None:
+    """Return the datasets builder for a file, which may be compressed; None if there is none."""
+    if path.suffix in _COMPRESSED:
+        builder = _BUILDERS.get(Path(path.stem).suffix)
+        return None if builder == "parquet" else builder
+    return _BUILDERS.get(path.suffix)
 
 
 class LocalFile(NamedTuple):
@@ -63,11 +77,12 @@ def find_files(settings: DataSettings) -> FoundFiles:
         DataError: If the path does not exist or has no file of a known type.
     """
     root = Path(str(settings.path)).expanduser()
-    known = ", ".join(_BUILDERS)
+    known = f"{', '.join(_BUILDERS)}, text and JSON also as {', '.join(_COMPRESSED)}"
     if root.is_file():
-        if root.suffix not in _BUILDERS:
+        builder = _builder_of(root)
+        if builder is None:
             raise DataError(f"data.path: {root} is of unknown type; known are {known}")
-        return FoundFiles([LocalFile(root.name, root, _BUILDERS[root.suffix], TRAIN)], [])
+        return FoundFiles([LocalFile(root.name, root, builder, TRAIN)], [])
     if not root.is_dir():
         raise DataError(f"data.path: no such file or folder: {root}")
     used, unused = [], []
@@ -77,11 +92,11 @@ def find_files(settings: DataSettings) -> FoundFiles:
             path = Path(folder, name)
             relative = path.relative_to(root).as_posix()
             hidden = any(part.startswith(".") for part in relative.split("/"))
-            if hidden or path.suffix not in _BUILDERS:
+            builder = _builder_of(path)
+            if hidden or builder is None:
                 unused.append(relative)
             else:
-                split = split_of_name(relative)
-                used.append(LocalFile(relative, path, _BUILDERS[path.suffix], split))
+                used.append(LocalFile(relative, path, builder, split_of_name(relative)))
     if not used:
         raise DataError(
             f"data.path: no file to read in {root}; known types are {known}"
@@ -95,19 +110,17 @@ def _shortened(names: list[str]) -> str:
     return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _bad_text(value: Any) -> str | None:
-    """Say what is wrong with a value of the text column; None if nothing."""
-    if value is None:
-        return "is null"
-    if not isinstance(value, str):
-        return f"is {type(value).__name__}, not a string"
-    return None
+def _open(path: Path) -> Any:
+    """Open a file, compressed or not, as bytes."""
+    import fsspec
+
+    return fsspec.open(str(path), "rb", compression="infer")
 
 
-def _locate_json_error(path: Path, column: str) -> str | None:
+def _locate_json_error(path: Path, columns: list[str]) -> str | None:
     """Find the first line that is no JSON object with a text; the builder names none or a block."""
-    with path.open("rb") as file:
-        if path.suffix == ".json" and file.read(1) in (b"[", b"{"):
+    with _open(path) as file:
+        if ".json" in path.suffixes[-2:] and file.read(1) in (b"[", b"{"):
             file.seek(0)
             try:
                 json.loads(file.read())
@@ -119,17 +132,18 @@ def _locate_json_error(path: Path, column: str) -> str | None:
         file.seek(0)
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line) if line.strip() else {column: ""}
+                row = json.loads(line) if line.strip() else dict.fromkeys(columns, "")
                 if not isinstance(row, dict):
                     return f"line {number} is no JSON object"
-                problem = _bad_text(row[column])
-                if problem:
-                    return f"line {number}: {column!r} {problem}"
-                str(row[column]).encode()
+                for column in columns:
+                    problem = bad_text(row[column], allow_numbers=len(columns) > 1)
+                    if problem:
+                        return f"line {number}: {column!r} {problem}"
+                    str(row[column]).encode()
             except json.JSONDecodeError as error:
                 return f"line {number}: {error.msg}"
             except UnicodeDecodeError:
-                return f"line {number} is not UTF-8"
+                return f"line {number} is not UTF-8; {_NOT_UTF8}"
             except UnicodeEncodeError:
                 return f"line {number}: {column!r} holds half of a surrogate pair"
             except KeyError:
@@ -138,21 +152,23 @@ def _locate_json_error(path: Path, column: str) -> str | None:
 
 
 def _locate_text_error(path: Path) -> str | None:
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode()
             except UnicodeDecodeError:
-                return f"line {number} is not UTF-8; convert the file"
+                return f"line {number} is not UTF-8; {_NOT_UTF8}"
     return None
 
 
-def _explain(file: LocalFile, column: str, error: BaseException) -> str:
+def _explain(file: LocalFile, columns: list[str], error: BaseException) -> str:
     found = None
-    if file.builder == "json":
-        found = _locate_json_error(file.path, column)
-    elif file.builder == "text":
-        found = _locate_text_error(file.path)
+    # Looking for the place may fail as reading did, in a damaged archive.
+    with contextlib.suppress(OSError, EOFError, ValueError, LookupError):
+        if file.builder == "json":
+            found = _locate_json_error(file.path, columns)
+        elif file.builder == "text":
+            found = _locate_text_error(file.path)
     return (
         f"{file.path}: {found or f'cannot be read as {file.builder}: {error.__cause__ or error}'}"
     )
@@ -163,12 +179,13 @@ def _rows(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
 
     if file.builder != "text" and file.path.stat().st_size == 0:
         raise DataError(f"{file.path} is empty; restore or remove it")
-    column = "text" if file.builder == "text" else settings.text_column
+    texts = RowTexts(settings, str(file.path), "text" if file.builder == "text" else None)
     options: dict[str, Any] = {}
     if file.builder == "text":
         by_line = settings.document_start is not None
         options = {"keep_linebreaks": True} if by_line else {"sample_by": "document"}
-    number = 0
+    if file.builder != "parquet" and settings.invalid_utf8 == "replace":
+        options["encoding_errors"] = "replace"
     try:
         # Streaming copies nothing, but the builder insists on a folder for its lock.
         with tempfile.TemporaryDirectory() as cache:
@@ -182,31 +199,38 @@ def _rows(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
                 **options,
             )
             for batch in rows.iter(batch_size=1000):
-                if column not in batch:
-                    raise DataError(
-                        f"{file.path} has no column {column!r}; its columns are "
-                        f"{', '.join(batch)}: set data.text_column"
-                    )
-                for value in batch[column]:
-                    number += 1
-                    problem = _bad_text(value)
-                    if problem:
-                        raise DataError(
-                            f"{file.path} row {number}: {column!r} {problem}; correct or remove it"
-                        )
-                    yield Document(value, f"{file.path} row {number}")
+                for text, where in texts.of_batch(batch):
+                    yield Document(text, where)
     except DataError:
         raise
     except Exception as error:
-        raise DataError(_explain(file, column, error)) from error
-    if number == 0 and file.builder != "text":
+        raise DataError(_explain(file, texts.columns, error)) from error
+    if texts.num_rows == 0 and file.builder != "text":
         raise DataError(f"{file.path} holds no rows; restore or remove it")
 
 
-def _documents(files: list[LocalFile], settings: DataSettings) -> Iterator[Document]:
-    # File by file, so that formats may differ and an error names its file.
-    for file in files:
-        yield from join_rows(_rows(file, settings), settings.document_start)
+def _documents(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
+    return join_rows(_rows(file, settings), settings.document_start)
+
+
+def _text_bytes(file: LocalFile, settings: DataSettings) -> int:
+    """Estimate the text in a file from its size, for parquet from its own account."""
+    size = file.path.stat().st_size
+    if file.builder != "parquet":
+        return size * (_COMPRESSION_RATIO if file.path.suffix in _COMPRESSED else 1)
+    import pyarrow.parquet
+
+    columns = RowTexts(settings, str(file.path)).columns
+    # A damaged file is reported when it is read.
+    with contextlib.suppress(Exception):
+        metadata = pyarrow.parquet.read_metadata(file.path)
+        return sum(
+            group.column(index).total_uncompressed_size
+            for group in map(metadata.row_group, range(metadata.num_row_groups))
+            for index in range(group.num_columns)
+            if group.column(index).path_in_schema in columns
+        )
+    return size
 
 
 def open_local(settings: DataSettings) -> Corpus:
@@ -229,9 +253,12 @@ def open_local(settings: DataSettings) -> Corpus:
         counts = ", ".join(f"{name} {len(some)}" for name, some in by_split.items())
         notes.append(f"files per split in {settings.path}: {counts}")
     return Corpus(
+        # A part for each file: formats may differ, an error names its file, and what is done is
+        # not read again.
         parts=[
-            Part(split, partial(_documents, by_split[name], settings))
+            Part(split, partial(_documents, file, settings))
             for name, split in chosen.items()
+            for file in by_split[name]
         ],
         validation_fraction=settings.validation_fraction,
         description={
@@ -246,4 +273,5 @@ def open_local(settings: DataSettings) -> Corpus:
             "unused_files": sorted(unused),
         },
         notes=notes,
+        text_bytes=sum(_text_bytes(file, settings) for name in chosen for file in by_split[name]),
     )

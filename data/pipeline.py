@@ -8,32 +8,33 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.baselines import MAX_COUNTED_TOKENS, count_baselines
 from data.errors import DataError
 from data.files import sha256_of_file, sync_folder, write_bytes_synced
-from data.prepared import FORMAT_VERSION, MANIFEST, TOKENIZER_FOLDER, PreparedData, SplitCounts
+from data.journal import Journal
+from data.packing import Packer, Source
+from data.prepared import FORMAT_VERSION, MANIFEST, TOKENIZER_FOLDER, PreparedData, label_of
 from data.settings import DataSettings, TokenizerSettings
-from data.shards import ShardWriter, TokenStream, token_dtype
-from data.sources import TRAIN, VALIDATION, Corpus, Document, open_corpus, source_identity
+from data.shards import Tokens, TokenStream, token_dtype
+from data.sources import TRAIN, VALIDATION, open_corpus, source_identity
 from data.tokenizer import (
     TOKENIZER_FILES,
     build_tokenizer,
     end_of_document_id,
     load_tokenizer,
     save_tokenizer,
-    split_long,
     vocab_size_of,
 )
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+# Of a preparation that was interrupted: its state, and its arrays.
+Begun = tuple[dict[str, Any], dict[str, Tokens]]
 
-# Text encoded at once: enough to keep all cores busy, and below 1 GB of encodings.
-_BATCH_CHARACTERS = 2**22
+# They change where and how fast a corpus is prepared, not what it is.
+_NOT_CONTENT = ("prepared_dir", "num_workers")
 
 
 def _say_to_stderr(line: str) -> None:
@@ -60,17 +61,29 @@ def prepared_folder(data: DataSettings, tokenizer: TokenizerSettings) -> Path:
         DataError: If settings are out of range or a local path does not exist.
     """
     check_settings(data, tokenizer)
-    settings = dataclasses.asdict(data)
-    del settings["prepared_dir"]
     identity = {
         "format_version": FORMAT_VERSION,
-        "data": settings,
+        "data": _content(data),
         "tokenizer": dataclasses.asdict(tokenizer),
-        "source": source_identity(data),
+        "source": [source_identity(corpus) for corpus in _corpora(data).values()],
         "tokenizer_files": _tokenizer_identity(tokenizer),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     return Path(data.prepared_dir).expanduser() / f"{data.name}-{tokenizer.name}-{digest}"
+
+
+def _corpora(data: DataSettings) -> dict[str, DataSettings]:
+    """Return the settings of each corpus: one without a name, or those of a mixture."""
+    return data.corpora or {"": data}
+
+
+def _content(data: DataSettings) -> dict[str, Any]:
+    """Return what of the settings decides a prepared corpus' content."""
+    settings = dataclasses.asdict(data)
+    for some in (settings, *settings["corpora"].values()):
+        for key in _NOT_CONTENT:
+            del some[key]
+    return settings
 
 
 def _tokenizer_identity(tokenizer: TokenizerSettings) -> list[Any]:
@@ -89,7 +102,9 @@ def prepare(
     """Prepare a corpus, or open it if that was done before.
 
     The work happens in a folder `<name>.partial`, which is renamed when it is complete; the same
-    input gives the same bytes. Of two preparers of the same corpus, one waits for the other.
+    input gives the same bytes, whatever the number of processes and however often it was
+    interrupted: it goes on behind the last whole shard. Of two preparers of the same corpus, one
+    waits for the other.
 
     Args:
         data: Where the text comes from.
@@ -131,206 +146,214 @@ def _prepare_locked(
     data: DataSettings, tokenizer: TokenizerSettings, folder: Path, say: Callable[[str], None]
 ) -> None:
     partial = folder.with_name(folder.name + ".partial")
-    if partial.exists():
-        say(f"discarding an interrupted preparation in {partial}")
-        shutil.rmtree(partial)
     # Otherwise tokenizers turns its threads off, with a warning, if anything ever forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    preparation = Preparation(data, tokenizer, partial, say)
     try:
-        partial.mkdir()
-        _fill(data, tokenizer, partial, say)
+        preparation.run()
         partial.rename(folder)
         sync_folder(folder.parent)
     except Exception:
-        shutil.rmtree(partial, ignore_errors=True)
+        if preparation.has_whole_shards():
+            say(f"what is done is kept in {partial}: rerun the same command to go on")
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _fill(
-    data: DataSettings, settings: TokenizerSettings, folder: Path, say: Callable[[str], None]
-) -> None:
-    say(f"preparing {data.name} with tokenizer {settings.name} in {folder}")
-    corpus = open_corpus(data)
-    for note in corpus.notes:
-        say(note)
-    tokenizer_folder = folder / TOKENIZER_FOLDER
-    built, end_of_document = build_tokenizer(settings, corpus.documents(TRAIN))
-    save_tokenizer(built, end_of_document, tokenizer_folder)
-    tokenizer = load_tokenizer(tokenizer_folder)
-    vocab_size = vocab_size_of(tokenizer)
-    if settings.kind == "bpe" and vocab_size < settings.vocab_size:
-        say(f"the training text gave only {vocab_size} of {settings.vocab_size} tokens")
-    encoder = CorpusEncoder(
-        tokenizer,
-        folder,
-        corpus,
-        data,
-        end_of_document_id=end_of_document_id(tokenizer_folder),
-        cuts_exactly=settings.kind != "pretrained",
-    )
-    splits = encoder.run()
-    for split in (TRAIN, VALIDATION):
-        if splits[split]["tokens"] < 2:
-            raise DataError(_too_little(split, data, encoder.num_read))
-    streams = {
-        split: TokenStream(
-            [folder / shard["file"] for shard in splits[split]["shards"]], vocab_size
-        )
-        for split in (TRAIN, VALIDATION)
-    }
-    if len(streams[TRAIN]) > MAX_COUNTED_TOKENS:
-        say(f"baselines count the first {MAX_COUNTED_TOKENS:,} training tokens")
-    recorded = dataclasses.asdict(data)
-    # Where it lies does not change what it is.
-    del recorded["prepared_dir"]
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "name": data.name,
-        "source": corpus.description,
-        "settings": {"data": recorded, "tokenizer": dataclasses.asdict(settings)},
-        "tokenizer": {
-            "vocab_size": vocab_size,
-            "end_of_document_id": encoder.end_of_document_id,
-            "sha256": {name: sha256_of_file(tokenizer_folder / name) for name in TOKENIZER_FILES},
-        },
-        "splits": splits,
-        "baselines": count_baselines(streams[TRAIN], streams[VALIDATION], vocab_size),
-        "created_by": {
-            "python": platform.python_version(),
-            "datasets": importlib.metadata.version("datasets"),
-            "tokenizers": importlib.metadata.version("tokenizers"),
-        },
-    }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False, default=sorted) + "\n"
-    sync_folder(tokenizer_folder)
-    write_bytes_synced(folder / MANIFEST, text.encode("utf-8", "backslashreplace"))
-    sync_folder(folder)
-    for split, entry in splits.items():
-        say(f"{split}: {entry['documents']:,} documents, {entry['tokens']:,} tokens")
+class Preparation:
+    """Fill a folder, or go on filling it.
 
-
-def _too_little(split: str, data: DataSettings, num_read: int) -> str:
-    if split == TRAIN or num_read == 0:
-        return f"data.source {data.source} ({data.path or data.name}): no text for split {split}"
-    return (
-        f"data.validation_fraction ({data.validation_fraction}) of {num_read} documents left none "
-        "for validation: raise it, give a validation split (such as train.txt and validation.txt "
-        "in one folder), or split long files into documents with data.document_start"
-    )
-
-
-class CorpusEncoder:
-    """Encode every document of a corpus once, into one shard writer per split."""
+    Args:
+        data: Where the text comes from.
+        tokenizer: How it becomes tokens.
+        folder: What is filled; another preparation may have begun it.
+        say: Takes lines for the user.
+    """
 
     def __init__(
         self,
-        tokenizer: "Tokenizer",
-        folder: Path,
-        corpus: Corpus,
         data: DataSettings,
-        *,
-        end_of_document_id: int,
-        cuts_exactly: bool,
+        tokenizer: TokenizerSettings,
+        folder: Path,
+        say: Callable[[str], None],
     ) -> None:
-        self.end_of_document_id = end_of_document_id
-        self.num_read = 0
+        self._data = data
         self._tokenizer = tokenizer
-        self._corpus = corpus
-        self._max_train_tokens = data.max_train_tokens
-        self._count_line_ends = data.count_line_ends_as_words
-        self._cuts_exactly = cuts_exactly
-        dtype = token_dtype(vocab_size_of(tokenizer))
-        self._writers = {
-            split: ShardWriter(folder, split, dtype, data.shard_tokens) for split in corpus.splits
-        }
-        self._counts = {
-            split: {"documents": 0, "utf8_bytes": 0, "words": 0} for split in corpus.splits
-        }
+        self._folder = folder
+        self._say = say
+        self._journal = Journal(folder)
 
-    def run(self) -> dict[str, dict[str, Any]]:
-        """Read, encode and write everything.
+    def has_whole_shards(self) -> bool:
+        """Tell whether an interrupted preparation has anything worth keeping."""
+        begun = self._journal.load()
+        splits = begun[0].get("splits", {}) if begun else {}
+        return any(split["shards"] for split in splits.values())
 
-        Returns:
-            By split the counts of SplitCounts and the list of shards.
+    def run(self) -> None:
+        """Do everything that is not done yet; the folder is complete afterwards.
 
         Raises:
-            DataError: If a document cannot be read or encoded, or the disk is full.
+            DataError: If corpus or tokenizer cannot be used, or the disk is full.
         """
-        from tqdm import tqdm
+        data, folder, say = self._data, self._folder, self._say
+        begun = self._journal.load() if folder.exists() else None
+        commits = begun[0]["commits"] if begun else {}
+        sources = [
+            Source(name, settings, open_corpus(settings, commits.get(name)))
+            for name, settings in _corpora(data).items()
+        ]
+        identity = _identity(sources)
+        begun = self._checked(begun, identity)
+        verb = "preparing" if begun is None else "going on preparing"
+        say(f"{verb} {data.name} with tokenizer {self._tokenizer.name} in {folder}")
+        for note in (note for source in sources for note in source.corpus.notes):
+            say(note)
+        tokenizer_folder = folder / TOKENIZER_FOLDER
+        if begun is None:
+            folder.mkdir()
+            self._make_tokenizer(sources, tokenizer_folder)
+        hashes = _tokenizer_hashes(tokenizer_folder)
+        base_state = {
+            "identity": identity,
+            "tokenizer": hashes,
+            "commits": {source.name: source.corpus.description.get("commit") for source in sources},
+        }
+        if begun is None:
+            self._journal.commit(base_state, {})
+        vocab_size = vocab_size_of(load_tokenizer(tokenizer_folder))
+        packer = Packer(
+            folder, sources, data, token_dtype(vocab_size), self._journal, base_state, begun
+        )
+        splits = self._with_unions(packer.run(tokenizer_folder))
+        for split in (TRAIN, VALIDATION):
+            if splits[split]["tokens"] < 2:
+                raise DataError(self._too_little(split, packer.num_read))
+        streams = {
+            split: TokenStream(
+                [folder / shard["file"] for shard in splits[split]["shards"]], vocab_size
+            )
+            for split in (TRAIN, VALIDATION)
+        }
+        if len(streams[TRAIN]) > MAX_COUNTED_TOKENS:
+            say(f"baselines count the first {MAX_COUNTED_TOKENS:,} training tokens")
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "name": data.name,
+            "source": self._description(sources),
+            "settings": {
+                "data": _content(data),
+                "tokenizer": dataclasses.asdict(self._tokenizer),
+            },
+            "tokenizer": {
+                "vocab_size": vocab_size,
+                "end_of_document_id": end_of_document_id(tokenizer_folder),
+                "sha256": hashes,
+            },
+            "weights": data.weights,
+            "splits": splits,
+            "leaks": packer.leaks,
+            "baselines": count_baselines(streams[TRAIN], streams[VALIDATION], vocab_size),
+            "created_by": _libraries(),
+        }
+        text = json.dumps(manifest, indent=1, ensure_ascii=False, default=sorted) + "\n"
+        write_bytes_synced(folder / MANIFEST, text.encode("utf-8", "backslashreplace"))
+        self._journal.remove()
+        sync_folder(folder)
+        for split, entry in splits.items():
+            say(f"{split}: {entry['documents']:,} documents, {entry['tokens']:,} tokens")
+        for where, number in packer.leaks.items():
+            if number:
+                fate = "dropped" if data.drop_leaked_documents and TRAIN in where else "kept"
+                say(f"{number:,} documents of {where} too, character for character: {fate}")
 
-        # disable=None: no bar where the output is not a terminal.
-        with tqdm(unit="B", unit_scale=True, desc="encoding", disable=None) as bar:
-            for part in self._corpus.parts:
-                waiting: list[tuple[str, Document]] = []
-                num_waiting = 0
-                for split, document in self._corpus.routed(part):
-                    self.num_read += 1
-                    waiting.append((split, document))
-                    num_waiting += len(document.text)
-                    if num_waiting >= _BATCH_CHARACTERS:
-                        bar.update(self._encode(waiting))
-                        waiting, num_waiting = [], 0
-                        if part.split in (TRAIN, None) and self._train_is_full():
-                            break
-                bar.update(self._encode(waiting))
-        for writer in self._writers.values():
-            writer.finish()
+    def _checked(self, begun: Begun | None, identity: str) -> Begun | None:
+        """Return what an earlier preparation left, if it can be continued, or remove it."""
+        if begun is not None:
+            state = begun[0]
+            tokenizer_folder = self._folder / TOKENIZER_FOLDER
+            if state["identity"] == identity and state["tokenizer"] == _tokenizer_hashes(
+                tokenizer_folder
+            ):
+                return begun
+        if self._folder.exists():
+            self._say(f"discarding an interrupted preparation in {self._folder}")
+            shutil.rmtree(self._folder)
+        return None
+
+    def _make_tokenizer(self, sources: list[Source], folder: Path) -> None:
+        built, end_of_document = build_tokenizer(self._tokenizer, self._training_texts(sources))
+        save_tokenizer(built, end_of_document, folder)
+        sync_folder(folder)
+        vocab_size = vocab_size_of(load_tokenizer(folder))
+        if self._tokenizer.kind == "bpe" and vocab_size < self._tokenizer.vocab_size:
+            self._say(
+                f"the training text gave only {vocab_size} of {self._tokenizer.vocab_size} tokens"
+            )
+
+    def _training_texts(self, sources: list[Source]) -> Iterator[str]:
+        """Yield what a tokenizer is trained on: of each corpus its share."""
+        weights = self._data.weights or {"": 1.0}
+        for source in sources:
+            share = weights[source.name] / sum(weights.values())
+            left = share * self._tokenizer.max_training_bytes
+            for text in source.corpus.documents(TRAIN):
+                yield text
+                left -= len(text.encode("utf-8", "surrogatepass"))
+                if left <= 0:
+                    break
+
+    def _with_unions(self, splits: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Add the splits that hold those of all corpora of a mixture, one after another."""
+        unions: dict[str, dict[str, Any]] = {}
+        for name in self._data.corpora:
+            for split in (TRAIN, VALIDATION):
+                for key, value in splits[label_of(split, name)].items():
+                    union = unions.setdefault(split, {})
+                    union[key] = union[key] + value if key in union else value
+        return splits | unions
+
+    def _description(self, sources: list[Source]) -> dict[str, Any]:
+        if not self._data.corpora:
+            return sources[0].corpus.description
         return {
-            split: {
-                **dataclasses.asdict(SplitCounts(tokens=writer.num_tokens, **self._counts[split])),
-                "shards": writer.shards,
-            }
-            for split, writer in self._writers.items()
+            "source": "mixture",
+            "corpora": {source.name: source.corpus.description for source in sources},
         }
 
-    def _train_is_full(self) -> bool:
-        limit = self._max_train_tokens
-        return limit is not None and self._writers[TRAIN].num_tokens >= limit
-
-    def _encode(self, documents: list[tuple[str, Document]]) -> int:
-        """Encode and write a batch; return its UTF-8 bytes."""
-        sizes = [_utf8_bytes(document) for _, document in documents]
-        pieces = [
-            list(split_long(document.text)) if self._cuts_exactly else [document.text]
-            for _, document in documents
-        ]
-        encodings = iter(
-            self._tokenizer.encode_batch_fast(
-                [piece for some in pieces for piece in some], add_special_tokens=False
+    def _too_little(self, split: str, num_read: int) -> str:
+        data = self._data
+        if split == TRAIN or num_read == 0:
+            return (
+                f"data.source {data.source} ({data.path or data.name}): no text for split {split}"
             )
+        return (
+            f"data.validation_fraction ({data.validation_fraction}) of {num_read} documents left "
+            "none for validation: raise it, give a validation split (such as train.txt and "
+            "validation.txt in one folder), or split long files into documents with "
+            "data.document_start"
         )
-        for (split, document), size, some in zip(documents, sizes, pieces, strict=True):
-            encoded = [next(encodings).ids for _ in some]
-            if split == TRAIN and self._train_is_full():
-                continue
-            writer = self._writers[split]
-            for ids in encoded:
-                writer.add(ids)
-            writer.add([self.end_of_document_id])
-            counts = self._counts[split]
-            counts["documents"] += 1
-            counts["utf8_bytes"] += size
-            counts["words"] += count_words(document.text, self._count_line_ends)
-        return sum(sizes)
 
 
-def _utf8_bytes(document: Document) -> int:
-    try:
-        return len(document.text.encode())
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{document.where}: character {error.start} is half of a surrogate pair, which UTF-8 "
-            "cannot hold; correct or remove it"
-        ) from error
+def _identity(sources: list[Source]) -> str:
+    """Return what must not have changed where an interrupted preparation goes on."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "sources": {source.name: source.corpus.description for source in sources},
+        "created_by": _libraries(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=sorted).encode()).hexdigest()
 
 
-def count_words(text: str, count_line_ends: bool) -> int:
-    """Count whitespace-separated words, and one more per line if line ends count as words.
+def _libraries() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "datasets": importlib.metadata.version("datasets"),
+        "tokenizers": importlib.metadata.version("tokenizers"),
+    }
 
-    Source:
-        WikiText's perplexities count one end-of-line token a line (Merity et al. 2016).
-    """
-    words = len(text.split())
-    if count_line_ends:
-        words += text.count("\n") + (not text.endswith("\n"))
-    return words
+
+def _tokenizer_hashes(folder: Path) -> dict[str, str]:
+    return {
+        name: sha256_of_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()
+    }

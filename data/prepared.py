@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 from data.errors import DataError
 from data.files import sha256_of_file
 from data.shards import TokenStream, open_shard, token_dtype
+from data.sources import TRAIN
 from data.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
+
+
+def label_of(split: str, corpus: str) -> str:
+    """Name a split of one of the corpora that are mixed; `corpus` is '' where there is only one."""
+    return f"{split}.{corpus}" if corpus else split
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,9 @@ class PreparedData:
         fingerprint: Hash of everything a model sees: shards and tokenizer.
         source: What was read, as the corpus describes it.
         baselines: Perplexities of count models on the validation split.
+        leaks: Documents of one split that are also in another, and whether they were dropped.
+        weights: Share of each corpus of a mixture in training; empty where there is one corpus.
+            Its splits are those of the corpora ("train.NAME") and all of them together ("train").
         splits: Sizes by split.
 
     Raises:
@@ -74,6 +83,8 @@ class PreparedData:
             self.tokenizer_sha256: str = self._tokenizer_hashes[TOKENIZER_FILES[0]]
             self.source: dict[str, Any] = manifest["source"]
             self.baselines: dict[str, float] = manifest["baselines"]
+            self.leaks: dict[str, int] = manifest["leaks"]
+            self.weights: dict[str, float] = manifest["weights"]
             self._shards: dict[str, list[dict[str, Any]]] = {}
             self.splits: dict[str, SplitCounts] = {}
             for split, entry in manifest["splits"].items():
@@ -97,6 +108,7 @@ class PreparedData:
         content = {
             "format_version": FORMAT_VERSION,
             "tokenizer": self.tokenizer_sha256,
+            "weights": self.weights,
             "shards": {split: [s["sha256"] for s in some] for split, some in self._shards.items()},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -112,6 +124,14 @@ class PreparedData:
                 f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}"
             )
         return TokenStream([self.folder / s["file"] for s in self._shards[split]], self.vocab_size)
+
+    def training_streams(self) -> list[tuple[TokenStream, float]]:
+        """Open the training tokens of each corpus, with its share in training."""
+        if not self.weights:
+            return [(self.stream(TRAIN), 1.0)]
+        return [
+            (self.stream(label_of(TRAIN, name)), weight) for name, weight in self.weights.items()
+        ]
 
     def tokenizer(self) -> "Tokenizer":
         """Open the tokenizer that made the tokens."""

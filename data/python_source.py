@@ -102,4 +102,5 @@ def open_python(settings: DataSettings) -> Corpus:
             "file_list_sha256": hashlib.sha256(listing.encode()).hexdigest(),
             "undecodable_files": undecodable,
         },
+        text_bytes=sum(file.num_bytes for file in files),
     )

@@ -1,9 +1,11 @@
 """Settings of the data and tokenizer groups: plain dataclasses that OmegaConf reads as schemas."""
 
 import re
-from dataclasses import dataclass
+import string
+from dataclasses import dataclass, field
 
-SOURCES = ("python_stdlib", "python_packages", "local", "hub")
+SOURCES = ("python_stdlib", "python_packages", "local", "hub", "mixture")
+INVALID_UTF8 = ("refuse", "replace")
 TOKENIZER_KINDS = ("bpe", "bytes", "pretrained")
 
 # The 256 bytes and the end-of-text token; a byte-level vocabulary cannot be smaller.
@@ -31,7 +33,7 @@ def _label_problems(key: str, value: str) -> list[str]:
 
 @dataclass
 class DataSettings:
-    """Where the text comes from and how it is cut into documents, splits and shards.
+    r"""Where the text comes from and how it is cut into documents, splits and shards.
 
     Attributes:
         name: Label of the corpus; part of run and folder names.
@@ -45,6 +47,10 @@ class DataSettings:
             `validation_fraction` of the training documents instead. Where the source has no split
             of the default name "validation", the same happens; another missing name is an error.
         text_column: Column with the text (parquet, JSON, Hub).
+        text_template: Text made of several columns instead: "{title}\n\n{text}"; {{ and }} are
+            braces.
+        invalid_utf8: What becomes of bytes that are no UTF-8 in local .txt and JSON files: refuse,
+            or replace by U+FFFD.
         document_start: Regular expression (`re.match`). Consecutive rows are joined into one
             document, one row a line, and a row that matches begins the next document.
             For .txt files a row is a line instead of the whole file.
@@ -53,7 +59,14 @@ class DataSettings:
             text (python_stdlib, python_packages: of the file name), where there is no such split.
         max_train_tokens: Stop reading training documents at the one with which the training split
             reaches this many tokens; null reads all.
+        drop_leaked_documents: Leave out training documents that are, character for character,
+            in the validation or test split too. They are counted either way.
+        corpora: Corpora that source mixture mixes, by a name of their own. Their prepared_dir,
+            shard_tokens, drop_leaked_documents and num_workers are not used.
+        weights: Share of each of them in training, by the same names; need not add up to 1.
         shard_tokens: Tokens per shard file, at most.
+        num_workers: Processes that encode text; null takes one per core. Their number changes no
+            byte.
         prepared_dir: Folder that holds prepared corpora.
     """
 
@@ -66,11 +79,17 @@ class DataSettings:
     train_split: str = "train"
     validation_split: str | None = "validation"
     text_column: str = "text"
+    text_template: str | None = None
+    invalid_utf8: str = "refuse"
     document_start: str | None = None
     count_line_ends_as_words: bool = False
     validation_fraction: float = 0.03
     max_train_tokens: int | None = None
+    drop_leaked_documents: bool = False
+    corpora: dict[str, "DataSettings"] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
     shard_tokens: int = 2**24
+    num_workers: int | None = None
     prepared_dir: str = "???"
 
     def problems(self) -> list[str]:
@@ -101,6 +120,12 @@ class DataSettings:
                     f"data.document_start ({self.document_start!r}) is not a regular expression: "
                     f"{error}"
                 )
+        if self.text_template is not None:
+            found += _template_problems(self.text_template)
+        if self.invalid_utf8 not in INVALID_UTF8:
+            found.append(
+                f"data.invalid_utf8 ({self.invalid_utf8!r}) must be {' or '.join(INVALID_UTF8)}"
+            )
         # Written so that nan fails.
         if not 0 < self.validation_fraction <= 0.5:
             found.append(
@@ -116,12 +141,16 @@ class DataSettings:
             found.append(
                 f"data.shard_tokens ({self.shard_tokens}) must lie between 1 and {MAX_SHARD_TOKENS}"
             )
+        if self.num_workers is not None and self.num_workers < 1:
+            found.append(
+                f"data.num_workers ({self.num_workers}) must be at least 1, or null for all cores"
+            )
         return found
 
     def _source_problems(self) -> list[str]:
         if self.source not in SOURCES:
             return [f"data.source ({self.source!r}) must be one of {', '.join(SOURCES)}"]
-        found = []
+        found = self._mixture_problems()
         if self.source in ("local", "hub"):
             if self.path in (None, "", "???"):
                 what = "a file or folder" if self.source == "local" else "a dataset's Hub name"
@@ -139,6 +168,51 @@ class DataSettings:
                 if value != unset:
                     found.append(f"data.{key} ({value!r}) applies to source hub only")
         return found
+
+    def _mixture_problems(self) -> list[str]:
+        if self.source != "mixture":
+            given = [key for key in ("corpora", "weights") if getattr(self, key)]
+            return [f"data.{key} applies to source mixture only" for key in given]
+        if len(self.corpora) < 2:
+            return [f"data.corpora has {len(self.corpora)} corpora; a mixture needs at least 2"]
+        found = []
+        if self.max_train_tokens is not None:
+            found.append("data.max_train_tokens must be null: each of data.corpora has its own")
+        if self.weights.keys() != self.corpora.keys():
+            found.append(
+                f"data.weights ({', '.join(self.weights) or 'empty'}) must name the same as "
+                f"data.corpora ({', '.join(self.corpora)})"
+            )
+        for name, weight in self.weights.items():
+            if not 0 < weight < float("inf"):
+                found.append(f"data.weights.{name} ({weight}) must be above 0 and finite")
+        for name, corpus in self.corpora.items():
+            found += _label_problems("a name in data.corpora", name)
+            if corpus.source == "mixture":
+                found.append(f"data.corpora.{name}.source must not be mixture itself")
+            else:
+                found += [
+                    problem.replace("data.", f"data.corpora.{name}.")
+                    for problem in corpus.problems()
+                ]
+        return found
+
+
+def _template_problems(template: str) -> list[str]:
+    try:
+        fields = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        return [f"data.text_template ({template!r}) is no template: {error}"]
+    # Nothing but names: a format may reach into an object and pad to any length.
+    if not fields or any(
+        not re.fullmatch(r"[^.\[\]]+", name or "") or spec or conversion
+        for name, spec, conversion in fields
+    ):
+        return [
+            f"data.text_template ({template!r}) must hold column names in braces and nothing else "
+            'in them, such as "{title}\\n\\n{text}"'
+        ]
+    return []
 
 
 @dataclass
@@ -158,7 +232,7 @@ class TokenizerSettings:
     kind: str = "???"
     vocab_size: int = 4096
     path: str | None = None
-    max_training_bytes: int = 2**28
+    max_training_bytes: int = 2**25
 
     def problems(self) -> list[str]:
         """List what is wrong with these values, one message each, naming the key."""

@@ -21,55 +21,88 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class ShardWriter:
-    """Cut one split's tokens into files of at most `shard_tokens` tokens."""
+    """Cut one split's tokens into files of `shard_tokens` tokens, the last one shorter.
 
-    def __init__(self, folder: Path, split: str, dtype: np.dtype[Any], shard_tokens: int) -> None:
-        self.num_tokens = 0
-        self.shards: list[dict[str, Any]] = []
+    Args:
+        folder: Where the files go.
+        split: Beginning of their names.
+        dtype: Of the tokens.
+        shard_tokens: Tokens per file.
+        shards: What an interrupted writer had written.
+        tail: The tokens behind those shards that it had not written yet.
+
+    Attributes:
+        shards: File, number of tokens and sha256 of what is written.
+        num_tokens: Tokens added so far.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        dtype: np.dtype[Any],
+        shard_tokens: int,
+        shards: Sequence[dict[str, Any]] = (),
+        tail: Tokens | None = None,
+    ) -> None:
+        self.shards = list(shards)
         self._folder = folder
         self._split = split
         self._dtype = dtype
         self._shard_tokens = shard_tokens
-        self._pending: list[Tokens] = []
-        self._num_pending = 0
+        self._pending: list[Tokens] = [] if tail is None else [tail]
+        self._num_pending = 0 if tail is None else len(tail)
+        self.num_tokens = sum(shard["tokens"] for shard in self.shards) + self._num_pending
 
-    def add(self, ids: Sequence[int]) -> None:
-        """Append token ids.
+    @property
+    def tail(self) -> Tokens:
+        """The tokens that are in no shard yet."""
+        if len(self._pending) != 1:
+            self._pending = [np.concatenate([np.empty(0, self._dtype), *self._pending])]
+        return self._pending[0]
+
+    def add(self, tokens: Tokens) -> bool:
+        """Append tokens, and write the shards that they fill.
+
+        Returns:
+            Whether a shard was written.
 
         Raises:
-            OverflowError: If an id does not fit the split's dtype.
+            DataError: If the disk is full.
         """
-        self._pending.append(np.array(ids, dtype=self._dtype))
-        self._num_pending += len(ids)
-        self.num_tokens += len(ids)
-        if self._num_pending >= self._shard_tokens:
-            self._write(whole_shards_only=True)
+        self._pending.append(tokens)
+        self._num_pending += len(tokens)
+        self.num_tokens += len(tokens)
+        if self._num_pending < self._shard_tokens:
+            return False
+        tokens = self.tail
+        while len(tokens) >= self._shard_tokens:
+            self._write_shard(tokens[: self._shard_tokens])
+            tokens = tokens[self._shard_tokens :]
+        # A copy, so that the memory of what is written is free.
+        self._pending, self._num_pending = [tokens.copy()], len(tokens)
+        return True
 
     def finish(self) -> None:
         """Write what is left as the last, shorter shard."""
-        self._write(whole_shards_only=False)
-
-    def _write(self, *, whole_shards_only: bool) -> None:
-        if not self._pending:
-            return
-        tokens = np.concatenate(self._pending)
-        start = 0
-        while len(tokens) - start >= self._shard_tokens:
-            self._write_shard(tokens[start : start + self._shard_tokens])
-            start += self._shard_tokens
-        if start < len(tokens) and not whole_shards_only:
-            self._write_shard(tokens[start:])
-            start = len(tokens)
-        self._pending = [tokens[start:].copy()] if start < len(tokens) else []
-        self._num_pending = len(tokens) - start
+        if self._num_pending:
+            self._write_shard(self.tail)
+            self._pending, self._num_pending = [], 0
 
     def _write_shard(self, tokens: Tokens) -> None:
         path = self._folder / f"{self._split}-{len(self.shards):05d}.npy"
-        # Not np.save: on a full disk ndarray.tofile raises an error without its errno.
-        write_bytes_synced(path, _npy_header(tokens), tokens.data.cast("B"))
-        self.shards.append(
-            {"file": path.name, "tokens": len(tokens), "sha256": sha256_of_file(path)}
-        )
+        self.shards.append({"file": path.name, **write_array(path, tokens)})
+
+
+def write_array(path: Path, tokens: Tokens) -> dict[str, Any]:
+    """Write a .npy file; return its number of tokens and its sha256.
+
+    Raises:
+        DataError: If the disk is full.
+    """
+    # Not np.save: on a full disk ndarray.tofile raises an error without its errno.
+    write_bytes_synced(path, _npy_header(tokens), tokens.view(np.uint8).data)
+    return {"tokens": len(tokens), "sha256": sha256_of_file(path)}
 
 
 def _npy_header(tokens: Tokens) -> bytes:

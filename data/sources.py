@@ -41,12 +41,14 @@ class Corpus:
         validation_fraction: Share of a part without split that goes to validation.
         description: What was read, for the manifest: source, path, configuration, revision, files.
         notes: Lines the user should see, such as files that are not used.
+        text_bytes: UTF-8 bytes of all texts, as far as that can be told before reading them.
     """
 
     parts: list[Part]
     validation_fraction: float
     description: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    text_bytes: int | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -56,11 +58,12 @@ class Corpus:
             named |= {TRAIN, VALIDATION}
         return tuple(split for split in (TRAIN, VALIDATION, TEST) if split in named)
 
-    def routed(self, part: Part) -> Iterator[tuple[str, Document]]:
-        """Yield the documents of one part with the split of each; empty texts are left out."""
-        for document in part.read():
-            if document.text:
-                yield part.split or self._split_of_text(document.text), document
+    def split_of(self, part: Part, document: Document) -> str:
+        """Tell where a document of one of the parts goes."""
+        if part.split is not None:
+            return part.split
+        key = document.text.encode("utf-8", "surrogatepass")
+        return split_by_hash(key, self.validation_fraction)
 
     def documents(self, split: str) -> Iterator[str]:
         """Yield the texts of one split.
@@ -73,11 +76,10 @@ class Corpus:
         for part in self.parts:
             if part.split in (split, None):
                 yield from (
-                    document.text for found, document in self.routed(part) if found == split
+                    document.text
+                    for document in part.read()
+                    if document.text and self.split_of(part, document) == split
                 )
-
-    def _split_of_text(self, text: str) -> str:
-        return split_by_hash(text.encode("utf-8", "surrogatepass"), self.validation_fraction)
 
 
 def split_by_hash(key: bytes, validation_fraction: float) -> str:
@@ -153,8 +155,12 @@ def choose_splits(settings: DataSettings, available: Iterable[str]) -> dict[str,
     return chosen
 
 
-def open_corpus(settings: DataSettings) -> Corpus:
+def open_corpus(settings: DataSettings, commit: str | None = None) -> Corpus:
     """Open the source that the settings name.
+
+    Args:
+        settings: Where the text comes from.
+        commit: Of a Hub dataset, what an interrupted preparation read; in place of the revision.
 
     Raises:
         DataError: If it cannot be found, reached or understood.
@@ -166,7 +172,7 @@ def open_corpus(settings: DataSettings) -> Corpus:
     if settings.source == "hub":
         from data.hub_source import open_hub
 
-        return open_hub(settings)
+        return open_hub(settings, commit)
     from data.python_source import open_python
 
     return open_python(settings)

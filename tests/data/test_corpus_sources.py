@@ -1,9 +1,17 @@
+import bz2
+import dataclasses
+import gzip
+import io
 import json
+import lzma
 from functools import partial
 
 import datasets
 import pytest
+import zstandard
 from conftest import sentences
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.local_source import split_of_name
@@ -69,6 +77,8 @@ def test_split_is_disjoint_and_stable_under_row_order(local, write_jsonl):
         ("val.txt", "validation"),
         ("my_test_part2.txt", "test"),
         ("test/a.txt", "test"),
+        ("c4-validation.00000-of-00008.json.gz", "validation"),
+        ("train.jsonl.zst", "train"),
     ],
 )
 def test_file_names_say_the_split(name, split):
@@ -165,6 +175,83 @@ def test_truncated_parquet_is_named(local, corpus_folder):
         all_documents(open_corpus(local()))
 
 
+COMPRESS = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
+
+
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_compressed_files_are_read(local, corpus_folder, kind):
+    texts = sentences(30)
+    packed = COMPRESS[kind](lines(*texts).encode())
+    (corpus_folder / f"train.jsonl.{kind}").write_bytes(packed)
+    (corpus_folder / f"validation.txt.{kind}").write_bytes(COMPRESS[kind]("é\n\nx".encode()))
+    found = all_documents(open_corpus(local()))
+    assert found == {"train": texts, "validation": ["é\n\nx"]}
+    (corpus_folder / f"train.jsonl.{kind}").write_bytes(packed[:-12])
+    with pytest.raises(DataError, match=rf"train\.jsonl\.{kind}: ") as caught:
+        all_documents(open_corpus(local()))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_line_of_a_compressed_file_is_named(local, corpus_folder):
+    content = lines(*"abc").encode() + b"{broken\n"
+    (corpus_folder / "train.jsonl.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(DataError, match=r"train\.jsonl\.gz: line 4"):
+        all_documents(open_corpus(local()))
+
+
+def test_template_joins_columns(local, corpus_folder):
+    rows = [{"title": f"T{i}", "n": i, "body": "b{x}", "rest": [1]} for i in range(4)]
+    (corpus_folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    datasets.Dataset.from_list(rows).to_parquet(corpus_folder / "validation.parquet")
+    template = "{title} {n}\n{{}} {body}"
+    found = all_documents(open_corpus(local(text_template=template)))
+    assert found["train"] == found["validation"] == [f"T{i} {i}\n{{}} b{{x}}" for i in range(4)]
+    with pytest.raises(
+        DataError, match=r"no column 'who'.*title, n, body, rest: set data\.text_tem"
+    ):
+        all_documents(open_corpus(local(text_template="{who}")))
+    with pytest.raises(DataError, match="row 1: 'rest' is list"):
+        all_documents(open_corpus(local(text_template="{rest}")))
+
+
+@settings(max_examples=40, deadline=None)
+@given(content=st.binary(min_size=1, max_size=60))
+def test_any_bytes_are_read_as_text_or_refused_by_line(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("bytes")
+    (folder / "train.txt").write_bytes(content)
+    (folder / "validation.txt").write_text("x")
+    replaced = DataSettings(
+        name="x", source="local", path=str(folder), prepared_dir="p", invalid_utf8="replace"
+    )
+    # Like every text file in Python, and like the JSON and Hub readers' texts, with \\n for \\r\\n.
+    expected = io.TextIOWrapper(io.BytesIO(content), "utf-8", "replace").read()
+    assert all_documents(open_corpus(replaced))["train"] == [expected]
+    refused = dataclasses.replace(replaced, invalid_utf8="refuse")
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        with pytest.raises(DataError, match=r"train\.txt: line \d+ is not UTF-8; convert"):
+            all_documents(open_corpus(refused))
+    else:
+        assert all_documents(open_corpus(refused))["train"] == [expected]
+
+
+def test_text_bytes_are_known_before_reading(local, corpus_folder):
+    texts = sentences(200)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    (corpus_folder / "a.txt").write_text("".join(texts))
+    assert open_corpus(local()).text_bytes == num_bytes
+    (corpus_folder / "a.txt").unlink()
+    rows = [{"text": text, "other": "x" * 1000} for text in texts]
+    datasets.Dataset.from_list(rows).to_parquet(corpus_folder / "a.parquet")
+    assert 0.8 < open_corpus(local()).text_bytes / num_bytes < 1.5
+
+
 def test_array_of_objects_is_read(local, corpus_folder):
     (corpus_folder / "a.json").write_text(json.dumps([{"text": t} for t in sentences(5)]))
     found = all_documents(open_corpus(local()))
@@ -208,8 +295,8 @@ def test_python_corpus_splits_by_file_name_and_counts_undecodable_files(tmp_path
     (tmp_path / "latin.py").write_bytes(b"# \xe9\n")
     paths = {"stdlib": str(tmp_path), "purelib": str(tmp_path), "platlib": str(tmp_path)}
     monkeypatch.setattr("sysconfig.get_paths", lambda: paths)
-    settings = DataSettings(name="x", source="python_stdlib", validation_fraction=0.25)
-    corpus = open_corpus(settings)
+    choice = DataSettings(name="x", source="python_stdlib", validation_fraction=0.25)
+    corpus = open_corpus(choice)
     found = all_documents(corpus)
     assert sorted(found["train"] + found["validation"]) == sorted(f"x = {i}\n" for i in range(40))
     assert split_by_hash(b"m7.py", 0.25) == (

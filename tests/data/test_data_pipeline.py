@@ -1,7 +1,9 @@
 import dataclasses
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +16,12 @@ import numpy as np
 import pytest
 from conftest import sentences
 
-from data import pipeline
+from data import encoding, local_source, packing, pipeline
 from data.errors import DataError
-from data.pipeline import count_words, prepare, prepared_folder
+from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
 from data.settings import TokenizerSettings
+from data.sources import Document
 from data.tokenizer import END_OF_TEXT
 
 ROOT = Path(__file__).parents[2]
@@ -132,24 +135,39 @@ def test_training_tokens_stop_at_the_document_that_reaches_the_limit(
 
 
 def test_max_train_tokens_stops_reading(local, byte_level, write_jsonl, quiet, monkeypatch):
-    monkeypatch.setattr(pipeline, "_BATCH_CHARACTERS", 200)
+    monkeypatch.setattr(packing, "_BATCH_CHARACTERS", 200)
     write_jsonl("train-0.jsonl", sentences(100))
     write_jsonl("train-1.jsonl", [None])
     write_jsonl("validation.jsonl", sentences(3))
-    assert prepare(local(max_train_tokens=100), byte_level, quiet).splits["train"].tokens < 200
+    limited = local(max_train_tokens=100, num_workers=1)
+    assert prepare(limited, byte_level, quiet).splits["train"].tokens < 200
 
 
-def test_small_batches_change_no_byte(local, byte_level, corpus, quiet, tmp_path, monkeypatch):
-    whole = prepare(local(), byte_level, quiet)
-    monkeypatch.setattr(pipeline, "_BATCH_CHARACTERS", 50)
-    small = prepare(local(prepared_dir=str(tmp_path / "other")), byte_level, quiet)
-    assert small.fingerprint == whole.fingerprint
+@pytest.mark.parametrize("limit", [None, 700])
+@pytest.mark.parametrize("named_split", [True, False])
+def test_neither_batches_nor_processes_change_a_byte(
+    local, byte_level, corpus, quiet, tmp_path, monkeypatch, limit, named_split
+):
+    changes = {"max_train_tokens": limit, "shard_tokens": 300}
+    if not named_split:
+        changes["validation_split"] = None
+    whole = prepare(local(**changes), byte_level, quiet)
+    for batch, workers in ((50, 1), (50, 2), (400, 3)):
+        monkeypatch.setattr(packing, "_BATCH_CHARACTERS", batch)
+        folder = str(tmp_path / f"other-{batch}-{workers}")
+        other = prepare(
+            local(prepared_dir=folder, num_workers=workers, **changes), byte_level, quiet
+        )
+        assert other.folder.name == whole.folder.name
+        assert file_bytes(other.folder) == file_bytes(whole.folder)
 
 
-def test_line_ends_count_as_words_where_asked():
-    assert count_words("a b\n\nc", count_line_ends=False) == 3
-    assert count_words("a b\n\nc", count_line_ends=True) == 6
-    assert count_words("a b\n\nc\n", count_line_ends=True) == 6
+def test_line_ends_count_as_words_where_asked(local, byte_level, write_jsonl, quiet):
+    write_jsonl("train.jsonl", ["a b\n\nc", "a b\n\nc\n"])
+    write_jsonl("validation.jsonl", ["x"])
+    for asked, words in ((False, 6), (True, 12)):
+        prepared = prepare(local(count_line_ends_as_words=asked), byte_level, quiet)
+        assert prepared.splits["train"].words == words
 
 
 def assert_nothing_looks_finished(folder):
@@ -170,30 +188,227 @@ def test_exception_midway_leaves_nothing(local, byte_level, corpus, quiet, monke
     assert not folder.with_name(folder.name + ".partial").exists()
 
 
-@pytest.mark.slow
-def test_killed_preparation_is_discarded_and_redone(local, byte_level, corpus, tmp_path):
-    undisturbed = prepare(local(prepared_dir=str(tmp_path / "other")), byte_level)
-    code = f"""
-import time
-from data import pipeline
+HARNESS = """
+import json, os, signal, sys
+import datasets
+from data import encoding, local_source, packing, pipeline
 from data.settings import DataSettings, TokenizerSettings
-pipeline.count_baselines = lambda *_: (print("midway", flush=True), time.sleep(60))
-pipeline.prepare({local()!r}, {byte_level!r})
+
+packing._BATCH_CHARACTERS = 150
+data, tokenizer, moments = json.loads(sys.argv[1])
+kills, said = 0, []
+for moment in moments:
+    child = os.fork()
+    if child == 0:
+        left = [moment]
+        fsync = os.fsync
+
+        def fsync_or_die(handle):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            fsync(handle)
+
+        os.fsync = fsync_or_die
+        try:
+            pipeline.prepare(DataSettings(**data), TokenizerSettings(**tokenizer), print)
+        finally:
+            sys.stdout.flush()
+            os._exit(0)
+    kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+print("kills", kills)
 """
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+
+
+def killed(data, tokenizer, moments):
+    """Prepare in processes of which number i is killed at its moments[i]-th fsync."""
+    arguments = json.dumps([dataclasses.asdict(data), dataclasses.asdict(tokenizer), moments])
+    done = subprocess.run(
+        [sys.executable, "-c", HARNESS, arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert child.stdout.readline() == b"midway\n"
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    folder = prepared_folder(local(), byte_level)
-    assert_nothing_looks_finished(folder)
+    *said, last = done.stdout.splitlines()
+    return int(last.removeprefix("kills ")), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
+    local, byte_level, write_jsonl, quiet, tmp_path, workers
+):
+    texts = sentences(150)
+    write_jsonl("train.jsonl", texts[:130] + texts[:5])
+    write_jsonl("validation.jsonl", texts[128:140])
+    changes = {"shard_tokens": 200, "num_workers": workers, "drop_leaked_documents": True}
+    tokenizer = TokenizerSettings(name="bpe", kind="bpe", vocab_size=280)
+    undisturbed = prepare(
+        local(prepared_dir=str(tmp_path / "other"), **changes), tokenizer, lambda _: None
+    )
+    assert len(list(undisturbed.folder.glob("train-*.npy"))) > 5
+    # Each fsync of a commit, of the tokenizer and of the manifest is one of these.
+    moments = [1, 4, *range(8, 40), *range(40, 100, 7)]
+    kills, said = killed(local(**changes), tokenizer, moments)
+    assert kills >= 8
+    assert any(line.startswith("going on preparing") for line in said)
+    again = prepare(local(**changes), tokenizer, lambda _: pytest.fail("was not complete"))
+    assert file_bytes(again.folder) == file_bytes(undisturbed.folder)
+    assert [p.name for p in again.folder.parent.iterdir() if p.suffix != ".lock"] == [
+        again.folder.name
+    ]
+
+
+def interrupted(monkeypatch, local_settings, tokenizer, after_shards):
+    """Leave a preparation that an error ended after some whole shards."""
+    commit = packing.Packer._commit
+
+    def commit_then_fail(self):
+        commit(self)
+        if len(self._writers["train"].shards) >= after_shards:
+            raise RuntimeError("midway")
+
     lines = []
-    redone = prepare(local(), byte_level, lines.append)
-    assert any("interrupted" in line for line in lines)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_BATCH_CHARACTERS", 200)
+        patch.setattr(packing.Packer, "_commit", commit_then_fail)
+        with pytest.raises(RuntimeError, match="midway"):
+            prepare(local_settings, tokenizer, lines.append)
+    return lines
+
+
+def test_going_on_reads_no_file_again_that_was_done(
+    local, byte_level, write_jsonl, quiet, monkeypatch
+):
+    for number in range(4):
+        write_jsonl(f"train-{number}.jsonl", sentences(40, start=40 * number))
+    write_jsonl("validation.jsonl", sentences(5, start=500))
+    settings = local(shard_tokens=400, num_workers=1)
+    lines = interrupted(monkeypatch, settings, byte_level, after_shards=6)
+    folder = prepared_folder(settings, byte_level)
+    assert any("kept in" in line and "go on" in line for line in lines)
+    assert_nothing_looks_finished(folder)
+    read = []
+    rows = local_source._rows
+
+    def noted(file, *rest):
+        read.append(file.relative)
+        return rows(file, *rest)
+
+    monkeypatch.setattr(local_source, "_rows", noted)
+    lines = []
+    prepare(settings, byte_level, lines.append)
+    assert lines[0].startswith("going on preparing")
+    assert read
+    assert set(read) < {f"train-{number}.jsonl" for number in range(4)}
+
+
+BROKEN_REMAINS = {
+    "shard flipped": lambda f: flip_last_byte(f / "train-00000.npy"),
+    "shard gone": lambda f: (f / "train-00001.npy").unlink(),
+    "journal cut": lambda f: os.truncate(f / "journal.json", 40),
+    "journal names a file outside": lambda f: (f / "journal.json").write_text(
+        (f / "journal.json").read_text().replace("train-00000.npy", "../x.npy")
+    ),
+    "tail flipped": lambda f: flip_last_byte(next(f.glob("journal-*tail-train.npy"))),
+    "tokenizer flipped": lambda f: flip_last_byte(f / "tokenizer" / "tokenizer.json"),
+    "other libraries": lambda f: (f / "journal.json").write_text(
+        re.sub('"identity": ".', '"identity": "x', (f / "journal.json").read_text())
+    ),
+}
+
+
+def flip_last_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", BROKEN_REMAINS)
+def test_damaged_remains_are_discarded(
+    local, byte_level, corpus, quiet, monkeypatch, tmp_path, damage
+):
+    settings = local(shard_tokens=400, num_workers=1)
+    undisturbed = prepare(
+        dataclasses.replace(settings, prepared_dir=str(tmp_path / "other")), byte_level, quiet
+    )
+    interrupted(monkeypatch, settings, byte_level, after_shards=3)
+    folder = prepared_folder(settings, byte_level)
+    BROKEN_REMAINS[damage](folder.with_name(folder.name + ".partial"))
+    lines = []
+    redone = prepare(settings, byte_level, lines.append)
+    assert lines[0].startswith("discarding an interrupted preparation")
     assert file_bytes(redone.folder) == file_bytes(undisturbed.folder)
-    assert not folder.with_name(folder.name + ".partial").exists()
+
+
+def test_documents_of_another_split_are_counted_and_dropped_when_asked(
+    local, byte_level, write_jsonl
+):
+    train, validation, test = sentences(20), sentences(4, start=30), sentences(4, start=40)
+    write_jsonl("train.jsonl", [*train, validation[1], test[0], validation[1], "", train[0]])
+    write_jsonl("validation.jsonl", [*validation, test[2], ""])
+    write_jsonl("test.jsonl", test)
+    lines = []
+    kept = prepare(local(), byte_level, lines.append)
+    assert kept.leaks == {
+        "train in test": 1,
+        "train in validation": 2,
+        "validation in test": 1,
+    }
+    assert kept.splits["train"].documents == 24
+    assert any(line.startswith("2 documents of train in validation") for line in lines)
+    dropped = prepare(local(drop_leaked_documents=True), byte_level, lines.append)
+    assert dropped.leaks == kept.leaks
+    assert dropped.splits["train"].documents == 21
+    assert dropped.splits["validation"] == kept.splits["validation"]
+    decoded = dropped.tokenizer().decode(tokens_of(dropped, "train").tolist())
+    assert validation[1] not in decoded
+
+
+def test_split_by_hash_has_no_leaks(local, byte_level, write_jsonl, quiet):
+    write_jsonl("train.jsonl", sentences(60) * 3)
+    assert set(prepare(local(), byte_level, quiet).leaks.values()) == {0}
+
+
+def test_corpus_that_does_not_fit_the_disk_is_refused_before_anything_is_written(
+    local, byte_level, corpus_txt, quiet, monkeypatch
+):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3000))
+    monkeypatch.setattr(packing.ShardWriter, "add", lambda *_: pytest.fail("wrote tokens"))
+    with pytest.raises(DataError, match=r"about 0\.00 GB of tokens .*data\.max_train_tokens"):
+        prepare(local(), byte_level, quiet)
+    assert [p.name for p in Path(local().prepared_dir).iterdir() if p.is_dir()] == []
+
+
+def test_limit_of_tokens_counts_for_the_disk_estimate(
+    local, byte_level, corpus_txt, quiet, monkeypatch
+):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3000))
+    assert prepare(local(max_train_tokens=300), byte_level, quiet).splits["train"].tokens >= 300
+
+
+@pytest.fixture
+def corpus_txt(tmp_path):
+    """Text files, whose size is that of their text."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(20):
+        split = "validation" if number % 10 == 0 else "train"
+        (folder / f"{split}-{number}.txt").write_text("\n".join(sentences(8, start=number)))
+
+
+def test_killed_worker_is_reported_in_one_line(local, byte_level, corpus, quiet, monkeypatch):
+    monkeypatch.setattr(packing, "_BATCH_CHARACTERS", 200)
+    monkeypatch.setattr(encoding, "_encode_in_worker", kill_this_process)
+    with pytest.raises(DataError, match=r"was killed.*data\.num_workers=1"):
+        prepare(local(num_workers=2), byte_level, quiet)
+
+
+def kill_this_process(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_second_preparer_waits_and_finds_it_done(local, byte_level, corpus, tmp_path, monkeypatch):
@@ -252,7 +467,7 @@ def test_corpus_too_small_for_a_validation_split_says_what_to_do(
 
 def test_lone_surrogate_names_its_document(local, byte_level, corpus, quiet, monkeypatch):
     monkeypatch.setattr(
-        "data.local_source._rows", lambda *_: iter([pipeline.Document("a\ud800", "file row 3")])
+        "data.local_source._rows", lambda *_: iter([Document("a\ud800", "file row 3")])
     )
     with pytest.raises(DataError, match="file row 3: character 1 is half of a surrogate pair"):
         prepare(local(), byte_level, quiet)
@@ -293,7 +508,7 @@ DAMAGES = {
     ),
     "another format": (
         lambda f: edit_manifest(f, lambda m: m.update(format_version=0)),
-        "has format 0, not 1",
+        "has format 0, not 2",
     ),
     "shard outside": (
         lambda f: edit_manifest(

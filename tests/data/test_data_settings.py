@@ -9,6 +9,18 @@ GOOD_DATA = {"name": "x", "source": "python_stdlib", "prepared_dir": "p"}
 HUB = {"source": "hub", "path": "a/b"}
 GOOD_TOKENIZER = {"name": "x", "kind": "bpe"}
 
+
+def mixture(names=("a", "b"), weights=None, b=None):
+    corpora = {name: DataSettings(**GOOD_DATA) for name in names}
+    if b:
+        corpora["b"] = DataSettings(**(GOOD_DATA | b))
+    return {
+        "source": "mixture",
+        "corpora": corpora,
+        "weights": weights or dict.fromkeys(names, 1.0),
+    }
+
+
 BAD_DATA = [
     ({"name": "???"}, "data.name is not set"),
     ({"name": "a/b"}, "data.name"),
@@ -33,6 +45,24 @@ BAD_DATA = [
     ({"max_train_tokens": 0}, "data.max_train_tokens (0)"),
     ({"shard_tokens": 0}, "data.shard_tokens (0)"),
     ({"shard_tokens": 2**40}, "data.shard_tokens"),
+    ({"num_workers": 0}, "data.num_workers (0)"),
+    ({"invalid_utf8": "ignore"}, "data.invalid_utf8 ('ignore') must be refuse or replace"),
+    ({"text_template": "no column"}, "data.text_template ('no column')"),
+    ({"text_template": "{a"}, "data.text_template ('{a') is no template"),
+    ({"text_template": "{a.__class__}"}, "data.text_template"),
+    ({"text_template": "{a[0]}"}, "data.text_template"),
+    ({"text_template": "{a:>9999999999}"}, "data.text_template"),
+    ({"text_template": "{a!r}"}, "data.text_template"),
+    ({"text_template": "{}"}, "data.text_template"),
+    ({"weights": {"a": 1.0}}, "data.weights applies to source mixture only"),
+    ({"source": "mixture"}, "data.corpora has 0 corpora"),
+    (mixture(weights={"a": 1.0}), "data.weights (a) must name the same as data.corpora (a, b)"),
+    (mixture(weights={"a": 1.0, "b": 0.0}), "data.weights.b (0.0)"),
+    (mixture(weights={"a": 1.0, "b": math.nan}), "data.weights.b (nan)"),
+    (mixture(b={"path": "x"}), "data.corpora.b.path ('x') must be null"),
+    (mixture(b={"source": "mixture"}), "data.corpora.b.source must not be mixture"),
+    (mixture() | {"max_train_tokens": 5}, "data.max_train_tokens must be null"),
+    (mixture(names=("a", "b/c")), "a name in data.corpora ('b/c')"),
 ]
 BAD_TOKENIZER = [
     ({"kind": "???"}, "tokenizer.kind is not set"),
@@ -50,6 +80,9 @@ BAD_TOKENIZER = [
 def test_good_settings_have_no_problems():
     assert DataSettings(**GOOD_DATA).problems() == []
     assert DataSettings(**(GOOD_DATA | HUB), config_name="c", streaming=True).problems() == []
+    assert DataSettings(**(GOOD_DATA | mixture())).problems() == []
+    template = "{title}: {a b}{{x}}"
+    assert DataSettings(**GOOD_DATA, text_template=template).problems() == []
     assert TokenizerSettings(**GOOD_TOKENIZER).problems() == []
 
 

@@ -1,0 +1,241 @@
+"""Text to token ids, on all cores, in the order in which it came."""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import DataError
+from data.shards import Tokens, token_dtype
+from data.tokenizer import end_of_document_id, load_tokenizer, split_long, vocab_size_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# GPT-2's pattern (Radford et al. 2019) with its classes written out for ASCII; "\t-\r " is \s.
+_ASCII_PRETOKEN = re.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\t-\r A-Za-z0-9]+"
+    r"|[\t-\r ]+(?![^\t-\r ])|[\t-\r ]+"
+)
+# No match of GPT-2's pattern goes from a non-space to a space.
+_CUT = re.compile(r"(?<=\S)(?=[ \n])")
+_MAX_REMEMBERED = 2**17
+_MAX_REMEMBERED_LENGTH = 64
+_PARENT_CHECK_S = 1.0
+
+
+class Encoded(NamedTuple):
+    """A batch of n documents as tokens.
+
+    Attributes:
+        tokens: Of all documents, each followed by the end-of-document token.
+        lengths: [n] int64 tokens per document, that one included.
+        utf8_bytes: [n] int64.
+        words: [n] int64, whitespace-separated.
+        lines: [n] int64, a last one without a newline included.
+        digests: [n] uint64 hashes of the texts.
+    """
+
+    tokens: Tokens
+    lengths: npt.NDArray[np.int64]
+    utf8_bytes: npt.NDArray[np.int64]
+    words: npt.NDArray[np.int64]
+    lines: npt.NDArray[np.int64]
+    digests: npt.NDArray[np.uint64]
+
+
+class LoneSurrogateError(ValueError):
+    """A text that UTF-8 cannot hold; `args` are its index in the batch and the character."""
+
+
+class _Remembered(dict[str, bytes]):
+    """Piece of text -> its ids as bytes, worked out by the tokenizer the first time."""
+
+    def __init__(self, tokenizer: "Tokenizer", dtype: np.dtype[Any]) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._dtype = dtype
+
+    def __missing__(self, piece: str) -> bytes:
+        ids = np.array(
+            self._tokenizer.encode(piece, add_special_tokens=False).ids, dtype=self._dtype
+        ).tobytes()
+        if len(piece) <= _MAX_REMEMBERED_LENGTH:
+            if len(self) >= _MAX_REMEMBERED:
+                self.clear()
+            self[piece] = ids
+        return ids
+
+
+class TextEncoder:
+    """The ids of `tokenizer.encode`, several times as fast where text repeats its words.
+
+    A byte-level BPE first cuts the text by GPT-2's pattern and then encodes each piece by itself,
+    so a piece met before need not be encoded again. Where the tokenizer is of another kind, it is
+    called for the whole text.
+
+    Args:
+        tokenizer: With special tokens encoded as ordinary text.
+        dtype: Of the ids.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer", dtype: np.dtype[Any]) -> None:
+        self._tokenizer = tokenizer
+        self._dtype = dtype
+        self._ids_of = _Remembered(tokenizer, dtype)
+        self.remembers = encodes_piece_by_piece(tokenizer)
+
+    def encode(self, text: str) -> bytes:
+        """Return the ids of a text as the bytes of an array."""
+        if not self.remembers:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            return np.array(ids, dtype=self._dtype).tobytes()
+        ids_of = self._ids_of
+        if text.isascii():
+            return b"".join(map(ids_of.__getitem__, _ASCII_PRETOKEN.findall(text)))
+        # What a letter or a space is beyond ASCII is left to the tokenizer.
+        return b"".join(
+            ids_of[piece]
+            for chunk in _CUT.split(text)
+            for piece in (_ASCII_PRETOKEN.findall(chunk) if chunk.isascii() else split_long(chunk))
+        )
+
+
+def encodes_piece_by_piece(tokenizer: "Tokenizer") -> bool:
+    """Tell whether a tokenizer is a byte-level BPE with GPT-2's pattern and nothing before it."""
+    described = json.loads(tokenizer.to_str())
+    before = described["pre_tokenizer"] or {}
+    return (
+        described["model"]["type"] == "BPE"
+        and not described["model"].get("dropout")
+        and described["normalizer"] is None
+        and described["truncation"] is None
+        and described["padding"] is None
+        and before.get("type") == "ByteLevel"
+        and before.get("use_regex", True)
+        and not before["add_prefix_space"]
+        and all(token["special"] for token in described["added_tokens"])
+    )
+
+
+class BatchEncoder:
+    """Documents to tokens, in one process.
+
+    Args:
+        tokenizer_folder: What `data.tokenizer.save_tokenizer` wrote.
+    """
+
+    def __init__(self, tokenizer_folder: Path) -> None:
+        tokenizer = load_tokenizer(tokenizer_folder)
+        self._dtype = token_dtype(vocab_size_of(tokenizer))
+        self._encoder = TextEncoder(tokenizer, self._dtype)
+        end = end_of_document_id(tokenizer_folder)
+        self._end_of_document = np.array([end], dtype=self._dtype).tobytes()
+
+    def __call__(self, texts: Sequence[str]) -> Encoded:
+        """Encode a batch.
+
+        Raises:
+            LoneSurrogateError: If a text holds half of a surrogate pair.
+        """
+        as_bytes: list[bytes] = []
+        for index, text in enumerate(texts):
+            try:
+                as_bytes.append(text.encode())
+            except UnicodeEncodeError as error:
+                raise LoneSurrogateError(index, error.start) from error
+        ids = [self._encoder.encode(text) + self._end_of_document for text in texts]
+        itemsize = self._dtype.itemsize
+        return Encoded(
+            tokens=np.frombuffer(b"".join(ids), dtype=self._dtype),
+            lengths=np.array([len(some) // itemsize for some in ids], dtype=np.int64),
+            utf8_bytes=np.array([len(some) for some in as_bytes], dtype=np.int64),
+            words=np.array([len(text.split()) for text in texts], dtype=np.int64),
+            lines=np.array(
+                [text.count("\n") + (not text.endswith("\n")) for text in texts], dtype=np.int64
+            ),
+            digests=np.array([digest(some) for some in as_bytes], dtype=np.uint64),
+        )
+
+
+def digest(data: bytes) -> int:
+    """Return 64 bits of a hash: among n^2 pairs of documents, n^2 / 2^64 false alarms."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def encode_in_order(
+    batches: Iterable[Sequence[str]], tokenizer_folder: Path, num_workers: int
+) -> Generator[Encoded, None, None]:
+    """Encode batches in worker processes and yield the results in the order of the batches.
+
+    A corpus of one batch, or one worker, is encoded in this process. At most two batches per
+    worker are read ahead.
+
+    Raises:
+        LoneSurrogateError: As in BatchEncoder.
+        DataError: If a worker process was killed.
+    """
+    batches = iter(batches)
+    first = list(islice(batches, 2))
+    if num_workers == 1 or len(first) < 2:
+        yield from map(BatchEncoder(tokenizer_folder), chain(first, batches))
+        return
+    import loky
+
+    # Not multiprocessing: its processes import the caller's script again.
+    pool = loky.ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        waiting: deque[Any] = deque()
+        for batch in chain(first, batches):
+            waiting.append(pool.submit(_encode_in_worker, str(tokenizer_folder), batch))
+            if len(waiting) >= 2 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except loky.BrokenProcessPool as error:
+        raise DataError(
+            "a process that encodes text was killed, perhaps for want of memory; rerun the same "
+            f"command to go on, with fewer of them: data.num_workers={max(1, num_workers // 2)}"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, kill_workers=True)
+
+
+def _start_worker(parent: int) -> None:
+    # The processes are the parallelism.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_S)
+        os._exit(1)
+
+    # A killed parent cannot tell its workers.
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+@functools.cache
+def _encoder_of(tokenizer_folder: str) -> BatchEncoder:
+    return BatchEncoder(Path(tokenizer_folder))
+
+
+def _encode_in_worker(tokenizer_folder: str, texts: Sequence[str]) -> Encoded:
+    return _encoder_of(tokenizer_folder)(texts)

@@ -1,0 +1,102 @@
+"""What a preparation has done so far, so that an interrupted one goes on where it was."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import DataError
+from data.files import sha256_of_file, sync_folder, write_bytes_synced
+from data.shards import Tokens, open_shard, write_array
+
+_NAME = "journal.json"
+_ARRAYS = "journal-"
+
+
+class Journal:
+    """The state of a preparation, in the folder that it fills.
+
+    A commit is whole or not there: its arrays have names of their own, and one rename makes them
+    valid.
+
+    Args:
+        folder: Where the preparation works.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._number = 0
+
+    def commit(self, state: Mapping[str, Any], arrays: Mapping[str, Tokens]) -> None:
+        """Record where the preparation is; what was recorded before is forgotten.
+
+        Args:
+            state: JSON values; `shards` and other files it names by {"file", "sha256"} must be on
+                the disk.
+            arrays: By name.
+
+        Raises:
+            DataError: If the disk is full; the former record is then still there.
+        """
+        self._number += 1
+        recorded = {}
+        for name, array in arrays.items():
+            path = self._folder / f"{_ARRAYS}{self._number:06d}-{name}.npy"
+            recorded[name] = {"file": path.name, **write_array(path, array)}
+        text = json.dumps({"number": self._number, "state": state, "arrays": recorded})
+        new = self._folder / f"{_NAME}.new"
+        write_bytes_synced(new, text.encode())
+        # The files that it names must be durable before it is.
+        sync_folder(self._folder)
+        new.replace(self._folder / _NAME)
+        sync_folder(self._folder)
+        for path in self._folder.glob(f"{_ARRAYS}*"):
+            if not path.name.startswith(f"{_ARRAYS}{self._number:06d}-"):
+                path.unlink()
+
+    def load(self) -> tuple[dict[str, Any], dict[str, Tokens]] | None:
+        """Return the last commit's state and arrays, and remove what was written after it.
+
+        Returns:
+            None if there is no commit, or a file that it names is not what was written.
+        """
+        try:
+            record = json.loads((self._folder / _NAME).read_text(encoding="utf-8"))
+            state, arrays = record["state"], {}
+            named = list(_files_in(record))
+            if any(
+                Path(entry["file"]).name != entry["file"]
+                or sha256_of_file(self._folder / entry["file"]) != entry["sha256"]
+                for entry in named
+            ):
+                return None
+            for name, entry in record["arrays"].items():
+                # Read, not mapped: the file is removed by the next commit.
+                arrays[name] = np.array(open_shard(self._folder / entry["file"]))
+            self._number = int(record["number"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
+            return None
+        known = {_NAME, *(entry["file"] for entry in named)}
+        for path in self._folder.iterdir():
+            if path.is_file() and path.name not in known:
+                path.unlink()
+        return state, arrays
+
+    def remove(self) -> None:
+        """Forget everything: the preparation is complete."""
+        for path in (self._folder / _NAME, *self._folder.glob(f"{_ARRAYS}*")):
+            path.unlink(missing_ok=True)
+
+
+def _files_in(node: Any) -> Any:
+    """Yield every {"file", "sha256"} in nested values."""
+    if isinstance(node, dict):
+        if "file" in node and "sha256" in node:
+            yield node
+        for value in node.values():
+            yield from _files_in(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _files_in(value)
