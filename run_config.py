@@ -36,6 +36,7 @@ from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 ROOT = Path(__file__).resolve().parent
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
+PREPARE_COMMANDS = ("prepare", "verify", "inspect")
 
 
 class ConfigError(ValueError):
@@ -128,12 +129,19 @@ class PrepareConfig:
     """Everything `python -m data.prepare` reads."""
 
     runs_dir: str = "???"
+    command: str = "prepare"
+    folder: str | None = None
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
-        return []
+        found = []
+        if self.command not in PREPARE_COMMANDS:
+            found.append(f"command ('{self.command}') must be one of {', '.join(PREPARE_COMMANDS)}")
+        if self.folder is not None and self.command == "prepare":
+            found.append("folder applies to verify and inspect only; prepare has data.prepared_dir")
+        return found
 
 
 Config = TypeVar("Config", TrainConfig, EvalConfig, GenerateConfig, PrepareConfig)
@@ -290,7 +298,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
 
 
 # Their values are text as it stands: Hydra's grammar would strip "def " and refuse "f(x)".
-_TEXT_KEYS = ("prompt", "trainer.sample_prompt")
+_TEXT_KEYS = ("prompt", "trainer.sample_prompt", "data.text_template", "data.document_start")
 
 
 def _as_text(argument: str) -> str:
@@ -348,6 +356,7 @@ _MAY_CHANGE = (
     "runs_dir",
     "tracking.",
     "data.prepared_dir",
+    "data.num_workers",
     "sampling.",
     "eval.",
     "trainer.device",

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from data.shards import TokenStream
 
-# Sorting the pairs of 20M tokens takes about 0.5 GB; more would hardly change the estimate.
+# More would hardly change the estimate.
 MAX_COUNTED_TOKENS = 20_000_000
 _CHUNK_TOKENS = 2**20
 
@@ -40,25 +40,34 @@ class CountModel:
     follower_types: npt.NDArray[np.int64]  # [n] T(a)
 
     @classmethod
-    def count(cls, tokens: npt.NDArray[np.int64], vocab_size: int) -> "CountModel":
-        """Count a stream.
+    def count(cls, stream: TokenStream, num_tokens: int, vocab_size: int) -> "CountModel":
+        """Count the beginning of a stream; memory grows with the distinct pairs, not with it.
 
         Args:
-            tokens: [s] int64 token ids below vocab_size.
+            stream: Token ids below vocab_size.
+            num_tokens: How many of them, from the first; at least 1.
             vocab_size: Number of ids.
 
         Returns:
             The smoothed model.
         """
-        unigram = (np.bincount(tokens, minlength=vocab_size) + 1.0) / (len(tokens) + vocab_size)
-        keys, counts = np.unique(tokens[:-1] * vocab_size + tokens[1:], return_counts=True)
+        tokens = np.zeros(vocab_size, dtype=np.int64)
+        tokens[stream.window(0, 1)] += 1
+        keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+        for previous, current in _consecutive(stream, num_tokens):
+            tokens += np.bincount(current, minlength=vocab_size)
+            new_keys, new_counts = np.unique(previous * vocab_size + current, return_counts=True)
+            keys, inverse = np.unique(np.concatenate((keys, new_keys)), return_inverse=True)
+            # Sums of whole numbers below 2^53 are exact in bincount's float64.
+            counts = np.bincount(inverse, np.concatenate((counts, new_counts))).astype(np.int64)
+        firsts = keys // vocab_size
         return cls(
             vocab_size=vocab_size,
-            unigram=unigram,
+            unigram=(tokens + 1.0) / (num_tokens + vocab_size),
             pair_keys=keys,
             pair_counts=counts,
-            context_counts=np.bincount(tokens[:-1], minlength=vocab_size),
-            follower_types=np.bincount(keys // vocab_size, minlength=vocab_size),
+            context_counts=np.bincount(firsts, counts, minlength=vocab_size).astype(np.int64),
+            follower_types=np.bincount(firsts, minlength=vocab_size),
         )
 
     def bigram(
@@ -86,11 +95,11 @@ class CountModel:
 
 
 def _consecutive(
-    stream: TokenStream,
+    stream: TokenStream, num_tokens: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Yield (previous, current) token arrays that cover every token but the first once."""
-    for start in range(0, len(stream) - 1, _CHUNK_TOKENS):
-        window = stream.window(start, min(_CHUNK_TOKENS + 1, len(stream) - start))
+    """Yield (previous, current) arrays that cover each of num_tokens but the first once."""
+    for start in range(0, num_tokens - 1, _CHUNK_TOKENS):
+        window = stream.window(start, min(_CHUNK_TOKENS + 1, num_tokens - start))
         yield window[:-1], window[1:]
 
 
@@ -110,9 +119,9 @@ def count_baselines(
         `unigram_perplexity`, `bigram_perplexity` and `counted_train_tokens`.
     """
     counted = min(len(train), MAX_COUNTED_TOKENS)
-    model = CountModel.count(train.window(0, counted), vocab_size)
+    model = CountModel.count(train, counted, vocab_size)
     unigram_nats = bigram_nats = 0.0
-    for previous, current in _consecutive(validation):
+    for previous, current in _consecutive(validation, len(validation)):
         unigram_nats -= float(np.log(model.unigram[current]).sum())
         bigram_nats -= float(np.log(model.bigram(previous, current)).sum())
     scored = len(validation) - 1

@@ -20,7 +20,7 @@ from data.packing import Packer, Source
 from data.prepared import FORMAT_VERSION, MANIFEST, TOKENIZER_FOLDER, PreparedData, label_of
 from data.settings import DataSettings, TokenizerSettings
 from data.shards import Tokens, TokenStream, token_dtype
-from data.sources import TRAIN, VALIDATION, open_corpus, source_identity
+from data.sources import TEST, TRAIN, VALIDATION, open_corpus, source_identity
 from data.tokenizer import (
     TOKENIZER_FILES,
     build_tokenizer,
@@ -307,8 +307,8 @@ class Preparation:
         """Add the splits that hold those of all corpora of a mixture, one after another."""
         unions: dict[str, dict[str, Any]] = {}
         for name in self._data.corpora:
-            for split in (TRAIN, VALIDATION):
-                for key, value in splits[label_of(split, name)].items():
+            for split in (TRAIN, VALIDATION, TEST):
+                for key, value in splits.get(label_of(split, name), {}).items():
                     union = unions.setdefault(split, {})
                     union[key] = union[key] + value if key in union else value
         return splits | unions

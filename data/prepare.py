@@ -1,29 +1,68 @@
-"""Prepare a corpus: python -m data.prepare data=wikitext2. The entry point of this package."""
+"""Prepare, check or look at a corpus: python -m data.prepare [verify | inspect] data=wikitext2."""
 
 import ensure_environment
 
 ensure_environment.ensure()
 
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
+
 import run_config  # noqa: E402
+
+if TYPE_CHECKING:
+    from data.prepared import PreparedData
 
 
 def main(config: run_config.PrepareConfig) -> None:
-    """Prepare the corpus that the configuration names, if that is not done, and describe it."""
+    """Do what the configuration's command names."""
+    if config.command == "verify":
+        prepared = _existing(config)
+        prepared.verify()
+        files = sum(prepared.num_shards.values())
+        print(f"{prepared.folder}: {files} shards and the tokenizer are what was written")
+    elif config.command == "inspect":
+        from data.inspection import describe
+
+        print(describe(_existing(config) if config.folder else _prepared(config)))
+    else:
+        prepared = _prepared(config)
+        for split, counts in prepared.splits.items():
+            print(
+                f"{split}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
+                f"{counts.utf8_bytes:,} bytes, {counts.words:,} words"
+            )
+        print(
+            f"vocabulary {prepared.vocab_size:,}; validation perplexity of a unigram model "
+            f"{prepared.baselines['unigram_perplexity']:.2f}, of a bigram model "
+            f"{prepared.baselines['bigram_perplexity']:.2f}"
+        )
+        print(prepared.folder)
+
+
+def _prepared(config: run_config.PrepareConfig) -> "PreparedData":
     from data.pipeline import prepare
 
-    prepared = prepare(config.data, config.tokenizer, print)
-    for split, counts in prepared.splits.items():
-        print(
-            f"{split}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
-            f"{counts.utf8_bytes:,} bytes, {counts.words:,} words"
+    return prepare(config.data, config.tokenizer, print)
+
+
+def _existing(config: run_config.PrepareConfig) -> "PreparedData":
+    """Open a prepared folder, preparing nothing."""
+    from data.pipeline import prepared_folder
+    from data.prepared import PreparedData
+
+    if config.folder is not None:
+        return PreparedData(Path(config.folder).expanduser())
+    folder = prepared_folder(config.data, config.tokenizer)
+    if not folder.exists():
+        raise run_config.ConfigError(
+            f"{folder} is not there: this corpus is not prepared yet; leave out '{config.command}' "
+            "to prepare it"
         )
-    print(
-        f"vocabulary {prepared.vocab_size:,}; validation perplexity of a unigram model "
-        f"{prepared.baselines['unigram_perplexity']:.2f}, of a bigram model "
-        f"{prepared.baselines['bigram_perplexity']:.2f}"
-    )
-    print(prepared.folder)
+    return PreparedData(folder)
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in run_config.PREPARE_COMMANDS:
+        sys.argv[1] = f"command={sys.argv[1]}"
     run_config.run("prepare", run_config.PrepareConfig, main)

@@ -58,7 +58,8 @@ class PreparedData:
         fingerprint: Hash of everything a model sees: shards and tokenizer.
         source: What was read, as the corpus describes it.
         baselines: Perplexities of count models on the validation split.
-        leaks: Documents of one split that are also in another, and whether they were dropped.
+        leaks: Documents of one split that are also in another: "train in validation" -> number.
+        dropped_leaks: Whether those of the training split were left out.
         weights: Share of each corpus of a mixture in training; empty where there is one corpus.
             Its splits are those of the corpora ("train.NAME") and all of them together ("train").
         splits: Sizes by split.
@@ -84,6 +85,7 @@ class PreparedData:
             self.source: dict[str, Any] = manifest["source"]
             self.baselines: dict[str, float] = manifest["baselines"]
             self.leaks: dict[str, int] = manifest["leaks"]
+            self.dropped_leaks: bool = manifest["settings"]["data"]["drop_leaked_documents"]
             self.weights: dict[str, float] = manifest["weights"]
             self._shards: dict[str, list[dict[str, Any]]] = {}
             self.splits: dict[str, SplitCounts] = {}
@@ -112,6 +114,11 @@ class PreparedData:
             "shards": {split: [s["sha256"] for s in some] for split, some in self._shards.items()},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def num_shards(self) -> dict[str, int]:
+        """Number of shard files by split."""
+        return {split: len(shards) for split, shards in self._shards.items()}
 
     def stream(self, split: str) -> TokenStream:
         """Open a split's tokens.

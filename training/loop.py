@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.batches import TrainingWindows
+from data.batches import TrainingWindows, read_ahead
 from data.prepared import PreparedData
 from evaluation.kv_cache import measure_kv_cache
 from evaluation.perplexity import Score, score
@@ -63,6 +63,7 @@ class Progress:
 
     step: int = 0
     train_seconds: float = 0.0
+    data_seconds: float = 0.0
     wall_seconds: float = 0.0
     last_loss: float = math.nan
     best_nll: float = math.inf
@@ -95,7 +96,7 @@ def train(
     trainer = recipe.trainer
     context = recipe.model.max_position_embeddings
     budget = make_budget(trainer, recipe.schedule, context)
-    windows = TrainingWindows(prepared.stream("train"), context, recipe.seed)
+    windows = TrainingWindows(prepared.training_streams(), context, recipe.seed)
     device = pick_device(trainer.device)
     if trainer.num_threads is not None:
         torch.set_num_threads(trainer.num_threads)
@@ -119,7 +120,7 @@ def train(
             progress = _resume(checkpoint, model, optimizer, prepared, device, record_numerics, say)
     metrics.drop_after(progress.step)
     say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
-    say(f"{_epochs(budget, windows)}; {device}, {autocast_dtype or torch.float32}")
+    say(f"{windows.describe(budget.num_tokens)}; {device}, {autocast_dtype or torch.float32}")
 
     def save() -> None:
         metrics.sync()
@@ -133,9 +134,16 @@ def train(
             _state(recipe, progress, prepared, record_numerics),
         )
 
+    first_samples = (
+        budget.first_sequence(step, index)
+        for step in range(progress.step, budget.num_steps)
+        for index in range(budget.passes_per_step)
+    )
+    batches = read_ahead(windows, first_samples, budget.sequences_per_pass, device)
     started = time.perf_counter() - progress.wall_seconds
     with (
         contextlib.closing(metrics),
+        contextlib.closing(batches),
         InterruptRequest() as interrupt,
         tqdm(
             total=budget.num_steps, initial=progress.step, unit="step", disable=None, leave=False
@@ -151,9 +159,10 @@ def train(
                 group["lr"] = rate
 
             loss = 0.0
-            for index in range(budget.passes_per_step):
-                first = budget.first_sequence(step, index)
-                tokens, targets = windows.batch(first, budget.sequences_per_pass, device)
+            for _ in range(budget.passes_per_step):
+                waiting_since = time.perf_counter()
+                tokens, targets = next(batches)
+                progress.data_seconds += time.perf_counter() - waiting_since
                 with autocast:
                     # Passes are equally long, so the mean of their means is that of the step.
                     pass_loss = loss_of(tokens, targets) / budget.passes_per_step
@@ -327,14 +336,6 @@ def _validate(
     return result
 
 
-def _epochs(budget: Budget, windows: TrainingWindows) -> str:
-    epochs = budget.num_tokens / windows.tokens_per_epoch
-    return (
-        f"{epochs:.2f} epochs of {windows.tokens_per_epoch:,} tokens "
-        f"({windows.dropped_tokens} at the end of the stream fill no window)"
-    )
-
-
 def _summarise(
     recipe: Recipe,
     budget: Budget,
@@ -366,6 +367,7 @@ def _summarise(
         "kv_cache_bytes_per_token": cache.bytes_per_token,
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
         "tokens_per_second": speed,
+        "data_wait_share": progress.data_seconds / progress.train_seconds,
         "mfu": speed * training_flops_per_token(recipe.model, context) / peak,
         "peak_memory_bytes": peak_memory_bytes(device),
         "wall_seconds": progress.wall_seconds,

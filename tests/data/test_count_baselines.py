@@ -14,10 +14,10 @@ def stream(tmp_path, name, tokens, vocab_size=3):
     return TokenStream([path], vocab_size)
 
 
-def test_probabilities_sum_to_one_after_every_token():
+def test_probabilities_sum_to_one_after_every_token(tmp_path):
     vocab_size = 11
     tokens = np.random.default_rng(0).integers(0, vocab_size - 2, 60)
-    model = CountModel.count(tokens, vocab_size)
+    model = CountModel.count(stream(tmp_path, "x", tokens, vocab_size), 60, vocab_size)
     assert model.unigram.sum() == pytest.approx(1)
     for previous in range(vocab_size):
         every = np.arange(vocab_size)

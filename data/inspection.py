@@ -1,0 +1,177 @@
+"""What a prepared corpus looks like: sizes, lengths, duplicates, samples, and floors."""
+
+import math
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from data.encoding import digest
+from data.prepared import PreparedData
+from data.shards import TokenStream
+from data.sources import TRAIN
+
+_CHUNK_TOKENS = 2**20
+_BAR_WIDTH = 40
+_SAMPLES = 3
+_SAMPLE_TOKENS = 64
+
+
+class Documents(NamedTuple):
+    """The documents of a split.
+
+    Attributes:
+        lengths: [n] int64 tokens of each, without the end-of-document token.
+        digests: [n] uint64 hashes of their tokens.
+    """
+
+    lengths: npt.NDArray[np.int64]
+    digests: npt.NDArray[np.uint64]
+
+    @property
+    def num_repeated(self) -> int:
+        """Documents that are, token for token, an earlier one."""
+        return len(self.digests) - len(np.unique(self.digests))
+
+
+def read_documents(stream: TokenStream, end_of_document_id: int) -> Documents:
+    """Measure every document of a stream; needs 16 bytes of memory for each, and no more."""
+    lengths, digests = [], []
+    for tokens in _documents(stream, end_of_document_id):
+        lengths.append(len(tokens))
+        digests.append(digest(tokens.tobytes()))
+    return Documents(np.array(lengths, dtype=np.int64), np.array(digests, dtype=np.uint64))
+
+
+def _documents(stream: TokenStream, end_of_document_id: int) -> Iterator[npt.NDArray[np.int64]]:
+    rest: list[npt.NDArray[np.int64]] = []
+    for start in range(0, len(stream), _CHUNK_TOKENS):
+        chunk = stream.window(start, min(_CHUNK_TOKENS, len(stream) - start))
+        begin = 0
+        for end in np.flatnonzero(chunk == end_of_document_id).tolist():
+            yield np.concatenate([*rest, chunk[begin:end]])
+            rest, begin = [], end + 1
+        rest.append(chunk[begin:])
+
+
+def describe(prepared: PreparedData) -> str:
+    """Describe a prepared corpus in plain text.
+
+    Raises:
+        DataError: If a shard cannot be read.
+    """
+    documents = {
+        split: read_documents(prepared.stream(split), prepared.end_of_document_id)
+        for split in prepared.splits
+    }
+    sections = [
+        _heading(prepared),
+        _sizes(prepared),
+        *(
+            f"tokens per document, {split}\n{_histogram(documents[split].lengths)}"
+            for split in documents
+            if "." not in split
+        ),
+        _duplicates(prepared, documents),
+        _samples(prepared),
+        (
+            "perplexity of count models on the validation split, floors to compare with: unigram "
+            f"{prepared.baselines['unigram_perplexity']:.2f}, bigram "
+            f"{prepared.baselines['bigram_perplexity']:.2f} (counted on "
+            f"{prepared.baselines['counted_train_tokens']:,} training tokens)"
+        ),
+    ]
+    return "\n\n".join(sections)
+
+
+def _heading(prepared: PreparedData) -> str:
+    source = prepared.source
+    known = [f"{key} {source[key]}" for key in ("path", "config", "commit") if source.get(key)]
+    return (
+        f"{prepared.folder}\n{prepared.name}: {', '.join([source['source'], *known])}; vocabulary "
+        f"{prepared.vocab_size:,}, tokenizer {prepared.tokenizer_sha256[:12]}, fingerprint "
+        f"{prepared.fingerprint[:12]}"
+    )
+
+
+def _sizes(prepared: PreparedData) -> str:
+    from tabulate import tabulate
+
+    rows = [
+        [
+            split,
+            f"{counts.documents:,}",
+            f"{counts.tokens:,}",
+            f"{counts.utf8_bytes:,}",
+            f"{counts.words:,}",
+            f"{counts.tokens / counts.utf8_bytes:.3f}" if counts.utf8_bytes else "",
+            f"{counts.tokens / counts.words:.3f}" if counts.words else "",
+            prepared.num_shards[split],
+        ]
+        for split, counts in prepared.splits.items()
+    ]
+    headers = ("split", "documents", "tokens", "UTF-8 bytes", "words", "tokens/byte")
+    return tabulate(
+        rows,
+        (*headers, "tokens/word", "shards"),
+        disable_numparse=True,
+        colalign=("left", *["right"] * 7),
+    )
+
+
+def _histogram(lengths: npt.NDArray[np.int64]) -> str:
+    """Count lengths in classes that double: 0, 1, 2-3, 4-7 and so on."""
+    if not len(lengths):
+        return "none"
+    # frexp's exponent is the number of binary digits.
+    classes = np.frexp(lengths.astype(np.float64))[1]
+    counts = np.bincount(classes)
+    lines = []
+    for number in range(int(classes.min()), len(counts)):
+        low, high = (2 ** (number - 1), 2**number - 1) if number else (0, 0)
+        bar = "#" * math.ceil(_BAR_WIDTH * counts[number] / counts.max())
+        label = f"{low:,}" if low == high else f"{low:,} - {high:,}"
+        lines.append(f"{label:>23} {counts[number]:>11,} {bar}".rstrip())
+    quantiles = np.quantile(lengths, (0.5, 0.9)).round().astype(int)
+    lines.append(
+        f"median {quantiles[0]:,}, 90 % at most {quantiles[1]:,}, longest {lengths.max():,}"
+    )
+    return "\n".join(lines)
+
+
+def _duplicates(prepared: PreparedData, documents: dict[str, Documents]) -> str:
+    lines = ["exact duplicates"]
+    for split, some in documents.items():
+        number, share = some.num_repeated, some.num_repeated / max(len(some.lengths), 1)
+        lines.append(f"{split}: {number:,} documents repeat an earlier one ({share:.2%})")
+    fate = "dropped" if prepared.dropped_leaks else "kept"
+    lines += [
+        f"{where} too: {number:,}" + (f" ({fate})" if number and where.startswith(TRAIN) else "")
+        for where, number in prepared.leaks.items()
+        if set(where.split(" in ")) <= prepared.splits.keys()
+    ]
+    return "\n".join(lines)
+
+
+def _samples(prepared: PreparedData) -> str:
+    stream, tokenizer = prepared.stream(TRAIN), prepared.tokenizer()
+    length = min(_SAMPLE_TOKENS, len(stream))
+    random = np.random.default_rng(0)
+    parts = []
+    for start in np.sort(random.integers(0, len(stream) - length + 1, _SAMPLES)):
+        ids = stream.window(int(start), length).tolist()
+        text = printable(tokenizer.decode(ids, skip_special_tokens=False))
+        parts.append(f"train, tokens {start:,} to {start + length - 1:,}\n{text}")
+    return "\n\n".join(parts)
+
+
+def printable(text: str) -> str:
+    """Show control characters as escapes, so that no text can command a terminal."""
+    return "".join(
+        letter
+        if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co")
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
