@@ -43,10 +43,12 @@ class Block(nn.Module):
         x: Tensor,
         positions: Tensor,
         cache: LayerCache | None = None,
-        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """[b, s, m] -> [b, s, m]."""
-        x = x + self.self_attn(self.input_layernorm(x), positions, cache, padding_mask=padding_mask)
+        x = x + self.self_attn(
+            self.input_layernorm(x), positions, cache, attention_mask=attention_mask
+        )
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def residual_projections(self) -> list[nn.Linear]:
@@ -118,7 +120,7 @@ class GPT(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         cache: KVCache | None = None,
-        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Return the normalised output of the last block.
 
@@ -126,7 +128,7 @@ class GPT(nn.Module):
             tokens: [b, s] int64.
             positions: [s] or [b, s]; if not given, they continue what the cache holds.
             cache: Keys and values of earlier tokens; the s new ones are appended.
-            padding_mask: [b, t] bool, True where a token is real.
+            attention_mask: [b, t] bool, True where a token is real.
 
         Returns:
             [b, s, m].
@@ -151,7 +153,7 @@ class GPT(nn.Module):
                 )
             x = x + self.embed_positions(positions)
         for idx, block in enumerate(self.layers):
-            x = block(x, positions, None if cache is None else cache.layers[idx], padding_mask)
+            x = block(x, positions, None if cache is None else cache.layers[idx], attention_mask)
         return self.norm(x)
 
     def forward(
@@ -159,11 +161,11 @@ class GPT(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         cache: KVCache | None = None,
-        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Return logits, [b, s, n]; arguments as in `hidden_states`."""
         return F.linear(
-            self.hidden_states(tokens, positions, cache, padding_mask), self.output_weight
+            self.hidden_states(tokens, positions, cache, attention_mask), self.output_weight
         )
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
