@@ -26,7 +26,8 @@ def attend(
         scale: Factor of the scores.
         fold: Put the query heads that share a key head behind each other along the query length
             instead of repeating the key head for each: the cache is read once, not h / g times.
-        attention_mask: [b, t] bool, True where a key is a real token.
+        attention_mask: Bool, [b, t], True where a key is a real token, or [b, s, t], True where a
+            query may see a key.
         dropout: Probability, on the weights.
 
     Returns:
@@ -72,6 +73,8 @@ def _visible(
     if causal and s > 1:
         mask = torch.ones(s, t, dtype=torch.bool, device=device).tril(t - s)[None, None]
     if attention_mask is not None:
-        real = attention_mask[:, None, None, :]  # [b, 1, 1, t]
-        mask = real.expand(-1, 1, s, t) if mask is None else mask & real
+        if attention_mask.dim() == 2:
+            attention_mask = attention_mask[:, None]  # [b, 1, t]
+        allowed = attention_mask[:, None]  # [b, 1, 1 or s, t]
+        mask = allowed.expand(-1, 1, s, t) if mask is None else mask & allowed
     return mask

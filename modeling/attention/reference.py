@@ -33,7 +33,8 @@ def grouped_query_reference(
         weights: The module's state dict.
         x: [b, s, m].
         positions: [b, s].
-        attention_mask: [b, t] bool, True where a key is real.
+        attention_mask: Bool, [b, t], True where a key is real, or [b, s, t], True where a query may
+            see a key.
         key_value_states: [b, t, m] for cross attention.
         key_value_positions: [b, t].
 
@@ -157,7 +158,10 @@ def _visible(
     i: int, num_keys: int, causal: bool, attention_mask: Tensor | None, b: int
 ) -> list[int]:
     seen = range(i + 1) if causal else range(num_keys)
-    return [j for j in seen if attention_mask is None or bool(attention_mask[b, j])]
+    if attention_mask is None:
+        return list(seen)
+    row = attention_mask[b, i] if attention_mask.dim() == 3 else attention_mask[b]
+    return [j for j in seen if bool(row[j])]
 
 
 def _attend_one(query: Tensor, keys: list[Tensor], values: list[Tensor], width: int) -> Tensor:

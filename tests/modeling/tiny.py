@@ -94,10 +94,11 @@ def run_through_cache(module, x, positions, chunks, attention_mask=None, cache=N
     outputs, start = [], 0
     for size in chunks:
         end = start + size
-        mask = None if attention_mask is None else attention_mask[:, :end]
-        outputs.append(
-            module(x[:, start:end], positions[..., start:end], cache, attention_mask=mask)
-        )
+        mask = attention_mask
+        if mask is not None:
+            mask = mask[:, :end] if mask.dim() == 2 else mask[:, start:end, :end]
+        piece, positions_now = x[:, start:end], positions[..., start:end]
+        outputs.append(module(piece, positions_now, cache, attention_mask=mask))
         start = end
     return torch.cat(outputs, dim=1)
 
