@@ -34,7 +34,15 @@ def main(config: run_config.TrainConfig) -> None:
             f"model.vocab_size ({vocab_size}) must be at least the tokenizer's "
             f"{prepared.vocab_size}; set model.vocab_size=null to take that"
         )
-    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    end = config.model.end_of_document_id
+    if end not in (None, prepared.end_of_document_id):
+        raise run_config.ConfigError(
+            f"model.end_of_document_id ({end}) must be the tokenizer's "
+            f"{prepared.end_of_document_id}; set model.end_of_document_id=null to take that"
+        )
+    if config.model.intra_document_mask:
+        end = prepared.end_of_document_id
+    model = dataclasses.replace(config.model, vocab_size=vocab_size, end_of_document_id=end)
     if config.match == "params":
         model = match_to_mha(model)
     # What is recorded is the model that is trained.

@@ -139,6 +139,7 @@ def evaluate_run(
             "stride": stride,
             "dtype": cache.dtype,
             "decode_path": "full windows, no cache",
+            "intra_document_mask": config.intra_document_mask,
             "tokens": counts.tokens,
             "words": counts.words,
             "utf8_bytes": counts.utf8_bytes,

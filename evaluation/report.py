@@ -61,10 +61,12 @@ def table(rows: Sequence[dict[str, Any]], style: str) -> str:
 def protocol_line(row: dict[str, Any]) -> str:
     """Say in one line how a row's numbers came about."""
     card = row["protocol"]
+    # Cards from before the option do not have it.
+    documents = ", attention within documents" if card.get("intra_document_mask") else ""
     return (
         f"{card['corpus']}, {card['split']} split: {row['tokens_scored']:,} tokens scored, each "
-        f"once, context {card['context']}, stride {card['stride']}, {card['dtype']}; "
-        f"{card['words']:,} words, {card['utf8_bytes']:,} bytes; tokenizer "
+        f"once, context {card['context']}, stride {card['stride']}, {card['dtype']}"
+        f"{documents}; {card['words']:,} words, {card['utf8_bytes']:,} bytes; tokenizer "
         f"{card['tokenizer_sha256'][:12]}, data {card['data_fingerprint'][:12]}"
     )
 

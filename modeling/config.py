@@ -35,6 +35,10 @@ class GPTConfig:
     """learned adds a vector per position at the input; none leaves positions to RoPE."""
     allow_nope: bool = False
     """Allow a model with no position information at all."""
+    intra_document_mask: bool = False
+    """A token attends only to its own document; positions go on counting through the window."""
+    end_of_document_id: int | None = None
+    """Of the token that ends a document, and belongs to it; null takes the tokenizer's."""
     tie_word_embeddings: bool = True
     """The output projection is the input embedding."""
     initializer_range: float = 0.02
@@ -62,6 +66,15 @@ class GPTConfig:
                 found.append(f"model.{key} ({getattr(self, key)}) must be at least 1")
         if self.vocab_size is not None and self.vocab_size < 2:
             found.append(f"model.vocab_size ({self.vocab_size}) must be at least 2")
+        end = self.end_of_document_id
+        if end is not None and (
+            end < 0 or (self.vocab_size is not None and end >= self.vocab_size)
+        ):
+            below = "" if self.vocab_size is None else f" and below vocab_size ({self.vocab_size})"
+            found.append(
+                f"model.end_of_document_id ({end}) must be at least 0{below}; set "
+                "model.end_of_document_id=null to take the tokenizer's"
+            )
         for key, valid in (
             ("mlp", MLPS),
             ("norm", NORMS),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from modeling.attention import AttentionConfig, attention_config
 from modeling.config import GPTConfig
+from modeling.documents import document_mask
 from modeling.errors import ModelConfigError
 from modeling.kv_cache import KVCache, LayerCache
 from modeling.layers import build_mlp, build_norm
@@ -43,10 +44,12 @@ class Block(nn.Module):
         x: Tensor,
         positions: Tensor,
         cache: LayerCache | None = None,
-        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """[b, s, m] -> [b, s, m]."""
-        x = x + self.self_attn(self.input_layernorm(x), positions, cache, padding_mask=padding_mask)
+        x = x + self.self_attn(
+            self.input_layernorm(x), positions, cache, attention_mask=attention_mask
+        )
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def residual_projections(self) -> list[nn.Linear]:
@@ -58,7 +61,8 @@ class GPT(nn.Module):
     """A GPT-style language model whose attention is whatever the configuration names.
 
     Args:
-        config: The whole model; `vocab_size` must be set.
+        config: The whole model; `vocab_size` must be set, and `end_of_document_id` where
+            `intra_document_mask` is.
 
     Raises:
         ModelConfigError: If it cannot be built as asked.
@@ -69,6 +73,11 @@ class GPT(nn.Module):
         self.attention_config = check(config)
         if config.vocab_size is None:
             raise ModelConfigError("model.vocab_size is not set; give the tokenizer's")
+        if config.intra_document_mask and config.end_of_document_id is None:
+            raise ModelConfigError(
+                "model.end_of_document_id is not set, and model.intra_document_mask needs it; give "
+                "the tokenizer's"
+            )
         self.config = config
         # What PyTorch's constructors draw is thrown away, and how much depends on the attention:
         # every attention starts from the same random state, so the embeddings are the same.
@@ -118,15 +127,18 @@ class GPT(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         cache: KVCache | None = None,
-        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Return the normalised output of the last block.
 
         Args:
             tokens: [b, s] int64.
-            positions: [s] or [b, s]; if not given, they continue what the cache holds.
+            positions: [s] or [b, s]; if not given, they continue what the cache holds, through
+                every document (with `intra_document_mask` too).
             cache: Keys and values of earlier tokens; the s new ones are appended.
-            padding_mask: [b, t] bool, True where a token is real.
+            attention_mask: Bool, [b, t], True where a token is real, or [b, s, t], True where a
+                query may see a key; causality, and the documents where the model separates them,
+                apply besides.
 
         Returns:
             [b, s, m].
@@ -150,8 +162,18 @@ class GPT(nn.Module):
                     "learned; use a shorter text, or a model with a longer context or with RoPE"
                 )
             x = x + self.embed_positions(positions)
+        document_start = None
+        if self.config.intra_document_mask:
+            assert self.config.end_of_document_id is not None
+            started = None if cache is None else cache.document_start
+            attention_mask, document_start = document_mask(
+                tokens, self.config.end_of_document_id, past, started, attention_mask
+            )
         for idx, block in enumerate(self.layers):
-            x = block(x, positions, None if cache is None else cache.layers[idx], padding_mask)
+            x = block(x, positions, None if cache is None else cache.layers[idx], attention_mask)
+        if cache is not None:
+            # Only now: where a layer refuses the tokens, the cache is as it was.
+            cache.document_start = document_start
         return self.norm(x)
 
     def forward(
@@ -159,11 +181,11 @@ class GPT(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         cache: KVCache | None = None,
-        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Return logits, [b, s, n]; arguments as in `hidden_states`."""
         return F.linear(
-            self.hidden_states(tokens, positions, cache, padding_mask), self.output_weight
+            self.hidden_states(tokens, positions, cache, attention_mask), self.output_weight
         )
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:

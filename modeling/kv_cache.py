@@ -110,6 +110,10 @@ class KVCache:
 
     def __init__(self, layers: Sequence[LayerCache]) -> None:
         self.layers = list(layers)
+        # [b] int64, for a model that keeps documents apart: where the document of each row's next
+        # token starts; None for 0. It is not counted in `num_bytes`: 8 bytes a row, whatever the
+        # attention and however long the text, are no part of what a token leaves in the cache.
+        self.document_start: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -122,12 +126,24 @@ class KVCache:
         return self.layers[0].max_length
 
     def truncate(self, length: int) -> None:
-        """Forget every token from position `length` on, in every layer."""
+        """Forget every token from position `length` on, in every layer.
+
+        Raises:
+            ValueError: If fewer tokens are stored, or a row's document starts later.
+        """
+        newest = 0 if self.document_start is None else int(self.document_start.max())
+        if 0 <= length < newest:
+            raise ValueError(
+                f"cannot truncate to {length} tokens: a row's document starts at token {newest}, "
+                "and where the one before it started is not remembered; reset the cache and feed "
+                "the tokens again"
+            )
         for layer in self.layers:
             layer.truncate(length)
 
     def reset(self) -> None:
         """Forget everything; the memory stays."""
+        self.document_start = None
         for layer in self.layers:
             layer.reset()
 

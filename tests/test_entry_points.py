@@ -143,6 +143,23 @@ def test_runs_of_other_vocabularies_and_sizes_get_tables_of_their_own(kvlab, tmp
     assert compared.stdout.count("tokens scored") == 2
 
 
+def test_document_mask_takes_the_tokenizers_end_and_gets_a_table_of_its_own(
+    kvlab, tmp_path, prepared
+):
+    masked = kvlab("train_model.py", "model.intra_document_mask=true", "run_name=masked")
+    assert masked.returncode == 0, masked.stderr
+    assert kvlab("train_model.py", "run_name=plain").returncode == 0
+    configs = {
+        name: (tmp_path / "runs" / name / "config.yaml").read_text() for name in ("masked", "plain")
+    }
+    assert f"end_of_document_id: {prepared.end_of_document_id}\n" in configs["masked"]
+    assert "end_of_document_id: null\n" in configs["plain"]
+    compared = kvlab("eval_model.py")
+    assert compared.returncode == 0, compared.stderr
+    assert compared.stdout.count("tokens scored") == 2
+    assert compared.stdout.count("attention within documents") == 1
+
+
 def test_rerunning_a_finished_run_does_nothing(kvlab, tmp_path):
     assert kvlab("train_model.py").returncode == 0
 
@@ -228,6 +245,10 @@ def _wait_for_step(process, metrics, step):
         (["data.path=/nowhere/at/all"], "/nowhere/at/all"),
         (["schedule.warmup_steps=9999"], "warmup_steps (9999) must be below the run's 8 steps"),
         (["data.text_column=x", "model.vocab_size=100"], "model.vocab_size (100) must be at least"),
+        (
+            ["model.end_of_document_id=299"],
+            "model.end_of_document_id (299) must be the tokenizer's",
+        ),
         (["run_name=a/../b"], "run_name 'a/../b' is not allowed"),
         (["model.max_position_embeddings=1000000", "schedule.warmup_steps=0"], "fewer than the"),
     ],

@@ -115,7 +115,7 @@ class Attention(nn.Module, ABC):
         positions: Tensor,
         cache: LayerCache | None = None,
         *,
-        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         key_value_states: Tensor | None = None,
         key_value_positions: Tensor | None = None,
     ) -> Tensor:
@@ -125,8 +125,9 @@ class Attention(nn.Module, ABC):
             x: [b, s, m] hidden states.
             positions: [s] or [b, s] integer positions of x, for RoPE; any values.
             cache: If given, the s tokens are appended to it and attend to all t tokens it holds.
-            padding_mask: [b, t] bool, True where a key is a real token. A query with nothing to
-                attend to gets zeros from attention.
+            attention_mask: Bool, [b, t], True where a key is a real token, or [b, s, t], True where
+                a query may see a key; causality applies besides. A query with nothing to attend
+                to gets zeros from attention.
             key_value_states: [b, t', m]; keys and values come from here instead of x (cross
                 attention) and nothing is masked causally. With a cache they are appended to it
                 once; later steps pass an empty [b, 0, m] to attend to what is cached.

@@ -123,7 +123,7 @@ class GroupedQueryAttention(Attention):
         positions: Tensor,
         cache: LayerCache | None = None,
         *,
-        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         key_value_states: Tensor | None = None,
         key_value_positions: Tensor | None = None,
     ) -> Tensor:
@@ -146,7 +146,7 @@ class GroupedQueryAttention(Attention):
             causal=key_value_states is None,
             scale=config.head_dim**-0.5,
             fold=self._folds(x.shape[1], cache),
-            padding_mask=padding_mask,
+            attention_mask=attention_mask,
             dropout=config.attention_dropout if self.training else 0.0,
         )
         return self.o_proj(output.transpose(1, 2).flatten(2))  # [b, s, m]

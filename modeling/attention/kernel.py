@@ -13,7 +13,7 @@ def attend(
     causal: bool,
     scale: float,
     fold: bool,
-    padding_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """Attend with h query heads to g key-value heads; query head i reads key head i // (h / g).
@@ -26,7 +26,8 @@ def attend(
         scale: Factor of the scores.
         fold: Put the query heads that share a key head behind each other along the query length
             instead of repeating the key head for each: the cache is read once, not h / g times.
-        padding_mask: [b, t] bool, True where a key is a real token.
+        attention_mask: Bool, [b, t], True where a key is a real token, or [b, s, t], True where a
+            query may see a key.
         dropout: Probability, on the weights.
 
     Returns:
@@ -35,8 +36,8 @@ def attend(
     b, h, s, _ = query.shape
     g, t = key.shape[1], key.shape[2]
     # PyTorch's is_causal aligns top-left: with s < t it would show the last queries too little.
-    top_left = causal and s == t and padding_mask is None
-    mask = None if top_left else _visible(s, t, causal, padding_mask, query.device)
+    top_left = causal and s == t and attention_mask is None
+    mask = None if top_left else _visible(s, t, causal, attention_mask, query.device)
 
     v_head_dim = value.shape[-1]
     if s > 1 and query.shape[-1] > v_head_dim:
@@ -65,13 +66,15 @@ def attend(
 
 
 def _visible(
-    s: int, t: int, causal: bool, padding_mask: Tensor | None, device: torch.device
+    s: int, t: int, causal: bool, attention_mask: Tensor | None, device: torch.device
 ) -> Tensor | None:
     """Return which keys each query may see, [b or 1, 1, s, t] bool; None if all."""
     mask = None
     if causal and s > 1:
         mask = torch.ones(s, t, dtype=torch.bool, device=device).tril(t - s)[None, None]
-    if padding_mask is not None:
-        real = padding_mask[:, None, None, :]  # [b, 1, 1, t]
-        mask = real.expand(-1, 1, s, t) if mask is None else mask & real
+    if attention_mask is not None:
+        if attention_mask.dim() == 2:
+            attention_mask = attention_mask[:, None]  # [b, 1, t]
+        allowed = attention_mask[:, None]  # [b, 1, 1 or s, t]
+        mask = allowed.expand(-1, 1, s, t) if mask is None else mask & allowed
     return mask

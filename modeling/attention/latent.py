@@ -156,7 +156,7 @@ class LatentAttention(Attention):
         positions: Tensor,
         cache: LayerCache | None = None,
         *,
-        padding_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         key_value_states: Tensor | None = None,
         key_value_positions: Tensor | None = None,
     ) -> Tensor:
@@ -171,7 +171,7 @@ class LatentAttention(Attention):
             latent = latent.to(query_nope.dtype)
         attend_to = self._absorbed if self._absorbs(x.shape[1], latent, cache) else self._expanded
         output = attend_to(
-            query_nope, query_rope, latent, key_value_states is None, padding_mask
+            query_nope, query_rope, latent, key_value_states is None, attention_mask
         )  # [b, h, s, v]
         return self.o_proj(output.transpose(1, 2).flatten(2))  # [b, s, m]
 
@@ -213,7 +213,7 @@ class LatentAttention(Attention):
         query_rope: Tensor,
         latent: Tensor,
         causal: bool,
-        padding_mask: Tensor | None,
+        attention_mask: Tensor | None,
     ) -> Tensor:
         config = self.config
         h, c, r = config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
@@ -228,7 +228,7 @@ class LatentAttention(Attention):
             causal=causal,
             scale=self._scale,
             fold=False,
-            padding_mask=padding_mask,
+            attention_mask=attention_mask,
             dropout=config.attention_dropout if self.training else 0.0,
         )
 
@@ -238,7 +238,7 @@ class LatentAttention(Attention):
         query_rope: Tensor,
         latent: Tensor,
         causal: bool,
-        padding_mask: Tensor | None,
+        attention_mask: Tensor | None,
     ) -> Tensor:
         config = self.config
         d, v, c = config.qk_nope_head_dim, config.v_head_dim, config.kv_lora_rank
@@ -254,7 +254,7 @@ class LatentAttention(Attention):
             causal=causal,
             scale=self._scale,
             fold=True,
-            padding_mask=padding_mask,
+            attention_mask=attention_mask,
             dropout=config.attention_dropout if self.training else 0.0,
         )[..., :c]  # [b, h, s, c]
         return attended @ value_up.transpose(1, 2)  # [b, h, s, v]

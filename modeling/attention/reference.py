@@ -22,7 +22,7 @@ def grouped_query_reference(
     x: Tensor,
     positions: Tensor,
     *,
-    padding_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
     key_value_states: Tensor | None = None,
     key_value_positions: Tensor | None = None,
 ) -> Tensor:
@@ -33,7 +33,8 @@ def grouped_query_reference(
         weights: The module's state dict.
         x: [b, s, m].
         positions: [b, s].
-        padding_mask: [b, t] bool, True where a key is real.
+        attention_mask: Bool, [b, t], True where a key is real, or [b, s, t], True where a query may
+            see a key.
         key_value_states: [b, t, m] for cross attention.
         key_value_positions: [b, t].
 
@@ -59,7 +60,7 @@ def grouped_query_reference(
                 q = _rotate_tail(
                     query.chunk(h)[n], positions[b, i], config.qk_rope_head_dim, config
                 )
-                visible = _visible(i, len(keys), causal, padding_mask, b)
+                visible = _visible(i, len(keys), causal, attention_mask, b)
                 ks = [
                     _rotate_tail(
                         keys[j].chunk(g)[shared],
@@ -81,7 +82,7 @@ def latent_reference(
     x: Tensor,
     positions: Tensor,
     *,
-    padding_mask: Tensor | None = None,
+    attention_mask: Tensor | None = None,
     key_value_states: Tensor | None = None,
     key_value_positions: Tensor | None = None,
 ) -> Tensor:
@@ -111,7 +112,7 @@ def latent_reference(
                 down = _linear(weights, "q_a_proj", row)
                 norm = _rms_norm(down, weights["q_a_layernorm.weight"], eps)
                 query = _linear(weights, "q_b_proj", norm)
-            visible = _visible(i, len(ups), causal, padding_mask, b)
+            visible = _visible(i, len(ups), causal, attention_mask, b)
             heads = []
             for n in range(h):
                 q = _rotate_tail(query.view(h, d + r)[n], positions[b, i], r, config)
@@ -153,9 +154,14 @@ def _rotate_tail(
     return torch.stack(out) if out else row
 
 
-def _visible(i: int, num_keys: int, causal: bool, padding_mask: Tensor | None, b: int) -> list[int]:
+def _visible(
+    i: int, num_keys: int, causal: bool, attention_mask: Tensor | None, b: int
+) -> list[int]:
     seen = range(i + 1) if causal else range(num_keys)
-    return [j for j in seen if padding_mask is None or bool(padding_mask[b, j])]
+    if attention_mask is None:
+        return list(seen)
+    row = attention_mask[b, i] if attention_mask.dim() == 3 else attention_mask[b]
+    return [j for j in seen if bool(row[j])]
 
 
 def _attend_one(query: Tensor, keys: list[Tensor], values: list[Tensor], width: int) -> Tensor:

@@ -75,6 +75,18 @@ def test_a_row_has_every_documented_key(make_run, prepared):
     card = row["protocol"]
     assert card["words"] == prepared.splits["validation"].words
     assert (card["context"], card["stride"], card["dtype"]) == (32, 32, "float32")
+    assert card["intra_document_mask"] is False
+
+
+def test_the_card_says_whether_attention_keeps_to_documents(make_run, prepared):
+    masked = {"intra_document_mask": True, "end_of_document_id": prepared.end_of_document_id}
+    plain = evaluate_run(make_run(), "validation", EvalSettings(), CPU, quiet)
+    row = evaluate_run(
+        make_run("masked", model=CONFIG | masked), "validation", EvalSettings(), CPU, quiet
+    )
+    assert row["protocol"] == plain["protocol"] | {"intra_document_mask": True}
+    assert row["nll"] != plain["nll"]
+    assert row["kv_cache_bytes_measured"] == plain["kv_cache_bytes_measured"]
 
 
 def test_the_training_split_is_scored_when_it_is_named(make_run, prepared):

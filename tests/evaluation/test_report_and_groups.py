@@ -1,7 +1,7 @@
 import json
 
 from evaluation.comparison import group_by_protocol
-from evaluation.report import cells, table, write_report
+from evaluation.report import cells, protocol_line, table, write_report
 
 
 def row(name, ratio, **card):
@@ -37,6 +37,15 @@ def test_only_numbers_of_one_protocol_share_a_table():
     rows = [row("a", 0.2), row("b", 1.0), row("c", 0.5, context=16)]
     names = [[r["run_name"] for r in group] for group in group_by_protocol(rows)]
     assert names == [["b", "a"], ["c"]]
+
+
+def test_runs_with_and_without_the_document_mask_do_not_share_a_table():
+    without, within = (row("a", 1.0, intra_document_mask=value) for value in (False, True))
+    assert len(group_by_protocol([without, within])) == 2
+    assert protocol_line(within) == protocol_line(without).replace(
+        "float32;", "float32, attention within documents;"
+    )
+    assert protocol_line(row("a", 1.0)) == protocol_line(without)
 
 
 def test_cells_are_readable_numbers():

@@ -274,8 +274,8 @@ def test_attention_left_padded_rows_equal_each_row_alone(fields, forward_only):
     for path in decode_paths(fields):
         module = build_attention(fields, torch.float64, decode_path=path)
         outputs = [
-            module(x, positions, padding_mask=mask),
-            module(garbage, positions, padding_mask=mask),
+            module(x, positions, attention_mask=mask),
+            module(garbage, positions, attention_mask=mask),
             run_through_cache(module, garbage, positions, (4, 1, 2), mask),
             run_through_cache(module, garbage, positions, (1, 1, 1, 1, 3), mask),
         ]
@@ -290,8 +290,8 @@ def test_attention_with_padding_equals_the_reference(fields, forward_only):
     mask[0, 3] = False  # a hole
     x = normal(B, S, M, dtype=torch.float64)
     module = build_attention(fields, torch.float64)
-    expected = reference(module.config, module.state_dict(), x, positions, padding_mask=mask)
-    assert_near(module(x, positions, padding_mask=mask), expected)
+    expected = reference(module.config, module.state_dict(), x, positions, attention_mask=mask)
+    assert_near(module(x, positions, attention_mask=mask), expected)
     assert_near(run_through_cache(module, x, positions, (5, 2), mask), expected)
 
 
@@ -303,7 +303,7 @@ def test_attention_fully_masked_rows_are_finite(fields, dtype, path_index):
     mask[1] = False
     x = normal(B, S, M, dtype=dtype).requires_grad_()
     bias = module.o_proj.bias if fields.get("attention_bias") else torch.zeros(M, dtype=dtype)
-    output = module(x, torch.arange(S), padding_mask=mask)
+    output = module(x, torch.arange(S), attention_mask=mask)
     assert output.isfinite().all()
     torch.testing.assert_close(output[1], bias.expand(S, M))
     output.square().sum().backward()
@@ -334,11 +334,11 @@ def test_attention_to_other_states_equals_the_reference(fields, padded, forward_
         module.state_dict(),
         x,
         torch.arange(S),
-        padding_mask=mask,
+        attention_mask=mask,
         key_value_states=states,
         key_value_positions=STATE_POSITIONS,
     )
-    given = {"padding_mask": mask} if padded else {}
+    given = {"attention_mask": mask} if padded else {}
     output = module(
         x,
         torch.arange(S),

@@ -71,10 +71,10 @@ def test_greedy_text_equals_greedy_text_without_a_cache(name):
 def shift_decoding_positions(monkeypatch):
     whole = GPT.hidden_states
 
-    def shifted(self, tokens, positions=None, cache=None, padding_mask=None):
+    def shifted(self, tokens, positions=None, cache=None, attention_mask=None):
         if cache is not None and cache.length:
             positions = torch.arange(tokens.shape[1]) + cache.length + 1
-        return whole(self, tokens, positions, cache, padding_mask)
+        return whole(self, tokens, positions, cache, attention_mask)
 
     monkeypatch.setattr(GPT, "hidden_states", shifted)
 
@@ -82,8 +82,8 @@ def shift_decoding_positions(monkeypatch):
 def hold_decoding_positions(monkeypatch):
     whole = GPT.hidden_states
 
-    def held(self, tokens, positions=None, cache=None, padding_mask=None):
-        return whole(self, tokens, torch.arange(tokens.shape[1]), cache, padding_mask)
+    def held(self, tokens, positions=None, cache=None, attention_mask=None):
+        return whole(self, tokens, torch.arange(tokens.shape[1]), cache, attention_mask)
 
     monkeypatch.setattr(GPT, "hidden_states", held)
 
@@ -122,7 +122,7 @@ def rotate_what_is_cached_twice(monkeypatch):
 
 
 def align_causal_mask_top_left(monkeypatch):
-    def visible(s, t, causal, padding_mask, device):
+    def visible(s, t, causal, attention_mask, device):
         return torch.ones(s, t, dtype=torch.bool).tril()[None, None]
 
     monkeypatch.setattr(modeling.attention.kernel, "_visible", visible)

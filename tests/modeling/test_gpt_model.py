@@ -217,11 +217,13 @@ def test_left_padded_batch_gives_each_row_the_logits_it_has_alone(name):
     start = 9 - lengths[:, None]
     mask, positions = index >= start, (index - start).clamp(min=0)
     tokens = random_tokens(3, 9)
-    whole = model(tokens, positions, padding_mask=mask)
+    whole = model(tokens, positions, attention_mask=mask)
     cache, pieces = model.new_cache(3, 9), []
     for begin, end in ((0, 7), (7, 8), (8, 9)):
         pieces.append(
-            model(tokens[:, begin:end], positions[:, begin:end], cache, padding_mask=mask[:, :end])
+            model(
+                tokens[:, begin:end], positions[:, begin:end], cache, attention_mask=mask[:, :end]
+            )
         )
     through_cache = torch.cat(pieces, 1)
     for row, length in enumerate(lengths.tolist()):

@@ -87,15 +87,18 @@ def assert_near(actual, expected, roundings=None):
     torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=atol)
 
 
-def run_through_cache(module, x, positions, chunks, padding_mask=None, cache=None):
+def run_through_cache(module, x, positions, chunks, attention_mask=None, cache=None):
     """Feed x to the module in chunks, through one cache."""
     assert sum(chunks) == x.shape[1]
     cache = cache or module.new_cache(x.shape[0], x.shape[1])
     outputs, start = [], 0
     for size in chunks:
         end = start + size
-        mask = None if padding_mask is None else padding_mask[:, :end]
-        outputs.append(module(x[:, start:end], positions[..., start:end], cache, padding_mask=mask))
+        mask = attention_mask
+        if mask is not None:
+            mask = mask[:, :end] if mask.dim() == 2 else mask[:, start:end, :end]
+        piece, positions_now = x[:, start:end], positions[..., start:end]
+        outputs.append(module(piece, positions_now, cache, attention_mask=mask))
         start = end
     return torch.cat(outputs, dim=1)
 
