@@ -63,7 +63,11 @@ def test_every_attention_composes_with_every_size_at_mha_parameters(model, atten
     ("group", "option"), [(group, option) for group in GROUPS for option in options(group)]
 )
 def test_every_option_composes(group, option):
-    needed = {"data=local": "data.path=x", "tokenizer=pretrained": "tokenizer.path=x"}
+    needed = {
+        "data=local": "data.path=x",
+        "data=mixture": "data.corpora.local.path=x",
+        "tokenizer=pretrained": "tokenizer.path=x",
+    }
     extra = [needed[f"{group}={option}"]] if f"{group}={option}" in needed else []
     attention = ["attention=mla_no_rope"] if option == "classic" else []
     train_config(f"{group}={option}", *extra, *attention)

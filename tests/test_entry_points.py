@@ -281,3 +281,66 @@ def test_help_is_readable_and_needs_no_torch(tmp_path):
     )
     assert "attention: gqa, mha, mla, mla_no_rope, mqa" in result.stdout
     assert "python train_model.py attention=mla" in result.stdout
+
+
+@pytest.fixture
+def prepare(tmp_path, corpus_folder):
+    """Run `python -m data.prepare` on the tiny corpus."""
+
+    def run(*words):
+        data = [f"data.path={corpus_folder}", f"data.prepared_dir={tmp_path}/prepared"]
+        command, overrides = words[:1], words[1:]
+        if not command or "=" in command[0]:
+            command, overrides = (), words
+        return subprocess.run(
+            [
+                *(sys.executable, "-m", "data.prepare", *command, "data=local", *data),
+                *("tokenizer.vocab_size=300", *overrides),
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_prepare_inspect_and_verify(prepare, tmp_path):
+    missing = prepare("verify")
+    assert missing.returncode == 2
+    assert "is not prepared yet" in last_line(missing)
+    assert not (tmp_path / "prepared").exists()
+    done = prepare()
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    assert "train: 24 documents" in done.stdout
+    seen = prepare("inspect")
+    assert seen.returncode == 0, seen.stderr
+    for part in ("tokens per document, validation", "exact duplicates", "floors to compare with"):
+        assert part in seen.stdout
+    assert "2 shards and the tokenizer are what was written" in prepare("verify").stdout
+    shard = folder / "train-00000.npy"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    for words in (["verify"], ["verify", f"folder={folder}"]):
+        broken = prepare(*words)
+        assert broken.returncode == 2
+        assert f"{shard} is missing or not what was written" in last_line(broken)
+    wrong = prepare("verify", f"folder={tmp_path}")
+    assert wrong.returncode == 2
+    assert "is no prepared corpus" in last_line(wrong)
+    assert "folder applies to verify and inspect only" in last_line(prepare("folder=x"))
+
+
+def test_template_on_the_command_line_needs_no_quotes_of_hydras(prepare, tmp_path):
+    (tmp_path / "rows").mkdir()
+    for split in ("train", "validation"):
+        rows = "".join(f'{{"a b": "t{i}", "c": {i}}}\n' for i in range(9))
+        (tmp_path / "rows" / f"{split}.jsonl").write_text(rows)
+    done = prepare(
+        f"data.path={tmp_path}/rows", "data.text_template={a b}: {c},\n$x", "tokenizer=bytes"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train: 9 documents, 90 tokens, 81 bytes" in done.stdout
