@@ -101,6 +101,10 @@ class TextEncoder:
         if not self.remembers:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
             return np.array(ids, dtype=self._dtype).tobytes()
+        # A very long text in pieces: the list of its words would take a hundred times its size.
+        return b"".join(map(self._encode_piece, split_long(text)))
+
+    def _encode_piece(self, text: str) -> bytes:
         ids_of = self._ids_of
         if text.isascii():
             return b"".join(map(ids_of.__getitem__, _ASCII_PRETOKEN.findall(text)))

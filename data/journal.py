@@ -19,7 +19,7 @@ class Journal:
     """The state of a preparation, in the folder that it fills.
 
     A commit is whole or not there: its arrays have names of their own, and one rename makes them
-    valid.
+    valid. An array that is the same object as in the commit before is not written again.
 
     Args:
         folder: Where the preparation works.
@@ -28,6 +28,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._number = 0
+        self._written: dict[str, tuple[Tokens, dict[str, Any]]] = {}
 
     def commit(self, state: Mapping[str, Any], arrays: Mapping[str, Tokens]) -> None:
         """Record where the preparation is; what was recorded before is forgotten.
@@ -41,10 +42,14 @@ class Journal:
             DataError: If the disk is full; the former record is then still there.
         """
         self._number += 1
-        recorded = {}
+        written = {}
         for name, array in arrays.items():
+            if name in self._written and self._written[name][0] is array:
+                written[name] = self._written[name]
+                continue
             path = self._folder / f"{_ARRAYS}{self._number:06d}-{name}.npy"
-            recorded[name] = {"file": path.name, **write_array(path, array)}
+            written[name] = array, {"file": path.name, **write_array(path, array)}
+        recorded = {name: entry for name, (_, entry) in written.items()}
         text = json.dumps({"number": self._number, "state": state, "arrays": recorded})
         new = self._folder / f"{_NAME}.new"
         write_bytes_synced(new, text.encode())
@@ -52,9 +57,10 @@ class Journal:
         sync_folder(self._folder)
         new.replace(self._folder / _NAME)
         sync_folder(self._folder)
-        for path in self._folder.glob(f"{_ARRAYS}*"):
-            if not path.name.startswith(f"{_ARRAYS}{self._number:06d}-"):
-                path.unlink()
+        for _, entry in self._written.values():
+            if entry not in recorded.values():
+                (self._folder / entry["file"]).unlink(missing_ok=True)
+        self._written = written
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tokens]] | None:
         """Return the last commit's state and arrays, and remove what was written after it.
@@ -73,9 +79,10 @@ class Journal:
             ):
                 return None
             for name, entry in record["arrays"].items():
-                # Read, not mapped: the file is removed by the next commit.
+                # Read, not mapped: a later commit removes the file.
                 arrays[name] = np.array(open_shard(self._folder / entry["file"]))
             self._number = int(record["number"])
+            self._written = {name: (arrays[name], record["arrays"][name]) for name in arrays}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
             return None
         known = {_NAME, *(entry["file"] for entry in named)}

@@ -86,6 +86,9 @@ class Packer:
         self._counts: dict[str, dict[str, int]] = {}
         self._writers: dict[str, ShardWriter] = {}
         self._held_out: dict[str, set[int]] = {TEST: set(), VALIDATION: set()}
+        self._held_out_arrays: dict[str, Tokens] = dict.fromkeys(
+            self._held_out, np.empty(0, np.uint64)
+        )
         self._full: set[str] = set()
         self.num_read = 0
         self.leaks = {f"{TRAIN} in {split}": 0 for split in (TEST, VALIDATION)}
@@ -100,7 +103,8 @@ class Packer:
             self.num_read = state["num_read"]
             self.leaks = state["leaks"]
             for split, known in self._held_out.items():
-                known |= set(arrays[f"held_out-{split}"].tolist())
+                self._held_out_arrays[split] = arrays[f"held_out-{split}"]
+                known |= set(self._held_out_arrays[split].tolist())
 
     def _open_split(self, label: str, state: dict[str, Any], arrays: dict[str, Tokens]) -> None:
         done = state.get("splits", {}).get(label, {})
@@ -247,7 +251,9 @@ class Packer:
             f"tail-{label}": writer.tail for label, writer in self._writers.items()
         }
         for split, known in self._held_out.items():
-            arrays[f"held_out-{split}"] = np.fromiter(sorted(known), np.uint64, len(known))
+            if len(self._held_out_arrays[split]) != len(known):
+                self._held_out_arrays[split] = np.fromiter(sorted(known), np.uint64, len(known))
+            arrays[f"held_out-{split}"] = self._held_out_arrays[split]
         self._journal.commit(state, arrays)
 
     def _expected_bytes(self, first: Encoded) -> int | None:

@@ -116,6 +116,16 @@ class PreparedData:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
+    def revision(self) -> str | None:
+        """What identifies the text at its source, of every corpus; None where nothing does."""
+        corpora = self.source.get("corpora", {"": self.source})
+        known = {
+            name: source.get("commit") or source.get("revision") for name, source in corpora.items()
+        }
+        parts = [f"{name} {commit}".strip() for name, commit in known.items() if commit]
+        return ", ".join(parts) or None
+
+    @property
     def num_shards(self) -> dict[str, int]:
         """Number of shard files by split."""
         return {split: len(shards) for split, shards in self._shards.items()}

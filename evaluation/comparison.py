@@ -131,7 +131,7 @@ def evaluate_run(
         "train_tokens_per_second": summary.get("tokens_per_second"),
         "protocol": {
             "corpus": prepared.name,
-            "revision": prepared.source.get("commit") or prepared.source.get("revision"),
+            "revision": prepared.revision,
             "split": split,
             "data_fingerprint": prepared.fingerprint,
             "tokenizer_sha256": prepared.tokenizer_sha256,

@@ -62,6 +62,19 @@ def test_ids_are_those_of_the_tokenizer(folder, encoder, text):
     assert np.frombuffer(encoder.encode(text), np.uint16).tolist() == expected
 
 
+def test_a_long_text_is_encoded_in_pieces(folder, encoder, monkeypatch):
+    pieces = []
+    encode_piece = TextEncoder._encode_piece
+    monkeypatch.setattr(
+        TextEncoder, "_encode_piece", lambda self, t: pieces.append(t) or encode_piece(self, t)
+    )
+    text = "\n  ".join(sentences(40_000))
+    expected = load_tokenizer(folder).encode(text, add_special_tokens=False).ids
+    assert np.array_equal(np.frombuffer(encoder.encode(text), np.uint16), expected)
+    assert max(map(len, pieces)) < 2**20 + 100
+    assert len(pieces) > 1
+
+
 def test_forgetting_changes_nothing(folder, monkeypatch):
     monkeypatch.setattr(encoding, "_MAX_REMEMBERED", 3)
     monkeypatch.setattr(encoding, "_MAX_REMEMBERED_LENGTH", 4)
