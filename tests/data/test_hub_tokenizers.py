@@ -49,6 +49,7 @@ def test_hub_tokenizers_are_pinned_and_failures_are_explained(tmp_path, files):
         assert cause in result["error"]
         assert result["seconds"] < 10
     assert hub.count(f"GET /t/plain/resolve/{COMMITS['main']}/tokenizer.json")
+    assert not hub.count("/t/plain/resolve/main/(?!README)")
 
     warm, cold = load(NOWHERE, tmp_path, "t/plain", "t/cold", HF_HUB_OFFLINE="1")
     assert warm.get("ids") == expected, warm
