@@ -212,11 +212,14 @@ class Preparation:
         tokenizer_folder = folder / TOKENIZER_FOLDER
         if begun is None:
             folder.mkdir()
-            self._make_tokenizer(sources, tokenizer_folder)
+            tokenizer_commit = self._make_tokenizer(sources, tokenizer_folder)
+        else:
+            tokenizer_commit = begun[0]["tokenizer_commit"]
         hashes = _tokenizer_hashes(tokenizer_folder)
         base_state = {
             "identity": identity,
             "tokenizer": hashes,
+            "tokenizer_commit": tokenizer_commit,
             "commits": {source.name: source.corpus.description.get("commit") for source in sources},
         }
         if begun is None:
@@ -248,6 +251,7 @@ class Preparation:
             "tokenizer": {
                 "vocab_size": vocab_size,
                 "end_of_document_id": end_of_document_id(tokenizer_folder),
+                "commit": tokenizer_commit,
                 "sha256": hashes,
             },
             "weights": data.weights,
@@ -281,15 +285,17 @@ class Preparation:
             shutil.rmtree(self._folder)
         return None
 
-    def _make_tokenizer(self, sources: list[Source], folder: Path) -> None:
-        built, end_of_document = build_tokenizer(self._tokenizer, self._training_texts(sources))
-        save_tokenizer(built, end_of_document, folder)
+    def _make_tokenizer(self, sources: list[Source], folder: Path) -> str | None:
+        """Build and save the tokenizer; return its commit if it has one."""
+        built = build_tokenizer(self._tokenizer, self._training_texts(sources))
+        save_tokenizer(built.tokenizer, built.end_of_document, folder)
         sync_folder(folder)
         vocab_size = vocab_size_of(load_tokenizer(folder))
         if self._tokenizer.kind == "bpe" and vocab_size < self._tokenizer.vocab_size:
             self._say(
                 f"the training text gave only {vocab_size} of {self._tokenizer.vocab_size} tokens"
             )
+        return built.commit
 
     def _training_texts(self, sources: list[Source]) -> Iterator[str]:
         """Yield what a tokenizer is trained on: of each corpus its share."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.errors import DataError
 from data.files import write_bytes_synced
@@ -79,31 +79,51 @@ def train_bpe(texts: Iterable[str], settings: TokenizerSettings) -> "Tokenizer":
     return tokenizer
 
 
-def load_pretrained(path: str) -> tuple["Tokenizer", str]:
-    """Load a fast tokenizer from the Hub or a folder.
+class BuiltTokenizer(NamedTuple):
+    """A tokenizer, the token that ends documents, and the commit if it comes from the Hub."""
 
-    Returns:
-        The tokenizer and its end-of-document token.
+    tokenizer: "Tokenizer"
+    end_of_document: str
+    commit: str | None = None
+
+
+def load_pretrained(path: str) -> BuiltTokenizer:
+    """Load a fast tokenizer from the Hub or a folder; its code, if it has any, is not run.
 
     Raises:
         DataError: If it cannot be found or reached, is not a fast one, or has no eos token.
     """
-    from data.hub import check_reachable
+    from data.hub import cached_commit, check_reachable, explain, is_offline, resolve
+    from data.hub_watch import watched
 
     folder = Path(path).expanduser()
-    if not folder.is_dir():
+    is_local = folder.is_dir()
+    what, alternative = f"tokenizer {path!r}", "use a folder on this machine in tokenizer.path"
+    commit = None
+    if not is_local:
         if not is_hub_name(path):
             raise DataError(f"tokenizer.path: no such folder: {path}")
-        check_reachable(f"tokenizer {path!r}", "use a folder on this machine in tokenizer.path")
-    from transformers import AutoTokenizer
+        check_reachable(what, alternative)
+        if is_offline():
+            commit = cached_commit("model", path, "main")
+        else:
+            commit = resolve("model", path, None, "tokenizer.path", alternative)
+
+    def load() -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            str(folder) if is_local else path, revision=commit or "main", trust_remote_code=False
+        )
 
     try:
-        wrapped = AutoTokenizer.from_pretrained(
-            str(folder) if folder.is_dir() else path, trust_remote_code=False
-        )
+        wrapped = load() if is_local else watched(what, load, alternative)
+    except DataError:
+        raise
     except Exception as error:
+        where = " from the local cache (HF_HUB_OFFLINE=1)" if not is_local and is_offline() else ""
         raise DataError(
-            f"tokenizer.path ({path!r}): cannot load a tokenizer ({type(error).__name__}: {error})"
+            f"tokenizer.path ({path!r}): cannot load a tokenizer{where}: {explain(error)}"
         ) from error
     if not wrapped.is_fast:
         raise DataError(f"tokenizer.path ({path!r}): this tokenizer has no fast version")
@@ -116,18 +136,15 @@ def load_pretrained(path: str) -> tuple["Tokenizer", str]:
     tokenizer.no_padding()
     # It would add tokens such as <s>, which the prepared text does not have.
     tokenizer.post_processor = None
-    return tokenizer, wrapped.eos_token
+    return BuiltTokenizer(tokenizer, wrapped.eos_token, commit)
 
 
-def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> tuple["Tokenizer", str]:
+def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> BuiltTokenizer:
     """Build or load the tokenizer that the settings name.
 
     Args:
         settings: Kind, size and path.
         texts: Training documents; read for kind bpe only.
-
-    Returns:
-        The tokenizer and its end-of-document token.
 
     Raises:
         DataError: If a pretrained tokenizer cannot be used.
@@ -135,8 +152,8 @@ def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> tuple[
     if settings.kind == "pretrained":
         return load_pretrained(str(settings.path))
     if settings.kind == "bytes":
-        return bytes_tokenizer(), END_OF_TEXT
-    return train_bpe(texts, settings), END_OF_TEXT
+        return BuiltTokenizer(bytes_tokenizer(), END_OF_TEXT)
+    return BuiltTokenizer(train_bpe(texts, settings), END_OF_TEXT)
 
 
 def save_tokenizer(tokenizer: "Tokenizer", end_of_document: str, folder: Path) -> None:

@@ -106,8 +106,9 @@ def test_pretrained_folder_is_loaded_without_its_added_tokens(saved, tmp_path):
     )
     save_tokenizer(wrapped, END_OF_TEXT, tmp_path / "source")
     choice = TokenizerSettings(name="p", kind="pretrained", path=str(tmp_path / "source"))
-    built, end = build_tokenizer(choice, [])
-    save_tokenizer(built, end, tmp_path / "copy")
+    built = build_tokenizer(choice, [])
+    assert built.commit is None
+    save_tokenizer(built.tokenizer, built.end_of_document, tmp_path / "copy")
     assert end_of_document_id(tmp_path / "copy") == 0
     assert load_tokenizer(tmp_path / "copy").encode("a b").ids == (
         load_tokenizer(saved).encode("a b").ids

@@ -3,62 +3,15 @@
 HF_ENDPOINT is read when huggingface_hub is imported.
 """
 
-import io
-import json
-import os
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import sentences
-from hub_stand_in import COMMITS, serve
-
-ROOT = Path(__file__).parents[2]
-NAME = "kvlab-tests/stories"
+from hub_child import NAME, parquet, read
+from hub_stand_in import COMMITS, Fault, stand_in
 
 pytestmark = pytest.mark.slow
-
-READ = """
-import json, sys
-from data.errors import DataError
-from data.settings import DataSettings
-from data.sources import open_corpus
-for changes in json.loads(sys.argv[1]):
-    settings = DataSettings(**{"name": "x", "source": "hub", "path": NAME, **changes})
-    try:
-        corpus = open_corpus(settings)
-        found = {split: list(corpus.documents(split)) for split in corpus.splits}
-        print(json.dumps({"documents": found, "description": corpus.description}))
-    except DataError as error:
-        print(json.dumps({"error": str(error)}))
-"""
-
-
-def read(endpoint, tmp_path, *changes, **environment):
-    code = READ.replace("NAME", repr(NAME))
-    # The suite may run with HF_HUB_OFFLINE=1; here the Hub is this machine.
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(changes)],
-        cwd=ROOT,
-        env=os.environ | settings | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def parquet(texts):
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"text": texts}), buffer)
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -86,9 +39,10 @@ configs:
 
 def test_dataset_is_read_whole_streamed_pinned_and_bad_names_are_explained(tmp_path, files):
     small = {"config_name": "small"}
-    with serve(NAME, files) as endpoint:
+    gated = Fault("kvlab-tests/gated", "gated")
+    with stand_in({NAME: files}, faults=[gated]) as hub:
         whole, pinned, streamed, carved, *errors = read(
-            endpoint,
+            hub.endpoint,
             tmp_path,
             small,
             {**small, "revision": "old"},
@@ -113,13 +67,13 @@ def test_dataset_is_read_whole_streamed_pinned_and_bad_names_are_explained(tmp_p
     for error, parts in zip(
         errors,
         (
-            ("data.path ('kvlab-tests/nothing')", "no such dataset"),
+            ("data.path ('kvlab-tests/nothing')", "no such repository"),
             ("data.path ('kvlab-tests/gated')", "gated"),
             ("data.revision ('nobranch')",),
             ("data.config_name ('nope')", "small", "bare"),
             ("data.train_split ('learn')", "train, validation"),
             ("data.validation_split ('dev')", "train, validation"),
-            ("data.text_column ('body')", "its columns are text"),
+            ("no column 'body'", "its columns are text: set data.text_column"),
         ),
         strict=True,
     ):
