@@ -9,7 +9,7 @@ all of `prepare`: reading, encoding, counting, hashing, writing to the disk; of 
 writing. All write the same tokens, which is checked. Prints medians and ratios.
 
 memory: `prepare` of 10 MB, 100 MB and all of python_packages, each in a process of its own. Prints
-the peak resident memory of the main process and of its largest worker.
+the peak resident memory of the main process and of its largest worker (Linux).
 """
 
 import json
@@ -39,17 +39,38 @@ SPEED_BYTES = 30_000_000
 MEMORY_BYTES = (10_000_000, 100_000_000, 10**12)
 
 MEASURE = """
-import json, resource, sys, time
+import json, re, sys, threading, time
+from pathlib import Path
 from data.pipeline import prepare
 from data.settings import DataSettings, TokenizerSettings
 data, tokenizer = json.loads(sys.argv[1])
+
+def peak(process):
+    # Not getrusage: a child's figure there begins with its parent's.
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"VmHWM:\\s+(\\d+)", status)
+    return int(found[1]) * 1024 if found else 0
+
+workers = [0]
+
+def watch():
+    while True:
+        for task in Path("/proc/self/task").iterdir():
+            for child in (task / "children").read_text().split():
+                workers.append(max(workers.pop(), peak(child)))
+        time.sleep(0.2)
+
+threading.Thread(target=watch, daemon=True).start()
 start = time.perf_counter()
 prepared = prepare(DataSettings(**data), TokenizerSettings(**tokenizer), lambda _: None)
 print(json.dumps({
     "seconds": time.perf_counter() - start,
     "bytes": sum(counts.utf8_bytes for counts in prepared.splits.values()),
-    "main": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    "worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+    "main": peak("self"),
+    "worker": workers[0],
 }))
 """
 
@@ -187,6 +208,7 @@ def memory() -> None:
                 # python_packages has no size limit in bytes; tokens are about 3 bytes of code.
                 data["max_train_tokens"] = num_bytes // 3
             data["source"] = "python_packages"
+            data["validation_fraction"] = 0.001
             done = subprocess.run(
                 [sys.executable, "-c", MEASURE, json.dumps([data, {"name": "b", "kind": "bpe"}])],
                 cwd=ROOT,

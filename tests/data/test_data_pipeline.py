@@ -251,7 +251,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
     # Each fsync of a commit, of the tokenizer and of the manifest is one of these.
     moments = [1, 4, 9, 13, 18, 22, 27, 31, 38, 45, 60, 10**6]
     kills, said = killed(local(**changes), tokenizer, moments)
-    assert kills >= 6
+    assert kills >= 5
     assert any(line.startswith("going on preparing") for line in said)
     again = prepare(local(**changes), tokenizer, lambda _: pytest.fail("was not complete"))
     assert file_bytes(again.folder) == file_bytes(undisturbed.folder)
