@@ -298,14 +298,17 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
 
 
 # Their values are text as it stands: Hydra's grammar would strip "def " and refuse "f(x)".
-_TEXT_KEYS = ("prompt", "trainer.sample_prompt", "data.text_template", "data.document_start")
+_TEXT_KEY = re.compile(
+    r"prompt|trainer\.sample_prompt|data\.(corpora\.[^.]+\.)?(text_template|document_start)"
+)
 
 
 def _as_text(argument: str) -> str:
     """Quote an override whose value is any text, unless the user quoted it for Hydra already."""
     key, _, value = argument.partition("=")
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if key not in _TEXT_KEYS or is_quoted:
+    is_null = value == "null" and key.startswith("data.")
+    if not _TEXT_KEY.fullmatch(key) or is_quoted or is_null:
         return argument
     value = re.sub(r"(\\*)'", r"\1\1\\'", value)
     value = re.sub(r"(\\+)$", r"\1\1", value)
@@ -355,8 +358,6 @@ def as_yaml(config: TrainConfig) -> str:
 _MAY_CHANGE = (
     "runs_dir",
     "tracking.",
-    "data.prepared_dir",
-    "data.num_workers",
     "sampling.",
     "eval.",
     "trainer.device",
@@ -369,6 +370,7 @@ _MAY_CHANGE = (
     "trainer.keep_last",
     "trainer.sample_",
 )
+_PLACE_OF_DATA = re.compile(r"data\.(corpora\.[^.]+\.)?(prepared_dir|num_workers)")
 
 
 def require_same_run(saved: Path, config: TrainConfig) -> None:
@@ -392,7 +394,9 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
     differences = [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+        if old.get(key) != new.get(key)
+        and not key.startswith(_MAY_CHANGE)
+        and not _PLACE_OF_DATA.fullmatch(key)
     ]
     if differences:
         raise ConfigError(

@@ -39,7 +39,7 @@ SPEED_BYTES = 30_000_000
 MEMORY_BYTES = (10_000_000, 100_000_000, 10**12)
 
 MEASURE = """
-import json, re, sys, threading, time
+import contextlib, json, re, sys, threading, time
 from pathlib import Path
 from data.pipeline import prepare
 from data.settings import DataSettings, TokenizerSettings
@@ -58,10 +58,12 @@ workers = [0]
 
 def watch():
     while True:
-        for task in Path("/proc/self/task").iterdir():
-            for child in (task / "children").read_text().split():
-                workers.append(max(workers.pop(), peak(child)))
-        time.sleep(0.2)
+        for task in list(Path("/proc/self/task").iterdir()):
+            # Threads come and go.
+            with contextlib.suppress(OSError):
+                for child in (task / "children").read_text().split():
+                    workers[0] = max(workers[0], peak(child))
+        time.sleep(0.1)
 
 threading.Thread(target=watch, daemon=True).start()
 start = time.perf_counter()

@@ -1,6 +1,6 @@
 """Training batches: windows of the token streams in a seeded order, addressed by sample index."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -78,7 +78,8 @@ class TrainingWindows:
     a stream each epoch reads every window once.
 
     Args:
-        streams: Tokens of training splits, with the share of each; shares need not add up to 1.
+        streams: Tokens of training splits by name, with the share of each; shares need not add up
+            to 1.
         context_length: Tokens per window.
         seed: Order of the windows; at least 0.
 
@@ -89,7 +90,7 @@ class TrainingWindows:
     """
 
     def __init__(
-        self, streams: Sequence[tuple[TokenStream, float]], context_length: int, seed: int
+        self, streams: Mapping[str, tuple[TokenStream, float]], context_length: int, seed: int
     ) -> None:
         if context_length < 1:
             raise ValueError(f"context_length ({context_length}) must be at least 1")
@@ -97,21 +98,24 @@ class TrainingWindows:
             raise ValueError(f"seed ({seed}) must be at least 0")
         self.context_length = context_length
         self.seed = seed
+        self.names = list(streams)
         self.streams = [
             StreamWindows(stream, context_length, seed, number)
-            for number, (stream, _) in enumerate(streams)
+            for number, (stream, _) in enumerate(streams.values())
         ]
         # Samples [starts[k], starts[k + 1]) of a permuted block are stream k's.
-        self._starts = np.concatenate(([0], np.cumsum(_quotas([w for _, w in streams]))))
+        self._starts = np.concatenate(
+            ([0], np.cumsum(_quotas([weight for _, weight in streams.values()])))
+        )
 
     def describe(self, num_tokens: int) -> str:
         """Say how often training on so many tokens reads each stream."""
         quotas = np.diff(self._starts) / MIXTURE_BLOCK
         return "; ".join(
-            f"{num_tokens * quota / stream.tokens_per_epoch:.2f} epochs of "
+            f"{num_tokens * quota / stream.tokens_per_epoch:.2f} epochs of {name}'s "
             f"{stream.tokens_per_epoch:,} tokens ({stream.dropped_tokens} at the end of the "
             "stream fill no window)"
-            for stream, quota in zip(self.streams, quotas, strict=True)
+            for name, stream, quota in zip(self.names, self.streams, quotas, strict=True)
         )
 
     def batch(

@@ -165,12 +165,17 @@ class BatchEncoder:
             tokens=np.frombuffer(b"".join(ids), dtype=self._dtype),
             lengths=np.array([len(some) // itemsize for some in ids], dtype=np.int64),
             utf8_bytes=np.array([len(some) for some in as_bytes], dtype=np.int64),
-            words=np.array([len(text.split()) for text in texts], dtype=np.int64),
+            words=np.array([_count_words(text) for text in texts], dtype=np.int64),
             lines=np.array(
                 [text.count("\n") + (not text.endswith("\n")) for text in texts], dtype=np.int64
             ),
             digests=np.array([digest(some) for some in as_bytes], dtype=np.uint64),
         )
+
+
+def _count_words(text: str) -> int:
+    # In pieces, cut between words, since the list of them is many times the text.
+    return sum(len(piece.split()) for piece in split_long(text))
 
 
 def digest(data: bytes) -> int:
@@ -179,10 +184,10 @@ def digest(data: bytes) -> int:
 
 
 def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the number of cores that this process may use, a container's limit included."""
+    import loky
+
+    return int(loky.cpu_count())
 
 
 def encode_in_order(

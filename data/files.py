@@ -21,7 +21,8 @@ def write_bytes_synced(path: Path, *chunks: bytes | memoryview) -> None:
     """Write `chunks` to `path` and return once they are on the disk.
 
     Raises:
-        DataError: If the disk, a quota or the file-size limit leaves no room.
+        DataError: If the disk, a quota or the file-size limit leaves no room, or the folder may
+            not be written to.
     """
     try:
         with path.open("wb") as file:
@@ -35,7 +36,7 @@ def write_bytes_synced(path: Path, *chunks: bytes | memoryview) -> None:
                 f"no room to write {path} ({error.strerror}); free space or set "
                 "data.prepared_dir to another disk"
             ) from error
-        raise
+        raise DataError(f"cannot write {path} ({error.strerror}); see to the folder") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from data.errors import DataError
 from data.hub import cached_commit, check_reachable, explain, is_offline, resolve
 from data.hub_watch import watched
-from data.rows import RowTexts
+from data.rows import ROWS_AT_ONCE, RowTexts
 from data.settings import DataSettings
 from data.sources import Corpus, Document, Part, choose_splits, join_rows
 
@@ -17,7 +17,11 @@ _ALTERNATIVE = "use local files with data=local data.path=..."
 
 
 def _batches(rows: Any, settings: DataSettings) -> Iterator[dict[str, list[Any]]]:
-    batches = rows.iter(batch_size=1000)
+    columns = RowTexts(settings, "").columns
+    # Images and the like would be decoded.
+    if rows.column_names is not None and set(columns) <= set(rows.column_names):
+        rows = rows.select_columns(columns)
+    batches = rows.iter(batch_size=ROWS_AT_ONCE)
     if not settings.streaming:
         yield from batches
         return
@@ -102,6 +106,9 @@ def _require_cached(builder: Any, path: str, revision: str) -> Any:
         # datasets offers the newest copy only; an older one lies beside it.
         newest = Path(builder.cache_dir)
         for copy in newest.parent.glob(f"{commit}*/"):
+            # Beside it may lie one that was broken off: COMMIT.incomplete.
+            if not re.fullmatch("[0-9a-f]{40}", copy.name):
+                continue
             return type(builder)(
                 dataset_name=builder.dataset_name,
                 repo_id=path,
@@ -169,6 +176,7 @@ def open_hub(settings: DataSettings, commit: str | None = None) -> Corpus:
         ],
         validation_fraction=settings.validation_fraction,
         text_bytes=None if None in sizes else sum(size or 0 for size in sizes),
+        text_bytes_are_known=not settings.streaming,
         description={
             "source": "hub",
             "path": path,

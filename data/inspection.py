@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -37,8 +38,8 @@ class Documents(NamedTuple):
 
 
 def read_documents(stream: TokenStream, end_of_document_id: int) -> Documents:
-    """Measure every document of a stream; needs 16 bytes of memory for each, and no more."""
-    lengths, digests = [], []
+    """Measure every document of a stream, in 16 bytes of memory for each."""
+    lengths, digests = array("q"), array("Q")
     for tokens in _documents(stream, end_of_document_id):
         lengths.append(len(tokens))
         digests.append(digest(tokens.tobytes()))
@@ -62,10 +63,17 @@ def describe(prepared: PreparedData) -> str:
     Raises:
         DataError: If a shard cannot be read.
     """
-    documents = {
-        split: read_documents(prepared.stream(split), prepared.end_of_document_id)
-        for split in prepared.splits
-    }
+    documents: dict[str, Documents] = {}
+    # The splits that a mixture unites before the united ones, which are not read again.
+    for split in sorted(prepared.splits, key=lambda split: len(prepared.parts_of(split))):
+        parts = prepared.parts_of(split)
+        if parts == [split]:
+            stream = prepared.stream(split)
+            documents[split] = read_documents(stream, prepared.end_of_document_id)
+        else:
+            united = zip(*(documents[part] for part in parts), strict=True)
+            documents[split] = Documents(*map(np.concatenate, united))
+    documents = {split: documents[split] for split in prepared.splits}
     sections = [
         _heading(prepared),
         _sizes(prepared),

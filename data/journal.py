@@ -67,24 +67,32 @@ class Journal:
 
         Returns:
             None if there is no commit, or a file that it names is not what was written.
+
+        Raises:
+            DataError: If a file that is there cannot be read.
         """
+        arrays = {}
         try:
-            record = json.loads((self._folder / _NAME).read_text(encoding="utf-8"))
-            state, arrays = record["state"], {}
+            record = json.loads((self._folder / _NAME).read_bytes())
+            state = record["state"]
             named = list(_files_in(record))
-            if any(
-                Path(entry["file"]).name != entry["file"]
-                or sha256_of_file(self._folder / entry["file"]) != entry["sha256"]
-                for entry in named
-            ):
-                return None
+            for entry in named:
+                path = self._folder / entry["file"]
+                # Its name alone, so that none lies outside the folder.
+                if path.name != entry["file"] or sha256_of_file(path) != entry["sha256"]:
+                    return None
             for name, entry in record["arrays"].items():
                 # Read, not mapped: a later commit removes the file.
                 arrays[name] = np.array(open_shard(self._folder / entry["file"]))
             self._number = int(record["number"])
             self._written = {name: (arrays[name], record["arrays"][name]) for name in arrays}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
+        except OSError as error:
+            raise DataError(
+                f"{self._folder} holds an interrupted preparation that cannot be read ({error}); "
+                "make it readable, or delete it to begin anew"
+            ) from error
         known = {_NAME, *(entry["file"] for entry in named)}
         for path in self._folder.iterdir():
             if path.is_file() and path.name not in known:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError
-from data.rows import RowTexts, bad_text
+from data.rows import ROWS_AT_ONCE, RowTexts, bad_text
 from data.settings import DataSettings
 from data.sources import TEST, TRAIN, VALIDATION, Corpus, Document, Part, choose_splits, join_rows
 
@@ -76,7 +76,13 @@ def find_files(settings: DataSettings) -> FoundFiles:
     Raises:
         DataError: If the path does not exist or has no file of a known type.
     """
-    root = Path(str(settings.path)).expanduser()
+    try:
+        return _find_files(Path(str(settings.path)).expanduser())
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"data.path: cannot read {settings.path} ({error})") from error
+
+
+def _find_files(root: Path) -> FoundFiles:
     known = f"{', '.join(_BUILDERS)}, text and JSON also as {', '.join(_COMPRESSED)}"
     if root.is_file():
         builder = _builder_of(root)
@@ -86,14 +92,20 @@ def find_files(settings: DataSettings) -> FoundFiles:
     if not root.is_dir():
         raise DataError(f"data.path: no such file or folder: {root}")
     used, unused = [], []
-    for folder, folders, names in os.walk(root):
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(root, onerror=refuse):
         folders.sort()
-        for name in names:
+        # They are not followed: they may lead round in circles.
+        linked = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in [*names, *linked]:
             path = Path(folder, name)
             relative = path.relative_to(root).as_posix()
             hidden = any(part.startswith(".") for part in relative.split("/"))
             builder = _builder_of(path)
-            if hidden or builder is None:
+            if hidden or builder is None or not path.is_file():
                 unused.append(relative)
             else:
                 used.append(LocalFile(relative, path, builder, split_of_name(relative)))
@@ -117,7 +129,7 @@ def _open(path: Path) -> Any:
     return fsspec.open(str(path), "rb", compression="infer")
 
 
-def _locate_json_error(path: Path, columns: list[str]) -> str | None:
+def _locate_json_error(path: Path, columns: list[str], allow_numbers: bool) -> str | None:
     """Find the first line that is no JSON object with a text; the builder names none or a block."""
     with _open(path) as file:
         if ".json" in path.suffixes[-2:] and file.read(1) in (b"[", b"{"):
@@ -136,7 +148,7 @@ def _locate_json_error(path: Path, columns: list[str]) -> str | None:
                 if not isinstance(row, dict):
                     return f"line {number} is no JSON object"
                 for column in columns:
-                    problem = bad_text(row[column], allow_numbers=len(columns) > 1)
+                    problem = bad_text(row[column], allow_numbers=allow_numbers)
                     if problem:
                         return f"line {number}: {column!r} {problem}"
                     str(row[column]).encode()
@@ -161,12 +173,12 @@ def _locate_text_error(path: Path) -> str | None:
     return None
 
 
-def _explain(file: LocalFile, columns: list[str], error: BaseException) -> str:
+def _explain(file: LocalFile, settings: DataSettings, columns: list[str], error: Exception) -> str:
     found = None
     # Looking for the place may fail as reading did, in a damaged archive.
     with contextlib.suppress(OSError, EOFError, ValueError, LookupError):
         if file.builder == "json":
-            found = _locate_json_error(file.path, columns)
+            found = _locate_json_error(file.path, columns, settings.text_template is not None)
         elif file.builder == "text":
             found = _locate_text_error(file.path)
     return (
@@ -184,7 +196,10 @@ def _rows(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
     if file.builder == "text":
         by_line = settings.document_start is not None
         options = {"keep_linebreaks": True} if by_line else {"sample_by": "document"}
-    if file.builder != "parquet" and settings.invalid_utf8 == "replace":
+    if file.builder == "parquet":
+        # Else whole row groups with all columns are in memory.
+        options = {"batch_size": ROWS_AT_ONCE, "columns": _parquet_columns(file, texts)}
+    elif settings.invalid_utf8 == "replace":
         options["encoding_errors"] = "replace"
     try:
         # Streaming copies nothing, but the builder insists on a folder for its lock.
@@ -198,15 +213,25 @@ def _rows(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
                 cache_dir=cache,
                 **options,
             )
-            for batch in rows.iter(batch_size=1000):
+            for batch in rows.iter(batch_size=ROWS_AT_ONCE):
                 for text, where in texts.of_batch(batch):
                     yield Document(text, where)
     except DataError:
         raise
     except Exception as error:
-        raise DataError(_explain(file, texts.columns, error)) from error
+        raise DataError(_explain(file, settings, texts.columns, error)) from error
     if texts.num_rows == 0 and file.builder != "text":
         raise DataError(f"{file.path} holds no rows; restore or remove it")
+
+
+def _parquet_columns(file: LocalFile, texts: RowTexts) -> list[str] | None:
+    """Return the columns to read; None where one is missing, which reading will tell."""
+    import pyarrow.parquet
+
+    with contextlib.suppress(Exception):
+        there = pyarrow.parquet.read_schema(file.path).names
+        return texts.columns if set(texts.columns) <= set(there) else None
+    return None
 
 
 def _documents(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
@@ -274,4 +299,9 @@ def open_local(settings: DataSettings) -> Corpus:
         },
         notes=notes,
         text_bytes=sum(_text_bytes(file, settings) for name in chosen for file in by_split[name]),
+        text_bytes_are_known=all(
+            file.builder != "json" and file.path.suffix not in _COMPRESSED
+            for name in chosen
+            for file in by_split[name]
+        ),
     )

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +58,7 @@ class Packer:
         journal: Records every whole shard.
         base_state: What the journal records besides.
         begun: What the journal holds of an interrupted preparation.
+        say: Takes lines for the user.
 
     Attributes:
         num_read: Documents that were not empty.
@@ -73,6 +74,7 @@ class Packer:
         journal: Journal,
         base_state: dict[str, Any],
         begun: tuple[dict[str, Any], dict[str, Tokens]] | None,
+        say: Callable[[str], None],
     ) -> None:
         self._folder = folder
         self._sources = sources
@@ -80,6 +82,7 @@ class Packer:
         self._dtype = dtype
         self._journal = journal
         self._base_state = base_state
+        self._say = say
         self._units = [(source, part) for source in sources for part in source.corpus.parts]
         self._units.sort(key=lambda unit: _held_out_first(*unit))
         self._position = Position()
@@ -130,9 +133,7 @@ class Packer:
         from tqdm import tqdm
 
         waiting: deque[list[_Waiting]] = deque()
-        encoded = encode_in_order(
-            self._batches(waiting), tokenizer_folder, self._settings.num_workers or num_cores()
-        )
+        encoded = encode_in_order(self._batches(waiting), tokenizer_folder, self._num_workers())
         done = sum(counts["utf8_bytes"] for counts in self._counts.values())
         # disable=None: no bar where the output is not a terminal.
         with (
@@ -165,6 +166,16 @@ class Packer:
             }
             for label, writer in self._writers.items()
         }
+
+    def _num_workers(self) -> int:
+        """Choose as many processes as asked for, or as there are cores and batches for."""
+        if self._settings.num_workers is not None:
+            return self._settings.num_workers
+        sizes = [source.corpus.text_bytes for source in self._sources]
+        if None in sizes:
+            return num_cores()
+        batches = sum(size or 0 for size in sizes) // _BATCH_CHARACTERS
+        return max(1, min(num_cores(), batches))
 
     def _batches(self, waiting: deque[list[_Waiting]]) -> Iterator[list[str]]:
         """Read on from the position; what is yielded to be encoded is noted in `waiting`."""
@@ -260,7 +271,8 @@ class Packer:
         """Estimate the text there is to encode; None if a source cannot tell.
 
         Raises:
-            DataError: If its tokens do not fit on the disk, with the estimate and what is free.
+            DataError: If its tokens do not fit on the disk, with the estimate and what is free;
+                where the estimate is a guess, that is said instead.
         """
         tokens_per_byte = len(first.tokens) / int(first.utf8_bytes.sum())
         expected, is_known = 0.0, True
@@ -275,12 +287,15 @@ class Packer:
         needed = int((tokens - written) * self._dtype.itemsize)
         free = shutil.disk_usage(self._folder).free
         if needed > free:
-            raise DataError(
+            problem = (
                 f"data.name {self._settings.name}: about {needed / 1e9:.2f} GB of tokens "
                 f"({tokens:,.0f} of {self._dtype.itemsize} bytes, judged by the first text) do not "
                 f"fit in the {free / 1e9:.2f} GB free at {self._folder.parent}; free space, set "
                 "data.prepared_dir to another disk, or lower data.max_train_tokens"
             )
+            if all(source.corpus.text_bytes_are_known for source in self._sources):
+                raise DataError(problem)
+            self._say(f"{problem}. The size of the text is a guess, so this goes on")
         return int(expected) if is_known else None
 
 

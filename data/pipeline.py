@@ -27,6 +27,7 @@ from data.tokenizer import (
     end_of_document_id,
     load_tokenizer,
     save_tokenizer,
+    split_long,
     vocab_size_of,
 )
 
@@ -61,6 +62,14 @@ def prepared_folder(data: DataSettings, tokenizer: TokenizerSettings) -> Path:
         DataError: If settings are out of range or a local path does not exist.
     """
     check_settings(data, tokenizer)
+    parent = Path(data.prepared_dir).expanduser()
+    for corpus in _corpora(data).values():
+        root = Path(corpus.path).expanduser() if corpus.source == "local" and corpus.path else None
+        if root is not None and parent.resolve().is_relative_to(root.resolve()):
+            raise DataError(
+                f"data.prepared_dir ({parent}) lies inside data.path ({root}), whose files would "
+                "then be data; set it to another folder"
+            )
     identity = {
         "format_version": FORMAT_VERSION,
         "data": _content(data),
@@ -69,7 +78,7 @@ def prepared_folder(data: DataSettings, tokenizer: TokenizerSettings) -> Path:
         "tokenizer_files": _tokenizer_identity(tokenizer),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    return Path(data.prepared_dir).expanduser() / f"{data.name}-{tokenizer.name}-{digest}"
+    return parent / f"{data.name}-{tokenizer.name}-{digest}"
 
 
 def _corpora(data: DataSettings) -> dict[str, DataSettings]:
@@ -90,8 +99,11 @@ def _tokenizer_identity(tokenizer: TokenizerSettings) -> list[Any]:
     folder = Path(tokenizer.path).expanduser() if tokenizer.path else None
     if folder is None or not folder.is_dir():
         return []
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    except OSError as error:
+        raise DataError(f"tokenizer.path: cannot read {folder} ({error})") from error
 
 
 def prepare(
@@ -146,19 +158,31 @@ def _prepare_locked(
     data: DataSettings, tokenizer: TokenizerSettings, folder: Path, say: Callable[[str], None]
 ) -> None:
     partial = folder.with_name(folder.name + ".partial")
+    for other in sorted(folder.parent.glob(f"{data.name}-{tokenizer.name}-*.partial")):
+        if other != partial:
+            say(f"{other} was left by other settings or another state of the source; delete it")
     # Otherwise tokenizers turns its threads off, with a warning, if anything ever forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    preparation = Preparation(data, tokenizer, partial, say)
-    try:
-        preparation.run()
-        partial.rename(folder)
-        sync_folder(folder.parent)
-    except Exception:
-        if preparation.has_whole_shards():
-            say(f"what is done is kept in {partial}: rerun the same command to go on")
-        else:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
+    # A manifest is written last: what has one was complete when its preparation was killed.
+    if not (partial / MANIFEST).exists():
+        preparation = Preparation(data, tokenizer, partial, say)
+        try:
+            preparation.run()
+        except Exception:
+            if preparation.has_whole_shards():
+                say(f"what is done is kept in {partial}: the same command goes on there")
+            else:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+    Journal(partial).remove()
+    sync_folder(partial)
+    partial.rename(folder)
+    sync_folder(folder.parent)
+    prepared = PreparedData(folder)
+    for where, number in prepared.leaks.items():
+        if number:
+            fate = "dropped" if prepared.dropped_leaks and where.startswith(TRAIN) else "kept"
+            say(f"{number:,} documents of {where} too, character for character: {fate}")
 
 
 class Preparation:
@@ -185,8 +209,11 @@ class Preparation:
         self._journal = Journal(folder)
 
     def has_whole_shards(self) -> bool:
-        """Tell whether an interrupted preparation has anything worth keeping."""
-        begun = self._journal.load()
+        """Tell whether there is anything worth keeping, now that the preparation has failed."""
+        try:
+            begun = self._journal.load()
+        except DataError:
+            return True
         splits = begun[0].get("splits", {}) if begun else {}
         return any(split["shards"] for split in splits.values())
 
@@ -198,7 +225,7 @@ class Preparation:
         """
         data, folder, say = self._data, self._folder, self._say
         begun = self._journal.load() if folder.exists() else None
-        commits = begun[0]["commits"] if begun else {}
+        commits = begun[0].get("commits", {}) if begun else {}
         sources = [
             Source(name, settings, open_corpus(settings, commits.get(name)))
             for name, settings in _corpora(data).items()
@@ -208,7 +235,8 @@ class Preparation:
         verb = "preparing" if begun is None else "going on preparing"
         say(f"{verb} {data.name} with tokenizer {self._tokenizer.name} in {folder}")
         for note in (note for source in sources for note in source.corpus.notes):
-            say(note)
+            # A file's name may hold bytes that are no text.
+            say(note.encode("utf-8", "backslashreplace").decode())
         tokenizer_folder = folder / TOKENIZER_FOLDER
         if begun is None:
             folder.mkdir()
@@ -226,12 +254,13 @@ class Preparation:
             self._journal.commit(base_state, {})
         vocab_size = vocab_size_of(load_tokenizer(tokenizer_folder))
         packer = Packer(
-            folder, sources, data, token_dtype(vocab_size), self._journal, base_state, begun
+            folder, sources, data, token_dtype(vocab_size), self._journal, base_state, begun, say
         )
         splits = self._with_unions(packer.run(tokenizer_folder))
-        for split in (TRAIN, VALIDATION):
-            if splits[split]["tokens"] < 2:
-                raise DataError(self._too_little(split, packer.num_read))
+        for source in sources:
+            for split in (TRAIN, VALIDATION):
+                if splits[label_of(split, source.name)]["tokens"] < 2:
+                    raise DataError(_too_little(split, source, packer.num_read))
         streams = {
             split: TokenStream(
                 [folder / shard["file"] for shard in splits[split]["shards"]], vocab_size
@@ -261,23 +290,19 @@ class Preparation:
             "created_by": _libraries(),
         }
         text = json.dumps(manifest, indent=1, ensure_ascii=False, default=sorted) + "\n"
-        write_bytes_synced(folder / MANIFEST, text.encode("utf-8", "backslashreplace"))
-        self._journal.remove()
+        new = folder / f"{MANIFEST}.new"
+        write_bytes_synced(new, text.encode("utf-8", "backslashreplace"))
         sync_folder(folder)
-        for split, entry in splits.items():
-            say(f"{split}: {entry['documents']:,} documents, {entry['tokens']:,} tokens")
-        for where, number in packer.leaks.items():
-            if number:
-                fate = "dropped" if data.drop_leaked_documents and TRAIN in where else "kept"
-                say(f"{number:,} documents of {where} too, character for character: {fate}")
+        new.replace(folder / MANIFEST)
 
     def _checked(self, begun: Begun | None, identity: str) -> Begun | None:
         """Return what an earlier preparation left, if it can be continued, or remove it."""
         if begun is not None:
             state = begun[0]
             tokenizer_folder = self._folder / TOKENIZER_FOLDER
-            if state["identity"] == identity and state["tokenizer"] == _tokenizer_hashes(
-                tokenizer_folder
+            if (state.get("identity"), state.get("tokenizer")) == (
+                identity,
+                _tokenizer_hashes(tokenizer_folder),
             ):
                 return begun
         if self._folder.exists():
@@ -304,8 +329,10 @@ class Preparation:
             share = weights[source.name] / sum(weights.values())
             left = share * self._tokenizer.max_training_bytes
             for text in source.corpus.documents(TRAIN):
-                yield text
-                left -= len(text.encode("utf-8", "surrogatepass"))
+                for piece in split_long(text):
+                    if left > 0:
+                        yield piece
+                    left -= len(piece.encode("utf-8", "surrogatepass"))
                 if left <= 0:
                     break
 
@@ -327,25 +354,28 @@ class Preparation:
             "corpora": {source.name: source.corpus.description for source in sources},
         }
 
-    def _too_little(self, split: str, num_read: int) -> str:
-        data = self._data
-        if split == TRAIN or num_read == 0:
-            return (
-                f"data.source {data.source} ({data.path or data.name}): no text for split {split}"
-            )
-        return (
-            f"data.validation_fraction ({data.validation_fraction}) of {num_read} documents left "
-            "none for validation: raise it, give a validation split (such as train.txt and "
-            "validation.txt in one folder), or split long files into documents with "
-            "data.document_start"
-        )
+
+def _too_little(split: str, source: Source, num_read: int) -> str:
+    settings, key = source.settings, f"data.corpora.{source.name}" if source.name else "data"
+    if split == TRAIN or num_read == 0:
+        what = settings.path or settings.name
+        return f"{key}.source {settings.source} ({what}): no text for split {split}"
+    return (
+        f"{key}.validation_fraction ({settings.validation_fraction}) of {num_read} documents left "
+        "none for validation: raise it, give a validation split (such as train.txt and "
+        f"validation.txt in one folder), or split long files into documents with "
+        f"{key}.document_start"
+    )
 
 
 def _identity(sources: list[Source]) -> str:
     """Return what must not have changed where an interrupted preparation goes on."""
     content = {
         "format_version": FORMAT_VERSION,
-        "sources": {source.name: source.corpus.description for source in sources},
+        "sources": {
+            source.name: [source_identity(source.settings), source.corpus.description.get("commit")]
+            for source in sources
+        },
         "created_by": _libraries(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=sorted).encode()).hexdigest()

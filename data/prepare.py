@@ -19,8 +19,10 @@ def main(config: run_config.PrepareConfig) -> None:
     if config.command == "verify":
         prepared = _existing(config)
         prepared.verify()
-        files = sum(prepared.num_shards.values())
-        print(f"{prepared.folder}: {files} shards and the tokenizer are what was written")
+        # The united splits of a mixture have the shards of its corpora.
+        own = [split for split in prepared.splits if prepared.parts_of(split) == [split]]
+        shards = sum(prepared.num_shards[split] for split in own)
+        print(f"{prepared.folder}: {shards} shards and the tokenizer are what was written")
     elif config.command == "inspect":
         from data.inspection import describe
 

@@ -80,7 +80,8 @@ class PreparedData:
             self.name: str = manifest["name"]
             self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
             self.end_of_document_id: int = manifest["tokenizer"]["end_of_document_id"]
-            self._tokenizer_hashes: dict[str, str] = manifest["tokenizer"]["sha256"]
+            hashes = manifest["tokenizer"]["sha256"]
+            self._tokenizer_hashes = {name: str(hashes[name]) for name in TOKENIZER_FILES}
             self.tokenizer_sha256: str = self._tokenizer_hashes[TOKENIZER_FILES[0]]
             self.source: dict[str, Any] = manifest["source"]
             self.baselines: dict[str, float] = manifest["baselines"]
@@ -93,7 +94,11 @@ class PreparedData:
                 counts = {key: int(entry[key]) for key in SplitCounts.__dataclass_fields__}
                 self.splits[split] = SplitCounts(**counts)
                 self._shards[split] = [
-                    {key: shard[key] for key in ("file", "tokens", "sha256")}
+                    {
+                        "file": str(shard["file"]),
+                        "tokens": int(shard["tokens"]),
+                        "sha256": str(shard["sha256"]),
+                    }
                     for shard in entry["shards"]
                 ]
         except FileNotFoundError as error:
@@ -130,6 +135,11 @@ class PreparedData:
         """Number of shard files by split."""
         return {split: len(shards) for split, shards in self._shards.items()}
 
+    def parts_of(self, split: str) -> list[str]:
+        """Return the splits that a split of a mixture unites; itself if it unites none."""
+        united = [label_of(split, name) for name in self.weights]
+        return [label for label in united if label in self.splits] or [split]
+
     def stream(self, split: str) -> TokenStream:
         """Open a split's tokens.
 
@@ -142,13 +152,14 @@ class PreparedData:
             )
         return TokenStream([self.folder / s["file"] for s in self._shards[split]], self.vocab_size)
 
-    def training_streams(self) -> list[tuple[TokenStream, float]]:
-        """Open the training tokens of each corpus, with its share in training."""
+    def training_streams(self) -> dict[str, tuple[TokenStream, float]]:
+        """Open the training tokens of each corpus by its name, with its share in training."""
         if not self.weights:
-            return [(self.stream(TRAIN), 1.0)]
-        return [
-            (self.stream(label_of(TRAIN, name)), weight) for name, weight in self.weights.items()
-        ]
+            return {self.name: (self.stream(TRAIN), 1.0)}
+        return {
+            name: (self.stream(label_of(TRAIN, name)), weight)
+            for name, weight in self.weights.items()
+        }
 
     def tokenizer(self) -> "Tokenizer":
         """Open the tokenizer that made the tokens."""

@@ -1,14 +1,18 @@
 """The source files of the running Python: real text on every machine, without a download."""
 
+import contextlib
 import hashlib
+import io
 import os
 import platform
 import sysconfig
+import tokenize
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.errors import DataError
 from data.settings import DataSettings
 from data.sources import TRAIN, VALIDATION, Corpus, Document, Part, split_by_hash
 
@@ -48,8 +52,9 @@ def python_files(source: str) -> list[PythonFile]:
         for folder, folders, names in os.walk(root):
             folders[:] = [name for name in folders if name not in skipped]
             for name in names:
-                if name.endswith(".py"):
-                    path = Path(folder, name)
+                path = Path(folder, name)
+                # No dangling links.
+                if name.endswith(".py") and path.is_file():
                     relative = prefix + path.relative_to(root).as_posix()
                     found.append(PythonFile(relative, str(path), path.stat().st_size))
     return sorted(found)
@@ -60,24 +65,28 @@ def python_identity(source: str) -> list[Any]:
     return [platform.python_version(), [[file[0], file[2]] for file in python_files(source)]]
 
 
-def _read_text(row: dict[str, str]) -> dict[str, str | None]:
-    try:
-        return {"text": Path(row["path"]).read_bytes().decode("utf-8")}
-    except UnicodeDecodeError:
-        return {"text": None}
+def _read_text(row: dict[str, str]) -> dict[str, str]:
+    """Decode a file as Python does (PEP 263), with U+FFFD for what cannot be decoded."""
+    data = Path(row["path"]).read_bytes()
+    encoding = "utf-8"
+    # A file need not be valid Python: a declaration of an unknown encoding is none.
+    with contextlib.suppress(SyntaxError):
+        declared, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        encoding = encoding if declared == "utf-8-sig" else declared
+    return {"text": data.decode(encoding, "replace")}
 
 
-def _documents(files: list[PythonFile], undecodable: set[str]) -> Iterator[Document]:
+def _documents(files: list[PythonFile]) -> Iterator[Document]:
     import datasets
 
     table = {"relative": [file.relative for file in files], "path": [file.path for file in files]}
     # Iterable, so that the text of all packages is never in memory at once.
     rows = datasets.Dataset.from_dict(table).to_iterable_dataset().map(_read_text)
-    for row in rows:
-        if row["text"] is None:
-            undecodable.add(row["relative"])
-        else:
+    try:
+        for row in rows:
             yield Document(row["text"], row["relative"])
+    except OSError as error:
+        raise DataError(f"a file of Python's cannot be read ({error}); make it readable") from error
 
 
 def open_python(settings: DataSettings) -> Corpus:
@@ -88,11 +97,8 @@ def open_python(settings: DataSettings) -> Corpus:
         split = split_by_hash(file.relative.encode(), settings.validation_fraction)
         by_split[split].append(file)
     listing = "".join(f"{file.relative}\t{file.num_bytes}\n" for file in files)
-    undecodable: set[str] = set()
     return Corpus(
-        parts=[
-            Part(split, partial(_documents, some, undecodable)) for split, some in by_split.items()
-        ],
+        parts=[Part(split, partial(_documents, some)) for split, some in by_split.items()],
         validation_fraction=settings.validation_fraction,
         description={
             "source": settings.source,
@@ -100,7 +106,7 @@ def open_python(settings: DataSettings) -> Corpus:
             "num_files": len(files),
             "bytes": sum(file.num_bytes for file in files),
             "file_list_sha256": hashlib.sha256(listing.encode()).hexdigest(),
-            "undecodable_files": undecodable,
         },
         text_bytes=sum(file.num_bytes for file in files),
+        text_bytes_are_known=True,
     )

@@ -7,6 +7,9 @@ from typing import Any
 from data.errors import DataError
 from data.settings import DataSettings
 
+# Rows may be books: a thousand of half a megabyte would not be little memory.
+ROWS_AT_ONCE = 128
+
 
 class RowTexts:
     """Takes the text out of rows.

@@ -13,6 +13,12 @@ MIN_VOCAB_SIZE = 257
 MAX_VOCAB_SIZE = 2**20
 MAX_SHARD_TOKENS = 2**30
 
+# A mixture leaves these to its corpora.
+_OF_ONE_CORPUS = (
+    *("train_split", "validation_split", "text_column", "text_template", "invalid_utf8"),
+    *("document_start", "count_line_ends_as_words", "validation_fraction", "max_train_tokens"),
+)
+
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
@@ -62,7 +68,7 @@ class DataSettings:
         drop_leaked_documents: Leave out training documents that are, character for character,
             in the validation or test split too. They are counted either way.
         corpora: Corpora that source mixture mixes, by a name of their own. Their prepared_dir,
-            shard_tokens, drop_leaked_documents and num_workers are not used.
+            shard_tokens and num_workers are not used.
         weights: Share of each of them in training, by the same names; need not add up to 1.
         shard_tokens: Tokens per shard file, at most.
         num_workers: Processes that encode text; null takes one per core. Their number changes no
@@ -176,8 +182,14 @@ class DataSettings:
         if len(self.corpora) < 2:
             return [f"data.corpora has {len(self.corpora)} corpora; a mixture needs at least 2"]
         found = []
-        if self.max_train_tokens is not None:
-            found.append("data.max_train_tokens must be null: each of data.corpora has its own")
+        for key in _OF_ONE_CORPUS:
+            if getattr(self, key) != getattr(DataSettings, key):
+                found.append(f"data.{key} is each corpus' own; set data.corpora.NAME.{key}")
+        if len({name.casefold() for name in self.corpora}) < len(self.corpora):
+            found.append(
+                f"data.corpora ({', '.join(self.corpora)}) has names that differ in case only, "
+                "which some file systems do not tell apart; rename one"
+            )
         if self.weights.keys() != self.corpora.keys():
             found.append(
                 f"data.weights ({', '.join(self.weights) or 'empty'}) must name the same as "
@@ -192,9 +204,14 @@ class DataSettings:
                 found.append(f"data.corpora.{name}.source must not be mixture itself")
             else:
                 found += [
-                    problem.replace("data.", f"data.corpora.{name}.")
+                    problem.replace("data.", f"data.corpora.{name}.", 1)
                     for problem in corpus.problems()
                 ]
+                if corpus.drop_leaked_documents:
+                    found.append(
+                        f"data.corpora.{name}.drop_leaked_documents is the mixture's; set "
+                        "data.drop_leaked_documents"
+                    )
         return found
 
 

@@ -14,6 +14,8 @@ from data.files import sha256_of_file, write_bytes_synced
 
 Tokens = npt.NDArray[np.integer[Any]]
 
+_MAX_MAPPED = 64
+
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the smallest of uint16 and uint32 that holds every id below `vocab_size`."""
@@ -138,15 +140,23 @@ class TokenStream:
 
     def __init__(self, paths: Sequence[Path], vocab_size: int) -> None:
         self._paths = list(paths)
-        self._shards = [open_shard(path) for path in self._paths]
         self._vocab_size = vocab_size
+        self._mapped: dict[int, Tokens] = {}
         # Shard k holds the tokens [starts[k], starts[k + 1]).
         self._starts = [0]
-        for shard in self._shards:
-            self._starts.append(self._starts[-1] + len(shard))
+        for path in self._paths:
+            self._starts.append(self._starts[-1] + len(open_shard(path)))
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    def _shard(self, k: int) -> Tokens:
+        if k not in self._mapped:
+            # Each map holds a file open, of which a process may have few.
+            if len(self._mapped) >= _MAX_MAPPED:
+                del self._mapped[next(iter(self._mapped))]
+            self._mapped[k] = open_shard(self._paths[k])
+        return self._mapped[k]
 
     def window(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """Read consecutive tokens.
@@ -170,7 +180,7 @@ class TokenStream:
             position = start + filled
             k = bisect.bisect_right(self._starts, position) - 1
             offset = position - self._starts[k]
-            piece = self._shards[k][offset : offset + length - filled]
+            piece = self._shard(k)[offset : offset + length - filled]
             out[filled : filled + len(piece)] = piece
             filled += len(piece)
         if length and out.max() >= self._vocab_size:

@@ -42,6 +42,7 @@ class Corpus:
         description: What was read, for the manifest: source, path, configuration, revision, files.
         notes: Lines the user should see, such as files that are not used.
         text_bytes: UTF-8 bytes of all texts, as far as that can be told before reading them.
+        text_bytes_are_known: Whether that is of the texts alone, and not a guess.
     """
 
     parts: list[Part]
@@ -49,6 +50,7 @@ class Corpus:
     description: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     text_bytes: int | None = None
+    text_bytes_are_known: bool = False
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -59,9 +59,9 @@ def train_bpe(texts: Iterable[str], settings: TokenizerSettings) -> "Tokenizer":
     def limited() -> Iterator[str]:
         left = settings.max_training_bytes
         for text in texts:
-            if left <= 0:
-                return
             for piece in split_long(text):
+                if left <= 0:
+                    return
                 # A lone surrogate is reported where the document is encoded.
                 encoded = piece.encode("utf-8", "replace")
                 left -= len(encoded)

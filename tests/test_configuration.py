@@ -65,6 +65,7 @@ def test_every_attention_composes_with_every_size_at_mha_parameters(model, atten
 def test_every_option_composes(group, option):
     needed = {
         "data=local": "data.path=x",
+        "data=hub": "data.path=a/b",
         "data=mixture": "data.corpora.local.path=x",
         "tokenizer=pretrained": "tokenizer.path=x",
     }

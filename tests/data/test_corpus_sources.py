@@ -289,17 +289,63 @@ def test_python_stdlib_leaves_out_tests_and_packages():
     assert not folders & {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 
 
-def test_python_corpus_splits_by_file_name_and_counts_undecodable_files(tmp_path, monkeypatch):
+def test_python_corpus_splits_by_file_name_and_decodes_as_python_does(tmp_path, monkeypatch):
     for i in range(40):
         (tmp_path / f"m{i}.py").write_text(f"x = {i}\n")
-    (tmp_path / "latin.py").write_bytes(b"# \xe9\n")
+    (tmp_path / "latin.py").write_bytes(b"# coding: latin-1\n# \xe9\n")
+    (tmp_path / "undeclared.py").write_bytes(b"# \xe9\n")
+    (tmp_path / "bom.py").write_bytes(b"\xef\xbb\xbfx\n")
+    (tmp_path / "dangling.py").symlink_to(tmp_path / "nothing")
     paths = {"stdlib": str(tmp_path), "purelib": str(tmp_path), "platlib": str(tmp_path)}
     monkeypatch.setattr("sysconfig.get_paths", lambda: paths)
     choice = DataSettings(name="x", source="python_stdlib", validation_fraction=0.25)
-    corpus = open_corpus(choice)
-    found = all_documents(corpus)
-    assert sorted(found["train"] + found["validation"]) == sorted(f"x = {i}\n" for i in range(40))
+    found = all_documents(open_corpus(choice))
+    odd = ["# coding: latin-1\n# é\n", "# \ufffd\n", "\ufeffx\n"]
+    expected = [*odd, *(f"x = {i}\n" for i in range(40))]
+    assert sorted(found["train"] + found["validation"]) == sorted(expected)
     assert split_by_hash(b"m7.py", 0.25) == (
         "train" if "x = 7\n" in found["train"] else "validation"
     )
-    assert corpus.description["undecodable_files"] == {"latin.py"}
+
+
+def test_linked_folders_and_dangling_files_are_named(local, write_jsonl, corpus_folder, tmp_path):
+    write_jsonl("train.jsonl", sentences(3))
+    (tmp_path / "elsewhere").mkdir()
+    (corpus_folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (corpus_folder / "gone.jsonl").symlink_to(tmp_path / "nothing")
+    assert open_corpus(local()).description["unused_files"] == ["gone.jsonl", "linked"]
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(local, write_jsonl, monkeypatch):
+    write_jsonl("train.jsonl", sentences(3))
+
+    def walk(root, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{root}/private"))
+        yield from ()
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(DataError, match=r"data\.path: cannot read .*Permission denied.*private"):
+        open_corpus(local())
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "a" * 5000])
+def test_impossible_paths_are_refused(local, path):
+    with pytest.raises(DataError, match=r"data\.path: "):
+        open_corpus(local(path=path))
+
+
+def test_only_the_asked_columns_of_parquet_are_read(local, corpus_folder, monkeypatch):
+    rows = [{"text": text, "image": b"x" * 100} for text in sentences(300)]
+    datasets.Dataset.from_list(rows).to_parquet(corpus_folder / "train.parquet")
+    loaded = []
+    load_dataset = datasets.load_dataset
+
+    def note(*args, **options):
+        loaded.append(options)
+        return load_dataset(*args, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", note)
+    found = all_documents(open_corpus(local()))
+    assert sorted(found["train"] + found["validation"]) == sorted(sentences(300))
+    assert loaded[0]["columns"] == ["text"]
+    assert loaded[0]["batch_size"] < 300

@@ -20,7 +20,7 @@ from data import encoding, journal, local_source, packing, pipeline
 from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
-from data.settings import TokenizerSettings
+from data.settings import DataSettings, TokenizerSettings
 from data.sources import Document
 from data.tokenizer import END_OF_TEXT
 
@@ -260,13 +260,13 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
     ]
 
 
-def interrupted(monkeypatch, local_settings, tokenizer, after_shards):
-    """Leave a preparation that an error ended after some whole shards."""
+def interrupted(monkeypatch, local_settings, tokenizer, after_shards, label="train"):
+    """Leave a preparation that an error ended after some whole shards of a split."""
     commit = packing.Packer._commit
 
     def commit_then_fail(self):
         commit(self)
-        if len(self._writers["train"].shards) >= after_shards:
+        if len(self._writers[label].shards) >= after_shards:
             raise RuntimeError("midway")
 
     lines = []
@@ -287,7 +287,7 @@ def test_going_on_reads_no_file_again_that_was_done(
     settings = local(shard_tokens=400, num_workers=1)
     lines = interrupted(monkeypatch, settings, byte_level, after_shards=6)
     folder = prepared_folder(settings, byte_level)
-    assert any("kept in" in line and "go on" in line for line in lines)
+    assert any("kept in" in line and "goes on there" in line for line in lines)
     assert_nothing_looks_finished(folder)
     read = []
     rows = local_source._rows
@@ -308,9 +308,11 @@ BROKEN_REMAINS = {
     "shard flipped": lambda f: flip_last_byte(f / "train-00000.npy"),
     "shard gone": lambda f: (f / "train-00001.npy").unlink(),
     "journal cut": lambda f: os.truncate(f / "journal.json", 40),
-    "journal names a file outside": lambda f: (f / "journal.json").write_text(
-        (f / "journal.json").read_text().replace("train-00000.npy", "../x.npy")
+    "journal names a file outside": lambda f: name_a_shard_outside(f),
+    "journal of another shape": lambda f: (f / "journal.json").write_text(
+        '{"number": 1, "state": {}, "arrays": {}}'
     ),
+    "journal that is a list": lambda f: (f / "journal.json").write_text("[1]"),
     "tail flipped": lambda f: flip_last_byte(next(f.glob("journal-*tail-train.npy"))),
     "tokenizer flipped": lambda f: flip_last_byte(f / "tokenizer" / "tokenizer.json"),
     "other libraries": lambda f: (f / "journal.json").write_text(
@@ -319,10 +321,156 @@ BROKEN_REMAINS = {
 }
 
 
+def name_a_shard_outside(folder):
+    shutil.copy(folder / "train-00000.npy", folder.parent / "x.npy")
+    journal = folder / "journal.json"
+    journal.write_text(journal.read_text().replace("train-00000.npy", "../x.npy"))
+
+
 def flip_last_byte(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
+
+
+def hash_split(write_jsonl, local):
+    write_jsonl("train.jsonl", sentences(120))
+    return local(shard_tokens=400)
+
+
+def limited(write_jsonl, local):
+    write_jsonl("train-0.jsonl", sentences(80))
+    write_jsonl("train-1.jsonl", sentences(80, start=80))
+    write_jsonl("test.jsonl", sentences(9, start=70))
+    return local(shard_tokens=300, max_train_tokens=2500, drop_leaked_documents=True)
+
+
+def mixture(write_jsonl, local):
+    for name, start in (("one", 0), ("two", 60)):
+        write_jsonl(f"{name}/train.jsonl", sentences(60, start=start))
+        write_jsonl(f"{name}/validation.jsonl", sentences(8, start=start + 55))
+    whole = local()
+    corpora = {name: local(path=f"{whole.path}/{name}") for name in ("one", "two")}
+    return DataSettings(
+        name="test",
+        source="mixture",
+        corpora=corpora,
+        weights={"one": 1.0, "two": 2.0},
+        prepared_dir=whole.prepared_dir,
+        shard_tokens=300,
+        drop_leaked_documents=True,
+    )
+
+
+def python(write_jsonl, local):
+    folder = write_jsonl("x.jsonl", []).parent
+    for number, text in enumerate(sentences(100)):
+        encoding = "latin-1" if number == 7 else "utf-8"
+        (folder / f"m{number:03d}.py").write_text(
+            f"# coding: {encoding}\n# {text}\n", encoding=encoding
+        )
+    (folder / "odd.py").write_bytes(b"# coding: nonsense\n\xff\n")
+    return DataSettings(
+        name="test",
+        source="python_stdlib",
+        validation_fraction=0.2,
+        prepared_dir=local().prepared_dir,
+        shard_tokens=300,
+    )
+
+
+@pytest.mark.parametrize("case", [hash_split, limited, mixture, python])
+def test_neither_interruptions_nor_processes_change_a_byte_of_any_source(
+    local, byte_level, write_jsonl, monkeypatch, tmp_path, case
+):
+    settings = case(write_jsonl, local)
+    folder = str(tmp_path / "corpus")
+    paths = {"stdlib": folder, "purelib": folder, "platlib": folder}
+    monkeypatch.setattr("sysconfig.get_paths", lambda: paths)
+    undisturbed = prepare(
+        dataclasses.replace(settings, prepared_dir=str(tmp_path / "other"), num_workers=1),
+        byte_level,
+        lambda _: None,
+    )
+    for after_shards, workers in ((1, 1), (2, 1), (4, 2)):
+        changed = dataclasses.replace(settings, num_workers=workers)
+        train = "train.one" if case is mixture else "train"
+        interrupted(monkeypatch, changed, byte_level, after_shards, train)
+        lines = []
+        with monkeypatch.context() as patch:
+            patch.setattr(packing, "_BATCH_CHARACTERS", 130)
+            redone = prepare(changed, byte_level, lines.append)
+        assert lines[0].startswith("going on preparing")
+        assert file_bytes(redone.folder) == file_bytes(undisturbed.folder)
+        shutil.rmtree(redone.folder)
+
+
+def test_a_complete_preparation_that_was_not_renamed_is_not_done_again(
+    local, byte_level, corpus, monkeypatch, tmp_path
+):
+    def no_rename(self, target):
+        raise OSError("the disk went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", no_rename)
+        with pytest.raises(OSError, match="went away"):
+            prepare(local(), byte_level, lambda _: None)
+    assert_nothing_looks_finished(prepared_folder(local(), byte_level))
+    monkeypatch.setattr(pipeline, "open_corpus", lambda *_: pytest.fail("read the corpus again"))
+    prepare(local(), byte_level, lambda _: None).verify()
+
+
+def test_what_cannot_be_read_is_not_deleted(local, byte_level, corpus, monkeypatch, quiet):
+    settings = local(shard_tokens=400, num_workers=1)
+    interrupted(monkeypatch, settings, byte_level, after_shards=3)
+
+    def fail(_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "sha256_of_file", fail)
+        with pytest.raises(DataError, match=r"cannot be read .*delete it to begin anew"):
+            prepare(settings, byte_level, quiet)
+    lines = []
+    prepare(settings, byte_level, lines.append)
+    assert lines[0].startswith("going on preparing")
+
+
+def test_a_new_file_of_no_use_does_not_end_what_was_begun(
+    local, byte_level, corpus, monkeypatch, tmp_path
+):
+    settings = local(shard_tokens=400, num_workers=1)
+    interrupted(monkeypatch, settings, byte_level, after_shards=3)
+    (tmp_path / "corpus" / ".DS_Store").write_text("x")
+    lines = []
+    prepare(settings, byte_level, lines.append)
+    assert lines[0].startswith("going on preparing")
+
+
+def test_what_another_state_of_the_source_left_is_named(local, byte_level, corpus, monkeypatch):
+    interrupted(monkeypatch, local(shard_tokens=400, num_workers=1), byte_level, after_shards=3)
+    left = prepared_folder(local(shard_tokens=400), byte_level)
+    lines = []
+    prepare(local(shard_tokens=500), byte_level, lines.append)
+    assert lines[0].startswith(f"{left}.partial was left by other settings")
+
+
+def test_prepared_dir_inside_the_corpus_is_refused(local, byte_level, corpus, tmp_path):
+    inside = local(prepared_dir=str(tmp_path / "corpus" / "prepared"))
+    with pytest.raises(DataError, match=r"data\.prepared_dir .* lies inside data\.path"):
+        prepare(inside, byte_level)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_many_shards_hold_few_files_open(local, byte_level, corpus, quiet):
+    prepared = prepare(local(shard_tokens=10), byte_level, quiet)
+    assert prepared.num_shards["train"] > 200
+    opened = Path("/proc/self/fd")
+    before = len(list(opened.iterdir()))
+    stream = prepared.stream("train")
+    tokens = np.concatenate([stream.window(i, 7) for i in range(0, len(stream) - 7, 7)])
+    assert len(list(opened.iterdir())) - before <= 64
+    assert np.array_equal(tokens, stream.window(0, len(tokens)))
 
 
 @pytest.mark.parametrize("damage", BROKEN_REMAINS)
@@ -399,6 +547,14 @@ def test_corpus_that_does_not_fit_the_disk_is_refused_before_anything_is_written
     with pytest.raises(DataError, match=r"about 0\.00 GB of tokens .*data\.max_train_tokens"):
         prepare(local(), byte_level, quiet)
     assert [p.name for p in Path(local().prepared_dir).iterdir() if p.is_dir()] == []
+
+
+def test_a_guessed_size_warns_and_goes_on(local, byte_level, corpus, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3000))
+    lines = []
+    prepare(local(), byte_level, lines.append)
+    assert any("do not fit" in line and "is a guess" in line for line in lines)
 
 
 def test_limit_of_tokens_counts_for_the_disk_estimate(

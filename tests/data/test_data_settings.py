@@ -61,7 +61,10 @@ BAD_DATA = [
     (mixture(weights={"a": 1.0, "b": math.nan}), "data.weights.b (nan)"),
     (mixture(b={"path": "x"}), "data.corpora.b.path ('x') must be null"),
     (mixture(b={"source": "mixture"}), "data.corpora.b.source must not be mixture"),
-    (mixture() | {"max_train_tokens": 5}, "data.max_train_tokens must be null"),
+    (mixture() | {"max_train_tokens": 5}, "data.max_train_tokens is each corpus' own"),
+    (mixture() | {"validation_fraction": 0.1}, "set data.corpora.NAME.validation_fraction"),
+    (mixture(b={"drop_leaked_documents": True}), "set data.drop_leaked_documents"),
+    (mixture(names=("wiki", "Wiki")), "differ in case only"),
     (mixture(names=("a", "b/c")), "a name in data.corpora ('b/c')"),
 ]
 BAD_TOKENIZER = [

@@ -98,7 +98,7 @@ def test_tokenizer_sees_every_corpus(mixture, monkeypatch):
         prepare(mixture, tokenizer, quiet)
     digits = [text for text in seen if set(text) <= set("0123456789 ")]
     words = [text for text in seen if text not in digits]
-    # A quarter and three quarters of 400 bytes, each to the end of a document.
+    # A quarter and three quarters of 400 bytes, each to the end of a document or of a long piece.
     assert 100 <= sum(map(len, digits)) < 220
     assert 300 <= sum(len(text.encode()) for text in words) < 360
 
@@ -119,3 +119,12 @@ def test_limit_is_each_corpus_own(mixture):
     )
     assert 50 <= limited.splits["train.words"].tokens < 100
     assert limited.splits["train.digits"] == whole.splits["train.digits"]
+
+
+def test_a_corpus_without_validation_text_is_named(mixture, tmp_path):
+    for path in (tmp_path / "words").glob("validation-*"):
+        path.rename(path.with_name(path.name.replace("validation", "test")))
+    words = dataclasses.replace(mixture.corpora["words"], validation_fraction=1e-9)
+    bare = dataclasses.replace(mixture, corpora=mixture.corpora | {"words": words})
+    with pytest.raises(DataError, match=r"data\.corpora\.words\.validation_fraction \(1e-09\)"):
+        prepare(bare, BPE, quiet)

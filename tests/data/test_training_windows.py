@@ -1,6 +1,5 @@
 import math
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -36,7 +35,7 @@ def make_stream(tmp_path):
 
 
 def windows_of(stream, context=CONTEXT, seed=3):
-    return TrainingWindows([(stream, 1.0)], context, seed)
+    return TrainingWindows({"text": (stream, 1.0)}, context, seed)
 
 
 def test_an_epoch_covers_each_window_once_and_targets_follow_inputs(stream):
@@ -48,7 +47,7 @@ def test_an_epoch_covers_each_window_once_and_targets_follow_inputs(stream):
     assert sorted(inputs.flatten().tolist()) == list(range(CONTEXT * 13))
     torch.testing.assert_close(targets, inputs + 1)
     assert windows.describe(182) == (
-        "2.00 epochs of 91 tokens (3 at the end of the stream fill no window)"
+        "2.00 epochs of text's 91 tokens (3 at the end of the stream fill no window)"
     )
 
 
@@ -66,8 +65,8 @@ def test_seed_alone_determines_the_order(stream):
 
 
 def test_random_access_equals_sequential_reading_across_epochs(stream, make_stream):
-    mixed = [(stream, 1.0), (make_stream(5, 1000), 3.0)]
-    for streams, count in (([(stream, 1.0)], 40), (mixed, 2 * MIXTURE_BLOCK + 40)):
+    mixed = {"a": (stream, 1.0), "b": (make_stream(5, 1000), 3.0)}
+    for streams, count in (({"a": (stream, 1.0)}, 40), (mixed, 2 * MIXTURE_BLOCK + 40)):
         sequential = TrainingWindows(streams, CONTEXT, seed=5)
         rows = torch.cat([sequential.batch(i, 1)[0] for i in range(count)])
         random_access = TrainingWindows(streams, CONTEXT, seed=5)
@@ -81,7 +80,8 @@ def test_order_is_the_recorded_one(stream, make_stream):
     # A change here changes every training run and every resumed one.
     starts = windows_of(stream, seed=0).batch(0, 26)[0][:, 0] // CONTEXT
     assert starts.tolist() == RECORDED
-    mixed = TrainingWindows([(stream, 1.0), (make_stream(5, 1000), 3.0)], CONTEXT, seed=0)
+    streams = {"a": (stream, 1.0), "b": (make_stream(5, 1000), 3.0)}
+    mixed = TrainingWindows(streams, CONTEXT, seed=0)
     assert mixed.batch(1020, 8)[0][:, 0].tolist() == RECORDED_MIXTURE
 
 
@@ -107,7 +107,8 @@ def test_negative_samples_are_refused(stream):
 def test_mixture_gives_each_stream_its_share_and_repeats_none_before_its_epoch_ends(make_stream):
     sizes, weights = (700, 4000, 90), (2.0, 5.0, 0.25)
     streams = [make_stream(size, 100_000 * k) for k, size in enumerate(sizes)]
-    mixed = TrainingWindows(list(zip(streams, weights, strict=True)), CONTEXT, seed=1)
+    named = dict(zip("abc", zip(streams, weights, strict=True), strict=True))
+    mixed = TrainingWindows(named, CONTEXT, seed=1)
     count = 3 * MIXTURE_BLOCK
     first_tokens = torch.cat([mixed.batch(i, 64)[0][:, 0] for i in range(0, count, 64)]).numpy()
     of_stream = first_tokens // 100_000
@@ -124,32 +125,37 @@ def test_mixture_gives_each_stream_its_share_and_repeats_none_before_its_epoch_e
     expected = 1 - sum((w / sum(weights)) ** 2 for w in weights)
     assert math.isclose(changes, expected, rel_tol=0.1)
     with pytest.raises(DataError, match=r"data\.weights: .*weights 1, 5000"):
-        TrainingWindows([(streams[0], 1.0), (streams[1], 5000.0)], CONTEXT, seed=1)
+        TrainingWindows({"a": (streams[0], 1.0), "b": (streams[1], 5000.0)}, CONTEXT, seed=1)
 
 
-class Slow(TrainingWindows):
+class Noted(TrainingWindows):
+    """Notes what was read, and where."""
+
     def batch(self, first_sample, num_samples, device="cpu"):
-        time.sleep(0.05)
-        return super().batch(first_sample, num_samples, device)
+        result = super().batch(first_sample, num_samples, device)
+        self.read.append((first_sample, threading.current_thread().name))
+        self.was_read.release()
+        return result
 
 
-def test_reading_ahead_gives_the_same_batches_while_the_step_runs(stream):
-    windows = Slow([(stream, 1.0)], CONTEXT, 3)
+def test_the_next_batch_is_read_while_the_step_runs(stream):
+    windows = Noted({"text": (stream, 1.0)}, CONTEXT, 3)
+    windows.read, windows.was_read = [], threading.Semaphore(0)
     firsts = [0, 4, 20]
-    started = time.perf_counter()
-    waited = 0.0
     reader = read_ahead(windows, iter(firsts), 4)
-    for first in firsts:
-        asked = time.perf_counter()
+    for number, first in enumerate(firsts):
         inputs, targets = next(reader)
-        waited += time.perf_counter() - asked
-        expected = TrainingWindows.batch(windows, first, 4)
+        expected = windows_of(stream).batch(first, 4)
         assert torch.equal(inputs, expected[0])
         assert torch.equal(targets, expected[1])
-        time.sleep(0.1)
+        # Between two requests: this one's batch and the next one's are there, and no more.
+        wanted = min(number + 2, 3)
+        while len(windows.read) < wanted:
+            assert windows.was_read.acquire(timeout=60)
+        assert len(windows.read) == wanted
     assert next(reader, None) is None
-    # Only the first of three reads is waited for, however slow the machine.
-    assert waited < 0.7 * (time.perf_counter() - started)
+    assert [first for first, _ in windows.read] == firsts
+    assert all(name.startswith("read-ahead") for _, name in windows.read)
     names = {thread.name for thread in threading.enumerate()}
     assert not any(name.startswith("read-ahead") for name in names)
 
