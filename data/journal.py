@@ -63,7 +63,7 @@ class Journal:
         self._written = written
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tokens]] | None:
-        """Return the last commit's state and arrays, and remove what was written after it.
+        """Return the last commit's state and arrays; what was written after it is written again.
 
         Returns:
             None if there is no commit, or a file that it names is not what was written.
@@ -75,8 +75,7 @@ class Journal:
         try:
             record = json.loads((self._folder / _NAME).read_bytes())
             state = record["state"]
-            named = list(_files_in(record))
-            for entry in named:
+            for entry in _files_in(record):
                 path = self._folder / entry["file"]
                 # Its name alone, so that none lies outside the folder.
                 if path.name != entry["file"] or sha256_of_file(path) != entry["sha256"]:
@@ -93,16 +92,12 @@ class Journal:
                 f"{self._folder} holds an interrupted preparation that cannot be read ({error}); "
                 "make it readable, or delete it to begin anew"
             ) from error
-        known = {_NAME, *(entry["file"] for entry in named)}
-        for path in self._folder.iterdir():
-            if path.is_file() and path.name not in known:
-                path.unlink()
         return state, arrays
 
     def remove(self) -> None:
         """Forget everything: the preparation is complete."""
-        for path in (self._folder / _NAME, *self._folder.glob(f"{_ARRAYS}*")):
-            path.unlink(missing_ok=True)
+        for path in self._folder.glob("journal*"):
+            path.unlink()
 
 
 def _files_in(node: Any) -> Any:

@@ -40,6 +40,8 @@ ODD = st.text(
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param)
     texts = [*sentences(200), *["a\n\n\n      b\n   c isn't 'll 123"] * 50]
+    # Merges that a cut in a wrong place would prevent.
+    texts += ["é!\x1c\x1d? !\x1c\x1d? \x1c!"] * 50
     built = train_bpe(texts, BPE) if request.param == "bpe" else bytes_tokenizer()
     save_tokenizer(built, END_OF_TEXT, path)
     return path
@@ -53,7 +55,8 @@ def encoder(folder):
 
 @settings(max_examples=500, deadline=None)
 @given(text=st.one_of(TEXT, ASCII, ODD))
-@example(text="a\x1cb !\x1cc \x1d\x1e x")
+@example(text="a\x1cb !\x1c\x1d? \x1d\x1e x")
+@example(text="é !\x1c\x1d? é!\x1c\x1d?")
 @example(text="  x\x85 y \x85z")
 @example(text=f"a{END_OF_TEXT}b {END_OF_TEXT}")
 def test_ids_are_those_of_the_tokenizer(folder, encoder, text):
