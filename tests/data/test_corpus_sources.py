@@ -9,9 +9,9 @@ from functools import partial
 import datasets
 import pytest
 import zstandard
-from conftest import sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from texts import sentences
 
 from data.errors import DataError
 from data.local_source import split_of_name

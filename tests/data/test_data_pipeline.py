@@ -14,7 +14,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pytest
-from conftest import sentences
+from texts import sentences
 
 from data import encoding, journal, local_source, packing, pipeline
 from data.errors import DataError

@@ -1,7 +1,7 @@
 import pytest
-from conftest import sentences
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from texts import sentences
 
 from data.errors import DataError
 from data.settings import TokenizerSettings

@@ -7,9 +7,9 @@ import socket
 import time
 
 import pytest
-from conftest import sentences
 from hub_child import NAME, parquet, read
 from hub_stand_in import COMMITS, Fault, stand_in
+from texts import sentences
 
 pytestmark = pytest.mark.slow
 

@@ -1,9 +1,9 @@
 """A Hub that refuses, fails for a while, breaks off or falls silent."""
 
 import pytest
-from conftest import sentences
 from hub_child import parquet, read
 from hub_stand_in import COMMITS, Fault, stand_in
+from texts import sentences
 
 pytestmark = pytest.mark.slow
 

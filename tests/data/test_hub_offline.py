@@ -1,9 +1,9 @@
 """HF_HUB_OFFLINE=1: what the cache has, at a known commit; anything else is refused at once."""
 
 import pytest
-from conftest import sentences
 from hub_child import NAME, parquet, read
 from hub_stand_in import COMMITS, Fault, stand_in
+from texts import sentences
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import sentences
 from hub_child import parquet
 from hub_stand_in import COMMITS, Fault, stand_in
+from texts import sentences
 
 from data.prepared import PreparedData
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import sentences
+from texts import sentences
 
 from data import inspection
 from data.inspection import describe, printable, read_documents

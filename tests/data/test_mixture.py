@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import sentences
+from texts import sentences
 
 from data.batches import TrainingWindows
 from data.errors import DataError

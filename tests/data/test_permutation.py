@@ -34,7 +34,7 @@ def test_huge_ranges_need_no_memory():
 
 @pytest.mark.parametrize("size", [5, 16, 23])
 def test_every_place_is_as_likely_for_every_index(size):
-    orders = np.stack([Permutation(size, seed, 3)(np.arange(size)) for seed in range(4000)])
+    orders = np.stack([Permutation(size, seed, 3)(np.arange(size)) for seed in range(1500)])
     for index in (0, 1, size - 1):
         counts = np.bincount(orders[:, index], minlength=size)
         assert stats.chisquare(counts).pvalue > 1e-5
