@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from data.errors import DataError
 from data.shards import Tokens, token_dtype
-from data.tokenizer import end_of_document_id, load_tokenizer, split_long, vocab_size_of
+from data.tokenizer import CUT, end_of_document_id, load_tokenizer, split_long, vocab_size_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,8 +28,6 @@ _ASCII_PRETOKEN = re.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\t-\r A-Za-z0-9]+"
     r"|[\t-\r ]+(?![^\t-\r ])|[\t-\r ]+"
 )
-# No match of GPT-2's pattern goes from a non-space to a space.
-_CUT = re.compile(r"(?<=\S)(?=[ \n])")
 _MAX_REMEMBERED = 2**17
 _MAX_REMEMBERED_LENGTH = 64
 _PARENT_CHECK_S = 1.0
@@ -111,7 +109,7 @@ class TextEncoder:
         # What a letter or a space is beyond ASCII is left to the tokenizer.
         return b"".join(
             ids_of[piece]
-            for chunk in _CUT.split(text)
+            for chunk in CUT.split(text)
             for piece in (_ASCII_PRETOKEN.findall(chunk) if chunk.isascii() else split_long(chunk))
         )
 

@@ -16,8 +16,9 @@ from data.sources import Corpus, Document, Part, choose_splits, join_rows
 _ALTERNATIVE = "use local files with data=local data.path=..."
 
 
-def _batches(rows: Any, settings: DataSettings) -> Iterator[dict[str, list[Any]]]:
-    columns = RowTexts(settings, "").columns
+def _batches(
+    rows: Any, columns: list[str], settings: DataSettings
+) -> Iterator[dict[str, list[Any]]]:
     # Images and the like would be decoded.
     if rows.column_names is not None and set(columns) <= set(rows.column_names):
         rows = rows.select_columns(columns)
@@ -33,7 +34,7 @@ def _batches(rows: Any, settings: DataSettings) -> Iterator[dict[str, list[Any]]
 def _rows(rows: Any, name: str, settings: DataSettings) -> Iterator[Document]:
     texts = RowTexts(settings, f"{settings.path} {name}")
     try:
-        for batch in _batches(rows, settings):
+        for batch in _batches(rows, texts.columns, settings):
             for text, where in texts.of_batch(batch):
                 yield Document(text, where)
     except DataError:

@@ -183,7 +183,7 @@ class Packer:
         num_characters = 0
         for index in range(self._position.part, len(self._units)):
             source, part = self._units[index]
-            if part.split in (TRAIN, None) and source.name in self._full:
+            if self._is_full(source, part):
                 continue
             done = self._position.documents if index == self._position.part else 0
             for number, document in enumerate(part.read(), start=1):
@@ -196,7 +196,7 @@ class Packer:
                     waiting.append(batch)
                     yield [one.document.text for one in batch]
                     batch, num_characters = [], 0
-                    if part.split in (TRAIN, None) and source.name in self._full:
+                    if self._is_full(source, part):
                         break
         if batch:
             waiting.append(batch)
@@ -210,7 +210,7 @@ class Packer:
         for index, (position, split, _) in enumerate(documents):
             source, part = self._units[position.part]
             # Whatever was read beyond the limit is left out: how far that is depends on timing.
-            if part.split in (TRAIN, None) and source.name in self._full:
+            if self._is_full(source, part):
                 continue
             self.num_read += 1
             if self._leaks(split, int(encoded.digests[index])) and (
@@ -228,6 +228,10 @@ class Packer:
                 counts["words"] += int(encoded.lines[index])
             self._note_limit(source)
         return wrote_shard
+
+    def _is_full(self, source: Source, part: Part) -> bool:
+        """Tell whether nothing more is wanted of a part: its training split has its limit."""
+        return part.split in (TRAIN, None) and source.name in self._full
 
     def _note_limit(self, source: Source) -> None:
         limit = source.settings.max_train_tokens

@@ -25,9 +25,9 @@ from data.tokenizer import (
     TOKENIZER_FILES,
     build_tokenizer,
     end_of_document_id,
+    first_bytes,
     load_tokenizer,
     save_tokenizer,
-    split_long,
     vocab_size_of,
 )
 
@@ -230,7 +230,11 @@ class Preparation:
             Source(name, settings, open_corpus(settings, commits.get(name)))
             for name, settings in _corpora(data).items()
         ]
-        identity = _identity(sources)
+        # With the folder's name, which is a hash of the rest, what decides the tokens.
+        identity = {
+            "libraries": _libraries(),
+            "commits": {source.name: source.corpus.description.get("commit") for source in sources},
+        }
         begun = self._checked(begun, identity)
         verb = "preparing" if begun is None else "going on preparing"
         say(f"{verb} {data.name} with tokenizer {self._tokenizer.name} in {folder}")
@@ -245,10 +249,9 @@ class Preparation:
             tokenizer_commit = begun[0]["tokenizer_commit"]
         hashes = _tokenizer_hashes(tokenizer_folder)
         base_state = {
-            "identity": identity,
+            **identity,
             "tokenizer": hashes,
             "tokenizer_commit": tokenizer_commit,
-            "commits": {source.name: source.corpus.description.get("commit") for source in sources},
         }
         if begun is None:
             self._journal.commit(base_state, {})
@@ -289,21 +292,18 @@ class Preparation:
             "baselines": count_baselines(streams[TRAIN], streams[VALIDATION], vocab_size),
             "created_by": _libraries(),
         }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False, default=sorted) + "\n"
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         new = folder / f"{MANIFEST}.new"
         write_bytes_synced(new, text.encode("utf-8", "backslashreplace"))
         sync_folder(folder)
         new.replace(folder / MANIFEST)
 
-    def _checked(self, begun: Begun | None, identity: str) -> Begun | None:
+    def _checked(self, begun: Begun | None, identity: dict[str, Any]) -> Begun | None:
         """Return what an earlier preparation left, if it can be continued, or remove it."""
         if begun is not None:
-            state = begun[0]
-            tokenizer_folder = self._folder / TOKENIZER_FOLDER
-            if (state.get("identity"), state.get("tokenizer")) == (
-                identity,
-                _tokenizer_hashes(tokenizer_folder),
-            ):
+            hashes = _tokenizer_hashes(self._folder / TOKENIZER_FOLDER)
+            expected = identity | {"tokenizer": hashes}
+            if {key: begun[0].get(key) for key in expected} == expected:
                 return begun
         if self._folder.exists():
             self._say(f"discarding an interrupted preparation in {self._folder}")
@@ -327,14 +327,8 @@ class Preparation:
         weights = self._data.weights or {"": 1.0}
         for source in sources:
             share = weights[source.name] / sum(weights.values())
-            left = share * self._tokenizer.max_training_bytes
-            for text in source.corpus.documents(TRAIN):
-                for piece in split_long(text):
-                    if left > 0:
-                        yield piece
-                    left -= len(piece.encode("utf-8", "surrogatepass"))
-                if left <= 0:
-                    break
+            texts = source.corpus.documents(TRAIN)
+            yield from first_bytes(texts, share * self._tokenizer.max_training_bytes)
 
     def _with_unions(self, splits: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Add the splits that hold those of all corpora of a mixture, one after another."""
@@ -366,19 +360,6 @@ def _too_little(split: str, source: Source, num_read: int) -> str:
         f"validation.txt in one folder), or split long files into documents with "
         f"{key}.document_start"
     )
-
-
-def _identity(sources: list[Source]) -> str:
-    """Return what must not have changed where an interrupted preparation goes on."""
-    content = {
-        "format_version": FORMAT_VERSION,
-        "sources": {
-            source.name: [source_identity(source.settings), source.corpus.description.get("commit")]
-            for source in sources
-        },
-        "created_by": _libraries(),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=sorted).encode()).hexdigest()
 
 
 def _libraries() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Tokenizers, all stored in one format: tokenizer.json with a tokenizer_config.json."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from tokenizers.models import Model
 
 END_OF_TEXT = "<|endoftext|>"
+# Where a text may be cut: no match of GPT-2's pattern goes from a non-space to a space.
+CUT = re.compile(r"(?<=\S)(?=[ \n])")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -56,17 +59,6 @@ def train_bpe(texts: Iterable[str], settings: TokenizerSettings) -> "Tokenizer":
     """
     from tokenizers import models, pre_tokenizers, trainers
 
-    def limited() -> Iterator[str]:
-        left = settings.max_training_bytes
-        for text in texts:
-            for piece in split_long(text):
-                if left <= 0:
-                    return
-                # A lone surrogate is reported where the document is encoded.
-                encoded = piece.encode("utf-8", "replace")
-                left -= len(encoded)
-                yield encoded.decode()
-
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocab_size,
@@ -75,8 +67,21 @@ def train_bpe(texts: Iterable[str], settings: TokenizerSettings) -> "Tokenizer":
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(limited(), trainer=trainer)
+    pieces = first_bytes(texts, settings.max_training_bytes)
+    # A lone surrogate is reported where the document is encoded.
+    encodable = (piece.encode("utf-8", "replace").decode() for piece in pieces)
+    tokenizer.train_from_iterator(encodable, trainer=trainer)
     return tokenizer
+
+
+def first_bytes(texts: Iterable[str], num_bytes: float) -> Iterator[str]:
+    """Yield texts, long ones in pieces, up to the piece that reaches so many UTF-8 bytes."""
+    for text in texts:
+        for piece in split_long(text):
+            yield piece
+            num_bytes -= len(piece.encode("utf-8", "replace"))
+            if num_bytes <= 0:
+                return
 
 
 class BuiltTokenizer(NamedTuple):
@@ -221,8 +226,7 @@ def vocab_size_of(tokenizer: "Tokenizer") -> int:
 def split_long(text: str, max_characters: int = 2**20) -> Iterator[str]:
     """Cut a long text where a byte-level tokenizer of this module cuts it anyway.
 
-    Encoding the pieces one after the other gives the tokens of the whole, with bounded memory:
-    no match of GPT-2's pre-tokenizer pattern goes from a non-space to a space.
+    Encoding the pieces one after the other gives the tokens of the whole, with bounded memory.
 
     Args:
         text: Any text.
@@ -233,10 +237,10 @@ def split_long(text: str, max_characters: int = 2**20) -> Iterator[str]:
     """
     start = 0
     while len(text) - start > max_characters:
-        cut = start + max_characters
-        while cut < len(text) and (text[cut] not in " \n" or text[cut - 1].isspace()):
-            cut += 1
-        yield text[start:cut]
-        start = cut
+        cut = CUT.search(text, start + max_characters)
+        if cut is None:
+            break
+        yield text[start : cut.start()]
+        start = cut.start()
     if start < len(text):
         yield text[start:]
