@@ -188,10 +188,13 @@ class GPT(nn.Module):
             self.hidden_states(tokens, positions, cache, attention_mask), self.output_weight
         )
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean NLL in nats of targets [b, s] given tokens [b, s]."""
+    def loss(self, tokens: Tensor, targets: Tensor, z_loss_weight: float = 0.0) -> Tensor:
+        """Return the mean NLL in nats of targets [b, s] given tokens [b, s].
+
+        With a `z_loss_weight` its gradient is that of NLL and z-loss; see `linear_cross_entropy`.
+        """
         hidden = self.hidden_states(tokens).flatten(0, 1)
-        return linear_cross_entropy(hidden, self.output_weight, targets.flatten())
+        return linear_cross_entropy(hidden, self.output_weight, targets.flatten(), z_loss_weight)
 
     @torch.no_grad()
     def token_nll(self, tokens: Tensor, targets: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy; the gradients are made chunk by chunk in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss_weight: float
+    ) -> Tensor:
         device = hidden.device.type
         compute_dtype = (
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -36,35 +38,52 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk = hidden[rows].to(compute_dtype)
                 logits = (chunk @ matrix.t()).to(wide)  # [rows, n]
                 index = targets[rows].unsqueeze(1)
-                log_normaliser = logits.logsumexp(1, keepdim=True)
-                total += (log_normaliser - logits.gather(1, index)).sum(dtype=torch.float64)
-                # d loss / d logits = (softmax - one-hot) / rows
-                grad_logits = logits.sub_(log_normaliser).exp_()
-                grad_logits.scatter_add_(1, index, torch.full_like(index, -1, dtype=wide))
-                grad_logits = grad_logits.div_(num_rows).to(compute_dtype)
+                target_logits = logits.gather(1, index)
+                highest = logits.amax(1, keepdim=True)
+                # From here on in place: on a CPU each pass over [rows, n] is felt.
+                exponentials = logits.sub_(highest).exp_()
+                normaliser = exponentials.sum(1, keepdim=True)
+                log_normaliser = normaliser.log() + highest
+                total += (log_normaliser - target_logits).sum(dtype=torch.float64)
+                # d loss / d logits = (softmax (1 + 2 w log Z) - one-hot) / rows
+                factor = 1 + 2 * z_loss_weight * log_normaliser if z_loss_weight else 1
+                grad_logits = exponentials.mul_(factor / (normaliser * num_rows))
+                minus = torch.full_like(target_logits, -1 / num_rows)
+                grad_logits = grad_logits.scatter_add_(1, index, minus).to(compute_dtype)
                 grad_hidden[rows] = (grad_logits @ matrix).to(hidden.dtype)
-                grad_weight += grad_logits.t() @ chunk
+                if compute_dtype == grad_weight.dtype:
+                    grad_weight.addmm_(grad_logits.t(), chunk)
+                else:
+                    grad_weight += grad_logits.t() @ chunk
         ctx.save_for_backward(grad_hidden, grad_weight)
         return (total / num_rows).to(wide)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss, grad_weight * grad_loss, None
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss_weight: float = 0.0
+) -> Tensor:
     """Return the mean cross-entropy of logits = hidden @ weight.T, in nats.
 
     Args:
         hidden: [rows, m].
         weight: [n, m].
         targets: [rows] int64 in [0, n).
+        z_loss_weight: w of the z-loss, w times the mean of (log Z)^2, Z the softmax's normaliser.
+            Only its gradient is added: the value stays the cross-entropy, so that runs with and
+            without it can be compared.
 
     Returns:
         Scalar, float32 or wider; softmax in float32 or wider, sums in float64.
+
+    Source:
+        z-loss: PaLM (arXiv 2204.02311), section 5.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss_weight)
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ The layout is that of transformers' Llama, and of its DeepSeek-V3 with `rope_int
 dimension j is rotated together with dimension j + r/2.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,29 @@ def rotary_cos_sin(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+class _Rotate(torch.autograd.Function):
+    """Rotation of halves, written into one new tensor; its gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, -sin), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    rotated = torch.empty_like(x)
+    first, second = x.chunk(2, dim=-1)
+    into_first, into_second = rotated.chunk(2, dim=-1)
+    torch.mul(first, cos, out=into_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=into_second).addcmul_(first, sin)
+    return rotated
+
+
 def apply_rotary(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     """Rotate the last dimension of x by its positions, in float32 or wider.
 
@@ -52,6 +77,4 @@ def apply_rotary(x: Tensor, positions: Tensor, theta: float) -> Tensor:
         return x
     compute_dtype = torch.promote_types(x.dtype, torch.float32)
     cos, sin = rotary_cos_sin(positions, width, theta, compute_dtype)
-    first, second = x.to(compute_dtype).chunk(2, dim=-1)
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.to(x.dtype)
+    return _Rotate.apply(x.to(compute_dtype), cos, sin).to(x.dtype)

@@ -29,11 +29,12 @@ def pick_device(name: str) -> torch.device:
 def pick_autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """Return bfloat16, or None for float32; `auto` takes bfloat16 where it is native."""
     if precision == "auto":
-        return torch.bfloat16 if _has_native_bfloat16(device) else None
+        return torch.bfloat16 if has_native_bfloat16(device) else None
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
-def _has_native_bfloat16(device: torch.device) -> bool:
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Say whether the device computes in bfloat16 itself instead of emulating it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Without such instructions a CPU emulates bfloat16, a hundred times slower than float32.

@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,12 @@ from training.hardware import (
     reset_peak_memory,
 )
 from training.interrupt import InterruptRequest
-from training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from training.optim import (
+    build_optimizers,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
 from training.record import git_commit, numerics, versions
 from training.rng import rng_tensors, set_rng_tensors
 from training.schedule import learning_rate
@@ -108,8 +114,12 @@ def train(
 
     torch.manual_seed(recipe.seed)
     model = GPT(recipe.model).to(device)
-    optimizer = build_optimizer(model, recipe.optim)
-    loss_of = _compiled(model.loss, say) if trainer.compile else model.loss
+    optimizers = build_optimizers(model, recipe.optim)
+    loss_of: Callable[[Tensor, Tensor], Tensor] = functools.partial(
+        model.loss, z_loss_weight=trainer.z_loss_weight
+    )
+    if trainer.compile:
+        loss_of = _compiled(loss_of, say)
 
     store = CheckpointStore(run.checkpoints_path, trainer.keep_last, say)
     metrics = MetricsLog(run.metrics_path)
@@ -117,7 +127,9 @@ def train(
     checkpoint = store.load_newest()
     if checkpoint is not None:
         with same_version(checkpoint.path):
-            progress = _resume(checkpoint, model, optimizer, prepared, device, record_numerics, say)
+            progress = _resume(
+                checkpoint, model, optimizers, prepared, device, record_numerics, say
+            )
     metrics.drop_after(progress.step)
     say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
     say(f"{windows.describe(budget.num_tokens)}; {device}, {autocast_dtype or torch.float32}")
@@ -128,7 +140,7 @@ def train(
             progress.step,
             {
                 "model": model.state_dict(),
-                "optimizer": optimizer_tensors(model, optimizer),
+                "optimizer": optimizer_tensors(model, optimizers),
                 "rng": rng_tensors(device),
             },
             _state(recipe, progress, prepared, record_numerics),
@@ -155,8 +167,7 @@ def train(
             rate = learning_rate(
                 recipe.schedule, recipe.optim.learning_rate, step, budget.num_steps
             )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(optimizers, rate)
 
             loss = 0.0
             for _ in range(budget.passes_per_step):
@@ -176,8 +187,9 @@ def train(
                     f"optim.learning_rate ({recipe.optim.learning_rate}) and give the run another "
                     "run_name"
                 )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
             progress.step = step + 1
             progress.last_loss = loss
@@ -264,7 +276,7 @@ def _state(
 def _resume(
     checkpoint: Checkpoint,
     model: GPT,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     prepared: PreparedData,
     device: torch.device,
     record_numerics: dict[str, Any],
@@ -283,7 +295,7 @@ def _resume(
             say(f"resuming, but not bit for bit: {key} was {state['numerics'].get(key)}, is {now}")
     model.load_state_dict({key: t.to(device) for key, t in checkpoint.tensors["model"].items()})
     optimizer_state = {key: t.to(device) for key, t in checkpoint.tensors["optimizer"].items()}
-    load_optimizer_tensors(model, optimizer, optimizer_state)
+    load_optimizer_tensors(model, optimizers, optimizer_state)
     set_rng_tensors(checkpoint.tensors["rng"], device)
     recorded = {key: value for key, value in state["progress"].items() if value is not None}
     progress = Progress(**recorded)

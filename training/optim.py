@@ -1,41 +1,98 @@
-"""The optimizer, and its state as named tensors."""
+"""The optimizers of a model, and their state as named tensors."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from training.muon import Muon
 from training.settings import OptimSettings
 
 
-def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """Build AdamW with weight decay on matrices only."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        fused=True,
+def build_optimizers(model: nn.Module, settings: OptimSettings) -> list[torch.optim.Optimizer]:
+    """Build AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the rest.
+
+    All groups share one learning rate. Weight decay goes by role: matrices, embeddings (the output
+    projection is one), and none on norms and biases.
+
+    Args:
+        model: Its `nn.Embedding` modules and `lm_head` count as embeddings.
+        settings: Name and rates, checked.
+    """
+    roles = parameters_by_role(model)
+    decays = {
+        "matrices": settings.weight_decay,
+        "embeddings": settings.embedding_weight_decay,
+        "vectors": 0.0,
+    }
+    groups = {
+        role: {"params": parameters, "weight_decay": decays[role]}
+        for role, parameters in roles.items()
+        if parameters
+    }
+    optimizers: list[torch.optim.Optimizer] = []
+    if settings.name == "muon":
+        optimizers.append(
+            Muon([groups.pop("matrices")], lr=settings.learning_rate, momentum=settings.momentum)
+        )
+    optimizers.append(
+        torch.optim.AdamW(
+            list(groups.values()),
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            fused=True,
+        )
     )
+    return optimizers
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state as `<parameter name>/<key>` -> tensor."""
+def parameters_by_role(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Return the model's parameters, each once, as matrices, embeddings and vectors."""
+    embedding_names = {
+        name for name, module in model.named_modules() if isinstance(module, nn.Embedding)
+    } | {"lm_head"}
+    roles: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[0] in embedding_names:
+            roles["embeddings"].append(parameter)
+        else:
+            roles["matrices" if parameter.dim() >= 2 else "vectors"].append(parameter)
+    return roles
+
+
+def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
+    """Give every group of every optimizer the learning rate of the coming step."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+def optimizer_tensors(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """Return the optimizers' state as `<parameter name>/<key>` -> tensor."""
     return {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()
+        for optimizer in optimizers
+        # Asking for an absent one would add it.
+        if parameter in optimizer.state
         for key, value in optimizer.state[parameter].items()
     }
 
 
 def load_optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` returned."""
     parameters = dict(model.named_parameters())
+    owner = {
+        parameter: optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     for path, value in tensors.items():
         name, key = path.rsplit("/", 1)
-        optimizer.state[parameters[name]][key] = value
+        owner[parameters[name]].state[parameters[name]][key] = value

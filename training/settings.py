@@ -17,13 +17,18 @@ def _in_range(key: str, value: float, low: float, high: float, *, low_open: bool
 
 @dataclass
 class OptimSettings:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), alone or beside Muon."""
 
     name: str = "adamw"
+    """adamw, or muon: Muon for the blocks' matrices, AdamW for the rest."""
     learning_rate: float = 3e-3
     """Peak, reached after warm-up."""
     weight_decay: float = 0.1
-    """On matrices; norms, biases and other vectors have none."""
+    """On the blocks' matrices; norms and biases have none."""
+    embedding_weight_decay: float = 0.1
+    """On embeddings, and on the output projection, which is one where they are tied."""
+    momentum: float = 0.95
+    """Of Muon."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -31,9 +36,13 @@ class OptimSettings:
     def problems(self) -> list[str]:
         """Return every value out of its range, naming the key."""
         found = [
-            "" if self.name == "adamw" else f"optim.name ('{self.name}') must be adamw",
+            ""
+            if self.name in ("adamw", "muon")
+            else f"optim.name ('{self.name}') must be adamw or muon",
             _in_range("optim.learning_rate", self.learning_rate, 0, math.inf, low_open=True),
             _in_range("optim.weight_decay", self.weight_decay, 0, math.inf),
+            _in_range("optim.embedding_weight_decay", self.embedding_weight_decay, 0, math.inf),
+            _in_range("optim.momentum", self.momentum, 0, 1),
             _in_range("optim.beta1", self.beta1, 0, 1),
             _in_range("optim.beta2", self.beta2, 0, 1),
             _in_range("optim.eps", self.eps, 0, math.inf, low_open=True),
@@ -43,24 +52,29 @@ class OptimSettings:
 
 @dataclass
 class ScheduleSettings:
-    """Learning rate over the run: linear warm-up, then a cosine or nothing."""
+    """Learning rate over the run: linear warm-up, then what the name says."""
 
     name: str = "cosine"
-    """cosine, or constant after warm-up."""
+    """cosine, wsd (stable, then a decay at the end) or constant."""
     warmup_steps: int = 70
     final_fraction: float = 0.1
-    """Learning rate at the end, as a fraction of the peak (cosine)."""
+    """Learning rate at the end, as a fraction of the peak (cosine and wsd)."""
+    decay_fraction: float = 0.2
+    """The last part of the run, in which wsd lowers the learning rate."""
 
     def problems(self) -> list[str]:
         """Return every value out of its range, naming the key."""
         found = [
             ""
-            if self.name in ("cosine", "constant")
-            else f"schedule.name ('{self.name}') must be cosine or constant",
+            if self.name in ("cosine", "wsd", "constant")
+            else f"schedule.name ('{self.name}') must be cosine, wsd or constant",
             _in_range("schedule.warmup_steps", self.warmup_steps, 0, math.inf),
             ""
             if 0.0 <= self.final_fraction <= 1.0
             else f"schedule.final_fraction ({self.final_fraction}) must be in [0, 1]",
+            ""
+            if 0.0 <= self.decay_fraction <= 1.0
+            else f"schedule.decay_fraction ({self.decay_fraction}) must be in [0, 1]",
         ]
         return [problem for problem in found if problem]
 
@@ -77,6 +91,8 @@ class TrainerSettings:
     """Passes per optimizer step; the loss is the mean over all their tokens."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    z_loss_weight: float = 0.0
+    """Of the z-loss (PaLM, arXiv 2204.02311, section 5: 1e-4), which keeps logits from drifting."""
     precision: str = "auto"
     """float32, bfloat16 (autocast over float32 weights), or auto: bfloat16 where it is native."""
     device: str = "auto"
@@ -113,6 +129,7 @@ class TrainerSettings:
         found.append(
             _in_range("trainer.max_grad_norm", self.max_grad_norm, 0, math.inf, low_open=True)
         )
+        found.append(_in_range("trainer.z_loss_weight", self.z_loss_weight, 0, math.inf))
         # The first token of the split is not scored.
         found.append(_in_range("trainer.eval_tokens", self.eval_tokens, 2, math.inf))
         found.append(_in_range("trainer.sample_tokens", self.sample_tokens, 0, math.inf))

@@ -33,6 +33,20 @@ def test_loss_and_gradients_equal_cross_entropy(chunk_rows, monkeypatch):
 
 
 @CHUNKS
+def test_z_loss_adds_its_gradient_and_leaves_the_value(chunk_rows, monkeypatch):
+    monkeypatch.setattr(loss, "_CHUNK_ELEMENTS", chunk_rows * N)
+    hidden, weight, targets = problem()
+    logits = hidden @ weight.t()
+    expected = F.cross_entropy(logits, targets)
+    penalised = expected + 0.3 * logits.logsumexp(1).square().mean()
+    wanted = torch.autograd.grad(penalised, (hidden, weight))
+    actual = linear_cross_entropy(hidden, weight, targets, z_loss_weight=0.3)
+    torch.testing.assert_close(actual, expected, rtol=1e-14, atol=0)
+    for mine, theirs in zip(torch.autograd.grad(actual, (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-15)
+
+
+@CHUNKS
 def test_bfloat16_autocast_is_near_float32(chunk_rows, monkeypatch):
     monkeypatch.setattr(loss, "_CHUNK_ELEMENTS", chunk_rows * N)
     hidden, weight, targets = problem(torch.float32)

@@ -45,3 +45,28 @@ def test_cosine_at_its_corners():
 def test_constant_stays_at_the_peak_and_no_warmup_starts_there():
     settings = ScheduleSettings(name="constant", warmup_steps=0)
     assert {learning_rate(settings, 0.5, step, 7) for step in range(7)} == {0.5}
+
+
+def test_wsd_warms_up_stays_and_decays_over_its_last_part():
+    settings = ScheduleSettings(
+        name="wsd", warmup_steps=10, final_fraction=0.05, decay_fraction=0.25
+    )
+    rates = [learning_rate(settings, 2.0, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert set(rates[9:75]) == {2.0}
+    assert all(a > b for a, b in itertools.pairwise(rates[74:]))
+    quarter = 74 + 25 / 4  # 1 - sqrt(1/4) = 1/2 of the way down
+    assert rates[80] > 2.0 * (0.05 + 0.95 / 2) > rates[81]
+    assert quarter == 80.25
+    assert rates[99] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_wsd_may_decay_over_nothing_or_over_all_after_the_warmup(fraction):
+    settings = ScheduleSettings(
+        name="wsd", warmup_steps=3, final_fraction=0.0, decay_fraction=fraction
+    )
+    rates = [learning_rate(settings, 1.0, step, 10) for step in range(10)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert all(a >= b for a, b in itertools.pairwise(rates[2:]))
+    assert rates[9] == (0.0 if fraction else 1.0)

@@ -1,39 +1,178 @@
+import pytest
 import torch
-from torch import nn
 
-from training.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from modeling.config import GPTConfig
+from modeling.gpt import GPT
+from training import muon
+from training.muon import Muon, orthogonalised
+from training.optim import (
+    build_optimizers,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    parameters_by_role,
+    set_learning_rate,
+)
 from training.settings import OptimSettings
 
+BOTH = pytest.mark.parametrize("name", ["adamw", "muon"])
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
-def make():
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def tokens(seed):
+    return torch.randint(31, (2, 9), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_model(**changes):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    return model, build_optimizer(model, OptimSettings())
+    attention = {"name": "mla", "hidden_size": 20, "num_attention_heads": 4, "kv_lora_rank": 12}
+    attention |= {"qk_nope_head_dim": 8, "qk_rope_head_dim": 6, "v_head_dim": 10}
+    config = GPTConfig(
+        vocab_size=31,
+        hidden_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+        attention=attention,
+        **changes,
+    )
+    return GPT(config)
 
 
-def step(model, optimizer):
-    model(torch.arange(6.0).view(2, 3)).square().sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
+def make(name):
+    model = tiny_model()
+    return model, build_optimizers(model, OptimSettings(name=name, learning_rate=1e-2))
 
 
-def test_weight_decay_is_on_matrices_only():
-    model, optimizer = make()
-    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
-    assert decayed == {id(model[0].weight)}
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+def step(model, optimizers, seed=0):
+    model.loss(tokens(seed), tokens(seed + 1)).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
-def test_restored_state_continues_bit_for_bit():
-    model, optimizer = make()
-    step(model, optimizer)
-    saved = {key: t.clone() for key, t in optimizer_tensors(model, optimizer).items()}
+@BOTH
+def test_weight_decay_goes_by_role_and_every_parameter_has_one_owner(name):
+    model = tiny_model(position_embedding="learned", tie_word_embeddings=False)
+    settings = OptimSettings(name=name, weight_decay=0.3, embedding_weight_decay=0.2)
+    groups = [g for o in build_optimizers(model, settings) for g in o.param_groups]
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in groups) == len(decay) == len(list(model.parameters()))
+    for parameter_name, parameter in model.named_parameters():
+        wanted = 0.3
+        if parameter_name in ("embed_tokens.weight", "embed_positions.weight", "lm_head.weight"):
+            wanted = 0.2
+        elif "norm" in parameter_name:
+            wanted = 0.0
+        assert decay[id(parameter)] == wanted, parameter_name
+
+
+def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():
+    model, (first, second) = make("muon")
+    assert isinstance(first, Muon)
+    assert isinstance(second, torch.optim.AdamW)
+    names = {id(p): name for name, p in model.named_parameters()}
+    mine = {names[id(p)] for g in first.param_groups for p in g["params"]}
+    assert mine == {n for n in names.values() if "layers." in n and "norm" not in n}
+    assert parameters_by_role(model)["embeddings"] == [model.embed_tokens.weight]
+
+
+@BOTH
+def test_restored_state_continues_bit_for_bit(name):
+    model, optimizers = make(name)
+    step(model, optimizers)
+    saved = {key: t.clone() for key, t in optimizer_tensors(model, optimizers).items()}
     weights = {key: t.clone() for key, t in model.state_dict().items()}
-    step(model, optimizer)
+    step(model, optimizers, seed=5)
 
-    other, other_optimizer = make()
+    other, others = make(name)
     other.load_state_dict(weights)
-    load_optimizer_tensors(other, other_optimizer, saved)
-    step(other, other_optimizer)
+    load_optimizer_tensors(other, others, saved)
+    step(other, others, seed=5)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def reference_step(weight, grads, rate, decay):
+    """Muon on one float64 matrix, from the papers' formulas."""
+    momentum, mean = 0.95, torch.zeros_like(weight)
+    for grad in grads:
+        mean = momentum * mean + (1 - momentum) * grad
+        x = (1 - momentum) * grad + momentum * mean
+        x = x / x.square().sum().sqrt()
+        a, b, c = COEFFICIENTS
+        for _ in range(5):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        weight = weight * (1 - rate * decay) - rate * 0.2 * max(weight.shape) ** 0.5 * x
+    return weight
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (7, 7)])
+def test_muon_equals_its_formula_in_float64(shape):
+    start, other = normal(*shape, dtype=torch.float64), normal(3, 3, dtype=torch.float64)
+    grads = [normal(*shape, dtype=torch.float64, seed=s) for s in (1, 2, 3)]
+    expected = reference_step(start, grads, 0.02, 0.1)
+    # One of the same shape and one of another beside it: the batches must not mix them.
+    parameters = [start.clone(), start.clone() * 2, other.clone()]
+    optimizer = Muon([{"params": parameters, "weight_decay": 0.1}], lr=0.02)
+    for grad in grads:
+        for parameter in parameters:
+            parameter.grad = grad.clone() if parameter.shape == grad.shape else other
+        parameters[1].grad = grad.flip(0)
+        optimizer.step()
+    torch.testing.assert_close(parameters[0], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_muon_follows_pytorchs_own_within_bfloat16():
+    grads = [normal(16, 24, seed=s) for s in (1, 2)]
+    mine, theirs = normal(16, 24), normal(16, 24)
+    ours = Muon([{"params": [mine], "weight_decay": 0.1}], lr=0.02, momentum=0.9)
+    pytorchs = torch.optim.Muon(
+        [theirs], lr=0.02, momentum=0.9, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )
+    before = mine.clone()
+    for grad in grads:
+        mine.grad, theirs.grad = grad.clone(), grad.clone()
+        ours.step()
+        pytorchs.step()
+    largest = (theirs - before).abs().max().item()
+    # Five iterations of three products, each rounded to bfloat16.
+    atol = 15 * torch.finfo(torch.bfloat16).eps * largest
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=atol)
+    assert torch.equal(
+        optimizer_state(ours, mine)["momentum_buffer"],
+        optimizer_state(pytorchs, theirs)["momentum_buffer"],
+    )
+
+
+def optimizer_state(optimizer, parameter):
+    return optimizer.state[parameter]
+
+
+def test_orthogonalised_brings_singular_values_near_one():
+    for shape in ((2, 30, 9), (3, 9, 30)):
+        x = orthogonalised(normal(*shape), COEFFICIENTS, 5, 1e-7)
+        values = torch.linalg.svdvals(x)
+        assert values.min() > 0.6
+        assert values.max() < 1.3
+
+
+def test_orthogonalised_computes_in_bfloat16_where_that_is_native(monkeypatch):
+    x = normal(1, 8, 8)
+    exact = orthogonalised(x, COEFFICIENTS, 5, 1e-7)
+    monkeypatch.setattr(muon, "has_native_bfloat16", lambda device: True)
+    rounded = orthogonalised(x, COEFFICIENTS, 5, 1e-7)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, rounded.bfloat16().float())
+    assert not torch.equal(exact, rounded)
+
+
+def test_one_learning_rate_reaches_every_group():
+    _, optimizers = make("muon")
+    set_learning_rate(optimizers, 0.125)
+    assert {g["lr"] for o in optimizers for g in o.param_groups} == {0.125}

@@ -37,11 +37,11 @@ def die_after(monkeypatch):
         calls = {"left": step * 2}  # two passes a step
         loss = GPT.loss
 
-        def dying(self, tokens, targets):
+        def dying(self, tokens, targets, **options):
             calls["left"] -= 1
             if calls["left"] < 0:
                 raise Killed
-            return loss(self, tokens, targets)
+            return loss(self, tokens, targets, **options)
 
         monkeypatch.setattr(GPT, "loss", dying)
 
@@ -131,9 +131,9 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(
 ):
     loss, calls = GPT.loss, {"n": 0}
 
-    def breaking(self, tokens, targets):
+    def breaking(self, tokens, targets, **options):
         calls["n"] += 1
-        return loss(self, tokens, targets) * (bad if calls["n"] > 2 * 7 else 1.0)
+        return loss(self, tokens, targets, **options) * (bad if calls["n"] > 2 * 7 else 1.0)
 
     monkeypatch.setattr(GPT, "loss", breaking)
     with pytest.raises(TrainingError, match=r"step 8: the loss is (nan|inf).*learning_rate"):
@@ -150,11 +150,11 @@ def test_a_signal_finishes_the_step_saves_and_resumes_to_the_same_weights(
     whole = run_training(recipe, "whole")
     loss, calls = GPT.loss, {"n": 0}
 
-    def signalling(self, tokens, targets):
+    def signalling(self, tokens, targets, **options):
         calls["n"] += 1
         if calls["n"] == 2 * 4 + 1:  # in the middle of step 5
             os.kill(os.getpid(), number)
-        return loss(self, tokens, targets)
+        return loss(self, tokens, targets, **options)
 
     monkeypatch.setattr(GPT, "loss", signalling)
     before = signal.getsignal(number)
