@@ -362,6 +362,7 @@ _MAY_CHANGE = (
     "eval.",
     "trainer.device",
     "trainer.num_threads",
+    "trainer.tune_allocator",
     "trainer.compile",
     "trainer.log_every_steps",
     "trainer.eval_every_steps",

@@ -28,6 +28,7 @@ from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
 from tracking.metrics import MetricsLog
 from tracking.run_folder import RunFolder
 from tracking.wandb_mirror import WandbMirror
+from training.allocator import tune
 from training.budget import Budget, make_budget
 from training.errors import TrainingError, TrainingInterrupted
 from training.hardware import (
@@ -106,6 +107,8 @@ def train(
     device = pick_device(trainer.device)
     if trainer.num_threads is not None:
         torch.set_num_threads(trainer.num_threads)
+    if trainer.tune_allocator and device.type == "cpu":
+        say(tune())
     autocast_dtype = pick_autocast_dtype(trainer.precision, device)
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
 

@@ -99,6 +99,8 @@ class TrainerSettings:
     """cpu, cuda, or auto."""
     num_threads: int | None = None
     """CPU threads; null takes PyTorch's choice. Resuming is bit-exact only with the same number."""
+    tune_allocator: bool = True
+    """On a CPU with glibc: keep freed memory instead of faulting it in again at each step."""
     compile: bool = False
     """torch.compile the model; where that fails, a warning, and training goes on without."""
     log_every_steps: int = 1
