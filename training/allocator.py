@@ -30,6 +30,6 @@ def tune() -> str:
     chosen = sorted(name for name in os.environ if name.startswith(_USERS_CHOICE))
     if chosen:
         return f"memory allocator: left as {', '.join(chosen)} says"
-    if not all([libc.mallopt(parameter, value) for parameter, value in _SETTINGS]):
+    if not all(libc.mallopt(parameter, value) for parameter, value in _SETTINGS):
         return "memory allocator: glibc refused the settings; left as it is"
     return "memory allocator: freed memory is kept (trainer.tune_allocator=false to leave it alone)"
