@@ -1,0 +1,333 @@
+"""How fast, and in how much memory, a training step is: kvlab's attentions beside other frameworks.
+
+    pip install -r requirements.txt && pip install --no-deps -r requirements-bench.txt
+    python benchmarks/train.py --rounds 7
+    python benchmarks/train.py --sizes nano --systems '*-mha' '*-mla' --allocator tuned
+
+The same dimensions, vocabulary, batch, random tokens and number of parameters for all; eager and
+compiled; float32 and, where it is native, bfloat16 (autocast over float32 weights). Every system
+lives in a process of its own. In each round every process does a few steps while the others wait,
+so that a busy machine slows all alike; medians over rounds, and ratios within a round. A system
+that cannot run (its package is missing, say) is left out, and the report says why.
+
+--allocator says whose memory settings are measured:
+
+    as-started  kvlab with what train_model.py sets, the others with glibc's defaults
+    tuned       all with MALLOC_MMAP_MAX_=0 and the like in their environment
+    default     all with glibc's defaults (KVLAB_MALLOC=default)
+
+Model FLOPs utilisation divides kvlab's `training_flops_per_token` (for a peer, of the kvlab
+configuration with its dimensions) by the speed of matrix products in that dtype, measured in the
+same rounds. Writes a Markdown page and JSON to benchmarks/results/, and prints the page.
+"""
+
+import argparse
+import dataclasses
+import fnmatch
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.train_report import as_json, as_markdown, compare, make_row  # noqa: E402
+from benchmarks.train_systems import (  # noqa: E402
+    COMPILED,
+    EAGER,
+    SYSTEMS,
+    Job,
+    query_latent_width,
+)
+from benchmarks.train_worker import ALLOCATORS, MATMUL, Worker, WorkerError, serve  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model size, and the batch that it is measured with."""
+
+    overrides: tuple[str, ...]
+    vocab_size: int
+    batch: int
+    context: int
+
+
+SIZES = {
+    "smoke": Size(("debug=smoke",), vocab_size=512, batch=2, context=32),
+    "nano": Size(("model=nano",), vocab_size=4096, batch=8, context=256),
+    "seed_35m": Size(("model=seed_35m",), vocab_size=10_000, batch=2, context=1024),
+}
+# Besides compiling: caches, memory pools and the optimizer's state need a few steps.
+WARMUP_STEPS = 3
+
+
+def make_job(options: argparse.Namespace, size: str, dtype: str, system: str) -> Job:
+    """Compose what a system trains, the way `train_model.py` does; mode eager."""
+    from modeling.accounting import match_to_mha
+    from modeling.gpt import check
+    from run_config import TrainConfig, checked, composed
+
+    shape, kind = SIZES[size], SYSTEMS[system]
+    context = options.context or shape.context
+    config = checked(
+        composed(
+            "train",
+            [
+                *shape.overrides,
+                f"attention={kind.attention}",
+                f"model.vocab_size={shape.vocab_size}",
+                f"model.max_position_embeddings={context}",
+            ],
+        ),
+        TrainConfig,
+    )
+    model = config.model
+    if kind.has_query_latent:
+        width = query_latent_width(dataclasses.asdict(model))
+        model = dataclasses.replace(model, attention=model.attention | {"q_lora_rank": width})
+    check(model)
+    if config.match == "params":
+        model = match_to_mha(model)
+    return Job(
+        system=system,
+        size=size,
+        dtype=dtype,
+        mode=EAGER,
+        device=options.device,
+        batch=options.batch or shape.batch,
+        context=context,
+        threads=options.threads,
+        warmup_steps=options.warmup_steps,
+        model=dataclasses.asdict(model),
+        optim=dataclasses.asdict(config.optim),
+        schedule=dataclasses.asdict(config.schedule),
+        max_grad_norm=config.trainer.max_grad_norm,
+    )
+
+
+def measure(options: argparse.Namespace, size: str, dtype: str) -> dict[str, Any]:
+    """Start every system of a size and dtype, and let them take turns.
+
+    Returns:
+        `rows`, `left_out`, `group` (what all have in common) and `threads`.
+    """
+    from modeling.accounting import training_flops_per_token
+    from modeling.config import GPTConfig
+
+    composed_jobs = [make_job(options, size, dtype, system) for system in options.systems]
+    peak = dataclasses.replace(composed_jobs[0], system=MATMUL)
+    jobs = [dataclasses.replace(job, mode=mode) for job in composed_jobs for mode in options.modes]
+    started: list[Worker] = []
+    answers: dict[Worker, list[dict[str, Any]]] = {}
+    left_out: list[dict[str, str]] = []
+
+    def leave_out(job: Job, error: WorkerError) -> None:
+        if job.system == MATMUL:
+            raise error
+        left_out.append({**_label(job), "reason": str(error)})
+        say(f"{job.system} {job.mode} is left out: {error}")
+
+    try:
+        # One after the other: compiling two at a time would only disturb both.
+        for job in [peak, *jobs]:
+            try:
+                worker = Worker(job, options.allocator)
+            except WorkerError as error:
+                leave_out(job, error)
+                continue
+            started.append(worker)
+            answers[worker] = []
+            say(f"{size} {dtype}: {job.system} {job.mode} is ready")
+        for number in range(options.rounds):
+            began = time.perf_counter()
+            # Nobody always follows the same one.
+            in_turn = list(answers)
+            first = number % len(in_turn)
+            for worker in in_turn[first:] + in_turn[:first]:
+                try:
+                    answers[worker].append(worker.turn(options.steps_per_turn))
+                except WorkerError as error:
+                    leave_out(worker.job, error)
+                    del answers[worker]
+            say(f"round {number + 1} of {options.rounds}: {time.perf_counter() - began:.1f} s")
+    finally:
+        for worker in started:
+            worker.close()
+
+    [matmul] = (worker for worker in answers if worker.job.system == MATMUL)
+    flops = statistics.median(turn["flops"] for turn in answers[matmul])
+    rows = [
+        make_row(
+            {**_label(worker.job), **worker.facts},
+            turns,
+            tokens=worker.job.batch * worker.job.context,
+            flops=training_flops_per_token(GPTConfig(**worker.job.model), worker.job.context),
+            peak=flops,
+        )
+        for worker, turns in answers.items()
+        if worker is not matmul
+    ]
+    counts = [row["num_parameters"] for row in rows]
+    group = {
+        "size": size,
+        "dtype": dtype,
+        "batch": peak.batch,
+        "context": peak.context,
+        "vocab_size": peak.model["vocab_size"],
+        "matmul_flops": flops,
+        "matmul_flops_by_round": [turn["flops"] for turn in answers[matmul]],
+        "parameter_spread": max(counts) / min(counts) - 1 if counts else 0.0,
+    }
+    return {
+        "rows": rows,
+        "left_out": left_out,
+        "group": group,
+        "threads": matmul.facts["threads"],
+    }
+
+
+def _label(job: Job) -> dict[str, str]:
+    return {
+        "size": job.size,
+        "dtype": job.dtype,
+        "system": job.system,
+        "attention": SYSTEMS[job.system].attention,
+        "mode": job.mode,
+    }
+
+
+def say(text: str) -> None:
+    """Print progress where it does not mix with the page."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """Return what the numbers depend on, besides the versions."""
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].partition(":")[2].strip() if names else processor
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return {
+        "processor": processor,
+        "cpus": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "preloaded": os.environ.get("LD_PRELOAD"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what is compared."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "litgpt"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--sizes", nargs="+", choices=SIZES, default=["nano", "seed_35m"])
+    add(
+        "--dtypes",
+        nargs="+",
+        choices=["float32", "bfloat16"],
+        help="both where bfloat16 is native, else float32",
+    )
+    add("--modes", nargs="+", choices=[EAGER, COMPILED], default=[EAGER, COMPILED])
+    add("--systems", nargs="+", default=["*"], help="names or patterns: " + ", ".join(SYSTEMS))
+    add("--rounds", type=_positive, default=7)
+    add("--steps-per-turn", type=_positive, default=3)
+    add("--warmup-steps", type=_positive, default=WARMUP_STEPS)
+    add("--allocator", choices=ALLOCATORS, default="as-started")
+    add("--threads", type=_positive, help="PyTorch's choice if not given")
+    add("--batch", type=_positive, help="sequences of a step; the size's own if not given")
+    add("--context", type=_positive, help="tokens of a sequence; the size's own if not given")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="cuda is untested")
+    add("--output", type=Path, help="path of the two files, without .md and .json")
+    options = parser.parse_args(arguments)
+    names = [
+        name
+        for name in SYSTEMS
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in options.systems)
+    ]
+    if not names:
+        parser.error(f"no system is named like {' '.join(options.systems)}")
+    options.systems = names
+    return options
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print and write."""
+    options = parse(arguments)
+    from training.hardware import pick_autocast_dtype, pick_device
+    from training.record import git_commit
+
+    device = pick_device(options.device)
+    if options.dtypes is None:
+        is_native = pick_autocast_dtype("auto", device) is not None
+        options.dtypes = ["float32", "bfloat16"] if is_native else ["float32"]
+    date = time.strftime("%Y-%m-%d")
+    result: dict[str, Any] = {
+        "benchmark": "train",
+        "date": date,
+        "options": {key: value for key, value in vars(options).items() if key != "output"},
+        "machine": machine(),
+        "versions": versions(),
+        "git_commit": git_commit(ROOT),
+        "groups": [],
+        "rows": [],
+        "left_out": [],
+    }
+    for size in options.sizes:
+        for dtype in options.dtypes:
+            measured = measure(options, size, dtype)
+            result["groups"].append(measured["group"])
+            result["rows"] += measured["rows"]
+            result["left_out"] += measured["left_out"]
+            result["threads"] = measured["threads"]
+    result["ratios"] = compare(result["rows"], options.allocator)
+
+    name = f"{date}-train-{options.allocator}"
+    output = options.output or ROOT / "benchmarks" / "results" / name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    page = as_markdown(result)
+    output.with_name(output.name + ".md").write_text(page, encoding="utf-8")
+    text = json.dumps(as_json(result), indent=1)
+    output.with_name(output.name + ".json").write_text(text + "\n", encoding="utf-8")
+    print(page)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        serve(sys.argv[2])
+    else:
+        main(sys.argv[1:])
