@@ -288,10 +288,14 @@ def _positive(text: str) -> int:
 def main(arguments: list[str]) -> None:
     """Measure, print and write."""
     options = parse(arguments)
+    from training.errors import TrainingError
     from training.hardware import pick_autocast_dtype, pick_device
     from training.record import git_commit
 
-    device = pick_device(options.device)
+    try:
+        device = pick_device(options.device)
+    except TrainingError as error:
+        raise SystemExit(str(error)) from error
     if options.dtypes is None:
         is_native = pick_autocast_dtype("auto", device) is not None
         options.dtypes = ["float32", "bfloat16"] if is_native else ["float32"]
@@ -307,6 +311,9 @@ def main(arguments: list[str]) -> None:
         "rows": [],
         "left_out": [],
     }
+    output = options.output or ROOT / "benchmarks/results" / f"{date}-train-{options.allocator}"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    page = ""
     for size in options.sizes:
         for dtype in options.dtypes:
             measured = measure(options, size, dtype)
@@ -314,15 +321,12 @@ def main(arguments: list[str]) -> None:
             result["rows"] += measured["rows"]
             result["left_out"] += measured["left_out"]
             result["threads"] = measured["threads"]
-    result["ratios"] = compare(result["rows"], options.allocator)
-
-    name = f"{date}-train-{options.allocator}"
-    output = options.output or ROOT / "benchmarks" / "results" / name
-    output.parent.mkdir(parents=True, exist_ok=True)
-    page = as_markdown(result)
-    output.with_name(output.name + ".md").write_text(page, encoding="utf-8")
-    text = json.dumps(as_json(result), indent=1)
-    output.with_name(output.name + ".json").write_text(text + "\n", encoding="utf-8")
+            result["ratios"] = compare(result["rows"], options.allocator)
+            # Now, and again after the next group: it may take an hour, and not arrive.
+            page = as_markdown(result)
+            output.with_name(output.name + ".md").write_text(page, encoding="utf-8")
+            text = json.dumps(as_json(result), indent=1)
+            output.with_name(output.name + ".json").write_text(text + "\n", encoding="utf-8")
     print(page)
 
 
