@@ -3,7 +3,9 @@
     pip install -r requirements.txt && pip install --no-deps -r requirements-bench.txt
     python benchmarks/train.py --rounds 7
     python benchmarks/train.py --sizes nano --systems '*-mha' '*-mla' --allocator tuned
+    python benchmarks/train.py --sizes seed_35m --systems '*-mla' --output benchmarks/results/mla
 
+All processes of a size and dtype stay in memory: at nano each takes up to 1 GB, at seed_35m 2 to 3.
 The same dimensions, vocabulary, batch, random tokens and number of parameters for all; eager and
 compiled; float32 and, where it is native, bfloat16 (autocast over float32 weights). Every system
 lives in a process of its own. In each round every process does a few steps while the others wait,
@@ -46,7 +48,14 @@ from benchmarks.train_systems import (  # noqa: E402
     Job,
     query_latent_width,
 )
-from benchmarks.train_worker import ALLOCATORS, MATMUL, Worker, WorkerError, serve  # noqa: E402
+from benchmarks.train_worker import (  # noqa: E402
+    ALLOCATORS,
+    MATMUL,
+    Worker,
+    WorkerError,
+    available_bytes,
+    serve,
+)
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,7 @@ def measure(options: argparse.Namespace, size: str, dtype: str) -> dict[str, Any
         # One after the other: compiling two at a time would only disturb both.
         for job in [peak, *jobs]:
             try:
+                require_memory(started)
                 worker = Worker(job, options.allocator)
             except WorkerError as error:
                 leave_out(job, error)
@@ -191,6 +201,22 @@ def measure(options: argparse.Namespace, size: str, dtype: str) -> dict[str, Any
         "group": group,
         "threads": matmul.facts["threads"],
     }
+
+
+def require_memory(started: list[Worker]) -> None:
+    """Refuse another process where it might not find memory: none may be killed, or swap.
+
+    Raises:
+        WorkerError: If less is left than the largest process so far needed, and a quarter.
+    """
+    available = available_bytes()
+    on_cpu = [worker for worker in started if worker.job.device == "cpu"]
+    largest = max((worker.facts.get("warmup_peak_bytes", 0) for worker in on_cpu), default=0)
+    if available is not None and available < 1.25 * largest:
+        raise WorkerError(
+            f"{available / 1e9:.1f} GB of memory are left, and a process may need "
+            f"{largest / 1e9:.1f}; measure fewer --systems or --modes at a time"
+        )
 
 
 def _label(job: Job) -> dict[str, str]:

@@ -204,6 +204,7 @@ class _Steps:
             "import_bytes": imports,
             "warmup_seconds": time.perf_counter() - started,
             "threads": torch.get_num_threads(),
+            "warmup_peak_bytes": self._peak(),
             "allocator_variables": _allocator_settings(),
         }
         reset_peak_memory(self._device)
@@ -235,6 +236,15 @@ class _Steps:
             "peak_bytes": self._peak(),
             "loss": losses[-1],
         }
+
+
+def available_bytes() -> int | None:
+    """Return how much memory the system could still give; None where that cannot be read."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def _page_faults() -> int:

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import train, train_report
 from benchmarks.train_systems import SYSTEMS
+from benchmarks.train_worker import WorkerError
 from modeling.accounting import num_parameters
 from modeling.config import GPTConfig
 
@@ -93,6 +95,19 @@ def test_systems_are_chosen_by_pattern(capsys):
     with pytest.raises(SystemExit):
         train.parse(["--systems", "nanogpt"])
     assert "no system is named like nanogpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("available", "is_enough"), [(100, False), (126, True), (None, True)])
+def test_process_is_not_started_where_memory_might_not_do(monkeypatch, available, is_enough):
+    monkeypatch.setattr(train, "available_bytes", lambda: available)
+    facts = {"warmup_peak_bytes": 100}
+    started = [SimpleNamespace(job=SimpleNamespace(device="cpu"), facts=facts)]
+    train.require_memory([])
+    if is_enough:
+        train.require_memory(started)
+    else:
+        with pytest.raises(WorkerError, match="fewer --systems"):
+            train.require_memory(started)
 
 
 @pytest.mark.parametrize("size", ["nano", "seed_35m"])
