@@ -16,7 +16,7 @@ that cannot run (its package is missing, say) is left out, and the report says w
 
     as-started  kvlab with what train_model.py sets, the others with glibc's defaults
     tuned       all with MALLOC_MMAP_MAX_=0 and the like in their environment
-    default     all with glibc's defaults (KVLAB_MALLOC=default)
+    default     all with glibc's defaults (BENCHMARK_ALLOCATOR=default)
 
 Model FLOPs utilisation divides kvlab's `training_flops_per_token` (for a peer, of the kvlab
 configuration with its dimensions) by the speed of matrix products in that dtype, measured in the

@@ -10,6 +10,7 @@ than that, it gets the faster way, and the comment at that place says so.
 """
 
 import math
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -69,16 +70,13 @@ def start_as_train_model_does() -> None:
     """Do what `train_model.py` does before its first import, allocator settings included.
 
     To be called before anything is read from a pipe: the process may be replaced by one with
-    another environment. KVLAB_MALLOC=default leaves the allocator as it is.
+    another environment. BENCHMARK_ALLOCATOR=default leaves the allocator as it is.
     """
-    import importlib.util
-
     import ensure_environment
+    from training import allocator
 
     ensure_environment.ensure()
-    if importlib.util.find_spec("training.allocator") is not None:
-        from training import allocator
-
+    if os.environ.get("BENCHMARK_ALLOCATOR") != "default":
         allocator.tune()
 
 
@@ -91,7 +89,7 @@ def kvlab(job: Job) -> Build:
     import training.loop  # noqa: F401
     from modeling.config import GPTConfig
     from modeling.gpt import GPT
-    from training.optim import build_optimizer
+    from training.optim import build_optimizers, set_learning_rate
     from training.schedule import learning_rate
     from training.settings import OptimSettings, ScheduleSettings
 
@@ -100,7 +98,7 @@ def kvlab(job: Job) -> Build:
 
     def build() -> Training:
         model = GPT(GPTConfig(**job.model)).to(job.device)
-        optimizer = build_optimizer(model, optim)
+        optimizers = build_optimizers(model, optim)
         # As the loop does; without its way back to eager, which would be measured unnoticed.
         loss_of = torch.compile(model.loss) if job.mode == COMPILED else model.loss
         autocast = job.autocast()
@@ -110,8 +108,7 @@ def kvlab(job: Job) -> Build:
             # Mirrors the body of `training.loop.train` with one pass per step.
             nonlocal steps_done
             rate = learning_rate(schedule, optim.learning_rate, steps_done, num_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(optimizers, rate)
             with autocast:
                 pass_loss = loss_of(tokens, targets)
             pass_loss.backward()
@@ -119,8 +116,9 @@ def kvlab(job: Job) -> Build:
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), job.max_grad_norm).item()
             if not math.isfinite(loss) or not math.isfinite(norm):
                 raise ValueError(f"the loss is {loss} and the gradient norm {norm}")
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             steps_done += 1
             return loss
 

@@ -25,17 +25,17 @@ MATMUL = "matmul"
 """The system that multiplies matrices: the peak that utilisation is measured against."""
 
 # Whatever the caller's shell has set, a worker begins from glibc's defaults.
-_ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "KVLAB_MALLOC")
+_ALLOCATOR_VARIABLES = ("MALLOC_", "GLIBC_TUNABLES", "BENCHMARK_ALLOCATOR")
 _TUNED = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "536870912",
-    "KVLAB_MALLOC": "default",  # or kvlab would set its own on top
+    "BENCHMARK_ALLOCATOR": "default",  # or kvlab would set its own on top
 }
 ALLOCATORS: dict[str, dict[str, str]] = {
     "as-started": {},
     "tuned": _TUNED,
-    "default": {"KVLAB_MALLOC": "default"},
+    "default": {"BENCHMARK_ALLOCATOR": "default"},
 }
 _NUM_BATCHES = 8
 
