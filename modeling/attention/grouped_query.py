@@ -2,7 +2,8 @@
 
 Sources:
     MHA: Vaswani et al. 2017. MQA: Shazeer 2019 (arXiv 1911.02150). GQA: Ainslie et al. 2023
-    (arXiv 2305.13245). RoPE: Su et al. 2021.
+    (arXiv 2305.13245). RoPE: Su et al. 2021. Norms of queries and keys: Dehghani et al. 2023
+    (arXiv 2302.05442), per head as in Qwen3 (arXiv 2505.09388).
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from modeling.attention.base import (
 )
 from modeling.attention.kernel import attend
 from modeling.kv_cache import CacheEntries, LayerCache
+from modeling.norms import RMSNorm
 from modeling.rope import apply_rotary
 
 
@@ -31,6 +33,10 @@ class GroupedQueryAttentionConfig(AttentionConfig):
     """g, a divisor of num_attention_heads."""
     head_dim: int
     """d, width of a query or key head: head_dim - qk_rope_head_dim dimensions, then the rotated."""
+    use_qk_norm: bool = False
+    """RMSNorm on every query and key head, before RoPE."""
+    qk_norm_eps: float = 1e-6
+    """Added to the mean square in these norms."""
     decode_path: str = "auto"
     """How a step with a cache reads it: folded, repeated, or auto (folded for one query)."""
 
@@ -49,6 +55,11 @@ class GroupedQueryAttentionConfig(AttentionConfig):
             found.append(
                 f"qk_rope_head_dim ({self.qk_rope_head_dim}) must not exceed head_dim "
                 f"({self.head_dim}); set model.attention.qk_rope_head_dim={self.head_dim}"
+            )
+        if not 0.0 < self.qk_norm_eps < 1.0:
+            found.append(
+                f"qk_norm_eps ({self.qk_norm_eps}) must be in (0, 1); "
+                "set model.attention.qk_norm_eps=1e-6"
             )
         if self.decode_path not in ("auto", "folded", "repeated"):
             found.append(
@@ -72,12 +83,13 @@ class GroupedQueryAttentionConfig(AttentionConfig):
         return GroupedQueryAttention(self, layer_idx)
 
     def num_parameters(self) -> int:
-        """Return m (h d + g d + g v + h v) weights, and the biases where there are any."""
+        """Return m (h d + g d + g v + h v) weights, and biases and norms where there are any."""
         m, h, g = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         d, v = self.head_dim, self.v_head_dim
         weights = m * (h * d + g * d + g * v + h * v)
         biases = h * d + g * d + g * v + m if self.attention_bias else 0
-        return weights + biases
+        norms = 2 * d if self.use_qk_norm else 0
+        return weights + biases + norms
 
     def flops_per_token(self, context_length: int) -> float:
         """Return 2 per projection weight, and 2 h (d + v) per visible key, (t + 1) / 2 of them."""
@@ -99,7 +111,7 @@ class GroupedQueryAttentionConfig(AttentionConfig):
 
 
 class GroupedQueryAttention(Attention):
-    """MHA, MQA and GQA. Submodules are named as in transformers' Llama.
+    """MHA, MQA and GQA. Submodules are named as in transformers' Llama, and Qwen3 for the norms.
 
     Args:
         config: Widths and heads.
@@ -116,6 +128,9 @@ class GroupedQueryAttention(Attention):
         self.k_proj = nn.Linear(m, g * d, bias=bias)
         self.v_proj = nn.Linear(m, g * v, bias=bias)
         self.o_proj = nn.Linear(h * v, m, bias=bias)
+        if config.use_qk_norm:
+            self.q_norm = RMSNorm(d, config.qk_norm_eps)
+            self.k_norm = RMSNorm(d, config.qk_norm_eps)
 
     def forward(
         self,
@@ -135,6 +150,8 @@ class GroupedQueryAttention(Attention):
         query = _heads(self.q_proj(x), config.num_attention_heads)  # [b, h, s, d]
         key = _heads(self.k_proj(source), config.num_key_value_heads)  # [b, g, t, d]
         value = _heads(self.v_proj(source), config.num_key_value_heads)  # [b, g, t, v]
+        if config.use_qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
         query, key = self._rotate(query, positions), self._rotate(key, source_positions)
         if cache is not None:
             key, value = cache.append(key=key, value=value)

@@ -58,12 +58,15 @@ def grouped_query_reference(
             for n in range(h):
                 shared = n // (h // g)
                 q = _rotate_tail(
-                    query.chunk(h)[n], positions[b, i], config.qk_rope_head_dim, config
+                    _qk_norm(query.chunk(h)[n], config, weights, "q_norm"),
+                    positions[b, i],
+                    config.qk_rope_head_dim,
+                    config,
                 )
                 visible = _visible(i, len(keys), causal, attention_mask, b)
                 ks = [
                     _rotate_tail(
-                        keys[j].chunk(g)[shared],
+                        _qk_norm(keys[j].chunk(g)[shared], config, weights, "k_norm"),
                         source_positions[b, j],
                         config.qk_rope_head_dim,
                         config,
@@ -135,6 +138,14 @@ def _linear(weights: Weights, name: str, row: Tensor) -> Tensor:
 
 def _rms_norm(row: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight.double() * row / ((row**2).mean() + eps).sqrt()
+
+
+def _qk_norm(
+    head: Tensor, config: GroupedQueryAttentionConfig, weights: Weights, name: str
+) -> Tensor:
+    if not config.use_qk_norm:
+        return head
+    return _rms_norm(head, weights[f"{name}.weight"], config.qk_norm_eps)
 
 
 def _rotate_tail(

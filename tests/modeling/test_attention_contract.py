@@ -37,6 +37,7 @@ STATE_DICT_KEYS = {
     "gqa": GROUPED_KEYS,
     "mha_no_rope": GROUPED_KEYS,
     "gqa_partial_rope_wide_value": GROUPED_KEYS,
+    "gqa_qk_norm": [*GROUPED_KEYS, "k_norm.weight", "q_norm.weight"],
     "gqa_narrow_value_bias": [
         *GROUPED_KEYS,
         "k_proj.bias",

@@ -195,6 +195,23 @@ def test_logits_equal_transformers_llama_with_the_same_weights(name, bias, tied)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["mha", "gqa"])
+def test_logits_with_query_and_key_norms_equal_transformers_qwen3(name):
+    transformers = pytest.importorskip("transformers")
+    fields = FIVE[name] | {"use_qk_norm": True}
+    model = randomise(build_gpt(fields, tie_word_embeddings=False), std=0.3)
+    theirs = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(
+            **SHARED,
+            num_key_value_heads=fields["num_key_value_heads"],
+            head_dim=8,
+            tie_word_embeddings=False,
+        )
+    )
+    assert_same_logits(model, theirs)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [False, True], ids=["no_bias", "bias"])
 @pytest.mark.parametrize("q_lora_rank", [None, 14], ids=["full_rank_query", "query_latent"])
 def test_logits_equal_transformers_deepseek_v3_with_the_same_weights(q_lora_rank, bias):

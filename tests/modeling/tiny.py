@@ -28,6 +28,7 @@ FIVE = {
 CASES = FIVE | {
     "gqa_partial_rope_wide_value": FIVE["gqa"] | {"qk_rope_head_dim": 6, "v_head_dim": 10},
     "gqa_narrow_value_bias": FIVE["gqa"] | {"v_head_dim": 5, "attention_bias": True},
+    "gqa_qk_norm": FIVE["gqa"] | {"use_qk_norm": True, "qk_rope_head_dim": 6},
     "mha_no_rope": FIVE["mha"] | {"qk_rope_head_dim": 0},
     "mla_query_latent": LATENT | {"q_lora_rank": 14},
     "mla_query_latent_bias": LATENT | {"q_lora_rank": 14, "attention_bias": True},
