@@ -45,6 +45,7 @@ from training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
+from training.pace import Pace, in_words
 from training.record import git_commit, numerics, versions
 from training.rng import rng_tensors, set_rng_tensors
 from training.schedule import learning_rate
@@ -113,6 +114,9 @@ def train(
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
 
     record_numerics = numerics(device, autocast_dtype, trainer.compile)
+    # Before the memory is watched, which its matrices are no part of.
+    peak_flops = measure_matmul_flops(device, autocast_dtype or torch.float32)
+    mfu_per_speed = training_flops_per_token(recipe.model, context) / peak_flops
     reset_peak_memory(device)
 
     torch.manual_seed(recipe.seed)
@@ -156,6 +160,7 @@ def train(
     )
     batches = read_ahead(windows, first_samples, budget.sequences_per_pass, device)
     started = time.perf_counter() - progress.wall_seconds
+    pace = Pace(progress.step, budget.num_steps, time.perf_counter())
     with (
         contextlib.closing(metrics),
         contextlib.closing(batches),
@@ -199,10 +204,14 @@ def train(
             seconds = time.perf_counter() - step_started
             progress.train_seconds += seconds
             progress.wall_seconds = time.perf_counter() - started
+            pace.step_done(time.perf_counter())
             speed = budget.tokens_per_step / seconds
             is_last = progress.step == budget.num_steps
             bar.update()
-            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+            bar.set_postfix_str(
+                f"loss {loss:.3f}, {speed:,.0f} tokens/s, MFU {speed * mfu_per_speed:.2f}, "
+                f"gradient norm {norm:.2f}, learning rate {rate:.1e}"
+            )
 
             record: dict[str, float] = {}
             if progress.step % trainer.log_every_steps == 0 or is_last:
@@ -212,16 +221,19 @@ def train(
                     "train/learning_rate": rate,
                     "train/grad_norm": norm,
                     "perf/tokens_per_second": speed,
+                    "perf/mfu": speed * mfu_per_speed,
+                    "progress/seconds_left": pace.seconds_left,
                 }
             if progress.step % trainer.eval_every_steps == 0 and not is_last:
                 result = _validate(model, prepared, recipe, device, trainer.eval_tokens)
                 record["validation/nll_part"] = result.nll
                 record["validation/perplexity_part"] = result.perplexity
+                mean_speed = progress.step * budget.tokens_per_step / progress.train_seconds
                 say(
                     f"step {progress.step}: loss {loss:.3f}, validation perplexity "
                     f"{result.perplexity:.2f} on its first {result.tokens_scored:,} tokens, "
-                    f"{progress.step * budget.tokens_per_step / progress.train_seconds:,.0f} "
-                    "tokens/s"
+                    f"{mean_speed:,.0f} tokens/s, MFU {mean_speed * mfu_per_speed:.2f}, gradient "
+                    f"norm {norm:.2f}, learning rate {rate:.1e}, {in_words(pace.seconds_left)} left"
                 )
             if record:
                 tokens_seen = progress.step * budget.tokens_per_step
@@ -241,7 +253,7 @@ def train(
                     f"{budget.num_steps}; rerun the same command to go on"
                 )
 
-    measured = _summarise(recipe, budget, progress, model, prepared, device, autocast_dtype)
+    measured = _summarise(recipe, budget, progress, model, prepared, device, mfu_per_speed)
     summary = {"run_name": run.path.name} | measured
     _report(summary, mirror)
     if trainer.sample_tokens > 0:
@@ -358,7 +370,7 @@ def _summarise(
     model: GPT,
     prepared: PreparedData,
     device: torch.device,
-    autocast_dtype: torch.dtype | None,
+    mfu_per_speed: float,
 ) -> dict[str, Any]:
     """Measure the finished model on the whole validation split; what summary.json holds."""
     result = _validate(model, prepared, recipe, device)
@@ -367,7 +379,6 @@ def _summarise(
     cache = measure_kv_cache(model, recipe.eval.cache_batch_size, context)
     count = num_parameters(recipe.model)
     speed = budget.num_tokens / progress.train_seconds
-    peak = measure_matmul_flops(device, autocast_dtype or torch.float32)
     utf8_bytes = prepared.splits["validation"].utf8_bytes
     return {
         "attention": recipe.model.attention["name"],
@@ -383,7 +394,7 @@ def _summarise(
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
         "tokens_per_second": speed,
         "data_wait_share": progress.data_seconds / progress.train_seconds,
-        "mfu": speed * training_flops_per_token(recipe.model, context) / peak,
+        "mfu": speed * mfu_per_speed,
         "peak_memory_bytes": peak_memory_bytes(device),
         "wall_seconds": progress.wall_seconds,
         "finished": True,
