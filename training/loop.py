@@ -139,7 +139,7 @@ def train(
             )
     metrics.drop_after(progress.step)
     say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
-    say(f"{windows.describe(budget.num_tokens)}; {device}, {autocast_dtype or torch.float32}")
+    say(f"{windows.describe(budget.num_distinct_tokens)}; {device}, {autocast_dtype or torch.float32}")
 
     def save() -> None:
         metrics.sync()
@@ -386,6 +386,7 @@ def _summarise(
         "num_parameters": count.total,
         "num_attention_parameters": count.attention,
         "tokens_trained": budget.num_tokens,
+        "overfit_batches": budget.distinct_steps,
         "train_loss": progress.last_loss,
         "validation_nll": result.nll,
         "validation_perplexity": result.perplexity,

@@ -89,6 +89,9 @@ class TrainerSettings:
     """Sequences in one forward and backward pass."""
     gradient_accumulation_steps: int = 1
     """Passes per optimizer step; the loss is the mean over all their tokens."""
+    overfit_batches: int | None = None
+    """Train on the sequences of the first n steps again and again, to see a model learn them by
+    heart; null trains on all."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     z_loss_weight: float = 0.0
@@ -135,8 +138,9 @@ class TrainerSettings:
         # The first token of the split is not scored.
         found.append(_in_range("trainer.eval_tokens", self.eval_tokens, 2, math.inf))
         found.append(_in_range("trainer.sample_tokens", self.sample_tokens, 0, math.inf))
-        if self.num_threads is not None:
-            found.append(_in_range("trainer.num_threads", self.num_threads, 1, math.inf))
+        for key in ("num_threads", "overfit_batches"):
+            if getattr(self, key) is not None:
+                found.append(_in_range(f"trainer.{key}", getattr(self, key), 1, math.inf))
         if self.precision not in PRECISIONS:
             found.append(
                 f"trainer.precision ('{self.precision}') must be one of {', '.join(PRECISIONS)}"
