@@ -19,7 +19,11 @@ from data.prepared import PreparedData
 from evaluation.kv_cache import measure_kv_cache
 from evaluation.perplexity import Score, score
 from evaluation.settings import EvalSettings
-from modeling.accounting import num_parameters, training_flops_per_token
+from modeling.accounting import (
+    mha_cache_bytes_per_token,
+    num_parameters,
+    training_flops_per_token,
+)
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.generate import generate_text
 from modeling.gpt import GPT
@@ -393,6 +397,8 @@ def _summarise(
         "validation_bits_per_byte": result.bits_per_byte(utf8_bytes),
         "kv_cache_bytes_per_token": cache.bytes_per_token,
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
+        "cache_ratio_to_mha": cache.bytes_per_token
+        / mha_cache_bytes_per_token(recipe.model, model.embed_tokens.weight.dtype),
         "tokens_per_second": speed,
         "data_wait_share": progress.data_seconds / progress.train_seconds,
         "mfu": speed * mfu_per_speed,
