@@ -364,6 +364,7 @@ _MAY_CHANGE = (
     "trainer.num_threads",
     "trainer.tune_allocator",
     "trainer.compile",
+    "trainer.profile",
     "trainer.log_every_steps",
     "trainer.eval_every_steps",
     "trainer.eval_tokens",

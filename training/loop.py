@@ -50,6 +50,7 @@ from training.optim import (
     set_learning_rate,
 )
 from training.pace import Pace, in_words
+from training.profile import profiled_steps
 from training.record import git_commit, numerics, versions
 from training.rng import rng_tensors, set_rng_tensors
 from training.schedule import learning_rate
@@ -172,6 +173,9 @@ def train(
         tqdm(
             total=budget.num_steps, initial=progress.step, unit="step", disable=None, leave=False
         ) as bar,
+        profiled_steps(
+            *(trainer.profile, run.path / "profile", budget.num_steps - progress.step, device, say)
+        ) as profiled,
     ):
         model.train()
         for step in range(progress.step, budget.num_steps):
@@ -243,6 +247,7 @@ def train(
                 tokens_seen = progress.step * budget.tokens_per_step
                 metrics.append({"step": progress.step, "progress/tokens": tokens_seen} | record)
                 mirror.log(record, tokens_seen)
+            profiled()
             stopping = interrupt.name is not None
             if progress.step % trainer.checkpoint_every_steps == 0 or is_last or stopping:
                 nll = record.get("validation/nll_part", math.inf)

@@ -106,6 +106,8 @@ class TrainerSettings:
     """On a CPU with glibc: keep freed memory instead of faulting it in again at each step."""
     compile: bool = False
     """torch.compile the model; where that fails, a warning, and training goes on without."""
+    profile: bool = False
+    """Write a trace of a few steps, and a table of their operators, to profile/ in the run."""
     log_every_steps: int = 1
     eval_every_steps: int = 100
     eval_tokens: int = 32_768
