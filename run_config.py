@@ -365,6 +365,7 @@ _MAY_CHANGE = (
     "trainer.tune_allocator",
     "trainer.compile",
     "trainer.profile",
+    "trainer.max_minutes",
     "trainer.log_every_steps",
     "trainer.eval_every_steps",
     "trainer.eval_tokens",

@@ -6,4 +6,4 @@ class TrainingError(ValueError):
 
 
 class TrainingInterrupted(Exception):
-    """Training stopped on a signal after saving a checkpoint; rerunning the command resumes."""
+    """Training was stopped after saving a checkpoint; rerunning the command resumes."""

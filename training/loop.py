@@ -55,6 +55,7 @@ from training.record import git_commit, numerics, versions
 from training.rng import rng_tensors, set_rng_tensors
 from training.schedule import learning_rate
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
+from training.time_limit import TimeLimit
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def train(
     Raises:
         TrainingError: If the settings do not fit together, the checkpoint belongs to other data,
             or the loss is no longer a finite number.
-        TrainingInterrupted: After a signal, with a checkpoint of the last step saved.
+        TrainingInterrupted: After a signal or `trainer.max_minutes`, with a checkpoint of the last step saved.
     """
     trainer = recipe.trainer
     context = recipe.model.max_position_embeddings
@@ -146,17 +147,21 @@ def train(
     say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
     say(f"{windows.describe(budget.num_distinct_tokens)}; {device}, {autocast_dtype or torch.float32}")
 
-    def save() -> None:
+    # Weights and two moments of each.
+    time_limit = TimeLimit(trainer.max_minutes, 12 * num_parameters(recipe.model).total)
+
+    def save(random_state: dict[str, Tensor]) -> None:
         metrics.sync()
-        store.save(
-            progress.step,
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer_tensors(model, optimizers),
-                "rng": rng_tensors(device),
-            },
-            _state(recipe, progress, prepared, record_numerics),
-        )
+        with time_limit.timing_a_save():
+            store.save(
+                progress.step,
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer_tensors(model, optimizers),
+                    "rng": random_state,
+                },
+                _state(recipe, progress, prepared, record_numerics),
+            )
 
     first_samples = (
         budget.first_sequence(step, index)
@@ -248,17 +253,17 @@ def train(
                 metrics.append({"step": progress.step, "progress/tokens": tokens_seen} | record)
                 mirror.log(record, tokens_seen)
             profiled()
-            stopping = interrupt.name is not None
+            stopping = interrupt.name or time_limit.reason_to_stop(pace.longest_step_seconds)
             if progress.step % trainer.checkpoint_every_steps == 0 or is_last or stopping:
                 nll = record.get("validation/nll_part", math.inf)
                 is_best = nll < progress.best_nll
                 progress.best_nll = min(nll, progress.best_nll)
-                save()
+                save(rng_tensors(device))
                 if is_best:
                     store.protect(progress.step)
             if stopping and not is_last:
                 raise TrainingInterrupted(
-                    f"{interrupt.name}: checkpoint saved at step {progress.step} of "
+                    f"{stopping}: checkpoint saved at step {progress.step} of "
                     f"{budget.num_steps}; rerun the same command to go on"
                 )
 

@@ -85,6 +85,8 @@ class TrainerSettings:
 
     max_tokens: int = 1_500_000
     """Training tokens; rounded up to whole steps."""
+    max_minutes: float | None = None
+    """Save and stop so long after the start of the process; rerunning goes on. null never does."""
     micro_batch_size: int = 8
     """Sequences in one forward and backward pass."""
     gradient_accumulation_steps: int = 1
@@ -143,6 +145,10 @@ class TrainerSettings:
         for key in ("num_threads", "overfit_batches"):
             if getattr(self, key) is not None:
                 found.append(_in_range(f"trainer.{key}", getattr(self, key), 1, math.inf))
+        if self.max_minutes is not None:
+            found.append(
+                _in_range("trainer.max_minutes", self.max_minutes, 0, math.inf, low_open=True)
+            )
         if self.precision not in PRECISIONS:
             found.append(
                 f"trainer.precision ('{self.precision}') must be one of {', '.join(PRECISIONS)}"
