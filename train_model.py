@@ -78,8 +78,9 @@ def main(config: run_config.TrainConfig) -> None:
             failed = False
         finally:
             mirror.finish(exit_code=int(failed))
-    runs_dir = [] if run.path.parent == run_config.ROOT / "runs" else [f"runs_dir={config.runs_dir}"]
-    print(describe_run(summary, prepared.name, prepared.baselines, run.path, runs_dir))
+    is_default = run.path.parent == run_config.ROOT / "runs"
+    arguments = [] if is_default else [f"runs_dir={config.runs_dir}"]
+    print(describe_run(summary, prepared.name, prepared.baselines, run.path, arguments))
 
 
 if __name__ == "__main__":

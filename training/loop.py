@@ -52,6 +52,7 @@ from training.optim import (
 from training.pace import Pace, in_words
 from training.profile import profiled_steps
 from training.record import git_commit, numerics, versions
+from training.rescue import Rescue
 from training.rng import rng_tensors, set_rng_tensors
 from training.schedule import learning_rate
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
@@ -103,9 +104,11 @@ def train(
         What summary.json holds.
 
     Raises:
-        TrainingError: If the settings do not fit together, the checkpoint belongs to other data,
-            or the loss is no longer a finite number.
-        TrainingInterrupted: After a signal or `trainer.max_minutes`, with a checkpoint of the last step saved.
+        TrainingError: If the settings do not fit together, or the checkpoint belongs to other data.
+        TrainingFailed: If the loss is no longer a finite number, or memory runs out; the weights
+            after the last step are saved first, unless the failure may have touched them.
+        TrainingInterrupted: After a signal or `trainer.max_minutes`, with a checkpoint of the last
+            step saved.
     """
     trainer = recipe.trainer
     context = recipe.model.max_position_embeddings
@@ -120,6 +123,8 @@ def train(
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
 
     record_numerics = numerics(device, autocast_dtype, trainer.compile)
+    # A run may be resumed with another one, if the sequences per step stay the same.
+    record_numerics["micro_batch_size"] = trainer.micro_batch_size
     # Before the memory is watched, which its matrices are no part of.
     peak_flops = measure_matmul_flops(device, autocast_dtype or torch.float32)
     mfu_per_speed = training_flops_per_token(recipe.model, context) / peak_flops
@@ -145,7 +150,8 @@ def train(
             )
     metrics.drop_after(progress.step)
     say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
-    say(f"{windows.describe(budget.num_distinct_tokens)}; {device}, {autocast_dtype or torch.float32}")
+    epochs = windows.describe(budget.num_distinct_tokens)
+    say(f"{epochs}; {device}, {autocast_dtype or torch.float32}")
 
     # Weights and two moments of each.
     time_limit = TimeLimit(trainer.max_minutes, 12 * num_parameters(recipe.model).total)
@@ -171,6 +177,7 @@ def train(
     batches = read_ahead(windows, first_samples, budget.sequences_per_pass, device)
     started = time.perf_counter() - progress.wall_seconds
     pace = Pace(progress.step, budget.num_steps, time.perf_counter())
+    rescue = Rescue(progress, trainer, recipe.optim.learning_rate, store, save, model, device)
     with (
         contextlib.closing(metrics),
         contextlib.closing(batches),
@@ -181,6 +188,7 @@ def train(
         profiled_steps(
             *(trainer.profile, run.path / "profile", budget.num_steps - progress.step, device, say)
         ) as profiled,
+        rescue,
     ):
         model.train()
         for step in range(progress.step, budget.num_steps):
@@ -189,6 +197,7 @@ def train(
                 recipe.schedule, recipe.optim.learning_rate, step, budget.num_steps
             )
             set_learning_rate(optimizers, rate)
+            rescue.computing()
 
             loss = 0.0
             for _ in range(budget.passes_per_step):
@@ -201,18 +210,14 @@ def train(
                 pass_loss.backward()
                 loss += pass_loss.item()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.max_grad_norm).item()
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise TrainingError(
-                    f"step {step + 1}: the loss is {loss} and the gradient norm {norm}, so "
-                    f"training stopped before the weights were touched; lower "
-                    f"optim.learning_rate ({recipe.optim.learning_rate}) and give the run another "
-                    "run_name"
-                )
+            rescue.require_finite(loss, norm)
+            rescue.updating()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
             progress.step = step + 1
+            rescue.watching()
             progress.last_loss = loss
             seconds = time.perf_counter() - step_started
             progress.train_seconds += seconds
@@ -267,7 +272,8 @@ def train(
                     f"{budget.num_steps}; rerun the same command to go on"
                 )
 
-    measured = _summarise(recipe, budget, progress, model, prepared, device, mfu_per_speed)
+    with rescue:
+        measured = _summarise(recipe, budget, progress, model, prepared, device, mfu_per_speed)
     summary = {"run_name": run.path.name} | measured
     _report(summary, mirror)
     if trainer.sample_tokens > 0:

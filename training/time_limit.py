@@ -38,4 +38,6 @@ class TimeLimit:
         if self._max_minutes is None:
             return None
         end = time.monotonic() - training.STARTED_AT + step_seconds + self._save_seconds
-        return f"trainer.max_minutes={self._max_minutes:g}" if end > self._max_minutes * 60 else None
+        if end <= self._max_minutes * 60:
+            return None
+        return f"trainer.max_minutes={self._max_minutes:g}"

@@ -40,14 +40,15 @@ def test_a_run_of_few_steps_leaves_what_there_was(tmp_path, num_steps):
 
 
 def test_a_run_that_ends_early_leaves_what_there_was(tmp_path):
-    with (
-        pytest.raises(ZeroDivisionError),
-        profiled_steps(True, tmp_path, 100, CPU, lambda _: None) as profiled,
-    ):
-        for _ in range(4):
-            torch.ones(2, 2) @ torch.ones(2, 2)
-            profiled()
-        raise ZeroDivisionError
+    def steps():
+        with profiled_steps(True, tmp_path, 100, CPU, lambda _: None) as profiled:
+            for _ in range(4):
+                torch.ones(2, 2) @ torch.ones(2, 2)
+                profiled()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        steps()
     assert "aten::mm" in (tmp_path / TRACE_NAME).read_text()
 
 
