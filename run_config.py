@@ -6,6 +6,7 @@ misspelt key has nowhere to go), checks every value, and only then calls the job
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import sys
@@ -30,10 +31,11 @@ from modeling.config import GPTConfig, SamplingSettings
 from modeling.errors import ModelConfigError
 from tracking.errors import RunError
 from tracking.settings import TrackingSettings
-from training.errors import TrainingError, TrainingInterrupted
+from training.errors import TrainingError, TrainingFailed, TrainingInterrupted
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
 ROOT = Path(__file__).resolve().parent
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
 PREPARE_COMMANDS = ("prepare", "verify", "inspect")
@@ -268,6 +270,9 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
         try:
             job(checked(config, schema))
             statuses.append(0)
+        except TrainingFailed as error:
+            complain(error)
+            statuses.append(EXIT_FAILED)
         except USER_ERRORS as error:
             complain(error)
             statuses.append(EXIT_BAD_INPUT)
@@ -276,7 +281,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             sys.exit(EXIT_INTERRUPTED)
         except Exception:
             traceback.print_exc()
-            statuses.append(1)
+            statuses.append(EXIT_FAILED)
 
     sys.argv[1:] = arguments = [_as_text(argument) for argument in sys.argv[1:]]
     try:
@@ -364,6 +369,8 @@ _MAY_CHANGE = (
     "trainer.num_threads",
     "trainer.tune_allocator",
     "trainer.compile",
+    "trainer.profile",
+    "trainer.max_minutes",
     "trainer.log_every_steps",
     "trainer.eval_every_steps",
     "trainer.eval_tokens",
@@ -371,6 +378,8 @@ _MAY_CHANGE = (
     "trainer.keep_last",
     "trainer.sample_",
 )
+# So may these, if their product stays: a run that is out of memory takes more and smaller passes.
+_SEQUENCES_PER_STEP = ("trainer.micro_batch_size", "trainer.gradient_accumulation_steps")
 _PLACE_OF_DATA = re.compile(r"data\.(corpora\.[^.]+\.)?(prepared_dir|num_workers)")
 
 
@@ -392,6 +401,9 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
             "another run_name"
         ) from error
     new = _flat(OmegaConf.to_container(OmegaConf.structured(config)))
+    if _sequences_per_step(old) == _sequences_per_step(new) is not None:
+        for key in _SEQUENCES_PER_STEP:
+            del old[key], new[key]
     differences = [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
@@ -404,6 +416,11 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
             f"run '{config.run_name}' exists with another configuration "
             f"({'; '.join(differences)}); choose another name with run_name=..."
         )
+
+
+def _sequences_per_step(flat: dict[str, Any]) -> int | None:
+    values = [value for key in _SEQUENCES_PER_STEP if isinstance(value := flat.get(key), int)]
+    return math.prod(values) if len(values) == len(_SEQUENCES_PER_STEP) else None
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

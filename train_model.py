@@ -21,6 +21,7 @@ def main(config: run_config.TrainConfig) -> None:
     from tracking.wandb_mirror import WandbMirror
     from training.budget import make_budget
     from training.loop import Recipe, train
+    from training.summary import describe_run
 
     check(config.model)
     config.eval.windows(config.model)
@@ -77,13 +78,9 @@ def main(config: run_config.TrainConfig) -> None:
             failed = False
         finally:
             mirror.finish(exit_code=int(failed))
-    print(
-        f"{config.run_name}: validation perplexity {summary['validation_perplexity']:.2f} "
-        f"(unigram model {prepared.baselines['unigram_perplexity']:.2f}, bigram model "
-        f"{prepared.baselines['bigram_perplexity']:.2f}), "
-        f"{summary['validation_bits_per_byte']:.3f} bits per byte, KV cache "
-        f"{summary['kv_cache_bytes_per_token']:,} bytes per token; {run.path}"
-    )
+    is_default = run.path.parent == run_config.ROOT / "runs"
+    arguments = [] if is_default else [f"runs_dir={config.runs_dir}"]
+    print(describe_run(summary, prepared.name, prepared.baselines, run.path, arguments))
 
 
 if __name__ == "__main__":

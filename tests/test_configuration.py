@@ -100,7 +100,7 @@ def test_grouped_query_attentions_run_without_rope():
         ("+trainer.max_tokenz=1", "no key 'trainer.max_tokenz'; did you mean 'trainer.max_tok"),
         ("++trainer.max_tokenz=1", "no key 'trainer.max_tokenz'; did you mean 'trainer.max_tok"),
         ("trainer.learning_rate=1", "no key 'trainer.learning_rate'; did you mean 'optim.learn"),
-        ("trainer.lrr=1", "no key 'trainer.lrr'; trainer has max_tokens, micro_batch_size"),
+        ("trainer.lrr=1", "no key 'trainer.lrr'; trainer has max_tokens, max_minutes, mi"),
         ("+foo=1", "no key 'foo'"),
         ("attentoin=mla", "no key 'attentoin'; did you mean 'attention'"),
         ("model.attention.kv_rank=1", "no key 'model.attention.kv_rank'"),
@@ -250,6 +250,46 @@ def test_saved_configuration_is_compared_field_by_field(tmp_path):
         )
     assert "optim.learning_rate: 0.003 -> 0.5" in str(error.value)
     assert "model.attention.num_key_value_heads: 8 -> 1" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (["trainer.profile=true", "trainer.max_minutes=5"], None),
+        (["trainer.micro_batch_size=2", "trainer.gradient_accumulation_steps=4"], None),
+        (["trainer.micro_batch_size=4"], "trainer.micro_batch_size: 8 -> 4"),
+        (
+            ["trainer.micro_batch_size=2", "trainer.gradient_accumulation_steps=3"],
+            "trainer.gradient_accumulation_steps: 1 -> 3",
+        ),
+        (["trainer.overfit_batches=1"], "trainer.overfit_batches: None -> 1"),
+    ],
+)
+def test_what_may_change_when_a_run_is_resumed(tmp_path, overrides, refused):
+    saved = tmp_path / "config.yaml"
+    saved.write_text(run_config.as_yaml(default_config()))
+    if refused is None:
+        run_config.require_same_run(saved, train_config(*overrides))
+        return
+    with pytest.raises(run_config.ConfigError) as error:
+        run_config.require_same_run(saved, train_config(*overrides))
+    assert refused in str(error.value)
+
+
+def test_a_training_that_fails_is_one_line_with_status_1_and_the_others_go_on(monkeypatch, capsys):
+    seeds = []
+
+    def job(config):
+        seeds.append(config.seed)
+        if config.seed == 1:
+            raise run_config.TrainingFailed("out of memory;\nlower something")
+
+    monkeypatch.setattr("sys.argv", ["train_model.py", "-m", "seed=0,1,2"])
+    with pytest.raises(SystemExit) as end:
+        run_config.run("train", run_config.TrainConfig, job)
+    assert end.value.code == 1
+    assert seeds == [0, 1, 2]
+    assert capsys.readouterr().err == "kvlab: out of memory; lower something\n"
 
 
 def test_unknown_attention_lists_the_names():

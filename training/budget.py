@@ -15,12 +15,14 @@ class Budget:
         sequences_per_pass: Sequences in one forward and backward pass.
         passes_per_step: Passes per optimizer step.
         num_steps: Optimizer steps.
+        distinct_steps: Steps after which the same sequences come again; None never repeats them.
     """
 
     tokens_per_sequence: int
     sequences_per_pass: int
     passes_per_step: int
     num_steps: int
+    distinct_steps: int | None = None
 
     @property
     def sequences_per_step(self) -> int:
@@ -37,15 +39,24 @@ class Budget:
         """Tokens of the whole run."""
         return self.num_steps * self.tokens_per_step
 
+    @property
+    def num_distinct_tokens(self) -> int:
+        """Tokens of the run, without those that come again."""
+        return min(self.num_steps, self.distinct_steps or self.num_steps) * self.tokens_per_step
+
     def first_sequence(self, step: int, accumulation_index: int) -> int:
         """Return the global index of the first sequence of a pass; steps count from 0."""
+        if self.distinct_steps is not None:
+            step %= self.distinct_steps
         return step * self.sequences_per_step + accumulation_index * self.sequences_per_pass
 
     def describe(self) -> str:
         """Spell the arithmetic out."""
+        again = f", the first {self.num_distinct_tokens:,} again and again"
         return (
             f"{self.num_steps} steps x {self.passes_per_step} x {self.sequences_per_pass} "
             f"sequences x {self.tokens_per_sequence} tokens = {self.num_tokens:,} tokens"
+            f"{'' if self.distinct_steps is None else again}"
         )
 
 
@@ -68,6 +79,7 @@ def make_budget(
         sequences_per_pass=trainer.micro_batch_size,
         passes_per_step=trainer.gradient_accumulation_steps,
         num_steps=-(-trainer.max_tokens // per_step),
+        distinct_steps=trainer.overfit_batches,
     )
     if schedule.warmup_steps >= budget.num_steps:
         raise TrainingError(

@@ -19,7 +19,11 @@ from data.prepared import PreparedData
 from evaluation.kv_cache import measure_kv_cache
 from evaluation.perplexity import Score, score
 from evaluation.settings import EvalSettings
-from modeling.accounting import num_parameters, training_flops_per_token
+from modeling.accounting import (
+    mha_cache_bytes_per_token,
+    num_parameters,
+    training_flops_per_token,
+)
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.generate import generate_text
 from modeling.gpt import GPT
@@ -45,10 +49,14 @@ from training.optim import (
     optimizer_tensors,
     set_learning_rate,
 )
+from training.pace import Pace, in_words
+from training.profile import profiled_steps
 from training.record import git_commit, numerics, versions
+from training.rescue import Rescue
 from training.rng import rng_tensors, set_rng_tensors
 from training.schedule import learning_rate
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
+from training.time_limit import TimeLimit
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,11 @@ def train(
         What summary.json holds.
 
     Raises:
-        TrainingError: If the settings do not fit together, the checkpoint belongs to other data,
-            or the loss is no longer a finite number.
-        TrainingInterrupted: After a signal, with a checkpoint of the last step saved.
+        TrainingError: If the settings do not fit together, or the checkpoint belongs to other data.
+        TrainingFailed: If the loss is no longer a finite number, or memory runs out; the weights
+            after the last step are saved first, unless the failure may have touched them.
+        TrainingInterrupted: After a signal or `trainer.max_minutes`, with a checkpoint of the last
+            step saved.
     """
     trainer = recipe.trainer
     context = recipe.model.max_position_embeddings
@@ -113,6 +123,11 @@ def train(
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
 
     record_numerics = numerics(device, autocast_dtype, trainer.compile)
+    # A run may be resumed with another one, if the sequences per step stay the same.
+    record_numerics["micro_batch_size"] = trainer.micro_batch_size
+    # Before the memory is watched, which its matrices are no part of.
+    peak_flops = measure_matmul_flops(device, autocast_dtype or torch.float32)
+    mfu_per_speed = training_flops_per_token(recipe.model, context) / peak_flops
     reset_peak_memory(device)
 
     torch.manual_seed(recipe.seed)
@@ -135,19 +150,24 @@ def train(
             )
     metrics.drop_after(progress.step)
     say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
-    say(f"{windows.describe(budget.num_tokens)}; {device}, {autocast_dtype or torch.float32}")
+    epochs = windows.describe(budget.num_distinct_tokens)
+    say(f"{epochs}; {device}, {autocast_dtype or torch.float32}")
 
-    def save() -> None:
+    # Weights and two moments of each.
+    time_limit = TimeLimit(trainer.max_minutes, 12 * num_parameters(recipe.model).total)
+
+    def save(random_state: dict[str, Tensor]) -> None:
         metrics.sync()
-        store.save(
-            progress.step,
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer_tensors(model, optimizers),
-                "rng": rng_tensors(device),
-            },
-            _state(recipe, progress, prepared, record_numerics),
-        )
+        with time_limit.timing_a_save():
+            store.save(
+                progress.step,
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer_tensors(model, optimizers),
+                    "rng": random_state,
+                },
+                _state(recipe, progress, prepared, record_numerics),
+            )
 
     first_samples = (
         budget.first_sequence(step, index)
@@ -156,6 +176,8 @@ def train(
     )
     batches = read_ahead(windows, first_samples, budget.sequences_per_pass, device)
     started = time.perf_counter() - progress.wall_seconds
+    pace = Pace(progress.step, budget.num_steps, time.perf_counter())
+    rescue = Rescue(progress, trainer, recipe.optim.learning_rate, store, save, model, device)
     with (
         contextlib.closing(metrics),
         contextlib.closing(batches),
@@ -163,6 +185,10 @@ def train(
         tqdm(
             total=budget.num_steps, initial=progress.step, unit="step", disable=None, leave=False
         ) as bar,
+        profiled_steps(
+            *(trainer.profile, run.path / "profile", budget.num_steps - progress.step, device, say)
+        ) as profiled,
+        rescue,
     ):
         model.train()
         for step in range(progress.step, budget.num_steps):
@@ -171,6 +197,7 @@ def train(
                 recipe.schedule, recipe.optim.learning_rate, step, budget.num_steps
             )
             set_learning_rate(optimizers, rate)
+            rescue.computing()
 
             loss = 0.0
             for _ in range(budget.passes_per_step):
@@ -183,26 +210,26 @@ def train(
                 pass_loss.backward()
                 loss += pass_loss.item()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.max_grad_norm).item()
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise TrainingError(
-                    f"step {step + 1}: the loss is {loss} and the gradient norm {norm}, so "
-                    f"training stopped before the weights were touched; lower "
-                    f"optim.learning_rate ({recipe.optim.learning_rate}) and give the run another "
-                    "run_name"
-                )
+            rescue.require_finite(loss, norm)
+            rescue.updating()
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
             progress.step = step + 1
+            rescue.watching()
             progress.last_loss = loss
             seconds = time.perf_counter() - step_started
             progress.train_seconds += seconds
             progress.wall_seconds = time.perf_counter() - started
+            pace.step_done(time.perf_counter())
             speed = budget.tokens_per_step / seconds
             is_last = progress.step == budget.num_steps
             bar.update()
-            bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s")
+            bar.set_postfix_str(
+                f"loss {loss:.3f}, {speed:,.0f} tokens/s, MFU {speed * mfu_per_speed:.2f}, "
+                f"gradient norm {norm:.2f}, learning rate {rate:.1e}"
+            )
 
             record: dict[str, float] = {}
             if progress.step % trainer.log_every_steps == 0 or is_last:
@@ -212,36 +239,41 @@ def train(
                     "train/learning_rate": rate,
                     "train/grad_norm": norm,
                     "perf/tokens_per_second": speed,
+                    "perf/mfu": speed * mfu_per_speed,
+                    "progress/seconds_left": pace.seconds_left,
                 }
             if progress.step % trainer.eval_every_steps == 0 and not is_last:
                 result = _validate(model, prepared, recipe, device, trainer.eval_tokens)
                 record["validation/nll_part"] = result.nll
                 record["validation/perplexity_part"] = result.perplexity
+                mean_speed = progress.step * budget.tokens_per_step / progress.train_seconds
                 say(
                     f"step {progress.step}: loss {loss:.3f}, validation perplexity "
                     f"{result.perplexity:.2f} on its first {result.tokens_scored:,} tokens, "
-                    f"{progress.step * budget.tokens_per_step / progress.train_seconds:,.0f} "
-                    "tokens/s"
+                    f"{mean_speed:,.0f} tokens/s, MFU {mean_speed * mfu_per_speed:.2f}, gradient "
+                    f"norm {norm:.2f}, learning rate {rate:.1e}, {in_words(pace.seconds_left)} left"
                 )
             if record:
                 tokens_seen = progress.step * budget.tokens_per_step
                 metrics.append({"step": progress.step, "progress/tokens": tokens_seen} | record)
                 mirror.log(record, tokens_seen)
-            stopping = interrupt.name is not None
+            profiled()
+            stopping = interrupt.name or time_limit.reason_to_stop(pace.longest_step_seconds)
             if progress.step % trainer.checkpoint_every_steps == 0 or is_last or stopping:
                 nll = record.get("validation/nll_part", math.inf)
                 is_best = nll < progress.best_nll
                 progress.best_nll = min(nll, progress.best_nll)
-                save()
+                save(rng_tensors(device))
                 if is_best:
                     store.protect(progress.step)
             if stopping and not is_last:
                 raise TrainingInterrupted(
-                    f"{interrupt.name}: checkpoint saved at step {progress.step} of "
+                    f"{stopping}: checkpoint saved at step {progress.step} of "
                     f"{budget.num_steps}; rerun the same command to go on"
                 )
 
-    measured = _summarise(recipe, budget, progress, model, prepared, device, autocast_dtype)
+    with rescue:
+        measured = _summarise(recipe, budget, progress, model, prepared, device, mfu_per_speed)
     summary = {"run_name": run.path.name} | measured
     _report(summary, mirror)
     if trainer.sample_tokens > 0:
@@ -358,7 +390,7 @@ def _summarise(
     model: GPT,
     prepared: PreparedData,
     device: torch.device,
-    autocast_dtype: torch.dtype | None,
+    mfu_per_speed: float,
 ) -> dict[str, Any]:
     """Measure the finished model on the whole validation split; what summary.json holds."""
     result = _validate(model, prepared, recipe, device)
@@ -367,7 +399,6 @@ def _summarise(
     cache = measure_kv_cache(model, recipe.eval.cache_batch_size, context)
     count = num_parameters(recipe.model)
     speed = budget.num_tokens / progress.train_seconds
-    peak = measure_matmul_flops(device, autocast_dtype or torch.float32)
     utf8_bytes = prepared.splits["validation"].utf8_bytes
     return {
         "attention": recipe.model.attention["name"],
@@ -375,15 +406,18 @@ def _summarise(
         "num_parameters": count.total,
         "num_attention_parameters": count.attention,
         "tokens_trained": budget.num_tokens,
+        "overfit_batches": budget.distinct_steps,
         "train_loss": progress.last_loss,
         "validation_nll": result.nll,
         "validation_perplexity": result.perplexity,
         "validation_bits_per_byte": result.bits_per_byte(utf8_bytes),
         "kv_cache_bytes_per_token": cache.bytes_per_token,
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
+        "cache_ratio_to_mha": cache.bytes_per_token
+        / mha_cache_bytes_per_token(recipe.model, model.embed_tokens.weight.dtype),
         "tokens_per_second": speed,
         "data_wait_share": progress.data_seconds / progress.train_seconds,
-        "mfu": speed * training_flops_per_token(recipe.model, context) / peak,
+        "mfu": speed * mfu_per_speed,
         "peak_memory_bytes": peak_memory_bytes(device),
         "wall_seconds": progress.wall_seconds,
         "finished": True,

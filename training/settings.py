@@ -85,10 +85,15 @@ class TrainerSettings:
 
     max_tokens: int = 1_500_000
     """Training tokens; rounded up to whole steps."""
+    max_minutes: float | None = None
+    """Save and stop so long after the start of the process; rerunning goes on. null never does."""
     micro_batch_size: int = 8
     """Sequences in one forward and backward pass."""
     gradient_accumulation_steps: int = 1
     """Passes per optimizer step; the loss is the mean over all their tokens."""
+    overfit_batches: int | None = None
+    """Train on the sequences of the first n steps again and again, to see a model learn them by
+    heart; null trains on all."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     z_loss_weight: float = 0.0
@@ -103,6 +108,8 @@ class TrainerSettings:
     """On a CPU with glibc: keep freed memory instead of faulting it in again at each step."""
     compile: bool = False
     """torch.compile the model; where that fails, a warning, and training goes on without."""
+    profile: bool = False
+    """Write a trace of a few steps, and a table of their operators, to profile/ in the run."""
     log_every_steps: int = 1
     eval_every_steps: int = 100
     eval_tokens: int = 32_768
@@ -135,8 +142,13 @@ class TrainerSettings:
         # The first token of the split is not scored.
         found.append(_in_range("trainer.eval_tokens", self.eval_tokens, 2, math.inf))
         found.append(_in_range("trainer.sample_tokens", self.sample_tokens, 0, math.inf))
-        if self.num_threads is not None:
-            found.append(_in_range("trainer.num_threads", self.num_threads, 1, math.inf))
+        for key in ("num_threads", "overfit_batches"):
+            if getattr(self, key) is not None:
+                found.append(_in_range(f"trainer.{key}", getattr(self, key), 1, math.inf))
+        if self.max_minutes is not None:
+            found.append(
+                _in_range("trainer.max_minutes", self.max_minutes, 0, math.inf, low_open=True)
+            )
         if self.precision not in PRECISIONS:
             found.append(
                 f"trainer.precision ('{self.precision}') must be one of {', '.join(PRECISIONS)}"

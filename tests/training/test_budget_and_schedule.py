@@ -25,6 +25,17 @@ def test_every_sequence_has_its_own_index():
     assert firsts == [0, 3, 6, 9, 12, 15]
 
 
+def test_overfitting_repeats_the_sequences_of_the_first_steps():
+    trainer = TrainerSettings(
+        max_tokens=300, micro_batch_size=3, gradient_accumulation_steps=2, overfit_batches=2
+    )
+    budget = make_budget(trainer, ScheduleSettings(warmup_steps=0), context_length=10)
+    firsts = [budget.first_sequence(step, i) for step in range(5) for i in range(2)]
+    assert firsts == [0, 3, 6, 9, 0, 3, 6, 9, 0, 3]
+    assert budget.num_distinct_tokens == 120
+    assert budget.describe().endswith("= 300 tokens, the first 120 again and again")
+
+
 @pytest.mark.parametrize("warmup", [10, 11, 1000])
 def test_warmup_not_shorter_than_the_run_is_refused(warmup):
     trainer = TrainerSettings(max_tokens=100, micro_batch_size=1)

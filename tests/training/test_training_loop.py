@@ -100,49 +100,6 @@ def test_four_passes_of_one_sequence_equal_one_pass_of_four(recipe, run_training
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_one_batch_is_learnt_by_heart(recipe, run_training):
-    optim = dataclasses.replace(recipe.optim, learning_rate=1e-2)
-    model = dataclasses.replace(
-        recipe.model, attention=recipe.model.attention | {"attention_dropout": 0.0}
-    )
-    recipe = dataclasses.replace(recipe, optim=optim, model=model)
-
-    class OneBatch:
-        def describe(self, num_tokens):
-            return "one batch again and again"
-
-        def __init__(self, *args):
-            generator = torch.Generator().manual_seed(0)
-            self.tokens = torch.randint(model.vocab_size, (2, 33), generator=generator)
-
-        def batch(self, first, count, device):
-            return self.tokens[:, :-1], self.tokens[:, 1:]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.loop.TrainingWindows", OneBatch)
-        folder = run_training(recipe, "overfit", max_tokens=200 * 128)
-    assert read_metrics(folder.metrics_path)[-1]["train/loss"] < 0.1
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(
-    recipe, run_training, folder_of, monkeypatch, bad
-):
-    loss, calls = GPT.loss, {"n": 0}
-
-    def breaking(self, tokens, targets, **options):
-        calls["n"] += 1
-        return loss(self, tokens, targets, **options) * (bad if calls["n"] > 2 * 7 else 1.0)
-
-    monkeypatch.setattr(GPT, "loss", breaking)
-    with pytest.raises(TrainingError, match=r"step 8: the loss is (nan|inf).*learning_rate"):
-        run_training(recipe, "nan")
-    tensors = final_tensors(folder_of("nan"))
-    assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
-    assert folder_of("nan").read_summary() is None
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_resumes_to_the_same_weights(
     recipe, run_training, monkeypatch, number

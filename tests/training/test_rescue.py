@@ -1,0 +1,228 @@
+import dataclasses
+import math
+import weakref
+
+import pytest
+import torch
+
+from modeling.gpt import GPT
+from tracking.checkpoints import CheckpointStore
+from tracking.metrics import read_metrics
+from training.errors import TrainingFailed
+from training.rescue import Rescue, is_out_of_memory
+
+
+def store_of(folder):
+    return CheckpointStore(folder.checkpoints_path, 9, read_only=True)
+
+
+def assert_same_weights(one, other):
+    one, other = (store_of(folder).load_newest().tensors["model"] for folder in (one, other))
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+@pytest.fixture
+def fail_in(monkeypatch):
+    """Make the second of a step's two passes end in an error, or in a loss that is no number."""
+
+    def arm(step, *, error=None, factor=1.0):
+        loss, calls = GPT.loss, {"n": 0}
+
+        def failing(self, tokens, targets, **options):
+            calls["n"] += 1
+            result = loss(self, tokens, targets, **options)  # draws the random numbers of dropout
+            if calls["n"] != 2 * step:
+                return result
+            if error is not None:
+                raise error
+            return result * factor
+
+        monkeypatch.setattr(GPT, "loss", failing)
+
+    return arm
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_what_pytorch_says_when_memory_is_used_up_is_understood():
+    with pytest.raises(RuntimeError) as on_a_cpu:
+        torch.empty(2**50)
+    for error in (on_a_cpu.value, OUT_OF_MEMORY, MemoryError()):
+        assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_out_of_memory_in_a_pass_loses_no_step(
+    recipe, run_training, folder_of, fail_in, monkeypatch
+):
+    whole = run_training(recipe, "whole")
+    fail_in(8, error=OUT_OF_MEMORY)
+    with pytest.raises(
+        TrainingFailed,
+        match=r"out of memory in step 8 while computing gradients \(CUDA out of memory.*the state "
+        r"after step 7 is saved.*trainer.micro_batch_size=1 trainer.gradient_accumulation_steps=4",
+    ):
+        run_training(recipe, "failed")
+    assert store_of(folder_of("failed")).steps()[-1] == 7
+    monkeypatch.undo()
+    assert_same_weights(whole, run_training(recipe, "failed"))
+
+
+def test_the_advice_of_more_and_smaller_passes_works(recipe, run_training, fail_in, monkeypatch):
+    attention = recipe.model.attention | {"attention_dropout": 0.0}
+    recipe = dataclasses.replace(
+        recipe, model=dataclasses.replace(recipe.model, attention=attention)
+    )
+    whole = run_training(recipe, "whole")
+    fail_in(8, error=OUT_OF_MEMORY)
+    with pytest.raises(TrainingFailed):
+        run_training(recipe, "failed")
+    monkeypatch.undo()
+    lines = []
+    smaller = {"micro_batch_size": 1, "gradient_accumulation_steps": 4}
+    failed = run_training(recipe, "failed", lines.append, **smaller)
+    assert "resuming, but not bit for bit: micro_batch_size was 2, is 1" in lines
+    losses = [[r["train/loss"] for r in read_metrics(f.metrics_path)] for f in (whole, failed)]
+    # The same sequences; sums of float32 in another order.
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_loses_no_step(
+    recipe, run_training, folder_of, fail_in, monkeypatch, bad
+):
+    fail_in(8, factor=bad)
+    with pytest.raises(
+        TrainingFailed,
+        match=r"step 8: the loss is (nan|inf).*the state after step 7 is saved; the same command "
+        r"would fail at the same step: lower optim.learning_rate \(0.003\) or "
+        r"trainer.max_grad_norm \(1\), and give the run another run_name",
+    ):
+        run_training(recipe, "failed")
+    monkeypatch.undo()
+    assert folder_of("failed").read_summary() is None
+    assert_same_weights(run_training(recipe, "whole"), run_training(recipe, "failed"))
+
+
+def test_a_failure_while_the_weights_change_saves_nothing(
+    recipe, run_training, folder_of, monkeypatch
+):
+    step, calls = torch.optim.AdamW.step, {"n": 0}
+
+    def failing(self, *args, **kwargs):
+        calls["n"] += 1
+        step(self, *args, **kwargs)
+        if calls["n"] == 8:
+            raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", failing)
+    with pytest.raises(
+        TrainingFailed,
+        match=r"step 8 while updating the weights.*nothing was saved; there is a checkpoint of "
+        r"step 6; lower trainer.micro_batch_size",
+    ):
+        run_training(recipe, "failed")
+    assert store_of(folder_of("failed")).steps() == [3, 6]
+
+
+def test_out_of_memory_in_a_validation_keeps_the_step(recipe, run_training, folder_of, monkeypatch):
+    def failing(*args, **kwargs):
+        raise OUT_OF_MEMORY
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.loop.score", failing)
+        with pytest.raises(
+            TrainingFailed,
+            match=r"step 5 while evaluating.*state after step 5 is saved; lower eval.batch_size",
+        ):
+            run_training(recipe, "failed")
+        with pytest.raises(TrainingFailed, match=r"step 10 while evaluating.*step 10 is saved"):
+            run_training(recipe, "failed")
+        with pytest.raises(TrainingFailed, match=r"step 12 .*there is a checkpoint of step 12"):
+            run_training(recipe, "failed")
+    assert_same_weights(run_training(recipe, "whole"), run_training(recipe, "failed"))
+
+
+def test_the_first_step_has_nothing_to_save(recipe, run_training, folder_of, fail_in):
+    fail_in(1, error=MemoryError())
+    with pytest.raises(TrainingFailed, match=r"\(MemoryError\); there is no checkpoint yet; lower"):
+        run_training(recipe, "failed", precision="float32")
+    assert store_of(folder_of("failed")).steps() == []
+
+
+def test_other_errors_stay_what_they_are(recipe, run_training, folder_of, fail_in):
+    fail_in(5, error=RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match=r"^a bug$"):
+        run_training(recipe, "failed")
+    assert store_of(folder_of("failed")).steps() == [3]
+
+
+@pytest.fixture
+def rescue(recipe, tmp_path):
+    """A Rescue after step 7, with a function in place of saving."""
+
+    class Progress:
+        step = 7
+
+    def make(save, **trainer_changes):
+        return Rescue(
+            Progress(),
+            dataclasses.replace(recipe.trainer, **trainer_changes),
+            0.01,
+            CheckpointStore(tmp_path, 1),
+            save,
+            torch.nn.Linear(1, 1),
+            torch.device("cpu"),
+        )
+
+    return make
+
+
+def fail_in_a_pass(guard, forward):
+    with guard:
+        guard.computing()
+        forward()
+
+
+def out_of_memory():
+    raise OUT_OF_MEMORY
+
+
+def test_activations_are_freed_before_saving(rescue):
+    held = []
+
+    def forward():
+        activations = torch.zeros(3)
+        held.append(weakref.ref(activations))
+        out_of_memory()
+
+    def save(random_state):
+        assert held[0]() is None
+
+    with pytest.raises(TrainingFailed, match="step 7 is saved"):
+        fail_in_a_pass(rescue(save), forward)
+
+
+def test_a_state_that_cannot_be_saved_is_said(rescue):
+    def save(random_state):
+        raise MemoryError
+
+    guard = rescue(save, micro_batch_size=1)
+    with pytest.raises(TrainingFailed, match=r"could not be saved \(MemoryError\).*is 1 already"):
+        fail_in_a_pass(guard, out_of_memory)
+
+
+def test_a_narrow_precision_is_named(rescue):
+    guard = rescue(lambda random_state: None, precision="bfloat16")
+    with pytest.raises(TrainingFailed, match=r", or set trainer\.precision=float32, and give"):
+        guard.require_finite(1.0, math.nan)
+
+
+@pytest.mark.parametrize(("size", "passes", "advice"), [(8, 1, "=4 .*=2"), (9, 2, "=3 .*=6")])
+def test_the_advice_keeps_the_sequences_per_step(rescue, size, passes, advice):
+    guard = rescue(
+        lambda random_state: None, micro_batch_size=size, gradient_accumulation_steps=passes
+    )
+    with pytest.raises(TrainingFailed, match=f"micro_batch_size{advice} this run goes on"):
+        fail_in_a_pass(guard, out_of_memory)

@@ -1,0 +1,159 @@
+"""A step that fails: save what is safe, and say what to change."""
+
+import math
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from tracking.checkpoints import CheckpointStore
+from tracking.disk import one_line
+from tracking.errors import RunError
+from training.errors import TrainingFailed
+from training.rng import rng_tensors
+from training.settings import TrainerSettings
+
+
+class _Progress(Protocol):
+    step: int
+
+
+class Rescue:
+    """While entered, running out of memory ends in one line, after a checkpoint where one is safe.
+
+    The loop says where it is: `computing` gradients leaves the weights as they were, `updating`
+    may have touched some of them when it fails, and `watching` (validation) touches nothing.
+
+    Args:
+        progress: Its `step` counts the whole steps done.
+        trainer: For the advice.
+        learning_rate: The peak, for the advice.
+        store: The run's checkpoints.
+        save: Saves the state after the last whole step, with the random state that it is given.
+        model: Its gradients are freed before saving.
+        device: Of the random state.
+    """
+
+    def __init__(
+        self,
+        progress: _Progress,
+        trainer: TrainerSettings,
+        learning_rate: float,
+        store: CheckpointStore,
+        save: Callable[[dict[str, Tensor]], None],
+        model: nn.Module,
+        device: torch.device,
+    ) -> None:
+        self._progress = progress
+        self._trainer = trainer
+        self._learning_rate = learning_rate
+        self._store = store
+        self._save = save
+        self._model = model
+        self._device = device
+        self.watching()
+
+    def computing(self) -> None:
+        """A step begins."""
+        self._doing = "computing gradients"
+        # The failing step may draw random numbers before it fails; repeating it draws them again.
+        self._random_state = rng_tensors(self._device)
+
+    def updating(self) -> None:
+        """The optimizer changes the weights now."""
+        self._doing = "updating the weights"
+
+    def watching(self) -> None:
+        """The step is done."""
+        self._doing = "evaluating"
+
+    def require_finite(self, loss: float, norm: float) -> None:
+        """Refuse to update the weights by gradients that are no numbers.
+
+        Raises:
+            TrainingFailed: If the loss or the norm of the gradients is not finite.
+        """
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        other = "" if self._trainer.precision == "float32" else ", or set trainer.precision=float32"
+        raise TrainingFailed(
+            f"step {self._progress.step + 1}: the loss is {loss} and the gradient norm {norm}, so "
+            f"training stopped before the weights were touched; {self._save_what_is_safe()}; the "
+            "same command would fail at the same step: lower optim.learning_rate "
+            f"({self._learning_rate:g}) or trainer.max_grad_norm ({self._trainer.max_grad_norm:g})"
+            f"{other}, and give the run another run_name"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None or not is_out_of_memory(error):
+            return
+        # The activations, which the frames of the failed call still hold, before anything is saved.
+        traceback.clear_frames(trace)
+        step = self._progress.step + (self._doing != "evaluating")
+        raise TrainingFailed(
+            f"out of memory in step {step} while {self._doing} ({one_line(error)}); "
+            f"{self._save_what_is_safe()}; {self._advice()}"
+        ) from error
+
+    def _save_what_is_safe(self) -> str:
+        """Save the state after the last whole step if it is known and worth it; say what is there.
+
+        Before the first step there is nothing to lose, and a checkpoint would tie the run to the
+        configuration that failed.
+        """
+        step, saved = self._progress.step, self._store.steps()
+        kept = [number for number in saved if number <= step]
+        there = f"a checkpoint of step {kept[-1]}" if kept else "no checkpoint yet"
+        if step in kept or step == 0:
+            return f"there is {there}"
+        if self._doing == "updating the weights":
+            return f"some weights may have changed, so nothing was saved; there is {there}"
+        self._model.zero_grad(set_to_none=True)
+        try:
+            self._save(
+                rng_tensors(self._device) if self._doing == "evaluating" else self._random_state
+            )
+        except (RunError, OSError, RuntimeError, MemoryError) as error:
+            return f"the state could not be saved ({one_line(error)}); there is {there}"
+        return f"the state after step {step} is saved"
+
+    def _advice(self) -> str:
+        if self._doing == "evaluating":
+            return "lower eval.batch_size or eval.cache_batch_size and run the command again"
+        trainer: Any = self._trainer
+        size, passes = trainer.micro_batch_size, trainer.gradient_accumulation_steps
+        # A key that may be missing or on already.
+        is_off = getattr(trainer, "activation_checkpointing", None) is False
+        or_else = "; or set trainer.activation_checkpointing=true" if is_off else ""
+        if size == 1:
+            return (
+                "trainer.micro_batch_size is 1 already: take a smaller model or a shorter context "
+                f"(model.*, another run_name){or_else}"
+            )
+        factor = next(number for number in range(2, size + 1) if size % number == 0)
+        return (
+            f"lower trainer.micro_batch_size ({size}) and raise "
+            f"trainer.gradient_accumulation_steps ({passes}) by the same factor: with "
+            f"trainer.micro_batch_size={size // factor} "
+            f"trainer.gradient_accumulation_steps={passes * factor} this run goes on with the same "
+            f"sequences per step, equal but for rounding and dropout{or_else}"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that memory is used up, on a GPU or a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        # PyTorch has no class of its own for this one.
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
