@@ -366,6 +366,7 @@ _MAY_CHANGE = (
     "sampling.",
     "eval.",
     "trainer.device",
+    "trainer.deterministic",
     "trainer.num_threads",
     "trainer.tune_allocator",
     "trainer.compile",

@@ -48,8 +48,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 # d loss / d logits = (softmax (1 + 2 w log Z) - one-hot) / rows
                 factor = 1 + 2 * z_loss_weight * log_normaliser if z_loss_weight else 1
                 grad_logits = exponentials.mul_(factor / (normaliser * num_rows))
-                minus = torch.full_like(target_logits, -1 / num_rows)
-                grad_logits = grad_logits.scatter_add_(1, index, minus).to(compute_dtype)
+                # Not scatter_add_, which CUDA refuses to make deterministic.
+                grad_targets = grad_logits.gather(1, index) - 1 / num_rows
+                grad_logits = grad_logits.scatter_(1, index, grad_targets).to(compute_dtype)
                 grad_hidden[rows] = (grad_logits @ matrix).to(hidden.dtype)
                 if compute_dtype == grad_weight.dtype:
                     grad_weight.addmm_(grad_logits.t(), chunk)

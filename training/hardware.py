@@ -1,6 +1,7 @@
 """What the machine offers: device, precision, memory and matmul speed."""
 
 import contextlib
+import os
 import resource
 import sys
 import time
@@ -40,6 +41,18 @@ def has_native_bfloat16(device: torch.device) -> bool:
     # Without such instructions a CPU emulates bfloat16, a hundred times slower than float32.
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def choose_determinism(deterministic: bool) -> None:
+    """Let PyTorch use only kernels that repeat their result bit for bit, or all of them again.
+
+    On a CPU training repeats itself anyway. An operation that has no such kernel on a GPU raises a
+    RuntimeError that names it.
+    """
+    if deterministic:
+        # cuBLAS reads it when it is first used (docs.nvidia.com/cuda/cublas, reproducibility).
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def reset_peak_memory(device: torch.device) -> None:

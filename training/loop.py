@@ -36,6 +36,7 @@ from training.allocator import tune
 from training.budget import Budget, make_budget
 from training.errors import TrainingError, TrainingInterrupted
 from training.hardware import (
+    choose_determinism,
     measure_matmul_flops,
     peak_memory_bytes,
     pick_autocast_dtype,
@@ -115,6 +116,7 @@ def train(
     budget = make_budget(trainer, recipe.schedule, context)
     windows = TrainingWindows(prepared.training_streams(), context, recipe.seed)
     device = pick_device(trainer.device)
+    choose_determinism(trainer.deterministic)
     if trainer.num_threads is not None:
         torch.set_num_threads(trainer.num_threads)
     if trainer.tune_allocator and device.type == "cpu":

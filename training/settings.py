@@ -102,6 +102,8 @@ class TrainerSettings:
     """float32, bfloat16 (autocast over float32 weights), or auto: bfloat16 where it is native."""
     device: str = "auto"
     """cpu, cuda, or auto."""
+    deterministic: bool = False
+    """On a GPU only kernels that repeat their result bit for bit; a CPU does so anyway."""
     num_threads: int | None = None
     """CPU threads; null takes PyTorch's choice. Resuming is bit-exact only with the same number."""
     tune_allocator: bool = True

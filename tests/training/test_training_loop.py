@@ -48,9 +48,18 @@ def die_after(monkeypatch):
     return arm
 
 
+@pytest.mark.parametrize("sequences", [2, 60], ids=["within an epoch", "across two"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resumed_run_equals_the_undisturbed_one_bit_for_bit(
-    recipe, run_training, die_after, monkeypatch
+    recipe, run_training, die_after, monkeypatch, optimizer, sequences, prepared
 ):
+    optim = dataclasses.replace(recipe.optim, name=optimizer)
+    trainer = dataclasses.replace(
+        recipe.trainer, micro_batch_size=sequences, max_tokens=12 * 2 * sequences * 32
+    )
+    recipe = dataclasses.replace(recipe, optim=optim, trainer=trainer)
+    # Twelve steps of two passes; the larger ones reach the second epoch in the eighth.
+    assert (prepared.splits["train"].tokens < 8 * 2 * sequences * 32) == (sequences == 60)
     whole = run_training(recipe, "whole")
     with monkeypatch.context():
         for step in (4, 4, 2):  # dies after steps 4, 7 (resumed from 3) and 8 (from 6)
@@ -223,3 +232,17 @@ def test_resuming_under_other_numerics_says_that_it_is_not_exact(
     assert "resuming, but not bit for bit: precision was float32, is bfloat16" in said
     assert "resuming run after step 3" in said
     assert "sample:\ndef " in said
+
+
+def test_deterministic_is_switched_on_and_off_again(recipe, run_training):
+    run_training(recipe, "on", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    run_training(recipe, "off")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.gpu
+def test_deterministic_runs_on_a_gpu_are_equal_bit_for_bit(recipe, run_training):
+    changes = {"device": "cuda", "precision": "auto", "deterministic": True}
+    folders = [run_training(recipe, name, **changes) for name in ("one", "two")]
+    assert_same_bits(*(final_tensors(folder) for folder in folders))
