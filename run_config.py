@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,13 +32,16 @@ from modeling.config import GPTConfig, SamplingSettings
 from modeling.errors import ModelConfigError
 from tracking.errors import RunError
 from tracking.settings import TrackingSettings
-from training.errors import TrainingError, TrainingFailed, TrainingInterrupted
+from training.errors import AlreadyTold, TrainingError, TrainingFailed, TrainingInterrupted
+from training.ranks import place
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
 ROOT = Path(__file__).resolve().parent
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
+EXIT_BEFORE_TRAINING = 130
+_LONGEST_WAIT_SECONDS = 60.0
 PREPARE_COMMANDS = ("prepare", "verify", "inspect")
 
 
@@ -46,6 +50,12 @@ class ConfigError(ValueError):
 
 
 USER_ERRORS = (ConfigError, DataError, EvaluationError, ModelConfigError, RunError, TrainingError)
+# By class name, which is what one rank knows of another's error; 1 for all others.
+_STATUS_OF = {error.__name__: EXIT_BAD_INPUT for error in USER_ERRORS} | {
+    TrainingFailed.__name__: EXIT_FAILED,
+    TrainingInterrupted.__name__: EXIT_INTERRUPTED,
+    KeyboardInterrupt.__name__: EXIT_BEFORE_TRAINING,
+}
 
 
 @dataclass
@@ -269,19 +279,16 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     def task(config: DictConfig) -> None:
         try:
             job(checked(config, schema))
-            statuses.append(0)
-        except TrainingFailed as error:
-            complain(error)
-            statuses.append(EXIT_FAILED)
-        except USER_ERRORS as error:
-            complain(error)
-            statuses.append(EXIT_BAD_INPUT)
-        except TrainingInterrupted as interrupted:
-            complain(interrupted)
-            sys.exit(EXIT_INTERRUPTED)
-        except Exception:
-            traceback.print_exc()
-            statuses.append(EXIT_FAILED)
+            status = 0
+        except AlreadyTold as told:
+            status = _STATUS_OF.get(told.kind, EXIT_FAILED)
+        except Exception as error:
+            _tell_for_all_ranks(error)
+            status = _status_of(error)
+        statuses.append(status)
+        # Where several ranks train, all have to agree on what comes next: nothing.
+        if status == EXIT_INTERRUPTED or (status and place().size > 1):
+            sys.exit(status)
 
     sys.argv[1:] = arguments = [_as_text(argument) for argument in sys.argv[1:]]
     try:
@@ -294,11 +301,11 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             # A single run needs no launcher, which would compose everything twice.
             task(composed(config_name, arguments))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        print(f"kvlab: {explain(error, schema)}", file=sys.stderr)
+        _tell_for_all_ranks(ConfigError(explain(error, schema)))
         sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        print("kvlab: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupted:
+        tell(interrupted)
+        sys.exit(EXIT_BEFORE_TRAINING)
     sys.exit(max(statuses, default=0))
 
 
@@ -348,9 +355,36 @@ def help_text(config_name: str) -> str:
     )
 
 
-def complain(error: Exception) -> None:
-    """Print a user's error as one line on stderr."""
-    print("kvlab: " + " ".join(str(error).split()), file=sys.stderr)
+def tell(error: BaseException) -> None:
+    """Print an error on stderr: a user's as one line, any other with its traceback."""
+    if isinstance(error, KeyboardInterrupt):
+        complain("interrupted")
+    elif isinstance(error, (*USER_ERRORS, TrainingInterrupted)):
+        complain(error)
+    else:
+        traceback.print_exception(error)
+
+
+def complain(message: object) -> None:
+    """Print one line on stderr."""
+    print("kvlab: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
+
+
+def _status_of(error: BaseException) -> int:
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return next((_STATUS_OF[name] for name in names if name in _STATUS_OF), EXIT_FAILED)
+
+
+def _tell_for_all_ranks(error: Exception) -> None:
+    """Tell what every rank finds by itself, in a wrong configuration say, once.
+
+    The others wait to be ended by torchrun, which they would otherwise have end rank 0 before it
+    spoke.
+    """
+    if int(os.environ.get("RANK") or 0) > 0 and place().size > 1:
+        time.sleep(_LONGEST_WAIT_SECONDS)
+    else:
+        tell(error)
 
 
 def as_yaml(config: TrainConfig) -> str:
@@ -372,6 +406,8 @@ _MAY_CHANGE = (
     "trainer.compile",
     "trainer.profile",
     "trainer.max_minutes",
+    "trainer.parallelism",
+    "trainer.activation_checkpointing",
     "trainer.log_every_steps",
     "trainer.eval_every_steps",
     "trainer.eval_tokens",

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from modeling.attention import AttentionConfig, attention_config
 from modeling.config import GPTConfig
@@ -30,7 +31,12 @@ def check(config: GPTConfig) -> AttentionConfig:
 
 
 class Block(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Attributes:
+        recompute: Keep nothing but the input for the backward pass, and compute the rest again
+            there, with the same random numbers.
+    """
 
     def __init__(self, config: GPTConfig, attention: AttentionConfig, layer_idx: int) -> None:
         super().__init__()
@@ -38,6 +44,7 @@ class Block(nn.Module):
         self.self_attn = attention.build(layer_idx)
         self.post_attention_layernorm = build_norm(config)
         self.mlp = build_mlp(config)
+        self.recompute = False
 
     def forward(
         self,
@@ -47,6 +54,21 @@ class Block(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """[b, s, m] -> [b, s, m]."""
+        # What is appended to a cache cannot be computed twice.
+        if self.recompute and cache is None and torch.is_grad_enabled():
+            again = checkpoint(
+                self._forward, x, positions, None, attention_mask, use_reentrant=False
+            )
+            return cast(Tensor, again)
+        return self._forward(x, positions, cache, attention_mask)
+
+    def _forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        cache: LayerCache | None,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
         x = x + self.self_attn(
             self.input_layernorm(x), positions, cache, attention_mask=attention_mask
         )
@@ -115,6 +137,11 @@ class GPT(nn.Module):
     def _blocks(self) -> Iterator[Block]:
         """The layers with their own type, which ModuleList forgets."""
         return (cast(Block, layer) for layer in self.layers)
+
+    def recompute_activations(self, enabled: bool) -> None:
+        """Trade time for memory: have each block computed again in the backward pass, or not."""
+        for block in self._blocks():
+            block.recompute = enabled
 
     @property
     def output_weight(self) -> Tensor:

@@ -1,8 +1,9 @@
 """Checkpoints: tensors as safetensors, everything else as JSON; nothing is ever unpickled.
 
-`<folder>/<step>/` holds one `<name>.safetensors` per group of tensors, `state.json`, and
-`manifest.json`, written last. A checkpoint is written in `<folder>/.tmp-<step>/`, synced to the
-disk and renamed, so a killed process or a full disk never leaves half of one under its real name.
+`<folder>/<step>/` holds one `<name>.safetensors` per group of tensors (or several, of which each
+holds parts: `tracking.shards`), `state.json`, and `manifest.json`, written last. A checkpoint is
+written in `<folder>/.tmp-<step>/`, synced to the disk and renamed, so a killed process or a full
+disk never leaves half of one under its real name.
 """
 
 import re
@@ -11,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,10 +26,11 @@ from tracking.manifest import FILE_NAME as MANIFEST_NAME
 from tracking.manifest import read_manifest, verify_file, write_manifest
 from tracking.notices import Say, to_stderr
 from tracking.plain_json import require_plain
+from tracking.shards import SUFFIX as _SUFFIX
+from tracking.shards import group_of, is_shard, name_shards, read_whole
 
 _STATE_NAME = "state.json"
 _BEST_NAME = "best.json"
-_SUFFIX = ".safetensors"
 _STEP_FOLDER = re.compile(r"[0-9]{8,}")
 _GROUP_NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
 # Headers, manifest, folders and rounding to blocks, on top of the tensors and the state.
@@ -50,6 +52,20 @@ class Checkpoint:
     path: Path
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+
+
+class Shards(Protocol):
+    """Tensors that several processes hold in parts.
+
+    Attributes:
+        groups: Tensors by group and name, of their whole shape.
+    """
+
+    groups: dict[str, dict[str, Tensor]]
+
+    def write(self, folder: Path) -> None:
+        """Have every process write its parts (`tracking.shards.write_shards`)."""
+        ...
 
 
 class CheckpointStore:
@@ -79,7 +95,13 @@ class CheckpointStore:
         self._read_only = read_only
         self._verified_a_save = False
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        state: dict[str, Any],
+        shards: Shards | None = None,
+    ) -> Path:
         """Write a checkpoint and remove those that are no longer kept.
 
         The first one of a process is read back and compared. Checkpoints of later steps, which
@@ -91,6 +113,7 @@ class CheckpointStore:
                 share memory (safetensors refuses both): leave out one of two tied weights.
             state: Plain JSON values (see `require_plain`); large random states fit better among
                 the tensors, as uint8.
+            shards: Groups besides `tensors`, which several processes write.
 
         Returns:
             The checkpoint's folder.
@@ -105,18 +128,19 @@ class CheckpointStore:
             raise RunError(f"{self._folder} was opened for reading; it cannot be saved to")
         if step < 0:
             raise ValueError(f"step ({step}) must not be negative")
-        for name in tensors:
+        sharded = shards.groups if shards else {}
+        for name in [*tensors, *sharded]:
             if not _GROUP_NAME.fullmatch(name):
                 raise ValueError(f"group {name!r} must be lower case letters, digits and _")
         require_plain(state, "state")
         final = self._path(step)
         temporary = self._folder / f".tmp-{step}"
-        needed_bytes = _size_bytes(tensors, state)
+        needed_bytes = _size_bytes({**tensors, **sharded}, state)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
             require_free_bytes(self._folder, needed_bytes)
-            self._write(temporary, step, tensors, state)
+            self._write(temporary, step, tensors, state, shards)
             self._publish(temporary, final)
         except (OSError, SafetensorError) as error:
             raise write_failure(final, error, needed_bytes) from error
@@ -132,7 +156,11 @@ class CheckpointStore:
         return [step for step in self._candidates() if (self._path(step) / MANIFEST_NAME).is_file()]
 
     def load_newest(
-        self, device: str = "cpu", names: Collection[str] | None = None
+        self,
+        device: str = "cpu",
+        names: Collection[str] | None = None,
+        *,
+        verify_all: bool = False,
     ) -> Checkpoint | None:
         """Read the newest checkpoint that is intact.
 
@@ -141,6 +169,7 @@ class CheckpointStore:
         Args:
             device: Where to put the tensors.
             names: Groups of tensors to read and verify; None reads all.
+            verify_all: Verify the groups that are not read, too.
 
         Returns:
             The checkpoint, or None if there is none at all.
@@ -153,6 +182,8 @@ class CheckpointStore:
         damage: list[str] = []
         for step in reversed(self._candidates()):
             try:
+                if verify_all:
+                    verify_checkpoint(self._path(step))
                 checkpoint = read_checkpoint(self._path(step), device, names)
             except RunError as error:
                 damage.append(str(error))
@@ -221,6 +252,7 @@ class CheckpointStore:
         step: int,
         tensors: dict[str, dict[str, Tensor]],
         state: dict[str, Any],
+        shards: Shards | None,
     ) -> None:
         """Write all files of a checkpoint, verify the first one, and sync them to the disk."""
         folder.mkdir()
@@ -232,6 +264,11 @@ class CheckpointStore:
             # safetensors makes its files private to the user; a run is shared like its other files.
             path.chmod(mode)
             fsync_file(path)
+        if shards:
+            shards.write(folder)
+            for path in name_shards(folder, shards.groups):
+                path.chmod(mode)
+                fsync_file(path)
         if not self._verified_a_save:
             _compare(folder, tensors, state)
         write_manifest(folder, step)
@@ -336,21 +373,38 @@ def read_checkpoint(
         RunError: Naming the file, if anything is missing, changed or from another version.
     """
     manifest = read_manifest(path)
+    files: dict[str, list[str]] = {}
     for listed in manifest.files:
+        if listed.endswith(_SUFFIX):
+            files.setdefault(group_of(listed), []).append(listed)
         # One flipped bit in a name here would otherwise make a whole group disappear.
-        if listed != _STATE_NAME and not listed.endswith(_SUFFIX):
+        elif listed != _STATE_NAME:
             raise RunError(f"{path / MANIFEST_NAME} is damaged: it lists the file {listed}")
-    if names is None:
-        names = [name.removesuffix(_SUFFIX) for name in manifest.files if name.endswith(_SUFFIX)]
     tensors = {}
-    for name in names:
-        file_name = f"{name}{_SUFFIX}"
-        verify_file(path, manifest, file_name)
+    for name in files if names is None else names:
+        file_names = files.get(name, [f"{name}{_SUFFIX}"])
+        for file_name in file_names:
+            verify_file(path, manifest, file_name)
+        if is_shard(file_names[0]):
+            whole = read_whole([path / file_name for file_name in file_names])
+            tensors[name] = {key: tensor.to(device) for key, tensor in whole.items()}
+            continue
         try:
-            tensors[name] = load_file(path / file_name, device=device)
+            tensors[name] = load_file(path / file_names[0], device=device)
         except (SafetensorError, OSError) as error:
-            raise RunError(f"cannot read {path / file_name}: {one_line(error)}") from error
+            raise RunError(f"cannot read {path / file_names[0]}: {one_line(error)}") from error
     return Checkpoint(manifest.step, path, tensors, read_state(path))
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Verify every file of the checkpoint in a folder, without reading a tensor.
+
+    Raises:
+        RunError: Naming the file, if anything is missing, changed or from another version.
+    """
+    manifest = read_manifest(path)
+    for name in manifest.files:
+        verify_file(path, manifest, name)
 
 
 def read_state(path: Path) -> dict[str, Any]:

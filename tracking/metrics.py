@@ -99,6 +99,19 @@ class MetricsLog:
         return self._descriptor
 
 
+class NoMetrics(MetricsLog):
+    """Takes what a log takes and writes nothing: for a process that another one writes for."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull))
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Forget a record."""
+
+    def drop_after(self, step: int) -> None:
+        """Do nothing."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read all records.
 

@@ -11,3 +11,15 @@ class TrainingFailed(TrainingError):
 
 class TrainingInterrupted(Exception):
     """Training was stopped after saving a checkpoint; rerunning the command resumes."""
+
+
+class AlreadyTold(Exception):
+    """One of several ranks ended with an error, which it or another has printed.
+
+    Attributes:
+        kind: Name of the error's class, from which the exit status follows.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,32 +29,29 @@ from modeling.generate import generate_text
 from modeling.gpt import GPT
 from tracking.atomic import write_text
 from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
-from tracking.metrics import MetricsLog
+from tracking.metrics import MetricsLog, NoMetrics
 from tracking.run_folder import RunFolder
 from tracking.wandb_mirror import WandbMirror
 from training.allocator import tune
 from training.budget import Budget, make_budget
+from training.checkpointing import RunCheckpoints
+from training.distributed import World, alone
 from training.errors import TrainingError, TrainingInterrupted
 from training.hardware import (
     choose_determinism,
     measure_matmul_flops,
     peak_memory_bytes,
     pick_autocast_dtype,
-    pick_device,
     reset_peak_memory,
 )
 from training.interrupt import InterruptRequest
-from training.optim import (
-    build_optimizers,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    set_learning_rate,
-)
+from training.optim import build_optimizers, set_learning_rate
 from training.pace import Pace, in_words
+from training.parallel import Parallel, build_model
 from training.profile import profiled_steps
 from training.record import git_commit, numerics, versions
 from training.rescue import Rescue
-from training.rng import rng_tensors, set_rng_tensors
+from training.rng import rng_tensors, use_stream_of_rank
 from training.schedule import learning_rate
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 from training.time_limit import TimeLimit
@@ -91,8 +88,11 @@ def train(
     run: RunFolder,
     mirror: WandbMirror,
     say: Callable[[str], None],
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Train a model, or go on where the run's newest checkpoint left it, and summarise.
+
+    Every rank of a world calls it; rank 0 alone writes.
 
     Args:
         recipe: Model and settings, checked.
@@ -100,6 +100,7 @@ def train(
         run: Where everything is written; the caller holds its lock.
         mirror: Gets the metrics besides metrics.jsonl.
         say: Prints a line.
+        world: The ranks that train together; this process alone if not given.
 
     Returns:
         What summary.json holds.
@@ -115,7 +116,10 @@ def train(
     context = recipe.model.max_position_embeddings
     budget = make_budget(trainer, recipe.schedule, context)
     windows = TrainingWindows(prepared.training_streams(), context, recipe.seed)
-    device = pick_device(trainer.device)
+    world = world or alone(trainer.device)
+    device = world.device
+    share = world.share_of(budget.sequences_per_pass)
+    sharded = trainer.parallelism == "fsdp" and world.size > 1
     choose_determinism(trainer.deterministic)
     if trainer.num_threads is not None:
         torch.set_num_threads(trainer.num_threads)
@@ -127,13 +131,16 @@ def train(
     record_numerics = numerics(device, autocast_dtype, trainer.compile)
     # A run may be resumed with another one, if the sequences per step stay the same.
     record_numerics["micro_batch_size"] = trainer.micro_batch_size
+    record_numerics["ranks"] = world.size
+    record_numerics["parallelism"] = trainer.parallelism if world.size > 1 else "none"
     # Before the memory is watched, which its matrices are no part of.
     peak_flops = measure_matmul_flops(device, autocast_dtype or torch.float32)
     mfu_per_speed = training_flops_per_token(recipe.model, context) / peak_flops
     reset_peak_memory(device)
 
     torch.manual_seed(recipe.seed)
-    model = GPT(recipe.model).to(device)
+    model = build_model(lambda: GPT(recipe.model), world, sharded=sharded)
+    model.recompute_activations(trainer.activation_checkpointing)
     optimizers = build_optimizers(model, recipe.optim)
     loss_of: Callable[[Tensor, Tensor], Tensor] = functools.partial(
         model.loss, z_loss_weight=trainer.z_loss_weight
@@ -141,15 +148,19 @@ def train(
     if trainer.compile:
         loss_of = _compiled(loss_of, say)
 
-    store = CheckpointStore(run.checkpoints_path, trainer.keep_last, say)
-    metrics = MetricsLog(run.metrics_path)
+    use_stream_of_rank(recipe.seed, world.rank)
+
+    store = CheckpointStore(
+        run.checkpoints_path, trainer.keep_last, say, read_only=not world.is_main
+    )
+    checkpoints = RunCheckpoints(store, world, model, optimizers, sharded=sharded)
+    metrics = MetricsLog(run.metrics_path) if world.is_main else NoMetrics()
     progress = Progress()
-    checkpoint = store.load_newest()
+    checkpoint = checkpoints.newest()
     if checkpoint is not None:
         with same_version(checkpoint.path):
-            progress = _resume(
-                checkpoint, model, optimizers, prepared, device, record_numerics, say
-            )
+            progress = _resume(checkpoint, checkpoints, prepared, record_numerics, say)
+    parallel = Parallel(model, loss_of, world, sharded=sharded)
     metrics.drop_after(progress.step)
     say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
     epochs = windows.describe(budget.num_distinct_tokens)
@@ -161,34 +172,35 @@ def train(
     def save(random_state: dict[str, Tensor]) -> None:
         metrics.sync()
         with time_limit.timing_a_save():
-            store.save(
-                progress.step,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer_tensors(model, optimizers),
-                    "rng": random_state,
-                },
-                _state(recipe, progress, prepared, record_numerics),
-            )
+            state = _state(recipe, progress, prepared, record_numerics)
+            checkpoints.save(progress.step, state, random_state)
 
     first_samples = (
-        budget.first_sequence(step, index)
+        budget.first_sequence(step, index) + world.rank * share
         for step in range(progress.step, budget.num_steps)
         for index in range(budget.passes_per_step)
     )
-    batches = read_ahead(windows, first_samples, budget.sequences_per_pass, device)
+    batches = read_ahead(windows, first_samples, share, device)
     started = time.perf_counter() - progress.wall_seconds
     pace = Pace(progress.step, budget.num_steps, time.perf_counter())
-    rescue = Rescue(progress, trainer, recipe.optim.learning_rate, store, save, model, device)
+    rescue = Rescue(
+        *(progress, trainer, recipe.optim.learning_rate, store, save, model, device),
+        is_alone=world.size == 1,
+    )
     with (
         contextlib.closing(metrics),
         contextlib.closing(batches),
         InterruptRequest() as interrupt,
         tqdm(
-            total=budget.num_steps, initial=progress.step, unit="step", disable=None, leave=False
+            total=budget.num_steps,
+            initial=progress.step,
+            unit="step",
+            disable=None if world.is_main else True,
+            leave=False,
         ) as bar,
         profiled_steps(
-            *(trainer.profile, run.path / "profile", budget.num_steps - progress.step, device, say)
+            trainer.profile and world.is_main,
+            *(run.path / "profile", budget.num_steps - progress.step, device, say),
         ) as profiled,
         rescue,
     ):
@@ -202,16 +214,18 @@ def train(
             rescue.computing()
 
             loss = 0.0
-            for _ in range(budget.passes_per_step):
+            for index in range(budget.passes_per_step):
                 waiting_since = time.perf_counter()
                 tokens, targets = next(batches)
                 progress.data_seconds += time.perf_counter() - waiting_since
-                with autocast:
-                    # Passes are equally long, so the mean of their means is that of the step.
-                    pass_loss = loss_of(tokens, targets) / budget.passes_per_step
-                pass_loss.backward()
+                with parallel.one_pass(is_last=index == budget.passes_per_step - 1):
+                    with autocast:
+                        # Passes are equally long, so the mean of their means is that of the step.
+                        pass_loss = parallel.loss_of(tokens, targets) / budget.passes_per_step
+                    pass_loss.backward()
                 loss += pass_loss.item()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.max_grad_norm).item()
+            loss = world.mean(loss)
+            norm = parallel.clip_gradients(trainer.max_grad_norm)
             rescue.require_finite(loss, norm)
             rescue.updating()
             for optimizer in optimizers:
@@ -260,14 +274,16 @@ def train(
                 metrics.append({"step": progress.step, "progress/tokens": tokens_seen} | record)
                 mirror.log(record, tokens_seen)
             profiled()
-            stopping = interrupt.name or time_limit.reason_to_stop(pace.longest_step_seconds)
+            stopping = world.first_reason(
+                interrupt.name or time_limit.reason_to_stop(pace.longest_step_seconds)
+            )
             if progress.step % trainer.checkpoint_every_steps == 0 or is_last or stopping:
                 nll = record.get("validation/nll_part", math.inf)
                 is_best = nll < progress.best_nll
                 progress.best_nll = min(nll, progress.best_nll)
                 save(rng_tensors(device))
                 if is_best:
-                    store.protect(progress.step)
+                    checkpoints.protect(progress.step)
             if stopping and not is_last:
                 raise TrainingInterrupted(
                     f"{stopping}: checkpoint saved at step {progress.step} of "
@@ -280,10 +296,13 @@ def train(
     _report(summary, mirror)
     if trainer.sample_tokens > 0:
         text = _sample(recipe, model, prepared)
-        write_text(run.samples_path, text + "\n")
+        if world.is_main:
+            write_text(run.samples_path, text + "\n")
         say(f"sample:\n{text}\n")
+    checkpoints.make_whole()
     # Last: a run with a summary is a finished one.
-    run.write_summary(summary)
+    if world.is_main:
+        run.write_summary(summary)
     return summary
 
 
@@ -312,10 +331,8 @@ def _state(
 
 def _resume(
     checkpoint: Checkpoint,
-    model: GPT,
-    optimizers: Sequence[torch.optim.Optimizer],
+    checkpoints: RunCheckpoints,
     prepared: PreparedData,
-    device: torch.device,
     record_numerics: dict[str, Any],
     say: Callable[[str], None],
 ) -> Progress:
@@ -330,10 +347,7 @@ def _resume(
     for key, now in record_numerics.items():
         if state["numerics"].get(key) != now:
             say(f"resuming, but not bit for bit: {key} was {state['numerics'].get(key)}, is {now}")
-    model.load_state_dict({key: t.to(device) for key, t in checkpoint.tensors["model"].items()})
-    optimizer_state = {key: t.to(device) for key, t in checkpoint.tensors["optimizer"].items()}
-    load_optimizer_tensors(model, optimizers, optimizer_state)
-    set_rng_tensors(checkpoint.tensors["rng"], device)
+    checkpoints.put_back(checkpoint)
     recorded = {key: value for key, value in state["progress"].items() if value is not None}
     progress = Progress(**recorded)
     say(f"resuming {checkpoint.path.parent.parent.name} after step {progress.step}")

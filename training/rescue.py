@@ -35,6 +35,8 @@ class Rescue:
         save: Saves the state after the last whole step, with the random state that it is given.
         model: Its gradients are freed before saving.
         device: Of the random state.
+        is_alone: Whether no other rank has a part of the state. Where there are others, one that
+            is out of memory cannot save without them; losses that are no numbers all see.
     """
 
     def __init__(
@@ -46,7 +48,10 @@ class Rescue:
         save: Callable[[dict[str, Tensor]], None],
         model: nn.Module,
         device: torch.device,
+        *,
+        is_alone: bool = True,
     ) -> None:
+        self._is_alone = is_alone
         self._progress = progress
         self._trainer = trainer
         self._learning_rate = learning_rate
@@ -81,7 +86,8 @@ class Rescue:
         other = "" if self._trainer.precision == "float32" else ", or set trainer.precision=float32"
         raise TrainingFailed(
             f"step {self._progress.step + 1}: the loss is {loss} and the gradient norm {norm}, so "
-            f"training stopped before the weights were touched; {self._save_what_is_safe()}; the "
+            f"training stopped before the weights were touched; "
+            f"{self._save_what_is_safe(together=True)}; the "
             "same command would fail at the same step: lower optim.learning_rate "
             f"({self._learning_rate:g}) or trainer.max_grad_norm ({self._trainer.max_grad_norm:g})"
             f"{other}, and give the run another run_name"
@@ -103,11 +109,13 @@ class Rescue:
         step = self._progress.step + (self._doing != "evaluating")
         raise TrainingFailed(
             f"out of memory in step {step} while {self._doing} ({one_line(error)}); "
-            f"{self._save_what_is_safe()}; {self._advice()}"
+            f"{self._save_what_is_safe(together=self._is_alone)}; {self._advice()}"
         ) from error
 
-    def _save_what_is_safe(self) -> str:
+    def _save_what_is_safe(self, *, together: bool) -> str:
         """Save the state after the last whole step if it is known and worth it; say what is there.
+
+        `together` says that all ranks are here, each of which has a part in saving.
 
         Before the first step there is nothing to lose, and a checkpoint would tie the run to the
         configuration that failed.
@@ -119,6 +127,8 @@ class Rescue:
             return f"there is {there}"
         if self._doing == "updating the weights":
             return f"some weights may have changed, so nothing was saved; there is {there}"
+        if not together:
+            return f"nothing was saved, as the other ranks did not fail; there is {there}"
         self._model.zero_grad(set_to_none=True)
         try:
             self._save(

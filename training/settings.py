@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+PARALLELISMS = ("ddp", "fsdp")
 
 
 def _in_range(key: str, value: float, low: float, high: float, *, low_open: bool = False) -> str:
@@ -88,7 +89,7 @@ class TrainerSettings:
     max_minutes: float | None = None
     """Save and stop so long after the start of the process; rerunning goes on. null never does."""
     micro_batch_size: int = 8
-    """Sequences in one forward and backward pass."""
+    """Sequences in one forward and backward pass, of all ranks together."""
     gradient_accumulation_steps: int = 1
     """Passes per optimizer step; the loss is the mean over all their tokens."""
     overfit_batches: int | None = None
@@ -110,6 +111,10 @@ class TrainerSettings:
     """On a CPU with glibc: keep freed memory instead of faulting it in again at each step."""
     compile: bool = False
     """torch.compile the model; where that fails, a warning, and training goes on without."""
+    parallelism: str = "ddp"
+    """With several ranks: ddp (each has the whole model) or fsdp (each has a part)."""
+    activation_checkpointing: bool = False
+    """Keep only what each block gets, and compute the block again in the backward pass."""
     profile: bool = False
     """Write a trace of a few steps, and a table of their operators, to profile/ in the run."""
     log_every_steps: int = 1
@@ -154,6 +159,16 @@ class TrainerSettings:
         if self.precision not in PRECISIONS:
             found.append(
                 f"trainer.precision ('{self.precision}') must be one of {', '.join(PRECISIONS)}"
+            )
+        if self.parallelism not in PARALLELISMS:
+            found.append(
+                f"trainer.parallelism ('{self.parallelism}') must be one of "
+                f"{', '.join(PARALLELISMS)}"
+            )
+        if self.parallelism == "fsdp" and self.compile:
+            found.append(
+                "trainer.compile=true does not work with trainer.parallelism=fsdp; set one of "
+                "trainer.compile=false and trainer.parallelism=ddp"
             )
         if self.sample_tokens > 0 and not self.sample_prompt:
             found.append("trainer.sample_prompt is empty; give at least one character")

@@ -84,7 +84,7 @@ def test_forgetting_the_random_state_would_be_noticed(recipe, run_training, die_
     with pytest.raises(Killed):
         run_training(recipe, "broken")
     monkeypatch.undo()
-    monkeypatch.setattr("training.loop.set_rng_tensors", lambda state, device: None)
+    monkeypatch.setattr("training.checkpointing.set_rng_tensors", lambda state, device: None)
     broken = run_training(recipe, "broken")
     with pytest.raises(AssertionError):
         assert_same_bits(final_tensors(whole), final_tensors(broken))

@@ -1,0 +1,137 @@
+"""Tensors of which every rank holds a part, in safetensors files that each rank writes.
+
+PyTorch's distributed checkpointing does the work, with its safetensors storage: each file says in
+its header where its parts belong, so that any number of ranks can read them, or one process alone.
+Its usual storage keeps a pickle beside the tensors; this one keeps nothing, and pickles nothing.
+A group's files are named `<group>-shard-<number>.safetensors`.
+"""
+
+import shutil
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tracking.disk import one_line
+from tracking.errors import RunError
+
+SUFFIX = ".safetensors"
+_SHARD = "-shard-"
+
+
+def group_of(file_name: str) -> str:
+    """Return the group whose tensors a file holds, whole or in part."""
+    return file_name.removesuffix(SUFFIX).split(_SHARD)[0]
+
+
+def is_shard(file_name: str) -> bool:
+    """Tell whether a file holds parts of tensors."""
+    return _SHARD in file_name
+
+
+def write_shards(folder: Path, groups: dict[str, dict[str, Tensor]]) -> None:
+    """Write this rank's parts; every rank has to call it.
+
+    Args:
+        folder: An existing folder that all ranks see. Rank 0 then calls `name_shards`.
+        groups: DTensors, or tensors that are equal on all ranks, by group and name.
+
+    Raises:
+        RunError: If any rank cannot write; raised on all.
+    """
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    if not folder.is_dir():
+        raise RunError(
+            f"{folder} does not exist on this machine; the runs folder has to be on a file system "
+            "that all machines share"
+        )
+    for name, tensors in groups.items():
+        writer = HuggingFaceStorageWriter(path=str(folder / name), save_distributed=True)
+        try:
+            save(tensors, storage_writer=writer)
+        except CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0]
+            raise RunError(f"cannot write {folder / name}: {one_line(cause)}") from error
+
+
+def name_shards(folder: Path, groups: Collection[str]) -> list[Path]:
+    """Move what `write_shards` wrote into the folder itself, and return the files."""
+    files = []
+    for name in groups:
+        for number, path in enumerate(sorted((folder / name).iterdir()), start=1):
+            files.append(path.rename(folder / f"{name}{_SHARD}{number:05d}{SUFFIX}"))
+        shutil.rmtree(folder / name)
+    return files
+
+
+def read_whole(files: Collection[Path]) -> dict[str, Tensor]:
+    """Assemble the tensors of one group on the CPU, in one process.
+
+    Args:
+        files: All shards of the group, verified.
+
+    Raises:
+        RunError: If they cannot be read.
+    """
+    folder = next(iter(files)).parent
+    names: set[str] = set()
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                names |= set(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"cannot read {path}: {one_line(error)}") from error
+    tensors = {
+        name: torch.empty(size, dtype=dtype)
+        for name, (size, dtype) in shapes(folder).items()
+        if name in names
+    }
+    _load(folder, tensors, alone=True)
+    return tensors
+
+
+def shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Return shape and dtype of each tensor of a checkpoint, sharded or not."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    metadata = HuggingFaceStorageReader(path=str(folder)).read_metadata()
+    return {
+        name: (entry.size, entry.properties.dtype)
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)  # there is nothing else in safetensors
+    }
+
+
+def read_into(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill tensors from a checkpoint, sharded or not; every rank has to call it.
+
+    Args:
+        folder: Of the checkpoint, verified.
+        tensors: By name; of a DTensor this rank's part is filled, whatever the number of ranks
+            that wrote it.
+
+    Raises:
+        RunError: If it does not hold them, or not in these shapes; raised on all ranks.
+    """
+    _load(folder, tensors, alone=False)
+
+
+def _load(folder: Path, tensors: dict[str, Tensor], *, alone: bool) -> None:
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    reader = HuggingFaceStorageReader(path=str(folder))
+    try:
+        with warnings.catch_warnings():
+            # That this process reads for itself is what `alone` asks for.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            load(tensors, storage_reader=reader, no_dist=alone)
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise RunError(f"cannot read {folder}: {one_line(cause)}") from error
