@@ -49,6 +49,15 @@ class ConfigError(ValueError):
     """The composed configuration is wrong; one line that names every problem."""
 
 
+class JobFailed(Exception):
+    """A job that a launcher ran in another process ended with this exit status."""
+
+    def __init__(self, reason: str, status: int) -> None:
+        super().__init__(reason, status)
+        self.reason = reason
+        self.status = status
+
+
 USER_ERRORS = (ConfigError, DataError, EvaluationError, ModelConfigError, RunError, TrainingError)
 # By class name, which is what one rank knows of another's error; 1 for all others.
 _STATUS_OF = {error.__name__: EXIT_BAD_INPUT for error in USER_ERRORS} | {
@@ -230,6 +239,8 @@ def explain(error: BaseException, schema: type) -> str:
         return f"{text.split(':', 1)[0]}: there is no key '{key}'; {_nearest(key, schema)}"
     if division := re.search(r"ValueError raised while resolving interpolation: (.*)", text):
         return f"{key} cannot be worked out: {division.group(1)}; set {key}"
+    if "hydra/launcher/submitit" in text:
+        return "this launcher is a package of its own; run: pip install hydra-submitit-launcher"
     if "Available options" in text:
         return " ".join(text.split("Config search path")[0].split())
     reason = str(causes[-1]).splitlines()[0].strip() or type(error).__name__
@@ -264,19 +275,33 @@ def _keys(schema: type, prefix: str = "") -> list[str]:
     return keys
 
 
+_started_here = False
+
+
+def _is_started_here() -> bool:
+    """Tell the process that a user started from one in which a launcher runs a job of it."""
+    return _started_here
+
+
 def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -> NoReturn:
     """Compose, check, call the job once (or once per run of a multirun), and exit.
 
     Exit status: 0 done, 2 bad configuration or data, 75 interrupted with a resumable checkpoint,
-    1 anything else. In a multirun a run that fails is reported and the others go on.
+    1 anything else. In a multirun a run that fails is reported and the others go on; where a
+    launcher such as submitit's runs them in other processes, the first that failed is.
     """
+    global _started_here
+    _started_here = True
     register()
     os.environ["PROJECT_ROOT"] = str(ROOT)
     # Hydra would replace a traceback by a hint; here it hands every exception on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     statuses: list[int] = []
 
+    # A launcher may pickle this function and call it in a process that begins here.
     def task(config: DictConfig) -> None:
+        register()
+        reason = ""
         try:
             job(checked(config, schema))
             status = 0
@@ -285,6 +310,9 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
         except Exception as error:
             _tell_for_all_ranks(error)
             status = _status_of(error)
+            reason = f"{type(error).__name__}: {error}" if status == 1 else str(error)
+        if status and not _is_started_here():
+            raise JobFailed(reason, status)
         statuses.append(status)
         # Where several ranks train, all have to agree on what comes next: nothing.
         if status == EXIT_INTERRUPTED or (status and place().size > 1):
@@ -296,6 +324,9 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             print(help_text(config_name))
         elif any(argument.startswith("-") for argument in arguments):
             conf = str(ROOT / "conf")
+            # For the processes of a launcher.
+            paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            os.environ["PYTHONPATH"] = os.pathsep.join(paths)
             hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(task)()
         else:
             # A single run needs no launcher, which would compose everything twice.
@@ -303,6 +334,12 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         _tell_for_all_ranks(ConfigError(explain(error, schema)))
         sys.exit(EXIT_BAD_INPUT)
+    except JobFailed as failed:
+        complain(
+            f"a job ended with status {failed.status}: {failed.reason}; "
+            f"submitit keeps each job's output in .multirun/.submitit of the runs folder"
+        )
+        sys.exit(failed.status)
     except KeyboardInterrupt as interrupted:
         tell(interrupted)
         sys.exit(EXIT_BEFORE_TRAINING)
