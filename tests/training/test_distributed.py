@@ -1,0 +1,493 @@
+"""Several ranks: what they agree on, that they equal one, and how they end."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from modeling.config import GPTConfig
+from modeling.gpt import GPT
+from tracking.checkpoints import CheckpointStore
+from tracking.metrics import read_metrics
+from training.distributed import World, alone, joined
+from training.errors import AlreadyTold, TrainingError, TrainingInterrupted
+from training.ranks import Place, place
+from training.settings import TrainerSettings
+
+ROOT = Path(__file__).parents[2]
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def _no_ranks_of_our_own(monkeypatch):
+    for name in RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def set_ranks(monkeypatch, **values):
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_place_is_read_from_torchruns_environment(monkeypatch):
+    assert place() == Place(0, 1, 0)
+    set_ranks(monkeypatch, RANK=3, WORLD_SIZE=4, LOCAL_RANK=1, MASTER_ADDR="h", MASTER_PORT=1)
+    assert place() == Place(rank=3, size=4, local_rank=1)
+    assert not place().is_main
+    monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun --nproc_per_node=1
+    assert place() == Place(0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"WORLD_SIZE": "two"},
+        {"WORLD_SIZE": 2},
+        {"WORLD_SIZE": 2, "RANK": 2, "MASTER_ADDR": "h", "MASTER_PORT": 1},
+        {"WORLD_SIZE": 2, "RANK": 0},
+    ],
+)
+def test_half_an_environment_is_refused_by_name(monkeypatch, values):
+    set_ranks(monkeypatch, **values)
+    with pytest.raises(TrainingError, match="WORLD_SIZE"):
+        place()
+
+
+def test_a_process_alone_makes_no_process_group_and_gets_back_what_it_gave():
+    with joined("cpu", tell=pytest.fail) as world:
+        assert not dist.is_initialized()
+        assert world.mean(0.1) == 0.1
+        assert world.any(True)
+        assert not world.any(False)
+        assert world.from_main(lambda: [1, "a"]) == [1, "a"]
+        assert world.share_of(3) == 3
+        with pytest.raises(KeyError), world.telling():
+            raise KeyError
+
+
+def test_a_pass_that_does_not_divide_is_refused_with_the_keys():
+    world = World(Place(0, 4), torch.device("cpu"))
+    assert world.share_of(8) == 2
+    with pytest.raises(TrainingError, match=r"micro_batch_size \(6\).*\(4\).*micro_batch_size=8"):
+        world.share_of(6)
+
+
+@pytest.fixture
+def two_ranks():
+    """Run a function of a world in two threads that share a store; returns how each ended."""
+
+    def run(work):
+        store, told = dist.HashStore(), []
+        ended = [None, None]
+
+        def rank(number):
+            world = World(Place(number, 2), torch.device("cpu"), store, told.append)
+            try:
+                with world.telling(lambda: "from step 7"):
+                    ended[number] = work(world)
+            except BaseException as error:
+                ended[number] = error
+
+        threads = [threading.Thread(target=rank, args=(number,)) for number in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        return ended, told
+
+    return run
+
+
+def test_the_others_get_what_rank_0_found_however_long_it_takes(two_ranks):
+    def work(world):
+        calls = []
+        first = world.from_main(lambda: (time.sleep(0.5), calls.append(1), "folder")[2])
+        return first, world.from_main(lambda: None), len(calls)
+
+    ended, told = two_ranks(work)
+    assert ended == [("folder", None, 1), ("folder", None, 0)]
+    assert told == []
+
+
+def test_an_error_of_rank_0_ends_the_others_and_is_told_once(two_ranks):
+    def work(world):
+        def fail():
+            raise TrainingError("the reason")
+
+        world.from_main(fail)
+
+    ended, told = two_ranks(work)
+    assert [type(error) for error in ended] == [AlreadyTold] * 2
+    assert [error.kind for error in ended] == ["TrainingError"] * 2
+    assert [str(error) for error in told] == ["the reason"]
+
+
+def test_an_error_that_all_find_is_told_once(two_ranks):
+    def work(world):
+        raise TrainingError("all found it")
+
+    ended, told = two_ranks(work)
+    assert [error.kind for error in ended] == ["TrainingError"] * 2
+    assert len(told) == 1
+
+
+def test_a_lost_connection_says_where_a_rerun_goes_on(two_ranks):
+    def work(world):
+        if world.is_main:
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+
+    ended, told = two_ranks(work)
+    assert ended[0].kind == "TrainingInterrupted"
+    assert isinstance(told[0], TrainingInterrupted)
+    assert "another rank died" in str(told[0])
+    assert str(told[0]).endswith("from step 7")
+
+
+def test_the_error_of_a_broken_model_is_not_taken_for_a_lost_rank(two_ranks):
+    def work(world):
+        if world.is_main:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    ended, told = two_ranks(work)
+    assert ended[0].kind == "RuntimeError"
+    assert "mat1" in str(told[0])
+
+
+def test_alone_is_rank_0_of_1():
+    assert (alone("cpu").rank, alone("cpu").size) == (0, 1)
+
+
+def test_settings_name_what_does_not_go_together():
+    assert (
+        "trainer.parallelism ('tp') must be one of ddp, fsdp"
+        in TrainerSettings(parallelism="tp").problems()
+    )
+    assert any(
+        "trainer.compile=true does not work with trainer.parallelism=fsdp" in problem
+        for problem in TrainerSettings(parallelism="fsdp", compile=True).problems()
+    )
+
+
+@pytest.mark.parametrize("position_embedding", ["none", "learned"])
+def test_recomputed_blocks_give_the_same_gradients_bit_for_bit(position_embedding):
+    def gradients(recompute):
+        torch.manual_seed(0)
+        attention = {"name": "mha", "hidden_size": 32, "num_attention_heads": 4}
+        attention |= {"num_key_value_heads": 4, "head_dim": 8, "v_head_dim": 8}
+        attention["qk_rope_head_dim"] = 8 if position_embedding == "none" else 0
+        config = GPTConfig(
+            vocab_size=50,
+            max_position_embeddings=16,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            position_embedding=position_embedding,
+            attention=attention | {"attention_dropout": 0.3},
+        )
+        model = GPT(config)
+        model.recompute_activations(recompute)
+        calls = []
+        model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+        tokens = torch.randint(50, (2, 17))
+        model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        following = torch.rand(3)  # the random state is left as it would have been
+        return list(model.state_dict()), [p.grad for p in model.parameters()], following, len(calls)
+
+    kept_names, kept, kept_random, kept_calls = gradients(False)
+    names, again, random, calls = gradients(True)
+    assert names == kept_names
+    assert (kept_calls, calls) == (1, 2)
+    assert torch.equal(random, kept_random)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+
+
+# Everything below starts processes.
+
+CONTEXT, PASSES, SEQUENCES, STEPS, PEAK_RATE = 64, 2, 12, 24, 3e-3
+RECIPE = [
+    "attention=mla",
+    f"trainer.micro_batch_size={SEQUENCES}",
+    f"trainer.gradient_accumulation_steps={PASSES}",
+    f"trainer.max_tokens={STEPS * PASSES * SEQUENCES * CONTEXT}",
+    "trainer.checkpoint_every_steps=5",
+    "trainer.eval_every_steps=100",
+    f"optim.learning_rate={PEAK_RATE}",
+]
+
+
+@pytest.fixture(scope="module")
+def train(corpus_folder, prepared, tmp_path_factory):
+    """Start a training of the tiny corpus on some ranks: train(folder of runs, ranks, ...)."""
+    data = [
+        "data=local",
+        f"data.path={corpus_folder}",
+        "data.name=tiny",
+        "tokenizer.vocab_size=300",
+        f"data.prepared_dir={prepared.folder.parent}",
+        "debug=smoke",
+        "tracking=none",
+    ]
+    here = tmp_path_factory.mktemp("here")
+
+    def start(runs, ranks, *extra):
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        flags = [argument for argument in extra if argument.startswith("-")]
+        extra = [argument for argument in extra if argument not in flags]
+        return subprocess.Popen(
+            [
+                *(sys.executable, *(launcher if ranks > 1 else [])),
+                *(str(ROOT / "train_model.py"), *flags, *data, f"runs_dir={runs}", "run_name=run"),
+                *extra,
+            ],
+            cwd=here,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(runs, ranks, *extra):
+        process = start(runs, ranks, *extra)
+        out, err = process.communicate(timeout=240)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    run.start = start
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory):
+    """The folder of a finished run by ranks and parallelism, trained once."""
+    done = {}
+
+    def get(ranks, trainer="default"):
+        if (ranks, trainer) not in done:
+            runs = tmp_path_factory.mktemp(f"{trainer}{ranks}")
+            result = train(runs, ranks, f"trainer={trainer}", *RECIPE)
+            assert result.returncode == 0, result.stderr
+            assert "Warning" not in result.stderr
+            done[ranks, trainer] = runs / "run"
+        return done[ranks, trainer]
+
+    return get
+
+
+def tensors_of(run, group="model"):
+    store = CheckpointStore(run / "checkpoints", 1, read_only=True)
+    return store.load(STEPS).tensors[group]
+
+
+def assert_same_bits(one, other):
+    for group in ("model", "optimizer", "rng"):
+        mine, theirs = tensors_of(one, group), tensors_of(other, group)
+        assert mine.keys() == theirs.keys()
+        assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
+
+
+def assert_equal_but_for_rounding(one, other):
+    """Sums over the tokens of a step may be in another order.
+
+    That changes a float32 sum of n terms relatively by up to n x 2^-24 of their absolute values:
+    losses and norms by that. A step of AdamW moves a weight by at most the learning rate, so the
+    weights differ by at most steps x rate x n x 2^-24.
+    """
+    rounding = PASSES * SEQUENCES * CONTEXT * 2**-24
+    for key in ("train/loss", "train/grad_norm"):
+        mine, theirs = (
+            [record[key] for record in read_metrics(run / "metrics.jsonl")] for run in (one, other)
+        )
+        assert len(mine) == len(theirs) == STEPS
+        assert mine == pytest.approx(theirs, rel=rounding, abs=0)
+    mine, theirs = tensors_of(one), tensors_of(other)
+    assert mine.keys() == theirs.keys()
+    for key in mine:
+        torch.testing.assert_close(
+            mine[key], theirs[key], rtol=0, atol=STEPS * PEAK_RATE * rounding, msg=key
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["default", "fsdp"])
+def test_two_ranks_equal_one(finished, trainer):
+    one, two = finished(1), finished(2, trainer)
+    assert_equal_but_for_rounding(one, two)
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
+    assert summaries[0]["tokens_trained"] == summaries[1]["tokens_trained"]
+    assert summaries[0]["validation_nll"] == pytest.approx(summaries[1]["validation_nll"], rel=1e-5)
+    assert (one / "samples.txt").read_text() == (two / "samples.txt").read_text()
+    # Two ranks have two random streams; the last checkpoint is whole, however it was trained.
+    assert set(tensors_of(two, "rng")) == {"cpu", "cpu_1"}
+    files = {path.name for path in (two / "checkpoints" / f"{STEPS:08d}").iterdir()}
+    assert files == {
+        *("model.safetensors", "optimizer.safetensors", "rng.safetensors"),
+        *("state.json", "manifest.json"),
+    }
+
+
+def ranks_of(torchrun):
+    """Return the process ids of torchrun's workers by rank."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if path.read_text().rsplit(")", 1)[1].split()[1] == str(torchrun.pid):
+                environment = (path.parent / "environ").read_bytes().split(b"\0")
+                rank = next(entry for entry in environment if entry.startswith(b"RANK="))
+                found[int(rank[5:])] = int(path.parent.name)
+        except (OSError, StopIteration):
+            continue
+    return found
+
+
+def wait_for_step(process, metrics, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"ended before step {step}: {process.stderr.read()}")
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"step {step} was not reached")
+
+
+def stop_at(train, runs, step, ranks, number, rank, *extra):
+    """Send a signal to a rank after a step; returns the exit status and stderr of torchrun."""
+    process = train.start(runs, ranks, *extra, *RECIPE)
+    wait_for_step(process, runs / "run" / "metrics.jsonl", step)
+    sent = time.monotonic()
+    os.kill(ranks_of(process)[rank], number)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 40
+    return process.returncode, err
+
+
+def lines_of_ours(text):
+    return [line for line in text.splitlines() if line.startswith("kvlab:")]
+
+
+@pytest.mark.slow
+def test_one_rank_killed_ends_all_and_the_rerun_gives_the_same_bits(train, finished, tmp_path):
+    # Rank 0, which alone says how it goes; the sharded run below loses the other.
+    status, err = stop_at(train, tmp_path, 7, 2, signal.SIGKILL, 0)
+    assert status != 0
+    (line,) = lines_of_ours(err)
+    assert "another rank died" in line
+    step = int(re.search(r"go on from the checkpoint of step (\d+)", line).group(1))
+    assert step in CheckpointStore(tmp_path / "run" / "checkpoints", 1, read_only=True).steps()
+    rerun = train(tmp_path, 2, *RECIPE)
+    assert rerun.returncode == 0, rerun.stderr
+    assert f"resuming run after step {step}\n" in rerun.stdout
+    assert "not bit for bit" not in rerun.stdout
+    assert_same_bits(tmp_path / "run", finished(2))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_at_the_same_step_with_status_75(train, finished, tmp_path):
+    status, err = stop_at(train, tmp_path, 7, 2, signal.SIGTERM, 0)
+    assert status != 0
+    (line,) = lines_of_ours(err)
+    assert re.search(r"checkpoint saved at step \d+ of 24; rerun", line)
+    assert re.search(r"exitcode *: 75 ", err)
+    # One rank goes on with what two began, and says that it is not the same to the bit.
+    rerun = train(tmp_path, 1, *RECIPE)
+    assert rerun.returncode == 0, rerun.stderr
+    assert "resuming, but not bit for bit: ranks was 2, is 1" in rerun.stdout
+    assert_equal_but_for_rounding(tmp_path / "run", finished(1))
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes_on_as_many_ranks_and_on_other_numbers(train, finished, tmp_path):
+    runs = tmp_path / "first"
+    status, err = stop_at(train, runs, 12, 2, signal.SIGKILL, 1, "trainer=fsdp")
+    assert status != 0
+    assert "another rank died" in err
+    folders = sorted((runs / "run" / "checkpoints").glob("0*"))
+    assert any("-shard-00002" in path.name for path in folders[-1].iterdir())
+    for path in folders[-1].iterdir():
+        assert path.suffix in (".safetensors", ".json")
+    subprocess.run(["cp", "-r", runs, tmp_path / "three"], check=True)
+    subprocess.run(["cp", "-r", runs, tmp_path / "one"], check=True)
+    # A flipped bit in a shard is found, and the checkpoint before it used.
+    shard = next(folders[-1].glob("optimizer-shard-00001*"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+
+    for name, ranks, trainer in (("first", 2, "fsdp"), ("three", 3, "fsdp"), ("one", 1, "default")):
+        rerun = train(tmp_path / name, ranks, f"trainer={trainer}", *RECIPE)
+        assert rerun.returncode == 0, rerun.stderr
+        assert ("ranks was 2" in rerun.stdout) == (ranks != 2)
+        assert ("is damaged" in rerun.stdout) == (name == "first")
+        assert_equal_but_for_rounding(tmp_path / name / "run", finished(1))
+    assert_same_bits(runs / "run", finished(2, "fsdp"))
+
+    evaluated = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "eval_model.py"), "tracking=none"),
+            *(f"runs_dir={runs}", f"reports_dir={tmp_path}/reports"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    (row,) = json.loads((tmp_path / "reports" / "comparison" / "results.json").read_text())
+    summary = json.loads((runs / "run" / "summary.json").read_text())
+    assert row["perplexity"] == pytest.approx(summary["validation_perplexity"], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("optim.learning_rat=1", "did you mean 'optim.learning_rate'"),
+        ("data.path=/nowhere/at/all", "/nowhere/at/all"),
+        ("trainer.micro_batch_size=3", "must be divisible by their number (2)"),
+    ],
+)
+def test_bad_input_is_one_line_of_one_rank_with_status_2(train, tmp_path, argument, message):
+    result = train(tmp_path, 2, argument)
+    assert result.returncode != 0
+    (line,) = lines_of_ours(result.stderr)
+    assert message in line
+    assert re.search(r"exitcode *: 2 ", result.stderr)
+    assert 'train_model.py", line' not in result.stderr
+    assert not list(tmp_path.glob("*/checkpoints/*"))
+
+
+@pytest.mark.slow
+def test_a_sweep_of_submitits_local_launcher_trains_each_and_reports_the_failed(train, tmp_path):
+    sweep = train(
+        tmp_path,
+        1,
+        "-m",
+        "hydra/launcher=submitit_local",
+        "attention=mha,mla",
+        "run_name=${model.attention.name}",
+    )
+    assert sweep.returncode == 0, sweep.stderr
+    for name in ("mha", "mla"):
+        assert json.loads((tmp_path / name / "summary.json").read_text())["finished"]
+    failed = train(
+        tmp_path,
+        1,
+        "-m",
+        "hydra/launcher=submitit_local",
+        "model.num_attention_heads=3,4",
+        "run_name=heads",
+    )
+    assert failed.returncode == 2
+    (line,) = lines_of_ours(failed.stderr)
+    assert "64 is not divisible by 3" in line
+    assert "Traceback" not in failed.stderr
+    assert (tmp_path / "heads" / "summary.json").exists()
