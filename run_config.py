@@ -92,6 +92,11 @@ class TrainConfig:
             found.append(f"seed ({self.seed}) must be from 0 to 2^63 - 1")
         if self.match not in ("params", "none"):
             found.append(f"match ('{self.match}') must be params or none")
+        if self.optim.name == "muon" and self.trainer.parallelism == "fsdp":
+            found.append(
+                "optim.name=muon needs whole matrices, which trainer.parallelism=fsdp splits; use "
+                "optim=adamw or trainer.parallelism=ddp"
+            )
         return found
 
 
@@ -315,7 +320,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             raise JobFailed(reason, status)
         statuses.append(status)
         # Where several ranks train, all have to agree on what comes next: nothing.
-        if status == EXIT_INTERRUPTED or (status and place().size > 1):
+        if status == EXIT_INTERRUPTED or (status and _rank_and_size()[1] > 1):
             sys.exit(status)
 
     sys.argv[1:] = arguments = [_as_text(argument) for argument in sys.argv[1:]]
@@ -412,13 +417,21 @@ def _status_of(error: BaseException) -> int:
     return next((_STATUS_OF[name] for name in names if name in _STATUS_OF), EXIT_FAILED)
 
 
+def _rank_and_size() -> tuple[int, int]:
+    """Return what torchrun's environment says; as a process alone where it makes no sense."""
+    try:
+        return place().rank, place().size
+    except TrainingError:
+        return 0, 1
+
+
 def _tell_for_all_ranks(error: Exception) -> None:
     """Tell what every rank finds by itself, in a wrong configuration say, once.
 
     The others wait to be ended by torchrun, which they would otherwise have end rank 0 before it
     spoke.
     """
-    if int(os.environ.get("RANK") or 0) > 0 and place().size > 1:
+    if _rank_and_size()[0] > 0:
         time.sleep(_LONGEST_WAIT_SECONDS)
     else:
         tell(error)
