@@ -92,11 +92,6 @@ class TrainConfig:
             found.append(f"seed ({self.seed}) must be from 0 to 2^63 - 1")
         if self.match not in ("params", "none"):
             found.append(f"match ('{self.match}') must be params or none")
-        if self.optim.name == "muon" and self.trainer.parallelism == "fsdp":
-            found.append(
-                "optim.name=muon needs whole matrices, which trainer.parallelism=fsdp splits; use "
-                "optim=adamw or trainer.parallelism=ddp"
-            )
         return found
 
 

@@ -12,11 +12,12 @@ from training.hardware import has_native_bfloat16
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon with two things of its own: dtype and batches.
+    """torch.optim.Muon with a dtype, batches and shards of its own.
 
     PyTorch's iterates in bfloat16, which a CPU without such instructions emulates a hundred times
     slower than float32: here that is float32. And it takes one matrix after the other; here all of
     one shape go together, which keeps a GPU busy. Settings, state and formulas are PyTorch's.
+    Matrices that FSDP2 shards are gathered one shape at a time.
 
     Args:
         params: Matrices only, or groups of them.
@@ -46,14 +47,14 @@ class Muon(torch.optim.Muon):
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
             for shape, parameters in by_shape.items():
-                directions = torch.stack([self._direction(p, group) for p in parameters])
+                directions = torch.stack([_whole(self._direction(p, group)) for p in parameters])
                 updates = orthogonalised(
                     directions, group["ns_coefficients"], group["ns_steps"], group["eps"]
                 )
                 size = group["lr"] * 0.2 * max(shape) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-size)
+                    parameter.add_(_part_of(update, parameter), alpha=-size)
 
     def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """Take the gradient into the momentum and return what is to be orthogonalised."""
@@ -63,6 +64,22 @@ class Muon(torch.optim.Muon):
             state["momentum_buffer"] = torch.zeros_like(parameter.grad)
         buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
         return parameter.grad.lerp(buffer, group["momentum"])
+
+
+def _whole(matrix: Tensor) -> Tensor:
+    """Gather a matrix that is sharded over ranks; every rank then orthogonalises all of it."""
+    return matrix.full_tensor() if hasattr(matrix, "full_tensor") else matrix
+
+
+def _part_of(update: Tensor, parameter: Tensor) -> Tensor:
+    """Return this rank's part of a whole update if the parameter is sharded."""
+    if not hasattr(parameter, "full_tensor"):
+        return update
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = parameter
+    # Every rank has the same whole: without a source nothing travels.
+    return distribute_tensor(update, sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 
 def orthogonalised(

@@ -20,9 +20,9 @@ def _in_range(key: str, value: float, low: float, high: float, *, low_open: bool
 class OptimSettings:
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101), alone or beside Muon."""
 
-    name: str = "adamw"
-    """adamw, or muon: Muon for the blocks' matrices, AdamW for the rest."""
-    learning_rate: float = 3e-3
+    name: str = "muon"
+    """muon: Muon for the blocks' matrices, AdamW for the rest; or adamw for all."""
+    learning_rate: float = 8e-3
     """Peak, reached after warm-up."""
     weight_decay: float = 0.1
     """On the blocks' matrices; norms and biases have none."""

@@ -17,6 +17,7 @@ import torch.distributed as dist
 import run_config
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
+from run_config import TrainConfig
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from training.distributed import World, alone, joined
@@ -178,20 +179,16 @@ def test_settings_name_what_does_not_go_together():
     )
 
 
-def test_muon_is_not_sharded():
-    config = run_config.composed("train", ["trainer=fsdp", "optim=muon"])
-    with pytest.raises(run_config.ConfigError, match="muon needs whole matrices"):
-        run_config.checked(config, run_config.TrainConfig)
-    assert run_config.checked(
-        run_config.composed("train", ["trainer=fsdp"]), run_config.TrainConfig
-    ).trainer == TrainerSettings(parallelism="fsdp")
+def test_a_sharded_run_is_asked_for_in_one_word():
+    config = run_config.checked(run_config.composed("train", ["trainer=fsdp"]), TrainConfig)
+    assert config.trainer == TrainerSettings(parallelism="fsdp")
 
 
 def test_slurm_launcher_is_composed_and_its_absence_said_in_one_line():
     config = run_config.composed("train", ["hydra/launcher=submitit_slurm"], with_hydra=True)
     assert config.hydra.launcher._target_.endswith("SlurmLauncher")
     missing = ValueError("Could not find 'hydra/launcher/submitit_slurm'\nAvailable options in ...")
-    said = run_config.explain(missing, run_config.TrainConfig)
+    said = run_config.explain(missing, TrainConfig)
     assert said.endswith("pip install hydra-submitit-launcher")
 
 
@@ -336,9 +333,11 @@ def assert_equal_but_for_rounding(one, other):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("trainer", ["default", "fsdp"])
-def test_two_ranks_equal_one(finished, trainer):
-    one, two = finished(1), finished(2, trainer)
+def test_two_ranks_equal_one(finished, trainer, optimizer):
+    one = finished(1, "default", f"optim={optimizer}")
+    two = finished(2, trainer, f"optim={optimizer}")
     assert_equal_but_for_rounding(one, two)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
     assert summaries[0]["tokens_trained"] == summaries[1]["tokens_trained"]
