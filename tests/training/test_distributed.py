@@ -99,7 +99,7 @@ def two_ranks():
             except BaseException as error:
                 ended[number] = error
 
-        threads = [threading.Thread(target=rank, args=(number,)) for number in (0, 1)]
+        threads = [threading.Thread(target=rank, args=(n,), daemon=True) for n in (0, 1)]
         for thread in threads:
             thread.start()
         for thread in threads:
