@@ -72,6 +72,8 @@ SIZES = {
     "smoke": Size(("debug=smoke",), vocab_size=512, batch=2, context=32),
     "nano": Size(("model=nano",), vocab_size=4096, batch=8, context=256),
     "seed_35m": Size(("model=seed_35m",), vocab_size=10_000, batch=2, context=1024),
+    "gpt2_124m": Size(("model=gpt2_124m",), vocab_size=50_257, batch=8, context=1024),
+    "gpt2_350m": Size(("model=gpt2_350m",), vocab_size=50_257, batch=8, context=1024),
 }
 # Besides compiling: caches, memory pools and the optimizer's state need a few steps.
 WARMUP_STEPS = 3

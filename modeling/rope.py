@@ -50,11 +50,11 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    rotated = torch.empty_like(x)
     first, second = x.chunk(2, dim=-1)
+    rotated = x * torch.cat((cos, cos), dim=-1)
     into_first, into_second = rotated.chunk(2, dim=-1)
-    torch.mul(first, cos, out=into_first).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=into_second).addcmul_(first, sin)
+    into_first.addcmul_(second, sin, value=-1)
+    into_second.addcmul_(first, sin)
     return rotated
 
 

@@ -248,7 +248,7 @@ def test_saved_configuration_is_compared_field_by_field(tmp_path):
         run_config.require_same_run(
             saved, train_config("optim.learning_rate=0.5", "attention=mqa", "run_name=x")
         )
-    assert "optim.learning_rate: 0.003 -> 0.5" in str(error.value)
+    assert "optim.learning_rate: 0.008 -> 0.5" in str(error.value)
     assert "model.attention.num_key_value_heads: 8 -> 1" in str(error.value)
 
 

@@ -272,3 +272,12 @@ def test_model_of_an_unknown_attention_lists_those_there_are():
     with pytest.raises(ModelConfigError, match=", ".join(names)):
         build_gpt(FIVE["mha"] | {"name": "linear"})
     assert all(attention_config_class(name) for name in names)
+
+
+@pytest.mark.slow  # two seconds of tracing
+@pytest.mark.parametrize("name", FIVE)
+def test_the_loss_compiles_into_one_graph(name):
+    tokens = random_tokens(2, 9)
+    explained = torch._dynamo.explain(build_gpt(name).loss)(tokens, tokens)
+    torch._dynamo.reset()
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons

@@ -96,7 +96,7 @@ def test_a_loss_that_is_no_number_loses_no_step(
     with pytest.raises(
         TrainingFailed,
         match=r"step 8: the loss is (nan|inf).*the state after step 7 is saved; the same command "
-        r"would fail at the same step: lower optim.learning_rate \(0.003\) or "
+        r"would fail at the same step: lower optim.learning_rate \(0.008\) or "
         r"trainer.max_grad_norm \(1\), and give the run another run_name",
     ):
         run_training(recipe, "failed")
