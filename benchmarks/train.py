@@ -12,6 +12,8 @@ lives in a process of its own. In each round every process does a few steps whil
 so that a busy machine slows all alike; medians over rounds, and ratios within a round. A system
 that cannot run (its package is missing, say) is left out, and the report says why.
 
+All use AdamW, also kvlab, whose default is Muon (--optim muon).
+
 --allocator says whose memory settings are measured:
 
     as-started  kvlab with what train_model.py sets, the others with glibc's defaults
@@ -93,6 +95,7 @@ def make_job(options: argparse.Namespace, size: str, dtype: str, system: str) ->
             [
                 *shape.overrides,
                 f"attention={kind.attention}",
+                f"optim={options.optim}",
                 f"model.vocab_size={shape.vocab_size}",
                 f"model.max_position_embeddings={context}",
             ],
@@ -289,6 +292,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--steps-per-turn", type=_positive, default=3)
     add("--warmup-steps", type=_positive, default=WARMUP_STEPS)
     add("--allocator", choices=ALLOCATORS, default="as-started")
+    add("--optim", choices=["adamw", "muon"], default="adamw", help="kvlab's; peers have AdamW")
     add("--threads", type=_positive, help="PyTorch's choice if not given")
     add("--batch", type=_positive, help="sequences of a step; the size's own if not given")
     add("--context", type=_positive, help="tokens of a sequence; the size's own if not given")
