@@ -184,8 +184,8 @@ def as_markdown(result: Row) -> str:
         f"benchmarks/train.py on {where}, {machine['cpus']} CPUs, {result['threads']} threads, "
         f"{machine['capability']}; {versions}. Load average at the start "
         f"{machine['load_average']}.",
-        f"Each system in a process of its own, allocator `{options['allocator']}`, kvlab's optimizer "
-        f"`{options['optim']}`, the others' adamw; "
+        f"Each system in a process of its own, allocator `{options['allocator']}`, optimizer "
+        f"adamw, kvlab's {options['optim']}; "
         f"{options['rounds']} rounds, in each of which every system in turn does "
         f"{options['steps_per_turn']} steps while the others wait; medians. MFU: kvlab's "
         "`training_flops_per_token` of the equivalent kvlab configuration, by the matrix products "
