@@ -427,9 +427,9 @@ def _tell_for_all_ranks(error: Exception) -> None:
     spoke.
     """
     if _rank_and_size()[0] > 0:
+        # Still here afterwards, it is the only one that has found this.
         time.sleep(_LONGEST_WAIT_SECONDS)
-    else:
-        tell(error)
+    tell(error)
 
 
 def as_yaml(config: TrainConfig) -> str:

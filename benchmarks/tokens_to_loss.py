@@ -63,7 +63,12 @@ def main() -> None:
     parser.add_argument("others", nargs="+", help="patterns of run folders")
     arguments = parser.parse_args()
     recipes = {pattern: runs_of(pattern) for pattern in (arguments.baseline, *arguments.others)}
+    if len({len(runs) for runs in recipes.values()}) > 1:
+        raise SystemExit("every recipe needs as many finished runs (seeds) as the others")
     curves = {pattern: [curve_of(run) for run in runs] for pattern, runs in recipes.items()}
+    grids = {tuple(tokens for tokens, _ in curve) for some in curves.values() for curve in some}
+    if len(grids) > 1:
+        raise SystemExit("the runs were not validated after the same numbers of tokens")
     rows = []
     for pattern, runs in recipes.items():
         summaries = [json.loads((run / "summary.json").read_text()) for run in runs]

@@ -23,7 +23,8 @@ class _RMSNormalise(torch.autograd.Function):
         normalised, inverse_rms, weight = ctx.saved_tensors
         grad_weight = (grad * normalised).flatten(0, -2).sum(0)
         grad = grad * weight
-        mean = torch.linalg.vecdot(grad, normalised).unsqueeze(-1).div_(normalised.shape[-1])
+        with torch.autocast(grad.device.type, enabled=False):  # it would round this product
+            mean = torch.linalg.vecdot(grad, normalised).unsqueeze(-1).div_(normalised.shape[-1])
         return grad.addcmul_(normalised, mean, value=-1).mul_(inverse_rms), grad_weight, None
 
 

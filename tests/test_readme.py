@@ -27,7 +27,8 @@ def code_blocks(language):
 
 def commands():
     """Every command that trains, evaluates or generates, wherever the README has it."""
-    found = re.findall(r"python ((?:train_model|eval_model|generate_text)\.py[^`\n|)&]*)", README)
+    script = r"python ((?:train_model|eval_model|generate_text)\.py(?:(?! or python)[^`\n|)&])*)"
+    found = re.findall(script, README)
     return sorted({command.strip() for command in found})
 
 

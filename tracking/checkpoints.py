@@ -104,8 +104,8 @@ class CheckpointStore:
     ) -> Path:
         """Write a checkpoint and remove those that are no longer kept.
 
-        The first one of a process is read back and compared. Checkpoints of later steps, which
-        exist after an older one was resumed, are removed: the run has taken another course.
+        The first whole one of a process is read back and compared. Checkpoints of later steps,
+        which exist after an older one was resumed, are removed: the run has taken another course.
 
         Args:
             step: Optimizer steps done.
@@ -273,7 +273,7 @@ class CheckpointStore:
             _compare(folder, tensors, state)
         write_manifest(folder, step)
         fsync_folder(folder)
-        self._verified_a_save = True
+        self._verified_a_save |= shards is None
 
     def _publish(self, temporary: Path, final: Path) -> None:
         """Give a finished checkpoint its name; an existing one of the same step steps aside."""
@@ -353,6 +353,8 @@ def same_version(path: Path) -> Iterator[None]:
     except RunError:
         raise
     except (KeyError, TypeError, RuntimeError) as error:
+        if _is_of_this_machine(error):
+            raise
         raise RunError(
             f"{path} was written by another version of kvlab ({one_line(error)}); choose another "
             "run_name, or remove the run's folder and train it again"
@@ -472,3 +474,17 @@ def _delete(path: Path) -> None:
             path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_of_this_machine(error: BaseException) -> bool:
+    """Tell memory that ran out, or another rank that is gone, from what a checkpoint lacks."""
+    lost = getattr(torch.distributed, "DistError", torch.OutOfMemoryError)
+    signs = (
+        "DefaultCPUAllocator",
+        "gloo/",
+        "Connection closed by peer",
+        "Connection reset by peer",
+    )
+    return isinstance(error, torch.OutOfMemoryError | lost) or any(
+        sign in str(error) for sign in signs
+    )

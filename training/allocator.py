@@ -8,7 +8,7 @@ _PAD_BYTES = 512 * 2**20
 # <malloc.h>: parameter, value.
 _SETTINGS = (
     (-4, 0),  # M_MMAP_MAX: no mappings of their own for large blocks, returned when freed
-    (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: do not return the top of the heap
+    (-1, -1),  # M_TRIM_THRESHOLD: never return the top of the heap
     (-2, _PAD_BYTES),  # M_TOP_PAD: grow the heap in steps of this size
 )
 # A user who sets these has chosen already.

@@ -222,11 +222,10 @@ def joined(device_name: str, tell: Callable[[BaseException], None]) -> Iterator[
             timeout=_COLLECTIVE_TIMEOUT,
             device_id=device if device.type == "cuda" else None,
         )
-        try:
-            yield world
-            world.from_main(lambda: None)  # rank 0 has the last word
-        finally:
-            dist.destroy_process_group()
+        yield world
+        world.from_main(lambda: None)  # rank 0 has the last word
+        # Not after an error: NCCL would wait for collectives that never come, and torchrun for us.
+        dist.destroy_process_group()
 
 
 def alone(device_name: str = "auto") -> World:

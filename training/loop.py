@@ -50,7 +50,7 @@ from training.pace import Pace, in_words
 from training.parallel import Parallel, build_model
 from training.profile import profiled_steps
 from training.record import git_commit, numerics, versions
-from training.rescue import Rescue
+from training.rescue import Rescue, is_out_of_memory
 from training.rng import rng_tensors, use_stream_of_rank
 from training.schedule import learning_rate
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
@@ -129,13 +129,14 @@ def train(
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
 
     record_numerics = numerics(device, autocast_dtype, trainer.compile)
+    record_numerics["deterministic"] = trainer.deterministic
     # A run may be resumed with another one, if the sequences per step stay the same.
     record_numerics["micro_batch_size"] = trainer.micro_batch_size
     record_numerics["ranks"] = world.size
     record_numerics["parallelism"] = trainer.parallelism if world.size > 1 else "none"
     # Before the memory is watched, which its matrices are no part of.
     peak_flops = measure_matmul_flops(device, autocast_dtype or torch.float32)
-    mfu_per_speed = training_flops_per_token(recipe.model, context) / peak_flops
+    mfu_per_speed = training_flops_per_token(recipe.model, context) / (peak_flops * world.size)
     reset_peak_memory(device)
 
     torch.manual_seed(recipe.seed)
@@ -160,6 +161,7 @@ def train(
     if checkpoint is not None:
         with same_version(checkpoint.path):
             progress = _resume(checkpoint, checkpoints, prepared, record_numerics, say)
+        del checkpoint  # its tensors
     parallel = Parallel(model, loss_of, world, sharded=sharded)
     metrics.drop_after(progress.step)
     say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
@@ -185,7 +187,7 @@ def train(
     pace = Pace(progress.step, budget.num_steps, time.perf_counter())
     rescue = Rescue(
         *(progress, trainer, recipe.optim.learning_rate, store, save, model, device),
-        is_alone=world.size == 1,
+        ranks=world.size,
     )
     with (
         contextlib.closing(metrics),
@@ -369,6 +371,8 @@ def _compiled(
                 works = True
                 return loss
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 works = False
                 say(f"torch.compile failed ({type(error).__name__}); training goes on without it")
         return compiled(tokens, targets) if works else loss_of(tokens, targets)

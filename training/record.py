@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from training.hardware import has_native_bfloat16
+
 PACKAGES = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
 
 
@@ -42,5 +44,7 @@ def numerics(
         "compile": compiled,
         "device": torch.cuda.get_device_name(device) if is_cuda else "cpu",
         "num_threads": torch.get_num_threads(),
+        # Muon computes in it where it is native, whatever the precision.
+        "native_bfloat16": has_native_bfloat16(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }

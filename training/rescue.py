@@ -4,7 +4,7 @@ import math
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,8 @@ class Rescue:
         save: Saves the state after the last whole step, with the random state that it is given.
         model: Its gradients are freed before saving.
         device: Of the random state.
-        is_alone: Whether no other rank has a part of the state. Where there are others, one that
-            is out of memory cannot save without them; losses that are no numbers all see.
+        ranks: How many there are. One of several that is out of memory cannot save without the
+            others; losses that are no numbers all see.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class Rescue:
         model: nn.Module,
         device: torch.device,
         *,
-        is_alone: bool = True,
+        ranks: int = 1,
     ) -> None:
-        self._is_alone = is_alone
+        self._ranks = ranks
         self._progress = progress
         self._trainer = trainer
         self._learning_rate = learning_rate
@@ -109,7 +109,7 @@ class Rescue:
         step = self._progress.step + (self._doing != "evaluating")
         raise TrainingFailed(
             f"out of memory in step {step} while {self._doing} ({one_line(error)}); "
-            f"{self._save_what_is_safe(together=self._is_alone)}; {self._advice()}"
+            f"{self._save_what_is_safe(together=self._ranks == 1)}; {self._advice()}"
         ) from error
 
     def _save_what_is_safe(self, *, together: bool) -> str:
@@ -141,17 +141,18 @@ class Rescue:
     def _advice(self) -> str:
         if self._doing == "evaluating":
             return "lower eval.batch_size or eval.cache_batch_size and run the command again"
-        trainer: Any = self._trainer
+        trainer = self._trainer
         size, passes = trainer.micro_batch_size, trainer.gradient_accumulation_steps
-        # A key that may be missing or on already.
-        is_off = getattr(trainer, "activation_checkpointing", None) is False
+        share = size // self._ranks  # of a rank, in each pass
+        is_off = not trainer.activation_checkpointing
         or_else = "; or set trainer.activation_checkpointing=true" if is_off else ""
-        if size == 1:
+        if share == 1:
+            each = "" if self._ranks == 1 else f", one sequence a rank for {self._ranks} ranks,"
             return (
-                "trainer.micro_batch_size is 1 already: take a smaller model or a shorter context "
-                f"(model.*, another run_name){or_else}"
+                f"trainer.micro_batch_size is {size}{each} already: take a smaller model or a "
+                f"shorter context (model.*, another run_name){or_else}"
             )
-        factor = next(number for number in range(2, size + 1) if size % number == 0)
+        factor = next(number for number in range(2, share + 1) if share % number == 0)
         return (
             f"lower trainer.micro_batch_size ({size}) and raise "
             f"trainer.gradient_accumulation_steps ({passes}) by the same factor: with "

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tracking import checkpoints, disk
-from tracking.checkpoints import CheckpointStore, read_checkpoint, read_state
+from tracking.checkpoints import CheckpointStore, read_checkpoint, read_state, same_version
 from tracking.errors import RunError
 
 ROOT = Path(__file__).parents[2]
@@ -519,3 +519,19 @@ def test_keep_last_must_be_positive(tmp_path):
 
 def test_limits_of_this_process_are_untouched():
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+    ],
+)
+def test_what_the_machine_lacks_is_not_blamed_on_the_checkpoint(error, tmp_path):
+    with pytest.raises(type(error)) as raised, same_version(tmp_path):
+        raise error
+    assert raised.value is error
+    with pytest.raises(RunError, match="another version"), same_version(tmp_path):
+        raise RuntimeError("Error(s) in loading state_dict for GPT")

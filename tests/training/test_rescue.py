@@ -165,7 +165,7 @@ def rescue(recipe, tmp_path):
     class Progress:
         step = 7
 
-    def make(save, **trainer_changes):
+    def make(save, ranks=1, **trainer_changes):
         return Rescue(
             Progress(),
             dataclasses.replace(recipe.trainer, **trainer_changes),
@@ -174,6 +174,7 @@ def rescue(recipe, tmp_path):
             save,
             torch.nn.Linear(1, 1),
             torch.device("cpu"),
+            ranks=ranks,
         )
 
     return make
@@ -225,4 +226,16 @@ def test_the_advice_keeps_the_sequences_per_step(rescue, size, passes, advice):
         lambda random_state: None, micro_batch_size=size, gradient_accumulation_steps=passes
     )
     with pytest.raises(TrainingFailed, match=f"micro_batch_size{advice} this run goes on"):
+        fail_in_a_pass(guard, out_of_memory)
+
+
+@pytest.mark.parametrize(
+    ("size", "advice"),
+    [(6, "micro_batch_size=2 .*=6 this"), (2, "is 2, one sequence a rank for 2")],
+)
+def test_the_advice_leaves_every_rank_an_equal_share(rescue, size, advice):
+    guard = rescue(
+        lambda random_state: None, 2, micro_batch_size=size, gradient_accumulation_steps=2
+    )
+    with pytest.raises(TrainingFailed, match=f"nothing was saved.*{advice}"):
         fail_in_a_pass(guard, out_of_memory)
