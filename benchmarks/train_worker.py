@@ -240,11 +240,9 @@ class _Steps:
 
 def available_bytes() -> int | None:
     """Return how much memory the system could still give; None where that cannot be read."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
+    from training.hardware import bytes_in_proc
+
+    return bytes_in_proc("meminfo", "MemAvailable")
 
 
 def _page_faults() -> int:
@@ -256,12 +254,9 @@ def _page_faults() -> int:
 
 def _resident_bytes() -> int:
     """Return what the process occupies now; where that cannot be read, the most it ever did."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
     import torch
 
-    from training.hardware import peak_memory_bytes
+    from training.hardware import bytes_in_proc, peak_memory_bytes
 
-    return peak_memory_bytes(torch.device("cpu"))
+    now = bytes_in_proc("self/status", "VmRSS")
+    return peak_memory_bytes(torch.device("cpu")) if now is None else now

@@ -6,11 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import wait_for_step
 
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
@@ -197,7 +197,7 @@ def test_kill_and_rerun_gives_the_same_weights_bit_for_bit(kvlab, tmp_path, refe
     runs = tmp_path / "runs"
     for kill_at in (9, 30, 55):
         process = kvlab.start("train_model.py", *LONGER, "run_name=killed")
-        _wait_for_step(process, runs / "killed" / "metrics.jsonl", kill_at)
+        wait_for_step(process, runs / "killed" / "metrics.jsonl", kill_at)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -212,7 +212,7 @@ def test_kill_and_rerun_gives_the_same_weights_bit_for_bit(kvlab, tmp_path, refe
 def test_sigterm_saves_exits_75_and_the_lock_keeps_a_second_process_out(kvlab, tmp_path, reference):
     runs = tmp_path / "runs"
     process = kvlab.start("train_model.py", *LONGER, "run_name=stopped")
-    _wait_for_step(process, runs / "stopped" / "metrics.jsonl", 3)
+    wait_for_step(process, runs / "stopped" / "metrics.jsonl", 3)
     process.send_signal(signal.SIGSTOP)  # still holds the lock
     second = kvlab("train_model.py", *LONGER, "run_name=stopped")
     assert second.returncode == 2
@@ -225,17 +225,6 @@ def test_sigterm_saves_exits_75_and_the_lock_keeps_a_second_process_out(kvlab, t
     assert kvlab("train_model.py", *LONGER, "run_name=stopped").returncode == 0
     stopped = weights(runs, "stopped")
     assert [key for key in stopped if not torch.equal(stopped[key], reference[key])] == []
-
-
-def _wait_for_step(process, metrics, step):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            pytest.fail(f"ended before step {step}: {process.stderr.read()}")
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"step {step} was not reached")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from torch import Tensor
 from tracking.atomic import fsync_file, fsync_folder, read_json, write_json
 from tracking.disk import one_line, require_free_bytes, write_failure
 from tracking.errors import RunError
+from tracking.failures import is_lost_rank, is_out_of_memory
 from tracking.manifest import FILE_NAME as MANIFEST_NAME
 from tracking.manifest import read_manifest, verify_file, write_manifest
 from tracking.notices import Say, to_stderr
@@ -353,7 +354,7 @@ def same_version(path: Path) -> Iterator[None]:
     except RunError:
         raise
     except (KeyError, TypeError, RuntimeError) as error:
-        if _is_of_this_machine(error):
+        if is_out_of_memory(error) or is_lost_rank(error):
             raise
         raise RunError(
             f"{path} was written by another version of kvlab ({one_line(error)}); choose another "
@@ -474,17 +475,3 @@ def _delete(path: Path) -> None:
             path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_of_this_machine(error: BaseException) -> bool:
-    """Tell memory that ran out, or another rank that is gone, from what a checkpoint lacks."""
-    lost = getattr(torch.distributed, "DistError", torch.OutOfMemoryError)
-    signs = (
-        "DefaultCPUAllocator",
-        "gloo/",
-        "Connection closed by peer",
-        "Connection reset by peer",
-    )
-    return isinstance(error, torch.OutOfMemoryError | lost) or any(
-        sign in str(error) for sign in signs
-    )

@@ -8,7 +8,6 @@ may prepare data for hours. The first rank that fails tells why, once for all.
 """
 
 import json
-import os
 import signal
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracking.failures import is_lost_rank
 from training.errors import AlreadyTold, TrainingError, TrainingInterrupted
 from training.hardware import pick_device
 from training.interrupt import SIGNALS
@@ -53,6 +53,7 @@ class World:
         store: Any = None,
         tell: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
+        self._place = where
         self.rank = where.rank
         self.size = where.size
         self.device = device
@@ -63,7 +64,7 @@ class World:
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which alone writes and prints."""
-        return self.rank == 0
+        return self._place.is_main
 
     def share_of(self, sequences: int) -> int:
         """Return this rank's part of the sequences of one pass.
@@ -141,7 +142,7 @@ class World:
             raise
         except BaseException as error:
             reason = error
-            if resume_hint is not None and _is_lost_rank(error):
+            if resume_hint is not None and is_lost_rank(error):
                 reason = TrainingInterrupted(
                     "another rank died or lost its connection; rerun the same command to go on "
                     + resume_hint()
@@ -269,20 +270,3 @@ def newest_checkpoint_hint(folder: Path) -> str:
 
     steps = CheckpointStore(folder, 1, read_only=True).steps()
     return f"from the checkpoint of step {steps[-1]}" if steps else "from the beginning"
-
-
-def _is_lost_rank(error: BaseException) -> bool:
-    """Tell a broken connection to another rank from an error of this one."""
-    import torch.distributed as dist
-
-    if isinstance(error, dist.DistError):
-        return True
-    # gloo has no exception of its own.
-    signs = ("gloo/", "Connection closed by peer", "Connection reset by peer")
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
-
-
-def is_under_torchrun() -> bool:
-    """Tell whether several ranks were started, without asking anything else."""
-    return os.environ.get("WORLD_SIZE", "1") not in ("", "1")

@@ -29,6 +29,7 @@ from modeling.generate import generate_text
 from modeling.gpt import GPT
 from tracking.atomic import write_text
 from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
+from tracking.failures import is_out_of_memory
 from tracking.metrics import MetricsLog, NoMetrics
 from tracking.run_folder import RunFolder
 from tracking.wandb_mirror import WandbMirror
@@ -50,7 +51,7 @@ from training.pace import Pace, in_words
 from training.parallel import Parallel, build_model
 from training.profile import profiled_steps
 from training.record import git_commit, numerics, versions
-from training.rescue import Rescue, is_out_of_memory
+from training.rescue import Rescue
 from training.rng import rng_tensors, use_stream_of_rank
 from training.schedule import learning_rate
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
@@ -128,12 +129,7 @@ def train(
     autocast_dtype = pick_autocast_dtype(trainer.precision, device)
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
 
-    record_numerics = numerics(device, autocast_dtype, trainer.compile)
-    record_numerics["deterministic"] = trainer.deterministic
-    # A run may be resumed with another one, if the sequences per step stay the same.
-    record_numerics["micro_batch_size"] = trainer.micro_batch_size
-    record_numerics["ranks"] = world.size
-    record_numerics["parallelism"] = trainer.parallelism if world.size > 1 else "none"
+    record_numerics = numerics(device, autocast_dtype, trainer, world.size)
     # Before the memory is watched, which its matrices are no part of.
     peak_flops = measure_matmul_flops(device, autocast_dtype or torch.float32)
     mfu_per_speed = training_flops_per_token(recipe.model, context) / (peak_flops * world.size)

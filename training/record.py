@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from training.hardware import has_native_bfloat16
+from training.settings import TrainerSettings
 
 PACKAGES = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
 
@@ -34,17 +35,25 @@ def git_commit(folder: Path) -> str | None:
 
 
 def numerics(
-    device: torch.device, autocast_dtype: torch.dtype | None, compiled: bool
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+    trainer: TrainerSettings,
+    num_ranks: int,
 ) -> dict[str, str | int | bool]:
     """Return what has to be equal for a resumed run to repeat another bit for bit."""
     is_cuda = device.type == "cuda"
     return {
         "torch": str(torch.__version__),
         "precision": str(autocast_dtype or torch.float32).removeprefix("torch."),
-        "compile": compiled,
+        "compile": trainer.compile,
+        "deterministic": trainer.deterministic,
         "device": torch.cuda.get_device_name(device) if is_cuda else "cpu",
         "num_threads": torch.get_num_threads(),
         # Muon computes in it where it is native, whatever the precision.
         "native_bfloat16": has_native_bfloat16(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        # A run may be resumed with another one, if the sequences per step stay the same.
+        "micro_batch_size": trainer.micro_batch_size,
+        "ranks": num_ranks,
+        "parallelism": trainer.parallelism if num_ranks > 1 else "none",
     }

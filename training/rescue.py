@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tracking.checkpoints import CheckpointStore
 from tracking.disk import one_line
 from tracking.errors import RunError
+from tracking.failures import is_out_of_memory
 from training.errors import TrainingFailed
 from training.rng import rng_tensors
 from training.settings import TrainerSettings
@@ -160,11 +161,3 @@ class Rescue:
             f"trainer.gradient_accumulation_steps={passes * factor} this run goes on with the same "
             f"sequences per step, equal but for rounding and dropout{or_else}"
         )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception says that memory is used up, on a GPU or a CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        # PyTorch has no class of its own for this one.
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import wait_for_step
 
 import run_config
 from modeling.config import GPTConfig
@@ -364,17 +365,6 @@ def ranks_of(torchrun):
         except (OSError, StopIteration):
             continue
     return found
-
-
-def wait_for_step(process, metrics, step):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            pytest.fail(f"ended before step {step}: {process.stderr.read()}")
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
-            return
-        time.sleep(0.01)
-    pytest.fail(f"step {step} was not reached")
 
 
 def stop_at(train, runs, step, ranks, number, rank, *extra):

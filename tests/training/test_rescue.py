@@ -7,9 +7,10 @@ import torch
 
 from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
+from tracking.failures import is_out_of_memory
 from tracking.metrics import read_metrics
 from training.errors import TrainingFailed
-from training.rescue import Rescue, is_out_of_memory
+from training.rescue import Rescue
 
 
 def store_of(folder):

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from weights import assert_same_bits, final_tensors
 
 from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
@@ -12,17 +13,6 @@ from tracking.errors import RunError
 from tracking.metrics import read_metrics
 from training.errors import TrainingError, TrainingInterrupted
 from training.loop import Progress
-
-
-def final_tensors(folder):
-    checkpoint = CheckpointStore(folder.checkpoints_path, 1, read_only=True).load_newest()
-    return {f"{g}/{k}": t for g, tensors in checkpoint.tensors.items() for k, t in tensors.items()}
-
-
-def assert_same_bits(one, other):
-    assert one.keys() == other.keys()
-    different = [key for key in one if not torch.equal(one[key], other[key])]
-    assert not different
 
 
 class Killed(Exception):

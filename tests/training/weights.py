@@ -1,0 +1,18 @@
+"""What a run's newest checkpoint holds, and whether two of them are equal."""
+
+import torch
+
+from tracking.checkpoints import CheckpointStore
+
+
+def final_tensors(folder):
+    """Return every tensor as <group>/<name>."""
+    checkpoint = CheckpointStore(folder.checkpoints_path, 1, read_only=True).load_newest()
+    return {f"{g}/{k}": t for g, tensors in checkpoint.tensors.items() for k, t in tensors.items()}
+
+
+def assert_same_bits(one, other):
+    """Compare what `final_tensors` returned."""
+    assert one.keys() == other.keys()
+    different = [key for key in one if not torch.equal(one[key], other[key])]
+    assert not different

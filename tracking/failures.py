@@ -1,0 +1,22 @@
+"""Errors of the machine: no memory left, another rank gone. Not all have a class in PyTorch."""
+
+import torch
+import torch.distributed
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that memory is used up, on a GPU or a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Tell a broken connection to another rank from an error of this one."""
+    # Absent where PyTorch was built without its distributed part.
+    known = getattr(torch.distributed, "DistError", None)
+    if known is not None and isinstance(error, known):
+        return True
+    # gloo has no exception of its own.
+    signs = ("gloo/", "Connection closed by peer", "Connection reset by peer")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
