@@ -52,7 +52,9 @@ def choose_determinism(deterministic: bool) -> None:
     if deterministic:
         # cuBLAS reads it when it is first used (docs.nvidia.com/cuda/cublas, reproducibility).
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    # The call imports PyTorch's compiler, a third of a second that most runs need not wait.
+    if torch.are_deterministic_algorithms_enabled() != deterministic:
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def reset_peak_memory(device: torch.device) -> None:
