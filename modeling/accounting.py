@@ -10,6 +10,7 @@ import torch
 from modeling.attention import attention_config
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
+from modeling.kv_cache import bytes_per_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +52,9 @@ def _mlp_parameters(config: GPTConfig, intermediate_size: int) -> int:
 
 
 def kv_cache_bytes_per_token(config: GPTConfig, dtype: torch.dtype = torch.float32) -> int:
-    """Return the bytes that a token leaves in the caches of all layers."""
-    elements = attention_config(config.attention).kv_cache_elements_per_token()
-    return config.num_hidden_layers * elements * dtype.itemsize
+    """Return the bytes that a token leaves in the caches of all layers, which store `dtype`."""
+    entries = attention_config(config.attention).kv_cache_entries()
+    return config.num_hidden_layers * bytes_per_token(entries, dtype)
 
 
 def mha_cache_bytes_per_token(config: GPTConfig, dtype: torch.dtype = torch.float32) -> int:

@@ -1,7 +1,7 @@
 """Text from a model, token by token, through its KV cache."""
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -9,6 +9,19 @@ from torch import Tensor
 from modeling.config import SamplingSettings
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
+from modeling.kv_cache import KVCache
+
+PREFILL_CHUNK = 1024
+"""Tokens of a row that a prompt is fed by."""
+
+
+class Prompt(NamedTuple):
+    """Prompts of different lengths, as `left_pad` lays them out."""
+
+    tokens: Tensor
+    """[b, s] int64; anything where there is no token."""
+    is_real: Tensor
+    """[b, s] bool, True where there is one."""
 
 
 def next_token(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:
@@ -47,23 +60,81 @@ def next_token(logits: Tensor, settings: SamplingSettings, generator: torch.Gene
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
 
 
+def left_pad(prompts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Prompt:
+    """Lay prompts of different lengths side by side, each ending in the last column.
+
+    Args:
+        prompts: Token ids of each row.
+        device: Of the result.
+    """
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
+    is_real = torch.zeros(len(prompts), longest, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        if prompt:
+            tokens[row, -len(prompt) :] = torch.tensor(prompt)
+            is_real[row, -len(prompt) :] = True
+    return Prompt(tokens.to(device), is_real.to(device))
+
+
+@torch.no_grad()
+def prefill(
+    model: GPT,
+    tokens: Tensor,
+    cache: KVCache,
+    positions: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    chunk: int = PREFILL_CHUNK,
+) -> Tensor:
+    """Feed a prompt to the cache, a chunk at a time, so that memory does not grow with its square.
+
+    Args:
+        model: In evaluation mode.
+        tokens: [b, s] int64, at least one.
+        cache: Where keys and values go, behind those that are there.
+        positions: [b, s]; if not given, they continue what the cache holds.
+        attention_mask: Bool, [b, t], True where a token of the cache or prompt is real.
+        chunk: Tokens of a row fed at once.
+
+    Returns:
+        The logits behind the last token, [b, n].
+    """
+    past = cache.length
+    ends = range(chunk, tokens.shape[1] + chunk, chunk)
+    for end in ends:
+        part = slice(end - chunk, min(end, tokens.shape[1]))
+        given = (
+            tokens[:, part],
+            None if positions is None else positions[:, part],
+            cache,
+            None if attention_mask is None else attention_mask[:, : past + part.stop],
+        )
+        if end != ends[-1]:
+            model.hidden_states(*given)
+    return model.next_logits(*given)
+
+
 @torch.no_grad()
 def generate(
     model: GPT,
-    prompt: Tensor,
+    prompt: Tensor | Prompt,
     max_new_tokens: int,
     settings: SamplingSettings,
     stop_token: int | None = None,
+    cache_dtype: torch.dtype | None = None,
 ) -> Iterator[Tensor]:
     """Yield new tokens one after the other.
 
     Args:
         model: In evaluation mode.
-        prompt: [b, s] int64, at least one token.
+        prompt: [b, s] int64, at least one token; or, where rows have different lengths, what
+            `left_pad` makes of them. What a row gets does not depend on the other rows' lengths.
         max_new_tokens: At most so many are yielded.
         settings: How each is chosen.
         stop_token: End once every row has produced it; that last step is not yielded. A row that
-            stopped earlier goes on being yielded until then.
+            stopped earlier yields it again until then.
+        cache_dtype: What the KV cache stores, one of `kv_cache.CACHE_DTYPES`; the weights' own if
+            not given.
 
     Yields:
         [b] int64, a token per row.
@@ -72,9 +143,41 @@ def generate(
         ModelConfigError: At the first step, for an empty prompt, a token outside the vocabulary,
             or a text longer than the model's context.
     """
-    b, s = prompt.shape
-    context = model.config.max_position_embeddings
-    if s < 1:
+    tokens, is_real = prompt if isinstance(prompt, Prompt) else (prompt, None)
+    b, s = tokens.shape
+    _check(model, tokens, is_real, max_new_tokens)
+    if max_new_tokens < 1:
+        return
+    positions = mask = None
+    if is_real is not None and not bool(is_real.all()):
+        # Allocated once; a step takes a view of it.
+        mask = torch.ones(b, s + max_new_tokens, dtype=torch.bool, device=tokens.device)
+        mask[:, :s] = is_real
+        positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
+    generator = torch.Generator(tokens.device).manual_seed(settings.seed)
+    cache = model.new_cache(b, s + max_new_tokens, cache_dtype)
+    stopped = torch.zeros(b, dtype=torch.bool, device=tokens.device)
+    logits = prefill(model, tokens, cache, positions, mask)
+    for end in range(s + 1, s + max_new_tokens + 1):
+        chosen = next_token(logits, settings, generator)
+        if stop_token is not None:
+            stopped |= chosen == stop_token
+            if bool(stopped.all()):
+                return
+            chosen = chosen.masked_fill(stopped, stop_token)
+        yield chosen
+        if end < s + max_new_tokens:
+            logits = model.next_logits(
+                chosen.unsqueeze(1),
+                None if positions is None else positions[:, end - 1 : end],
+                cache,
+                None if mask is None else mask[:, :end],
+            )
+
+
+def _check(model: GPT, prompt: Tensor, is_real: Tensor | None, max_new_tokens: int) -> None:
+    s, context = prompt.shape[1], model.config.max_position_embeddings
+    if prompt.numel() == 0 or (is_real is not None and not bool(is_real.any(dim=1).all())):
         raise ModelConfigError("the prompt is empty; give at least one token")
     if s + max_new_tokens > context:
         raise ModelConfigError(
@@ -86,21 +189,6 @@ def generate(
         raise ModelConfigError(
             f"the prompt has a token outside the vocabulary of {model.embed_tokens.num_embeddings}"
         )
-    if max_new_tokens < 1:
-        return
-    generator = torch.Generator(prompt.device).manual_seed(settings.seed)
-    cache = model.new_cache(b, s + max_new_tokens)
-    stopped = torch.zeros(b, dtype=torch.bool, device=prompt.device)
-    tokens = prompt
-    for _ in range(max_new_tokens):
-        logits = model(tokens, cache=cache)[:, -1]
-        chosen = next_token(logits, settings, generator)
-        if stop_token is not None:
-            stopped |= chosen == stop_token
-            if bool(stopped.all()):
-                return
-        yield chosen
-        tokens = chosen.unsqueeze(1)
 
 
 class TextTokenizer(Protocol):
@@ -122,6 +210,7 @@ def generate_text(
     max_new_tokens: int,
     settings: SamplingSettings,
     stop_token: int | None = None,
+    cache_dtype: torch.dtype | None = None,
 ) -> Iterator[str]:
     """Yield the continuation of a prompt piece by piece, as it is generated.
 
@@ -134,7 +223,7 @@ def generate_text(
     ids = torch.tensor([tokenizer.encode(prompt).ids], dtype=torch.long, device=device)
     produced: list[int] = []
     shown = 0
-    for token in generate(model, ids, max_new_tokens, settings, stop_token):
+    for token in generate(model, ids, max_new_tokens, settings, stop_token, cache_dtype):
         produced.append(int(token))
         text = tokenizer.decode(produced)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):

@@ -1,11 +1,11 @@
 """The language model: embeddings, pre-norm blocks, output projection."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,7 +15,9 @@ from modeling.documents import document_mask
 from modeling.errors import ModelConfigError
 from modeling.kv_cache import KVCache, LayerCache
 from modeling.layers import build_mlp, build_norm
+from modeling.linear import linear
 from modeling.loss import linear_cross_entropy, linear_token_nll
+from modeling.rope import shared_angles
 
 
 def check(config: GPTConfig) -> AttentionConfig:
@@ -172,7 +174,10 @@ class GPT(nn.Module):
 
         Raises:
             ModelConfigError: If a learned position embedding does not reach that far.
+            ValueError: If the cache was made for another model, or has no room for the tokens.
         """
+        if cache is not None:
+            cache.check_made_for(self, len(self.layers))
         past = 0 if cache is None else cache.length
         first, last = past, past + tokens.shape[1] - 1
         learned = self.config.position_embedding == "learned"
@@ -196,8 +201,12 @@ class GPT(nn.Module):
             attention_mask, document_start = document_mask(
                 tokens, self.config.end_of_document_id, past, started, attention_mask
             )
-        for idx, block in enumerate(self.layers):
-            x = block(x, positions, None if cache is None else cache.layers[idx], attention_mask)
+        # A compiler sees by itself that all layers need the same cosines.
+        is_compiling = torch.compiler.is_compiling()
+        with contextlib.nullcontext() if is_compiling else shared_angles():
+            for idx, block in enumerate(self.layers):
+                layer_cache = None if cache is None else cache.layers[idx]
+                x = block(x, positions, layer_cache, attention_mask)
         if cache is not None:
             # Only now: where a layer refuses the tokens, the cache is as it was.
             cache.document_start = document_start
@@ -211,9 +220,22 @@ class GPT(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Return logits, [b, s, n]; arguments as in `hidden_states`."""
-        return F.linear(
-            self.hidden_states(tokens, positions, cache, attention_mask), self.output_weight
-        )
+        hidden = self.hidden_states(tokens, positions, cache, attention_mask)
+        return linear(hidden, self.output_weight)
+
+    def next_logits(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits behind the last token alone, [b, n]; arguments as in `hidden_states`.
+
+        A prompt's other logits, n floats a token, are never computed.
+        """
+        hidden = self.hidden_states(tokens, positions, cache, attention_mask)
+        return linear(hidden[:, -1], self.output_weight)
 
     def loss(self, tokens: Tensor, targets: Tensor, z_loss_weight: float = 0.0) -> Tensor:
         """Return the mean NLL in nats of targets [b, s] given tokens [b, s].
@@ -232,7 +254,11 @@ class GPT(nn.Module):
     def new_cache(
         self, batch_size: int, max_length: int, dtype: torch.dtype | None = None
     ) -> KVCache:
-        """Return an empty cache for `batch_size` sequences of up to `max_length` tokens."""
+        """Return an empty cache for `batch_size` sequences of up to `max_length` tokens.
+
+        It stores `dtype`, one of `kv_cache.CACHE_DTYPES`; the weights' own if not given.
+        """
         return KVCache(
-            [block.self_attn.new_cache(batch_size, max_length, dtype) for block in self._blocks()]
+            [block.self_attn.new_cache(batch_size, max_length, dtype) for block in self._blocks()],
+            model=self,
         )

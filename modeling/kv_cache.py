@@ -1,12 +1,28 @@
-"""The preallocated key-value cache: what attention keeps of the tokens it has seen."""
+"""The preallocated key-value cache: what attention keeps of the tokens it has seen.
 
+What is stored may be narrower than what attention computes with. int8 elements share one bfloat16
+scale per token and head, chosen so that the largest of them becomes 127.
+"""
+
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CacheEntries = Mapping[str, tuple[int, int]]
 """What one token leaves in one layer: entry name -> (heads, width)."""
+
+CACHE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8)
+SCALE_DTYPE = torch.bfloat16
+"""Of the scales of int8 elements: its range is float32's, and two bytes are enough."""
+_LARGEST_INT8 = 127.0
+
+
+def bytes_per_token(entries: CacheEntries, dtype: torch.dtype) -> int:
+    """Return the bytes that a token leaves in one layer, scales included; closed form."""
+    scale = SCALE_DTYPE.itemsize if dtype == torch.int8 else 0
+    return sum(heads * (width * dtype.itemsize + scale) for heads, width in entries.values())
 
 
 class LayerCache:
@@ -19,8 +35,11 @@ class LayerCache:
         entries: Entry name -> (heads, width), as `AttentionConfig.kv_cache_entries` gives it.
         batch_size: Sequences decoded together.
         max_length: Tokens per sequence that fit.
-        dtype: Of the stored elements.
+        dtype: Of the stored elements, one of `CACHE_DTYPES`.
         device: Where they live.
+
+    Raises:
+        ValueError: If there would be no room for a token, or the dtype is none of those.
     """
 
     def __init__(
@@ -36,26 +55,29 @@ class LayerCache:
                 f"a cache needs batch_size >= 1 and max_length >= 1, got {batch_size} and "
                 f"{max_length}"
             )
+        if dtype not in CACHE_DTYPES:
+            names = ", ".join(str(valid).removeprefix("torch.") for valid in CACHE_DTYPES)
+            raise ValueError(f"a cache cannot hold {dtype}; it takes {names}")
+        self.dtype = dtype
         self.max_length = max_length
         self.length = 0
-        self.tensors = {
-            name: torch.zeros(batch_size, heads, max_length, width, dtype=dtype, device=device)
-            for name, (heads, width) in entries.items()
-        }
+        self.tensors: dict[str, Tensor] = {}
+        self.scales: dict[str, Tensor] = {}
+        for name, (heads, width) in entries.items():
+            shape = (batch_size, heads, max_length)
+            self.tensors[name] = torch.zeros(*shape, width, dtype=dtype, device=device)
+            if dtype == torch.int8:
+                self.scales[name] = torch.zeros(*shape, 1, dtype=SCALE_DTYPE, device=device)
 
-    def append(self, **new: Tensor) -> tuple[Tensor, ...]:
-        """Store s new tokens, without their autograd graph, and return all that is stored.
+    def write(self, **new: Tensor) -> None:
+        """Store s new tokens behind those that are there, without their autograd graph.
 
         Args:
             new: One tensor [batch_size, heads, s, width] for each entry of the cache.
 
-        Returns:
-            For each entry, in the order of the arguments, a view
-            [batch_size, heads, length, width].
-
         Raises:
             ValueError: If the entries or their shapes are not those the cache was made for, or if
-                the tokens do not fit.
+                the tokens do not fit; nothing is stored then.
         """
         if new.keys() != self.tensors.keys():
             raise ValueError(
@@ -71,20 +93,56 @@ class LayerCache:
                     f"[{expected[0]}, {expected[1]}, any, {expected[3]}], got "
                     f"{list(tensor.shape)}: it was made for another model or batch"
                 )
-        end = self.length + next(iter(new.values())).shape[2]
+        num_new = next(iter(new.values())).shape[2]
+        end = self.length + num_new
         if end > self.max_length:
             raise ValueError(
                 f"the cache holds at most {self.max_length} tokens, {end} would be needed; "
                 "make it longer"
             )
         for name, tensor in new.items():
-            self.tensors[name][:, :, self.length : end] = tensor.detach()
+            elements = tensor.detach()
+            if name in self.scales:
+                elements, scale = _quantised(elements)
+                self.scales[name].narrow(2, self.length, num_new).copy_(scale)
+            self.tensors[name].narrow(2, self.length, num_new).copy_(elements)
         self.length = end
-        return tuple(self.tensors[name][:, :, :end] for name in new)
+
+    def read(self, name: str, dtype: torch.dtype, start: int = 0, end: int | None = None) -> Tensor:
+        """Return tokens [start, end) of an entry, [batch_size, heads, end - start, width].
+
+        Args:
+            name: Of the entry.
+            dtype: What is computed with; a view if it is what is stored, else a copy.
+            start: First token.
+            end: One past the last token; all that are stored if not given.
+        """
+        num_tokens = (self.length if end is None else end) - start
+        stored = self.tensors[name].narrow(2, start, num_tokens)
+        if name not in self.scales:
+            return stored.to(dtype)
+        scale = self.scales[name].narrow(2, start, num_tokens)
+        return stored.to(dtype).mul_(scale)
+
+    def append(self, **new: Tensor) -> tuple[Tensor, ...]:
+        """Store s new tokens, and return all that is stored.
+
+        Args:
+            new: As in `write`.
+
+        Returns:
+            For each entry, in the order of the arguments, [batch_size, heads, length, width] in
+            the dtype of what was given: a view if that is what is stored, else a copy.
+
+        Raises:
+            ValueError: As in `write`.
+        """
+        self.write(**new)
+        return tuple(self.read(name, tensor.dtype) for name, tensor in new.items())
 
     def num_bytes(self) -> int:
         """Return the bytes that the live tensors' storages take, each storage counted once."""
-        return _storage_bytes(self.tensors.values())
+        return _storage_bytes([*self.tensors.values(), *self.scales.values()])
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on.
@@ -106,10 +164,13 @@ class KVCache:
 
     Args:
         layers: One `LayerCache` per layer, first layer first.
+        model: The model it is for, and whose tokens alone it takes; any with as many layers of the
+            same shapes if not given.
     """
 
-    def __init__(self, layers: Sequence[LayerCache]) -> None:
+    def __init__(self, layers: Sequence[LayerCache], model: nn.Module | None = None) -> None:
         self.layers = list(layers)
+        self._model = None if model is None else weakref.ref(model)
         # [b] int64, for a model that keeps documents apart: where the document of each row's next
         # token starts; None for 0. It is not counted in `num_bytes`: 8 bytes a row, whatever the
         # attention and however long the text, are no part of what a token leaves in the cache.
@@ -124,6 +185,23 @@ class KVCache:
     def max_length(self) -> int:
         """Tokens per sequence that fit."""
         return self.layers[0].max_length
+
+    def check_made_for(self, model: nn.Module, num_layers: int) -> None:
+        """Refuse to serve another model: its keys would mean nothing there.
+
+        Raises:
+            ValueError: If this cache was made for another model, or has not as many layers.
+        """
+        if len(self.layers) != num_layers:
+            raise ValueError(
+                f"this cache has {len(self.layers)} layers, the model {num_layers}: it was made "
+                "for another model"
+            )
+        if self._model is not None and self._model() is not model:
+            raise ValueError(
+                "this cache was made for another model, whose keys mean nothing to this one; make "
+                "one with model.new_cache"
+            )
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on, in every layer.
@@ -149,9 +227,24 @@ class KVCache:
 
     def num_bytes(self) -> int:
         """Return the bytes that the live tensors' storages take, each storage counted once."""
-        return _storage_bytes(t for layer in self.layers for t in layer.tensors.values())
+        return _storage_bytes(
+            tensor
+            for layer in self.layers
+            for tensor in (*layer.tensors.values(), *layer.scales.values())
+        )
 
 
 def _storage_bytes(tensors: Iterable[Tensor]) -> int:
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _quantised(elements: Tensor) -> tuple[Tensor, Tensor]:
+    """Return int8 elements and their scales, [..., 1]: elements = int8 x scale, nearly."""
+    wide = elements.to(torch.promote_types(elements.dtype, torch.float32))
+    largest = wide.abs().amax(dim=-1, keepdim=True)
+    scale = (largest / _LARGEST_INT8).to(SCALE_DTYPE)
+    # By the scale as it is stored, so that rounding it costs no accuracy; zeros stay zeros.
+    divisor = scale.to(wide.dtype).clamp_min_(torch.finfo(SCALE_DTYPE).tiny)
+    rounded = (wide / divisor).round_().clamp_(-_LARGEST_INT8, _LARGEST_INT8)
+    return rounded.to(torch.int8), scale

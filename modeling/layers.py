@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modeling.config import GPTConfig
+from modeling.linear import Linear
 from modeling.norms import RMSNorm
 
 
@@ -20,9 +21,9 @@ class GatedMLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         m, i, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(m, i, bias=bias)
-        self.up_proj = nn.Linear(m, i, bias=bias)
-        self.down_proj = nn.Linear(i, m, bias=bias)
+        self.gate_proj = Linear(m, i, bias=bias)
+        self.up_proj = Linear(m, i, bias=bias)
+        self.down_proj = Linear(i, m, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, s, m] -> [b, s, m]."""
@@ -35,8 +36,8 @@ class ClassicMLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         m, i, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.up_proj = nn.Linear(m, i, bias=bias)
-        self.down_proj = nn.Linear(i, m, bias=bias)
+        self.up_proj = Linear(m, i, bias=bias)
+        self.down_proj = Linear(i, m, bias=bias)
         self.activation = F.gelu if config.mlp == "gelu" else F.relu
 
     def forward(self, x: Tensor) -> Tensor:

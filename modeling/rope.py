@@ -4,10 +4,29 @@ The layout is that of transformers' Llama, and of its DeepSeek-V3 with `rope_int
 dimension j is rotated together with dimension j + r/2.
 """
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_Angles = dict[tuple[int, int, float, torch.dtype], tuple[Tensor, Tensor, Tensor]]
+_angles: ContextVar[_Angles | None] = ContextVar("angles", default=None)
+
+
+@contextlib.contextmanager
+def shared_angles() -> Iterator[None]:
+    """Compute the cosines of one tensor of positions once for all layers that run within.
+
+    The positions must not be written to meanwhile.
+    """
+    token = _angles.set({})
+    try:
+        yield
+    finally:
+        _angles.reset(token)
 
 
 def rotary_cos_sin(
@@ -50,12 +69,29 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [..., r] by cos [..., r], whose halves are the same, and sin [..., r/2]."""
     first, second = x.chunk(2, dim=-1)
-    rotated = x * torch.cat((cos, cos), dim=-1)
+    rotated = x * cos
     into_first, into_second = rotated.chunk(2, dim=-1)
     into_first.addcmul_(second, sin, value=-1)
     into_second.addcmul_(first, sin)
     return rotated
+
+
+def _cos_sin(
+    positions: Tensor, rope_head_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return what `_rotated` takes; within `shared_angles` that of the layer before, if equal."""
+    known = None if torch.compiler.is_compiling() else _angles.get()
+    key = (id(positions), rope_head_dim, theta, dtype)
+    if known is not None and key in known:
+        return known[key][1:]
+    cos, sin = rotary_cos_sin(positions, rope_head_dim, theta, dtype)
+    cos = torch.cat((cos, cos), dim=-1)
+    if known is not None:
+        # With the positions themselves, or their id could become another tensor's.
+        known[key] = (positions, cos, sin)
+    return cos, sin
 
 
 def apply_rotary(x: Tensor, positions: Tensor, theta: float) -> Tensor:
@@ -76,5 +112,8 @@ def apply_rotary(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     if width == 0:
         return x
     compute_dtype = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = rotary_cos_sin(positions, width, theta, compute_dtype)
-    return _Rotate.apply(x.to(compute_dtype), cos, sin).to(x.dtype)
+    cos, sin = _cos_sin(positions, width, theta, compute_dtype)
+    wide = x.to(compute_dtype)
+    if not torch.is_grad_enabled():  # entering a Function takes longer than rotating a token
+        return _rotated(wide, cos, sin).to(x.dtype)
+    return _Rotate.apply(wide, cos, sin).to(x.dtype)

@@ -154,7 +154,7 @@ def test_wrong_keys_and_types_are_refused_by_name(override, message):
         (["trainer.sample_prompt=''"], "trainer.sample_prompt is empty"),
         (["eval.context=8", "eval.stride=9"], "eval.stride (9) must not exceed eval.context (8)"),
         (["sampling.top_p=2"], "sampling.top_p (2.0) must be in (0, 1]"),
-        (["model.attention.decode_path=fast"], "must be auto, folded or repeated"),
+        (["model.attention.decode_path=fast"], "must be auto, folded, repeated or blocks"),
     ],
 )
 def test_impossible_combinations_say_what_to_set_instead(overrides, message):

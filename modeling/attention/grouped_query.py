@@ -7,6 +7,7 @@ Sources:
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ from modeling.attention.base import (
     key_value_source,
     register_attention,
 )
-from modeling.attention.kernel import attend
+from modeling.attention.kernel import attend, attend_in_blocks, prefers_blocks
 from modeling.kv_cache import CacheEntries, LayerCache
+from modeling.linear import Linear
 from modeling.norms import RMSNorm
 from modeling.rope import apply_rotary
 
@@ -38,7 +40,7 @@ class GroupedQueryAttentionConfig(AttentionConfig):
     qk_norm_eps: float = 1e-6
     """Added to the mean square in these norms."""
     decode_path: str = "auto"
-    """How a step with a cache reads it: folded, repeated, or auto (folded for one query)."""
+    """How a step with a cache reads it: folded, repeated, blocks (one query), or auto."""
 
     def problems(self) -> list[str]:
         """Return every reason why these values cannot be built, each naming the key."""
@@ -61,9 +63,9 @@ class GroupedQueryAttentionConfig(AttentionConfig):
                 f"qk_norm_eps ({self.qk_norm_eps}) must be in (0, 1); "
                 "set model.attention.qk_norm_eps=1e-6"
             )
-        if self.decode_path not in ("auto", "folded", "repeated"):
+        if self.decode_path not in ("auto", "folded", "repeated", "blocks"):
             found.append(
-                f"decode_path ('{self.decode_path}') must be auto, folded or repeated; "
+                f"decode_path ('{self.decode_path}') must be auto, folded, repeated or blocks; "
                 "set model.attention.decode_path=auto"
             )
         return found
@@ -124,10 +126,10 @@ class GroupedQueryAttention(Attention):
         super().__init__(config, layer_idx)
         m, h, g = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         d, v, bias = config.head_dim, config.v_head_dim, config.attention_bias
-        self.q_proj = nn.Linear(m, h * d, bias=bias)
-        self.k_proj = nn.Linear(m, g * d, bias=bias)
-        self.v_proj = nn.Linear(m, g * v, bias=bias)
-        self.o_proj = nn.Linear(h * v, m, bias=bias)
+        self.q_proj = Linear(m, h * d, bias=bias)
+        self.k_proj = Linear(m, g * d, bias=bias)
+        self.v_proj = Linear(m, g * v, bias=bias)
+        self.o_proj = Linear(h * v, m, bias=bias)
         if config.use_qk_norm:
             self.q_norm = RMSNorm(d, config.qk_norm_eps)
             self.k_norm = RMSNorm(d, config.qk_norm_eps)
@@ -153,20 +155,63 @@ class GroupedQueryAttention(Attention):
         if config.use_qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = self._rotate(query, positions), self._rotate(key, source_positions)
-        if cache is not None:
-            key, value = cache.append(key=key, value=value)
-            key, value = key.to(query.dtype), value.to(query.dtype)
-        output = attend(
+        causal = key_value_states is None
+        if cache is None:
+            output = self._attend(query, key, value, causal, attention_mask, fold=False)
+        else:
+            cache.write(key=key, value=value)
+            output = self._attend_cached(query, cache, causal, attention_mask)
+        return self.o_proj(output.transpose(1, 2).flatten(2))  # [b, s, m]
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        causal: bool,
+        attention_mask: Tensor | None,
+        fold: bool,
+    ) -> Tensor:
+        return attend(
             query,
             key,
             value,
-            causal=key_value_states is None,
-            scale=config.head_dim**-0.5,
-            fold=self._folds(x.shape[1], cache),
+            causal=causal,
+            scale=self._scale,
+            fold=fold,
             attention_mask=attention_mask,
-            dropout=config.attention_dropout if self.training else 0.0,
+            dropout=self.config.attention_dropout if self.training else 0.0,
         )
-        return self.o_proj(output.transpose(1, 2).flatten(2))  # [b, s, m]
+
+    def _attend_cached(
+        self, query: Tensor, cache: LayerCache, causal: bool, attention_mask: Tensor | None
+    ) -> Tensor:
+        if self._reads_in_blocks(query, cache):
+            return attend_in_blocks(
+                query,
+                partial(_key_and_value, cache),
+                cache.length,
+                self.config.num_key_value_heads,
+                scale=self._scale,
+                attention_mask=attention_mask,
+            )
+        key, value = _key_and_value(cache, 0, cache.length, query.dtype)
+        path = self.config.decode_path
+        fold = path == "folded" or (path != "repeated" and query.shape[2] == 1)
+        return self._attend(query, key, value, causal, attention_mask, fold)
+
+    def _reads_in_blocks(self, query: Tensor, cache: LayerCache) -> bool:
+        config = self.config
+        if query.shape[2] != 1 or (self.training and config.attention_dropout):
+            return False
+        if config.decode_path != "auto":
+            return config.decode_path == "blocks"
+        folds = config.num_key_value_heads < config.num_attention_heads
+        return prefers_blocks(query, cache, folds)
+
+    @property
+    def _scale(self) -> float:
+        return self.config.head_dim**-0.5
 
     def _rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Rotate the last qk_rope_head_dim dimensions of [b, heads, s, d]."""
@@ -176,11 +221,6 @@ class GroupedQueryAttention(Attention):
         nope, rotary = heads.split([self.config.head_dim - rope, rope], dim=-1)
         return torch.cat((nope, apply_rotary(rotary, positions, self.config.rope_theta)), dim=-1)
 
-    def _folds(self, num_queries: int, cache: LayerCache | None) -> bool:
-        if self.config.decode_path == "auto":
-            return cache is not None and num_queries == 1
-        return cache is not None and self.config.decode_path == "folded"
-
     def residual_projections(self) -> list[nn.Linear]:
         """Return o_proj."""
         return [self.o_proj]
@@ -188,4 +228,10 @@ class GroupedQueryAttention(Attention):
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
     """Split [b, s, heads * width] into [b, heads, s, width]."""
-    return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads)).transpose(1, 2)
+    return x.view(*x.shape[:-1], num_heads, x.shape[-1] // num_heads).transpose(1, 2)
+
+
+def _key_and_value(
+    cache: LayerCache, start: int, end: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return cache.read("key", dtype, start, end), cache.read("value", dtype, start, end)

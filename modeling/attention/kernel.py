@@ -1,8 +1,18 @@
 """Scaled dot-product attention, by the fastest way that the shapes allow."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from modeling.kv_cache import LayerCache
+
+BLOCK_ELEMENTS = 2**20
+"""Most elements of keys and scores that `attend_in_blocks` holds at once; 4 MiB in float32."""
+
+ReadBlock = Callable[[int, int, torch.dtype], tuple[Tensor, Tensor]]
+"""Keys [b, g, n, d] and values [b, g, n, v] of tokens [start, end), in a dtype to compute with."""
 
 
 def attend(
@@ -48,8 +58,8 @@ def attend(
     fold = fold and g < h and not top_left
     if fold:
         query = query.reshape(b, g, h // g * s, query.shape[-1])  # [b, g, h/g*s, d]
-        if mask is not None:
-            mask = mask.repeat(1, 1, h // g, 1)  # [b or 1, 1, h/g*s, t]
+        if mask is not None and s > 1:
+            mask = mask.repeat(1, 1, h // g, 1)  # [b or 1, 1, h/g*s, t]; one row fits all
     output = F.scaled_dot_product_attention(
         query,
         key,
@@ -78,3 +88,80 @@ def _visible(
         allowed = attention_mask[:, None]  # [b, 1, 1 or s, t]
         mask = allowed.expand(-1, 1, s, t) if mask is None else mask & allowed
     return mask
+
+
+def prefers_blocks(query: Tensor, cache: LayerCache, is_folded: bool) -> bool:
+    """Choose between `attend_in_blocks` and `attend` for one query per sequence.
+
+    docs/mla.md has the table and where it was measured.
+
+    Args:
+        query: [b, h, 1, d].
+        cache: What it reads.
+        is_folded: Whether several query heads share a key head.
+    """
+    if cache.dtype != query.dtype:
+        return True  # the fused kernel would need a converted copy of the whole cache
+    if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    # With 16 bits the fused kernel is slow for one query, but for bfloat16 with heads to fold.
+    return query.dtype == torch.float16 or not is_folded
+
+
+def attend_in_blocks(
+    query: Tensor,
+    read: ReadBlock,
+    length: int,
+    num_key_value_heads: int,
+    *,
+    scale: float,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Attend with one query per head to a cache that is read and converted block by block.
+
+    Nothing that is allocated grows with the length of the cache. It computes in float32, or float64
+    for such queries.
+
+    Args:
+        query: [b, h, 1, d].
+        read: Returns keys and values of a block; query head i reads key head i // (h / g).
+        length: Tokens in the cache, all of them visible but for the mask.
+        num_key_value_heads: g.
+        scale: Factor of the scores.
+        attention_mask: Bool, [b, t] or [b, 1, t], True where a key is a real token. A row that has
+            none gets zeros.
+
+    Returns:
+        [b, h, 1, v].
+
+    Source:
+        Softmax in one pass over blocks: Milakov and Gimelshein 2018 (arXiv 1805.02867).
+    """
+    b, h, _, d = query.shape
+    g = num_key_value_heads
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    hidden = None
+    if attention_mask is not None:
+        hidden = attention_mask.reshape(b, 1, 1, length).logical_not()
+    scaled = query.to(dtype).reshape(b, g, h // g, d) * scale
+    highest = scaled.new_full((b, g, h // g, 1), torch.finfo(dtype).min)
+    total, output = torch.zeros_like(highest), None
+    # Long ones: each costs a dozen calls.
+    size = max(1, BLOCK_ELEMENTS // (b * (g * d + h)))
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        key, value = read(start, end, dtype)
+        scores = scaled @ key.transpose(2, 3)  # [b, g, h/g, n]
+        if hidden is not None:
+            scores.masked_fill_(hidden[..., start:end], float("-inf"))
+        higher = torch.maximum(highest, scores.amax(dim=-1, keepdim=True))
+        weights = scores.sub_(higher).exp_()
+        shrink = highest.sub_(higher).exp_()
+        total = total.mul_(shrink).add_(weights.sum(dim=-1, keepdim=True))
+        weighted = weights @ value  # [b, g, h/g, v]
+        output = weighted if output is None else output.mul_(shrink).add_(weighted)
+        highest = higher
+    assert output is not None
+    # A row without a token has summed nothing.
+    output = output / total.clamp_min_(torch.finfo(dtype).tiny)
+    return output.reshape(b, h, 1, -1).to(query.dtype)

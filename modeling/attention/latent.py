@@ -5,6 +5,7 @@ and one rotated key shared by all heads are cached: c + r elements per token and
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from modeling.attention.base import (
     key_value_source,
     register_attention,
 )
-from modeling.attention.kernel import attend
+from modeling.attention.kernel import attend, attend_in_blocks, prefers_blocks
 from modeling.kv_cache import CacheEntries, LayerCache
+from modeling.linear import Linear
 from modeling.norms import RMSNorm
 from modeling.rope import apply_rotary
 
@@ -36,7 +38,8 @@ class LatentAttentionConfig(AttentionConfig):
     latent_norm_eps: float = 1e-6
     """Added to the mean square in the norms of the latents."""
     decode_path: str = "auto"
-    """How a step with a cache reads it: absorbed, expanded, or auto (fewer multiplications)."""
+    """How a step with a cache reads it: absorbed, expanded, blocks (absorbed, one query), or auto
+    (fewer multiplications)."""
 
     def problems(self) -> list[str]:
         """Return every reason why these values cannot be built, each naming the key."""
@@ -59,9 +62,9 @@ class LatentAttentionConfig(AttentionConfig):
                 f"latent_norm_eps ({self.latent_norm_eps}) must be in (0, 1); "
                 "set model.attention.latent_norm_eps=1e-6"
             )
-        if self.decode_path not in ("auto", "absorbed", "expanded"):
+        if self.decode_path not in ("auto", "absorbed", "expanded", "blocks"):
             found.append(
-                f"decode_path ('{self.decode_path}') must be auto, absorbed or expanded; "
+                f"decode_path ('{self.decode_path}') must be auto, absorbed, expanded or blocks; "
                 "set model.attention.decode_path=auto"
             )
         return found
@@ -140,15 +143,15 @@ class LatentAttention(Attention):
         d, r, v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         bias, eps = config.attention_bias, config.latent_norm_eps
         if config.q_lora_rank is None:
-            self.q_proj = nn.Linear(m, h * (d + r), bias=False)
+            self.q_proj = Linear(m, h * (d + r), bias=False)
         else:
-            self.q_a_proj = nn.Linear(m, config.q_lora_rank, bias=bias)
+            self.q_a_proj = Linear(m, config.q_lora_rank, bias=bias)
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, eps)
-            self.q_b_proj = nn.Linear(config.q_lora_rank, h * (d + r), bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(m, c + r, bias=bias)
+            self.q_b_proj = Linear(config.q_lora_rank, h * (d + r), bias=False)
+        self.kv_a_proj_with_mqa = Linear(m, c + r, bias=bias)
         self.kv_a_layernorm = RMSNorm(c, eps)
-        self.kv_b_proj = nn.Linear(c, h * (d + v), bias=False)
-        self.o_proj = nn.Linear(h * v, m, bias=bias)
+        self.kv_b_proj = Linear(c, h * (d + v), bias=False)
+        self.o_proj = Linear(h * v, m, bias=bias)
 
     def forward(
         self,
@@ -166,13 +169,13 @@ class LatentAttention(Attention):
         )
         query_nope, query_rope = self._queries(x, positions)  # [b, h, s, d], [b, h, s, r]
         latent = self._latents(source, source_positions)  # [b, 1, t, c+r]
-        if cache is not None:
-            (latent,) = cache.append(latent=latent)
-            latent = latent.to(query_nope.dtype)
-        attend_to = self._absorbed if self._absorbs(x.shape[1], latent, cache) else self._expanded
-        output = attend_to(
-            query_nope, query_rope, latent, key_value_states is None, attention_mask
-        )  # [b, h, s, v]
+        causal = key_value_states is None
+        if cache is None:
+            output = self._expanded(query_nope, query_rope, latent, causal, attention_mask)
+        else:
+            cache.write(latent=latent)
+            way = self._absorbed if self._absorbs(x.shape[1], cache) else self._expanded_cache
+            output = way(query_nope, query_rope, cache, causal, attention_mask)  # [b, h, s, v]
         return self.o_proj(output.transpose(1, 2).flatten(2))  # [b, s, m]
 
     def _queries(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,18 +197,29 @@ class LatentAttention(Attention):
         rope = apply_rotary(rope.unsqueeze(1), positions, config.rope_theta)  # [b, 1, t, r]
         return torch.cat((self.kv_a_layernorm(latent).unsqueeze(1), rope), dim=-1)
 
-    def _absorbs(self, num_queries: int, latent: Tensor, cache: LayerCache | None) -> bool:
-        """Choose the way with fewer multiplications per head (docs/notation.md has the count)."""
+    def _absorbs(self, num_queries: int, cache: LayerCache) -> bool:
+        """Choose the way with fewer multiplications per head (docs/mla.md has the count)."""
         config = self.config
-        if cache is None:
-            return False
-        if config.decode_path != "auto":
+        s, t, c = num_queries, cache.length, config.kv_lora_rank
+        if config.decode_path == "blocks" and s == 1:
+            return True
+        if config.decode_path in ("absorbed", "expanded"):
             return config.decode_path == "absorbed"
-        s, t, c = num_queries, latent.shape[2], config.kv_lora_rank
         d, r, v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         absorbed = s * c * (d + v) + s * t * 2 * (c + r)
         expanded = t * c * (d + v) + s * t * (d + r + v)
         return absorbed < expanded
+
+    def _expanded_cache(
+        self,
+        query_nope: Tensor,
+        query_rope: Tensor,
+        cache: LayerCache,
+        causal: bool,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        latent = cache.read("latent", query_nope.dtype)
+        return self._expanded(query_nope, query_rope, latent, causal, attention_mask)
 
     def _expanded(
         self,
@@ -236,7 +250,7 @@ class LatentAttention(Attention):
         self,
         query_nope: Tensor,
         query_rope: Tensor,
-        latent: Tensor,
+        cache: LayerCache,
         causal: bool,
         attention_mask: Tensor | None,
     ) -> Tensor:
@@ -244,20 +258,39 @@ class LatentAttention(Attention):
         d, v, c = config.qk_nope_head_dim, config.v_head_dim, config.kv_lora_rank
         weight = self.kv_b_proj.weight.to(query_nope.dtype)
         key_up, value_up = weight.view(-1, d + v, c).split([d, v], dim=1)  # [h, d, c], [h, v, c]
-        query_latent = query_nope @ key_up  # [b, h, s, c]
+        query = torch.cat((_by_head(query_nope, key_up), query_rope), dim=-1)  # [b, h, s, c+r]
         # Scores need c + r dimensions, values only c: reading the same c + r for both keeps the
         # cache in one piece, with no copy; the r surplus ones are cut off afterwards.
-        attended = attend(
-            torch.cat((query_latent, query_rope), dim=-1),
-            latent,
-            latent,
-            causal=causal,
-            scale=self._scale,
-            fold=True,
-            attention_mask=attention_mask,
-            dropout=config.attention_dropout if self.training else 0.0,
-        )[..., :c]  # [b, h, s, c]
-        return attended @ value_up.transpose(1, 2)  # [b, h, s, v]
+        if self._reads_in_blocks(query, cache):
+            attended = attend_in_blocks(
+                query,
+                partial(_latent_twice, cache),
+                cache.length,
+                1,
+                scale=self._scale,
+                attention_mask=attention_mask,
+            )
+        else:
+            latent = cache.read("latent", query.dtype)
+            attended = attend(
+                query,
+                latent,
+                latent,
+                causal=causal,
+                scale=self._scale,
+                fold=True,
+                attention_mask=attention_mask,
+                dropout=config.attention_dropout if self.training else 0.0,
+            )
+        return _by_head(attended[..., :c], value_up.transpose(1, 2))  # [b, h, s, v]
+
+    def _reads_in_blocks(self, query: Tensor, cache: LayerCache) -> bool:
+        config = self.config
+        if query.shape[2] != 1 or (self.training and config.attention_dropout):
+            return False
+        if config.decode_path in ("absorbed", "blocks"):
+            return config.decode_path == "blocks"
+        return prefers_blocks(query, cache, is_folded=config.num_attention_heads > 1)
 
     @property
     def _scale(self) -> float:
@@ -266,3 +299,21 @@ class LatentAttention(Attention):
     def residual_projections(self) -> list[nn.Linear]:
         """Return o_proj."""
         return [self.o_proj]
+
+
+def _by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply x [b, h, s, i] by each head's own weight [h, i, o]: [b, h, s, o].
+
+    Batch and queries become the rows of one product per head: broadcasting over the batch would
+    copy the weight for every sequence.
+    """
+    b, h, s, _ = x.shape
+    rows = x.transpose(0, 1).reshape(h, b * s, -1)
+    return torch.bmm(rows, weight).view(h, b, s, -1).transpose(0, 1)
+
+
+def _latent_twice(
+    cache: LayerCache, start: int, end: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    latent = cache.read("latent", dtype, start, end)
+    return latent, latent

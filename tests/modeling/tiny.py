@@ -38,7 +38,8 @@ CASES = FIVE | {
 def decode_paths(fields):
     """Every way to read the cache that this attention has."""
     latent = fields["name"].startswith("mla")
-    return ("auto", "absorbed", "expanded") if latent else ("auto", "folded", "repeated")
+    ways = ("absorbed", "expanded") if latent else ("folded", "repeated")
+    return ("auto", *ways, "blocks")
 
 
 def randomise(module, std=0.5, seed=1):
