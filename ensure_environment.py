@@ -14,6 +14,7 @@ from pathlib import Path
 PACKAGES = (
     *("torch", "numpy", "datasets", "huggingface_hub", "transformers", "tokenizers", "safetensors"),
     *("hydra", "omegaconf", "wandb", "filelock", "loky", "zstandard", "tabulate", "tqdm"),
+    "matplotlib",
 )
 _HERE = Path(__file__).resolve().parent
 _VENV = _HERE / ".venv"
@@ -24,9 +25,12 @@ def ensure() -> None:
     """Return where kvlab can run; else go on in `.venv`, or exit with status 2 and one line.
 
     `prepare_for_use.sh` makes `.venv` beside this file where the system's package manager owns
-    `python`. Also sets the environment variable PROJECT_ROOT, which the configuration reads.
+    `python`. Also sets the environment variable PROJECT_ROOT, which the configuration reads, and
+    keeps PyTorch's profiler quiet.
     """
     os.environ["PROJECT_ROOT"] = str(_HERE)
+    # Or PyTorch's profiler announces itself on stderr; it reads this when torch is imported.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     tried = os.environ.pop(_TRIED, None)
     problem = _problem()
     if problem is None:

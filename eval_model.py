@@ -1,4 +1,4 @@
-"""Compare finished runs by perplexity and KV cache: python eval_model.py --help."""
+"""Compare finished runs by perplexity, KV cache and speed: python eval_model.py --help."""
 
 import ensure_environment
 
@@ -15,26 +15,48 @@ import run_config  # noqa: E402
 
 def main(config: run_config.EvalConfig) -> None:
     """Evaluate the runs that the configuration chooses, print the tables, write the report."""
-    from evaluation.comparison import choose_runs, evaluate_run, group_by_protocol
-    from evaluation.report import COLUMNS, NOTE, cells, protocol_line, table, write_report
+    from evaluation.comparison import (
+        add_decode_speed,
+        choose_runs,
+        evaluate_run,
+        group_by_protocol,
+    )
+    from evaluation.report import (
+        COLUMNS,
+        DECODE_NOTE,
+        NOTE,
+        cells,
+        decode_sections,
+        protocol_line,
+        table,
+        write_report,
+    )
     from tracking.wandb_mirror import WandbMirror
     from training.hardware import pick_device
 
     device = pick_device(config.device)
+    runs = {r.path.name: r for r in choose_runs(config.runs_dir, config.patterns(), print)}
     rows = []
-    for run in choose_runs(config.runs_dir, config.patterns(), print):
-        print(f"evaluating {run.path.name}", file=sys.stderr)
+    for name, run in runs.items():
+        print(f"evaluating {name}", file=sys.stderr)
         try:
             rows.append(evaluate_run(run, config.split, config.eval, device, print))
         except run_config.USER_ERRORS as error:
             if config.run is not None:
-                raise run_config.ConfigError(f"{run.path.name}: {error}") from error
-            print(f"left out: {run.path.name}: {error}", file=sys.stderr)
+                raise run_config.ConfigError(f"{name}: {error}") from error
+            print(f"left out: {name}: {error}", file=sys.stderr)
     if not rows:
         raise run_config.ConfigError("no run could be evaluated; see the lines above")
     groups = group_by_protocol(rows)
+    rows = [row for group in groups for row in group]
     for group in groups:
         print(f"\n{protocol_line(group[0])}\n\n{table(group, 'simple')}")
+    print(f"\n{NOTE}")
+    if config.eval.decode_speed.batch_sizes and config.eval.decode_speed.contexts:
+        print("timing decoding", file=sys.stderr)
+        add_decode_speed(rows, runs, config.eval, device, print)
+        for part in [*decode_sections(rows, "simple"), DECODE_NOTE]:
+            print(f"\n{part}")
     folder = Path(config.reports_dir) / config.report_name
     command = shlex.join(["python", "eval_model.py", *sys.argv[1:]])
     write_report(folder, groups, command, datetime.date.today().isoformat())
@@ -42,8 +64,10 @@ def main(config: run_config.EvalConfig) -> None:
         config.tracking, folder, config.report_name, dataclasses.asdict(config), print
     )
     mirror.table("comparison", list(COLUMNS), [cells(row) for row in rows])
+    if (folder / "decode.png").exists():
+        mirror.image("decode", folder / "decode.png")
     mirror.finish()
-    print(f"\n{NOTE}\n\n{folder}/report.md, results.json")
+    print(f"\n{folder}/report.md, results.json")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from data.prepared import PreparedData
+from evaluation.decode import break_even, measure_decode
 from evaluation.errors import EvaluationError
 from evaluation.kv_cache import measure_kv_cache
 from evaluation.perplexity import score
 from evaluation.settings import EvalSettings
+from evaluation.through_cache import CachedScorer
 from modeling.accounting import mha_cache_bytes_per_token, num_parameters
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
@@ -35,8 +37,19 @@ class LoadedRun:
     state: dict[str, Any]
 
 
-def load_run(run: RunFolder, device: torch.device, say: Callable[[str], None]) -> LoadedRun:
+def load_run(
+    run: RunFolder,
+    device: torch.device,
+    say: Callable[[str], None],
+    decode_path: str | None = None,
+) -> LoadedRun:
     """Build the model that a run's newest checkpoint describes and open its corpus.
+
+    Args:
+        run: Which.
+        device: Where the model goes.
+        say: Receives one line where the user should know something.
+        decode_path: How the model reads its cache, if not as its configuration says.
 
     Raises:
         EvaluationError: If there is no checkpoint, or its corpus is gone or another one.
@@ -51,7 +64,10 @@ def load_run(run: RunFolder, device: torch.device, say: Callable[[str], None]) -
     state = checkpoint.state
     with same_version(checkpoint.path):
         folder, trained_on = Path(state["data"]["folder"]), state["data"]["fingerprint"]
-        model = GPT(GPTConfig(**state["model"]))
+        config = GPTConfig(**state["model"])
+        if decode_path is not None:
+            config.attention = config.attention | {"decode_path": decode_path}
+        model = GPT(config)
         model.load_state_dict(checkpoint.tensors["model"])
     prepared = PreparedData(folder)
     if prepared.fingerprint != trained_on:
@@ -102,15 +118,13 @@ def evaluate_run(
     Returns:
         A row of results.json; `protocol` is the card that says how its numbers came about.
     """
-    loaded = load_run(run, device, say)
-    model, prepared = loaded.model, loaded.prepared
-    config = model.config
+    loaded = load_run(run, device, say, settings.decode_path)
+    model, config = loaded.model, loaded.model.config
     summary = run.read_summary() or {}
-    context, stride = settings.windows(config)
-    stream = prepared.stream(split)
-    result = score(model, stream, context, stride, settings.batch_size, device)
-    cache = measure_kv_cache(model, settings.cache_batch_size, config.max_position_embeddings)
-    counts = prepared.splits[split]
+    cache_dtype = dtype_of(settings.cache_dtype)
+    cache = measure_kv_cache(
+        model, settings.cache_batch_size, config.max_position_embeddings, cache_dtype
+    )
     return {
         "run_name": run.path.name,
         "attention": config.attention["name"],
@@ -119,32 +133,110 @@ def evaluate_run(
         "num_parameters": num_parameters(config).total,
         "tokens_trained": summary.get("tokens_trained"),
         "split": split,
-        "tokens_scored": result.tokens_scored,
-        "nll": result.nll,
-        "perplexity": result.perplexity,
-        "word_perplexity": result.word_perplexity(counts.words),
-        "bits_per_byte": result.bits_per_byte(counts.utf8_bytes),
+        **_quality(loaded, split, settings, device),
         "kv_cache_bytes_per_token": cache.bytes_per_token,
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
         "cache_ratio_to_mha": cache.bytes_per_token
         / mha_cache_bytes_per_token(config, model.embed_tokens.weight.dtype),
         "train_tokens_per_second": summary.get("tokens_per_second"),
-        "protocol": {
-            "corpus": prepared.name,
-            "revision": prepared.revision,
-            "split": split,
-            "data_fingerprint": prepared.fingerprint,
-            "tokenizer_sha256": prepared.tokenizer_sha256,
-            "context": context,
-            "stride": stride,
-            "dtype": cache.dtype,
-            "decode_path": "full windows, no cache",
-            "intra_document_mask": config.intra_document_mask,
-            "tokens": counts.tokens,
-            "words": counts.words,
-            "utf8_bytes": counts.utf8_bytes,
-        },
+        "protocol": _protocol(loaded, split, settings),
     }
+
+
+def _quality(
+    loaded: LoadedRun, split: str, settings: EvalSettings, device: torch.device
+) -> dict[str, Any]:
+    """Score the split; nothing but empty numbers where the settings leave that out."""
+    keys = ("tokens_scored", "nll", "perplexity", "word_perplexity", "bits_per_byte")
+    if not settings.perplexity:
+        return dict.fromkeys(keys)
+    model, counts = loaded.model, loaded.prepared.splits[split]
+    scorer = CachedScorer(model, dtype_of(settings.cache_dtype)) if settings.decode else model
+    context, stride = settings.windows(model.config)
+    stream = loaded.prepared.stream(split)
+    result = score(scorer, stream, context, stride, settings.batch_size, device)
+    values = (
+        result.tokens_scored,
+        result.nll,
+        result.perplexity,
+        result.word_perplexity(counts.words),
+        result.bits_per_byte(counts.utf8_bytes),
+    )
+    return dict(zip(keys, values, strict=True))
+
+
+def _protocol(loaded: LoadedRun, split: str, settings: EvalSettings) -> dict[str, Any]:
+    model, prepared = loaded.model, loaded.prepared
+    counts = prepared.splits[split]
+    context, stride = settings.windows(model.config)
+    dtype = _name(model.embed_tokens.weight.dtype)
+    cached = f"token by token, {settings.cache_dtype or dtype} cache"
+    return {
+        "corpus": prepared.name,
+        "revision": prepared.revision,
+        "split": split,
+        "data_fingerprint": prepared.fingerprint,
+        "tokenizer_sha256": prepared.tokenizer_sha256,
+        "context": context,
+        "stride": stride,
+        "dtype": dtype,
+        "decode_path": cached if settings.decode else "full windows, no cache",
+        "intra_document_mask": model.config.intra_document_mask,
+        "tokens": counts.tokens,
+        "words": counts.words,
+        "utf8_bytes": counts.utf8_bytes,
+    }
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """Return the dtype of a name that the settings have checked; None for None."""
+    return None if name is None else cast(torch.dtype, getattr(torch, name))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def add_decode_speed(
+    rows: Sequence[dict[str, Any]],
+    runs: Mapping[str, RunFolder],
+    settings: EvalSettings,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> None:
+    """Time the decoding of all rows' runs in turns.
+
+    Runs that differ in their weights alone (seeds, data) are timed once: weights change no time.
+
+    Args:
+        rows: Of `evaluate_run`; each gets `decode`, a list of `DecodePoint` rows, and `break_even`:
+            by batch, the context from which on it decodes faster than the first row of MHA.
+        runs: By run name.
+        settings: Batches and contexts.
+        device: Where.
+        say: Receives one line where the user should know something.
+    """
+    models: dict[str, GPT] = {}
+    timed_as: dict[str, str] = {}
+    for row in rows:
+        name = row["run_name"]
+        model = load_run(runs[name], device, say, settings.decode_path).model
+        alike = (other for other in models if models[other].config == model.config)
+        timed_as[name] = next(alike, name)
+        models.setdefault(timed_as[name], model)
+    found = measure_decode(models, settings.decode_speed, dtype_of(settings.cache_dtype), say)
+    for row in rows:
+        row["decode"] = [point.as_row() for point in found[timed_as[row["run_name"]]]]
+    baseline: list[dict[str, Any]] = next(
+        (row["decode"] for row in rows if row["attention"] == "mha"), []
+    )
+    for row in rows:
+        row["break_even"] = {
+            str(batch): None
+            if row["attention"] == "mha"
+            else break_even(row["decode"], baseline, batch)
+            for batch in settings.decode_speed.batch_sizes
+        }
 
 
 def _positions(config: GPTConfig) -> str:

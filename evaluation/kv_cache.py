@@ -28,22 +28,25 @@ class CacheMeasurement:
 
 
 @torch.no_grad()
-def measure_kv_cache(model: GPT, batch_size: int, context_length: int) -> CacheMeasurement:
+def measure_kv_cache(
+    model: GPT, batch_size: int, context_length: int, dtype: torch.dtype | None = None
+) -> CacheMeasurement:
     """Prefill and decode until the cache is full, then weigh it.
 
     Args:
         model: In evaluation mode.
         batch_size: Sequences.
         context_length: Tokens per sequence, at least 2 and within the model's context.
+        dtype: What the cache stores; the weights' own if None.
     """
     device = model.embed_tokens.weight.device
-    cache = model.new_cache(batch_size, context_length)
+    dtype = dtype or model.embed_tokens.weight.dtype
+    cache = model.new_cache(batch_size, context_length, dtype)
     num_decoded = min(4, context_length - 1)
     tokens = torch.zeros(batch_size, context_length, dtype=torch.long, device=device)
     model.hidden_states(tokens[:, :-num_decoded], cache=cache)
     for step in range(context_length - num_decoded, context_length):
         model(tokens[:, step : step + 1], cache=cache)
-    dtype = model.embed_tokens.weight.dtype
     return CacheMeasurement(
         bytes_per_token=kv_cache_bytes_per_token(model.config, dtype),
         measured_bytes_per_token=cache.num_bytes() / (batch_size * cache.length),

@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from evaluation.errors import EvaluationError
+from evaluation.plots import plot_decode
 from tracking.atomic import write_text
 
 COLUMNS = {
@@ -78,10 +79,48 @@ NOTE = (
 )
 
 
+def decode_sections(rows: Sequence[dict[str, Any]], style: str) -> list[str]:
+    """Lay the speed of decoding out, a title and a table for each batch; empty if none was timed.
+
+    Args:
+        rows: With `decode` and `break_even`, as `comparison.add_decode_speed` leaves them.
+        style: As for `table`.
+    """
+    found = []
+    points = [point for row in rows for point in row.get("decode", [])]
+    for batch in sorted({point["batch"] for point in points}):
+        contexts = sorted({point["context"] for point in points if point["batch"] == batch})
+        beyond = {p["context"] for p in points if p["batch"] == batch and p["beyond_trained"]}
+        body = []
+        for row in rows:
+            here = {p["context"]: p for p in row["decode"] if p["batch"] == batch}
+            cells = [f"{p['ms_per_token']:.2f} ({p['roofline_ms']:.2f})" for p in here.values()]
+            last = here[contexts[-1]]["cache_bytes"] / 1e6
+            even = row["break_even"][str(batch)]
+            never = "" if row["attention"] == "mha" else "-"
+            body.append([row["run_name"], *cells, f"{last:,.1f}", f"{even:,}" if even else never])
+        headers = ["run", *(f"{c:,}{'*' if c in beyond else ''}" for c in contexts)]
+        headers += [f"MB at {contexts[-1]:,}", "faster than MHA from"]
+        aligned = ["left", *["right"] * (len(headers) - 1)]
+        shown = tabulate(
+            body, headers=headers, tablefmt=style, colalign=aligned, disable_numparse=True
+        )
+        found += [f"decoding, batch {batch}: ms per token at a context (roofline)", shown]
+    return found
+
+
+DECODE_NOTE = (
+    "Decoding: median over rounds in which every run had a turn, caches filled with noise; "
+    "roofline: weights and cache read once at the measured memory bandwidth; * is longer than the "
+    "contexts of some run's training; a run is faster than MHA from that context on, and at all "
+    "longer ones that were measured (-: at none)."
+)
+
+
 def write_report(
     folder: Path, groups: Sequence[Sequence[dict[str, Any]]], command: str, when: str
 ) -> None:
-    """Write results.json and report.md.
+    """Write results.json, report.md and, where decoding was timed, decode.png.
 
     Args:
         folder: Where; made if need be.
@@ -100,5 +139,11 @@ def write_report(
     write_text(folder / "results.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
     parts = [f"# {folder.name}", f"`{command}`, {when}"]
     for group in groups:
-        parts += [protocol_line(group[0]) + ".", table(group, "github")]
-    write_text(folder / "report.md", "\n\n".join([*parts, NOTE]) + "\n")
+        if group[0]["perplexity"] is not None:
+            parts += [protocol_line(group[0]) + "."]
+        parts += [table(group, "github")]
+    parts += [NOTE]
+    if sections := decode_sections(rows, "github"):
+        plot_decode(rows, folder / "decode.png")
+        parts += [*sections, DECODE_NOTE, "![Milliseconds per token against context](decode.png)"]
+    write_text(folder / "report.md", "\n\n".join(parts) + "\n")

@@ -1,16 +1,44 @@
 """Settings of evaluation. Nothing here imports torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from evaluation.errors import EvaluationError
-from modeling.config import GPTConfig
+from modeling.config import CACHE_DTYPES, GPTConfig
+
+
+@dataclass
+class DecodeSettings:
+    """Where the decoding step is timed."""
+
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8])
+    """Sequences decoded together; an empty list times nothing."""
+    contexts: list[int] = field(default_factory=lambda: [128, 1024])
+    """Tokens in the cache; may be more than the model was trained on."""
+    rounds: int = 5
+    """In each every run has a turn; the result is the median over rounds."""
+    steps: int = 4
+    """Tokens decoded in a turn."""
+
+    def problems(self) -> list[str]:
+        """Return every value out of its range, naming the key."""
+        found = []
+        for key in ("batch_sizes", "contexts"):
+            values = getattr(self, key)
+            if any(value < 1 for value in values) or len(set(values)) < len(values):
+                found.append(f"eval.decode_speed.{key} ({values}) must be different and at least 1")
+        for key in ("rounds", "steps"):
+            if getattr(self, key) < 1:
+                found.append(f"eval.decode_speed.{key} ({getattr(self, key)}) must be at least 1")
+        return found
 
 
 @dataclass
 class EvalSettings:
-    """How perplexity is measured, and the KV cache with it."""
+    """How perplexity is measured, and the KV cache and the speed of decoding with it."""
 
     name: str = "default"
+    perplexity: bool = True
+    """Score the split; false leaves the KV cache and the speed of decoding."""
     context: int | None = None
     """Tokens a window shows the model at most; null takes the model's own context."""
     stride: int | None = None
@@ -19,6 +47,13 @@ class EvalSettings:
     """Windows scored together; does not change the result."""
     cache_batch_size: int = 1
     """Sequences in the decode that measures the KV cache."""
+    decode: bool = False
+    """Score token by token through the KV cache, as a server would, not in whole windows."""
+    cache_dtype: str | None = None
+    """What the cache stores: float32, bfloat16, float16 or int8; null: what the weights are."""
+    decode_path: str | None = None
+    """How a step reads the cache, see model.attention.decode_path; null takes the run's own."""
+    decode_speed: DecodeSettings = field(default_factory=DecodeSettings)
 
     def windows(self, model: GPTConfig) -> tuple[int, int]:
         """Return context and stride for a model, its own context where null.
@@ -52,4 +87,14 @@ class EvalSettings:
                 f"eval.stride ({self.stride}) must not exceed eval.context ({self.context}), or "
                 "tokens between windows would go unscored"
             )
-        return found
+        if self.cache_dtype not in (None, *CACHE_DTYPES):
+            found.append(
+                f"eval.cache_dtype ('{self.cache_dtype}') must be null or one of "
+                f"{', '.join(CACHE_DTYPES)}"
+            )
+        elif self.cache_dtype is not None and self.perplexity and not self.decode:
+            found.append(
+                f"eval.cache_dtype={self.cache_dtype} changes no perplexity unless it is measured "
+                "through the cache: set eval.decode=true, or eval.perplexity=false"
+            )
+        return found + self.decode_speed.problems()

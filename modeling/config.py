@@ -6,6 +6,8 @@ from typing import Any
 NORMS = ("rms_norm", "layer_norm")
 MLPS = ("swiglu", "gelu", "relu")
 POSITION_EMBEDDINGS = ("none", "learned")
+CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
+"""What a KV cache can be told to store."""
 
 
 @dataclass

@@ -101,7 +101,7 @@ class LayerCache:
                 "make it longer"
             )
         for name, tensor in new.items():
-            elements = tensor.detach()
+            elements = tensor.detach() if tensor.requires_grad else tensor
             if name in self.scales:
                 elements, scale = _quantised(elements)
                 self.scales[name].narrow(2, self.length, num_new).copy_(scale)
@@ -120,7 +120,7 @@ class LayerCache:
         num_tokens = (self.length if end is None else end) - start
         stored = self.tensors[name].narrow(2, start, num_tokens)
         if name not in self.scales:
-            return stored.to(dtype)
+            return stored if stored.dtype == dtype else stored.to(dtype)
         scale = self.scales[name].narrow(2, start, num_tokens)
         return stored.to(dtype).mul_(scale)
 
@@ -180,6 +180,11 @@ class KVCache:
     def length(self) -> int:
         """Tokens stored per sequence."""
         return self.layers[0].length
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences."""
+        return next(iter(self.layers[0].tensors.values())).shape[0]
 
     @property
     def max_length(self) -> int:

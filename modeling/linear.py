@@ -11,7 +11,8 @@ from torch import Tensor, nn
 # From so many weights on, threads are worth their start.
 _MANY_WEIGHTS = 2**17
 # So few rows are faster as columns of the right factor; measured on CPUs without AVX-512 only.
-_FEW_ROWS = range(2, 33) if torch.backends.cpu.get_cpu_capability() == "AVX2" else range(0)
+_MOST_COLUMNS = 32 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 1
+_HAS_MKL = torch.backends.mkl.is_available()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -25,14 +26,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [..., out], contiguous.
     """
-    rows = x.numel() // x.shape[-1]
-    if rows > 32 or x.dtype != torch.float32 or not torch.backends.mkl.is_available():
+    rows = x.numel() // weight.shape[1]
+    if rows > 32 or rows == 0 or not _HAS_MKL or not x.is_cpu or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
-    if x.device.type != "cpu" or x.requires_grad:
-        return F.linear(x, weight, bias)
-    if rows == 1 and weight.numel() >= _MANY_WEIGHTS:
+    if rows == 1:
+        if weight.numel() < _MANY_WEIGHTS:
+            return F.linear(x, weight, bias)
         product = _split_over_threads(x.reshape(1, -1), weight)
-    elif rows in _FEW_ROWS:
+    elif rows <= _MOST_COLUMNS:
         product = torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous()
     else:
         return F.linear(x, weight, bias)

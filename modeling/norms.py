@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_WIDE = (torch.float32, torch.float64)
+
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """Return 1 / rms over the last dimension, [..., 1], in few calls: they are a token's cost."""
@@ -49,7 +51,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension. [..., width] -> [..., width], x's dtype."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if not torch.is_grad_enabled():  # entering a Function takes longer than a token's norm
-            return (wide * _inverse_rms(wide, self.eps) * self.weight).to(x.dtype)
+        # What a token's norm costs is the calls: none is made in vain.
+        wide = x if x.dtype in _WIDE else x.float()
+        if not torch.is_grad_enabled():
+            normalised = wide * _inverse_rms(wide, self.eps) * self.weight
+            return normalised if wide is x else normalised.to(x.dtype)
         return _RMSNormalise.apply(wide, self.weight, self.eps).to(x.dtype)

@@ -55,7 +55,7 @@ def rotary_cos_sin(
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotation of halves, written into one new tensor; its gradient is the rotation back."""
+    """`_rotated` with little memory traffic; its gradient is the rotation back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -69,25 +69,23 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [..., r] by cos [..., r], whose halves are the same, and sin [..., r/2]."""
-    first, second = x.chunk(2, dim=-1)
-    rotated = x * cos
-    into_first, into_second = rotated.chunk(2, dim=-1)
-    into_first.addcmul_(second, sin, value=-1)
-    into_second.addcmul_(first, sin)
-    return rotated
+    """Rotate x [..., r] by what `_cos_sin` returns."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def _cos_sin(
     positions: Tensor, rope_head_dim: int, theta: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return what `_rotated` takes; within `shared_angles` that of the layer before, if equal."""
+    """Return cos, cos and -sin, sin of each position, both [s, r] or [b, 1, s, r].
+
+    Within `shared_angles` they are those of the layer before, if it asked for the same.
+    """
     known = None if torch.compiler.is_compiling() else _angles.get()
     key = (id(positions), rope_head_dim, theta, dtype)
     if known is not None and key in known:
         return known[key][1:]
     cos, sin = rotary_cos_sin(positions, rope_head_dim, theta, dtype)
-    cos = torch.cat((cos, cos), dim=-1)
+    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
     if known is not None:
         # With the positions themselves, or their id could become another tensor's.
         known[key] = (positions, cos, sin)
@@ -111,9 +109,9 @@ def apply_rotary(x: Tensor, positions: Tensor, theta: float) -> Tensor:
     width = x.shape[-1]
     if width == 0:
         return x
-    compute_dtype = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = _cos_sin(positions, width, theta, compute_dtype)
-    wide = x.to(compute_dtype)
-    if not torch.is_grad_enabled():  # entering a Function takes longer than rotating a token
-        return _rotated(wide, cos, sin).to(x.dtype)
-    return _Rotate.apply(wide, cos, sin).to(x.dtype)
+    # What rotating a token costs is the calls: none is made in vain.
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    cos, sin = _cos_sin(positions, width, theta, wide.dtype)
+    rotate = _Rotate.apply if torch.is_grad_enabled() else _rotated
+    rotated = rotate(wide, cos, sin)
+    return rotated if wide is x else rotated.to(x.dtype)

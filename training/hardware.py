@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from evaluation.machine import bytes_in_proc
 from training.errors import TrainingError
 
 
@@ -77,15 +78,6 @@ def peak_memory_bytes(device: torch.device) -> int:
         return kernels
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def bytes_in_proc(file: str, key: str) -> int | None:
-    """Return what Linux says in a file of /proc, such as VmRSS in self/status; None elsewhere."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc", file).read_text().splitlines():
-            if line.startswith(f"{key}:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def measure_matmul_flops(

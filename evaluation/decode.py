@@ -1,0 +1,252 @@
+"""How long a decoding step takes: batches and contexts, all models in turns, beside the roofline.
+
+Timing needs no quality: caches are filled with random numbers instead of a text, and contexts may
+be longer than those that a model was trained on.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluation.errors import EvaluationError
+from evaluation.machine import (
+    available_bytes,
+    measure_memory_bandwidth,
+    peak_extra_bytes,
+    synchronize,
+)
+from evaluation.settings import DecodeSettings
+from modeling.accounting import kv_cache_bytes_per_token
+from modeling.gpt import GPT
+from modeling.kv_cache import KVCache
+
+_WARMUP_ROUNDS = 2
+_MEMORY_SHARE = 0.8
+"""Of the free memory, for the caches of a point."""
+
+
+@dataclass(frozen=True)
+class DecodePoint:
+    """A model's decoding step at a batch and a context.
+
+    Args:
+        batch: Sequences decoded together.
+        context: Tokens of each in the cache before the step.
+        ms_per_token: Median milliseconds of a step, which gives every sequence a token.
+        ms_by_round: What it is the median of; a round's turn is the median of its steps.
+        tokens_per_second: batch / step.
+        cache_bytes: Of the live cache's `context` tokens.
+        roofline_ms: What reading the weights and the cache once takes at the measured bandwidth.
+        memory_bandwidth: Bytes per second, measured by reading.
+        peak_extra_bytes: Most memory that a step takes besides weights and cache.
+        beyond_trained: Whether the model was trained on shorter contexts only.
+    """
+
+    batch: int
+    context: int
+    ms_per_token: float
+    ms_by_round: list[float]
+    tokens_per_second: float
+    cache_bytes: int
+    roofline_ms: float
+    memory_bandwidth: float
+    peak_extra_bytes: int
+    beyond_trained: bool
+
+    def as_row(self) -> dict[str, Any]:
+        """Return it as results.json keeps it."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure_decode(
+    models: Mapping[str, GPT],
+    settings: DecodeSettings,
+    cache_dtype: torch.dtype | None,
+    say: Callable[[str], None],
+) -> dict[str, list[DecodePoint]]:
+    """Time a decoding step of every model at every batch and context.
+
+    In each round every model has a turn, so that a busy machine slows all alike.
+
+    Args:
+        models: By name; in evaluation mode, all on one device.
+        settings: Batches, contexts, rounds and steps.
+        cache_dtype: What the caches store; each model's own if None.
+        say: Receives one line for each point that memory has no room for.
+
+    Returns:
+        The points of each model; those without room are missing in all.
+    """
+    device = next(iter(models.values())).embed_tokens.weight.device
+    bandwidth = measure_memory_bandwidth(device)
+    found: dict[str, list[DecodePoint]] = {name: [] for name in models}
+    for batch in settings.batch_sizes:
+        for context in settings.contexts:
+            try:
+                check_memory(models.values(), batch, context, cache_dtype, device)
+            except EvaluationError as error:
+                say(str(error))
+                continue
+            steps = {
+                name: DecodeStep(model, batch, context, cache_dtype)
+                for name, model in models.items()
+            }
+            rounds = _take_turns(steps, settings, device)
+            for name, step in steps.items():
+                found[name].append(_point(step, rounds[name], bandwidth, device))
+    return found
+
+
+def check_memory(
+    models: Any, batch: int, context: int, cache_dtype: torch.dtype | None, device: torch.device
+) -> None:
+    """Refuse a point whose caches would not fit together.
+
+    Raises:
+        EvaluationError: Saying how much is missing.
+    """
+    per_token = sum(
+        kv_cache_bytes_per_token(model.config, cache_dtype or model.embed_tokens.weight.dtype)
+        for model in models
+    )
+    needed, free = per_token * batch * (context + 1), available_bytes(device)
+    if free is not None and needed > _MEMORY_SHARE * free:
+        raise EvaluationError(
+            f"decoding at batch {batch} and context {context} is left out: the caches of all "
+            f"models need {needed / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are free"
+        )
+
+
+class DecodeStep:
+    """One decoding step that can be repeated: a model, a full cache, and room for one token.
+
+    Args:
+        model: In evaluation mode.
+        batch: Sequences.
+        context: Tokens of each that the cache holds before the step, random ones.
+        cache_dtype: What it stores; the weights' own if None.
+    """
+
+    def __init__(
+        self, model: GPT, batch: int, context: int, cache_dtype: torch.dtype | None = None
+    ) -> None:
+        self.model = model
+        self.batch = batch
+        self.context = context
+        self.cache = model.new_cache(batch, context + 1, cache_dtype)
+        fill_with_noise(self.cache, context)
+        device = model.embed_tokens.weight.device
+        self._tokens = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        self._positions: Tensor | None = None
+        if model.config.position_embedding == "learned":
+            # It has no vector for later ones; any takes as long.
+            last = min(context, model.config.max_position_embeddings - 1)
+            self._positions = torch.tensor([last], device=device)
+
+    def __call__(self) -> Tensor:
+        """Return the logits [b, n] behind one more token, and forget it."""
+        logits = self.model.next_logits(self._tokens, self._positions, self.cache)
+        self.cache.truncate(self.context)
+        return logits
+
+
+def fill_with_noise(cache: KVCache, length: int) -> None:
+    """Let a cache hold `length` random tokens, as if they had been decoded."""
+    for layer in cache.layers:
+        for tensor in (*layer.tensors.values(), *layer.scales.values()):
+            stored = tensor[:, :, :length]
+            if tensor.dtype == torch.int8:
+                stored.random_(-127, 128)
+            else:
+                stored.normal_()
+        layer.length = length
+
+
+def _take_turns(
+    steps: Mapping[str, DecodeStep], settings: DecodeSettings, device: torch.device
+) -> dict[str, list[float]]:
+    """Return milliseconds per step of each model, one number per round."""
+    rounds: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for number in range(_WARMUP_ROUNDS + settings.rounds):
+            first = number % len(order)  # nobody always follows the same one
+            for name in order[first:] + order[:first]:
+                turn = [_milliseconds(steps[name], device) for _ in range(settings.steps)]
+                if number >= _WARMUP_ROUNDS:
+                    rounds[name].append(statistics.median(turn))
+    finally:
+        if was_enabled:
+            gc.enable()
+    return rounds
+
+
+def _milliseconds(step: DecodeStep, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    step()
+    synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _point(
+    step: DecodeStep, rounds: list[float], bandwidth: float, device: torch.device
+) -> DecodePoint:
+    milliseconds = statistics.median(rounds)
+    cache_bytes = step.cache.num_bytes() * step.context // (step.context + 1)
+    bytes_read = weight_bytes(step.model) + cache_bytes
+    return DecodePoint(
+        batch=step.batch,
+        context=step.context,
+        ms_per_token=milliseconds,
+        ms_by_round=rounds,
+        tokens_per_second=1e3 * step.batch / milliseconds,
+        cache_bytes=cache_bytes,
+        roofline_ms=1e3 * bytes_read / bandwidth,
+        memory_bandwidth=bandwidth,
+        peak_extra_bytes=peak_extra_bytes(step, device),
+        beyond_trained=step.context >= step.model.config.max_position_embeddings,
+    )
+
+
+def weight_bytes(model: GPT) -> int:
+    """Return the bytes of weights that a step reads: all but the embeddings it looks one up of."""
+    looked_up = [model.embed_positions] if model.config.position_embedding == "learned" else []
+    if not model.config.tie_word_embeddings:
+        looked_up.append(model.embed_tokens)
+    total = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return total - sum(e.weight.numel() * e.weight.element_size() for e in looked_up)
+
+
+def break_even(
+    points: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], batch: int
+) -> int | None:
+    """Return the context from which on a model decodes faster than the baseline.
+
+    Args:
+        points: The model's rows, of `DecodePoint`.
+        baseline: The baseline's, measured in the same rounds.
+        batch: Which batch.
+
+    Returns:
+        The smallest measured context at which, and at all longer ones, the median over rounds of
+        its time is below the baseline's in the same round; None if there is none.
+    """
+    theirs = {p["context"]: p["ms_by_round"] for p in baseline if p["batch"] == batch}
+    ours = {p["context"]: p["ms_by_round"] for p in points if p["batch"] == batch}
+    found = None
+    for context in sorted(ours.keys() & theirs.keys(), reverse=True):
+        ratios = [a / b for a, b in zip(ours[context], theirs[context], strict=True)]
+        if statistics.median(ratios) >= 1.0:
+            break
+        found = context
+    return found
