@@ -42,8 +42,8 @@ def deepseek_v3_config(model: Model) -> "DeepseekV3Config":
 
 def _transformers_fields(model: Model) -> dict[str, Any]:
     """Return what Llama's and DeepseekV3's configurations have in common with kvlab's."""
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    same += ("num_attention_heads", "max_position_embeddings", "tie_word_embeddings")
+    same = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
+    same += ["num_attention_heads", "max_position_embeddings", "tie_word_embeddings"]
     return {key: model[key] for key in same} | {
         "rms_norm_eps": model["norm_eps"],
         "rope_parameters": {
@@ -88,7 +88,7 @@ def litgpt_config(model: Model, name: str, block_size: int) -> "Config":
     )
 
 
-def query_latent_width(model: dict[str, Any]) -> int:
+def query_latent_width(model: Model) -> int:
     """Return the width of a query latent that leaves the number of weights as it is.
 
     The MLA of litgpt always compresses its queries. With m h (d + r) / (m + h (d + r)) dimensions
