@@ -27,56 +27,42 @@ same rounds. Writes a Markdown page and JSON to benchmarks/results/, and prints 
 
 import argparse
 import dataclasses
-import fnmatch
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.common import (  # noqa: E402
+    SIZES,
+    available_bytes,
+    chosen,
+    composed_config,
+    machine,
+    positive,
+    say,
+    versions,
+)
+from benchmarks.peers import query_latent_width  # noqa: E402
 from benchmarks.train_report import as_json, as_markdown, compare, make_row  # noqa: E402
 from benchmarks.train_systems import (  # noqa: E402
     COMPILED,
     EAGER,
     SYSTEMS,
     Job,
-    query_latent_width,
 )
 from benchmarks.train_worker import (  # noqa: E402
     ALLOCATORS,
     MATMUL,
     Worker,
     WorkerError,
-    available_bytes,
     serve,
 )
 
-
-@dataclass(frozen=True)
-class Size:
-    """A model size, and the batch that it is measured with."""
-
-    overrides: tuple[str, ...]
-    vocab_size: int
-    batch: int
-    context: int
-
-
-SIZES = {
-    "smoke": Size(("debug=smoke",), vocab_size=512, batch=2, context=32),
-    "nano": Size(("model=nano",), vocab_size=4096, batch=8, context=256),
-    "seed_35m": Size(("model=seed_35m",), vocab_size=10_000, batch=2, context=1024),
-    "gpt2_124m": Size(("model=gpt2_124m",), vocab_size=50_257, batch=8, context=1024),
-    "gpt2_350m": Size(("model=gpt2_350m",), vocab_size=50_257, batch=8, context=1024),
-}
 # Besides compiling: caches, memory pools and the optimizer's state need a few steps.
 WARMUP_STEPS = 3
 
@@ -85,23 +71,10 @@ def make_job(options: argparse.Namespace, size: str, dtype: str, system: str) ->
     """Compose what a system trains, the way `train_model.py` does; mode eager."""
     from modeling.accounting import match_to_mha
     from modeling.gpt import check
-    from run_config import TrainConfig, checked, composed
 
     shape, kind = SIZES[size], SYSTEMS[system]
     context = options.context or shape.context
-    config = checked(
-        composed(
-            "train",
-            [
-                *shape.overrides,
-                f"attention={kind.attention}",
-                f"optim={options.optim}",
-                f"model.vocab_size={shape.vocab_size}",
-                f"model.max_position_embeddings={context}",
-            ],
-        ),
-        TrainConfig,
-    )
+    config = composed_config(size, kind.attention, context, f"optim={options.optim}")
     model = config.model
     if kind.has_query_latent:
         width = query_latent_width(dataclasses.asdict(model))
@@ -234,42 +207,6 @@ def _label(job: Job) -> dict[str, str]:
     }
 
 
-def say(text: str) -> None:
-    """Print progress where it does not mix with the page."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def machine() -> dict[str, Any]:
-    """Return what the numbers depend on, besides the versions."""
-    import torch
-
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return {
-        "processor": processor,
-        "cpus": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "preloaded": os.environ.get("LD_PRELOAD"),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what is compared."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "litgpt"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     description, _, rest = (__doc__ or "").partition("\n\n")
@@ -288,33 +225,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     add("--modes", nargs="+", choices=[EAGER, COMPILED], default=[EAGER, COMPILED])
     add("--systems", nargs="+", default=["*"], help="names or patterns: " + ", ".join(SYSTEMS))
-    add("--rounds", type=_positive, default=7)
-    add("--steps-per-turn", type=_positive, default=3)
-    add("--warmup-steps", type=_positive, default=WARMUP_STEPS)
+    add("--rounds", type=positive, default=7)
+    add("--steps-per-turn", type=positive, default=3)
+    add("--warmup-steps", type=positive, default=WARMUP_STEPS)
     add("--allocator", choices=ALLOCATORS, default="as-started")
     add("--optim", choices=["adamw", "muon"], default="adamw", help="kvlab's; peers have AdamW")
-    add("--threads", type=_positive, help="PyTorch's choice if not given")
-    add("--batch", type=_positive, help="sequences of a step; the size's own if not given")
-    add("--context", type=_positive, help="tokens of a sequence; the size's own if not given")
+    add("--threads", type=positive, help="PyTorch's choice if not given")
+    add("--batch", type=positive, help="sequences of a step; the size's own if not given")
+    add("--context", type=positive, help="tokens of a sequence; the size's own if not given")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="cuda is untested")
     add("--output", type=Path, help="path of the two files, without .md and .json")
     options = parser.parse_args(arguments)
-    names = [
-        name
-        for name in SYSTEMS
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in options.systems)
-    ]
-    if not names:
-        parser.error(f"no system is named like {' '.join(options.systems)}")
-    options.systems = names
+    options.systems = chosen(parser, SYSTEMS, options.systems)
     return options
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
 
 
 def main(arguments: list[str]) -> None:

@@ -2,11 +2,11 @@
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from tabulate import tabulate
 
+from benchmarks.ratios import Ratio, met
 from benchmarks.train_systems import COMPILED, EAGER, SYSTEMS
 
 Row = dict[str, Any]
@@ -18,31 +18,6 @@ MLA_STEP_TIME_AIM = 1.05
 MEMORY_AIM = 1.0
 
 _AIMED_AT = ("mha", "mla")
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Two rows compared; for times and speeds the median over rounds of the ratio in a round."""
-
-    size: str
-    dtype: str
-    what: str
-    ours: str
-    theirs: str
-    value: float
-    low: float
-    """The smallest of any round; `value` itself where there is only one number."""
-    high: float
-    aim: str
-    """`>= x` or `<= x`; empty where the project has none."""
-
-    @property
-    def is_met(self) -> bool | None:
-        """Whether the aim is reached; None without one."""
-        if not self.aim:
-            return None
-        comparison, bound = self.aim.split()
-        return self.value >= float(bound) if comparison == ">=" else self.value <= float(bound)
 
 
 def make_row(facts: Row, turns: list[Row], tokens: int, flops: float, peak: float) -> Row:
@@ -248,7 +223,7 @@ def _ratios_table(ratios: list[Ratio]) -> str:
             f"{ratio.value:.3f}",
             "" if ratio.low == ratio.high else f"{ratio.low:.3f} to {ratio.high:.3f}",
             ratio.aim,
-            {True: "yes", False: "no", None: ""}[ratio.is_met],
+            met(ratio),
         ]
         for ratio in ratios
     ]

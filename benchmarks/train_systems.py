@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.peers import deepseek_v3_config, litgpt_config, llama_config
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -170,57 +172,18 @@ def _transformers_training(job: Job, model: Any) -> Training:
     return _peer_training(job, model, loss_of)
 
 
-def _transformers_fields(job: Job) -> dict[str, Any]:
-    """Return what Llama's and DeepseekV3's configurations have in common with kvlab's."""
-    model = job.model
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    same += ("num_attention_heads", "max_position_embeddings", "tie_word_embeddings")
-    return {key: model[key] for key in same} | {
-        "rms_norm_eps": model["norm_eps"],
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": model["attention"]["rope_theta"],
-        },
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "attn_implementation": "sdpa",
-    }
-
-
 def transformers_llama(job: Job) -> Build:
     """Llama of transformers, for MHA and GQA."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    def build() -> Training:
-        config = LlamaConfig(
-            **_transformers_fields(job),
-            num_key_value_heads=job.model["attention"]["num_key_value_heads"],
-            head_dim=job.model["attention"]["head_dim"],
-        )
-        return _transformers_training(job, LlamaForCausalLM(config))
-
-    return build
+    return lambda: _transformers_training(job, LlamaForCausalLM(llama_config(job.model)))
 
 
 def transformers_deepseek_v3(job: Job) -> Build:
     """DeepSeek-V3 of transformers with every layer dense, for MLA."""
-    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+    from transformers import DeepseekV3ForCausalLM
 
-    def build() -> Training:
-        attention = job.model["attention"]
-        widths = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
-        config = DeepseekV3Config(
-            **_transformers_fields(job),
-            **{key: attention[key] for key in (*widths, "v_head_dim")},
-            num_key_value_heads=job.model["num_attention_heads"],
-            first_k_dense_replace=job.model["num_hidden_layers"],
-            num_mtp_layers=0,
-            # Its default, True, rearranges queries and keys first; False is kvlab's function.
-            rope_interleave=False,
-        )
-        return _transformers_training(job, DeepseekV3ForCausalLM(config))
-
-    return build
+    return lambda: _transformers_training(job, DeepseekV3ForCausalLM(deepseek_v3_config(job.model)))
 
 
 # litgpt 0.5.13, read in pretrain.py, utils.py and config.py: AdamW, fused on CUDA only (here
@@ -232,39 +195,13 @@ def transformers_deepseek_v3(job: Job) -> Build:
 def litgpt(job: Job) -> Build:
     """The GPT of litgpt: MHA, GQA, or MLA with a query latent."""
     import torch
-    from litgpt import GPT, Config
+    from litgpt import GPT
     from litgpt.utils import chunked_cross_entropy
 
     def build() -> Training:
-        model_fields, attention = job.model, job.model["attention"]
-        is_latent = attention["name"] == "mla"
-        latent = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim")
-        config = Config(
-            name=job.system,
-            block_size=job.context,
-            n_layer=model_fields["num_hidden_layers"],
-            n_embd=model_fields["hidden_size"],
-            n_head=model_fields["num_attention_heads"],
-            n_query_groups=model_fields["num_attention_heads"]
-            if is_latent
-            else attention["num_key_value_heads"],
-            vocab_size=model_fields["vocab_size"],
-            padded_vocab_size=model_fields["vocab_size"],
-            intermediate_size=model_fields["intermediate_size"],
-            norm_class_name="RMSNorm",
-            norm_eps=model_fields["norm_eps"],
-            mlp_class_name="LLaMAMLP",
-            bias=False,
-            parallel_residual=False,
-            rotary_percentage=1.0,
-            rope_base=int(attention["rope_theta"]),
-            latent_attention={key: attention[key] for key in (*latent, "v_head_dim")}
-            if is_latent
-            else None,
-        )
-        model = GPT(config)
+        model = GPT(litgpt_config(job.model, job.system, job.context))
         model.apply(model._init_weights)
-        if model_fields["tie_word_embeddings"]:
+        if job.model["tie_word_embeddings"]:
             model.transformer.wte.weight = model.lm_head.weight
         model = model.to(job.device)
         call = torch.compile(model) if job.mode == COMPILED else model
@@ -289,7 +226,7 @@ class System:
     build: Callable[[Job], Build]
     is_peer: bool = True
     has_query_latent: bool = False
-    """It cannot leave the queries uncompressed; see `query_latent_width`."""
+    """It cannot leave the queries uncompressed; see `peers.query_latent_width`."""
 
 
 SYSTEMS: dict[str, System] = {
@@ -304,16 +241,3 @@ SYSTEMS: dict[str, System] = {
     "litgpt-gqa": System("gqa", litgpt),
     "litgpt-mla": System("mla", litgpt, has_query_latent=True),
 }
-
-
-def query_latent_width(model: dict[str, Any]) -> int:
-    """Return the width of a query latent that leaves the number of weights as it is.
-
-    The MLA of litgpt always compresses its queries. With m h (d + r) / (m + h (d + r)) dimensions
-    the two projections have as many weights, and so FLOPs, as one at full rank.
-    """
-    attention, m = model["attention"], model["hidden_size"]
-    out = attention["num_attention_heads"] * (
-        attention["qk_nope_head_dim"] + attention["qk_rope_head_dim"]
-    )
-    return round(m * out / (m + out))

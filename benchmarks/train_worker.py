@@ -238,13 +238,6 @@ class _Steps:
         }
 
 
-def available_bytes() -> int | None:
-    """Return how much memory the system could still give; None where that cannot be read."""
-    from training.hardware import bytes_in_proc
-
-    return bytes_in_proc("meminfo", "MemAvailable")
-
-
 def _page_faults() -> int:
     """Return how often the kernel had to hand this process a page that was not on disk."""
     import resource

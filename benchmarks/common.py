@@ -1,0 +1,118 @@
+"""What the benchmarks of models share: sizes, what the machine is, and the command line's parts."""
+
+import argparse
+import fnmatch
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from run_config import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model size, and the batch that it is measured with."""
+
+    overrides: tuple[str, ...]
+    vocab_size: int
+    batch: int
+    context: int
+
+
+SIZES = {
+    "smoke": Size(("debug=smoke",), vocab_size=512, batch=2, context=32),
+    "nano": Size(("model=nano",), vocab_size=4096, batch=8, context=256),
+    "seed_35m": Size(("model=seed_35m",), vocab_size=10_000, batch=2, context=1024),
+    "gpt2_124m": Size(("model=gpt2_124m",), vocab_size=50_257, batch=8, context=1024),
+    "gpt2_350m": Size(("model=gpt2_350m",), vocab_size=50_257, batch=8, context=1024),
+}
+
+
+def composed_config(
+    size: str, attention: str, max_position_embeddings: int, *overrides: str
+) -> "TrainConfig":
+    """Compose what `train_model.py` would, for a size and an attention."""
+    from run_config import TrainConfig, checked, composed
+
+    shape = SIZES[size]
+    arguments = [
+        *shape.overrides,
+        f"attention={attention}",
+        f"model.vocab_size={shape.vocab_size}",
+        f"model.max_position_embeddings={max_position_embeddings}",
+        *overrides,
+    ]
+    return checked(composed("train", arguments), TrainConfig)
+
+
+def chosen(parser: argparse.ArgumentParser, names: Iterable[str], patterns: list[str]) -> list[str]:
+    """Return the systems that patterns of the command line choose, or end with the parser's error.
+
+    Args:
+        parser: Whose error it is if there are none.
+        names: All systems.
+        patterns: Names, or patterns as in a shell.
+    """
+    found = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
+    if not found:
+        parser.error(f"no system is named like {' '.join(patterns)}")
+    return found
+
+
+def positive(text: str) -> int:
+    """Read a number of the command line that must be at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def say(text: str) -> None:
+    """Print progress where it does not mix with the page."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """Return what the numbers depend on, besides the versions."""
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].partition(":")[2].strip() if names else processor
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return {
+        "processor": processor,
+        "cpus": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "preloaded": os.environ.get("LD_PRELOAD"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what is compared."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "litgpt"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def available_bytes() -> int | None:
+    """Return how much memory the system could still give; None where that cannot be read."""
+    from training.hardware import bytes_in_proc
+
+    return bytes_in_proc("meminfo", "MemAvailable")

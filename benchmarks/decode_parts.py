@@ -1,0 +1,100 @@
+"""What a step of a kvlab model is made of, each part alone, and how fast the machine could be."""
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modeling.accounting import kv_cache_bytes_per_token
+from modeling.attention.kernel import attend
+from modeling.config import GPTConfig
+from modeling.gpt import GPT
+from modeling.kv_cache import KVCache
+
+_BANDWIDTH_BYTES = 256 * 2**20
+
+
+def linear_weights(model: GPT) -> list[Tensor]:
+    """Return the weights that a step multiplies with: the blocks', and the output projection.
+
+    A latent attention's `kv_b_proj` is among them: decoding absorbs it into two batched products
+    with the same number of weights.
+    """
+    layers = (module for module in model.layers.modules() if isinstance(module, nn.Linear))
+    return [*(module.weight for module in layers), model.output_weight]
+
+
+def linear_alone(model: GPT, batch: int) -> Callable[[], None]:
+    """Return a function that multiplies `batch` vectors with each of a model's weights."""
+    weights = linear_weights(model)
+    inputs = {w.shape[1]: w.new_empty(batch, w.shape[1]).normal_() for w in weights}
+
+    def run() -> None:
+        for weight in weights:
+            F.linear(inputs[weight.shape[1]], weight)
+
+    return run
+
+
+def attention_alone(model: GPT, cache: KVCache) -> Callable[[], None]:
+    """Return a function that reads every layer's cache, as a step's attention does.
+
+    One query per sequence, already in the space of what is cached: a latent attention's products
+    that take it there and back are left out.
+    """
+    config = model.attention_config
+    calls = []
+    for layer in cache.layers:
+        views = [tensor[:, :, : layer.length] for tensor in layer.tensors.values()]
+        key, value = views[0], views[-1]  # a latent is both
+        shape = (key.shape[0], config.num_attention_heads, 1, key.shape[-1])
+        calls.append((key.new_empty(shape).normal_(), key, value))
+    fields = model.config.attention
+    widths = ("qk_nope_head_dim", "qk_rope_head_dim") if "kv_lora_rank" in fields else ("head_dim",)
+    scale = sum(fields[width] for width in widths) ** -0.5
+
+    def run() -> None:
+        for query, key, value in calls:
+            attend(query, key, value, causal=True, scale=scale, fold=True)
+
+    return run
+
+
+def attention_flops(config: GPTConfig, batch: int, context: int) -> float:
+    """Return the FLOPs of scores and sums over the cache, of one token in each sequence.
+
+    For a latent attention those of reading it absorbed: h (c + r) for the scores of a token, and
+    h c for its share of the sum.
+    """
+    attention = config.attention
+    if "kv_lora_rank" in attention:
+        widths = 2 * attention["kv_lora_rank"] + attention["qk_rope_head_dim"]
+    else:
+        widths = attention["head_dim"] + attention["v_head_dim"]
+    per_key = 2 * config.num_attention_heads * widths
+    return float(config.num_hidden_layers * per_key * batch * context)
+
+
+def cache_bytes(config: GPTConfig, batch: int, context: int, dtype: torch.dtype) -> int:
+    """Return the bytes of the cache that a step has to read."""
+    return kv_cache_bytes_per_token(config, dtype) * batch * context
+
+
+class Bandwidth:
+    """Measures how fast memory is read, by the sum of a tensor that no cache holds."""
+
+    def __init__(self, device: str) -> None:
+        self._tensor = torch.ones(_BANDWIDTH_BYTES // 4, device=device)
+
+    def measure(self, synchronize: Callable[[], None]) -> float:
+        """Return the best bytes/s of three reads."""
+        best = float("inf")
+        for _ in range(3):
+            synchronize()
+            began = time.perf_counter()
+            self._tensor.sum()
+            synchronize()
+            best = min(best, time.perf_counter() - began)
+        return _BANDWIDTH_BYTES / best
