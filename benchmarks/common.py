@@ -109,10 +109,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def available_bytes() -> int | None:
-    """Return how much memory the system could still give; None where that cannot be read."""
-    from training.hardware import bytes_in_proc
-
-    return bytes_in_proc("meminfo", "MemAvailable")

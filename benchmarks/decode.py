@@ -38,7 +38,6 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import (  # noqa: E402
     SIZES,
-    available_bytes,
     chosen,
     machine,
     positive,
@@ -71,7 +70,6 @@ class Bench:
     def __init__(self, options: argparse.Namespace, size: str, dtype: str) -> None:
         import torch
 
-        from benchmarks.decode_parts import Bandwidth
         from benchmarks.decode_systems import SYSTEMS, decoding_config, kvlab_model
 
         self.options, self.size, self.dtype = options, size, dtype
@@ -79,7 +77,7 @@ class Bench:
         self.models: dict[str, GPT] = {}
         self.decoders: dict[str, Decoder] = {}
         self.left_out: list[dict[str, Any]] = []
-        self._bandwidth = Bandwidth(options.device)
+        self._device = torch.device(options.device)
         for name in options.systems:
             attention = SYSTEMS[name].attention
             if attention not in self.models:
@@ -126,13 +124,14 @@ class Bench:
             What the point was like, and the rows of its systems.
         """
         from benchmarks.decode_memory import group_systems, need
+        from evaluation.machine import available_bytes
 
         length = context + self.options.steps_per_turn
         needs = {
             name: need(name, self.model(name).config, batch, length, self.torch_dtype)
             for name in self.decoders
         }
-        free = self._free_bytes()
+        free = available_bytes(self._device)
         groups, unfit = group_systems(
             self.decoders, needs, None if free is None else int(USABLE_SHARE * free)
         )
@@ -196,9 +195,10 @@ class Bench:
         """Let the systems of a group take turns; return their times, and the machine's speeds."""
         import torch
 
+        from evaluation.machine import measure_memory_bandwidth
         from training.hardware import measure_matmul_flops
 
-        device = torch.device(self.options.device)
+        device = self._device
         vocab_size = SIZES[self.size].vocab_size
         tokens = torch.randint(vocab_size, (batch, 1)).to(device)
         speeds: dict[str, list[float]] = {"bandwidth": [], "matmul": []}
@@ -216,7 +216,7 @@ class Bench:
                     is_measured = number >= WARMUP_ROUNDS
                     gc.collect()
                     if is_measured:
-                        speeds["bandwidth"].append(self._bandwidth.measure(self._synchronize))
+                        speeds["bandwidth"].append(measure_memory_bandwidth(device))
                         speeds["matmul"].append(
                             measure_matmul_flops(device, self.torch_dtype, size=2048)
                         )
@@ -266,31 +266,20 @@ class Bench:
 
     def _time(self, call: Callable[[], object], repetitions: int) -> float:
         """Return the median of a call's seconds, with no garbage collected meanwhile."""
+        from evaluation.machine import synchronize
+
         seconds = []
         gc.disable()
         try:
             for _ in range(repetitions):
-                self._synchronize()
+                synchronize(self._device)
                 began = time.perf_counter()
                 call()
-                self._synchronize()
+                synchronize(self._device)
                 seconds.append(time.perf_counter() - began)
         finally:
             gc.enable()
         return statistics.median(seconds)
-
-    def _synchronize(self) -> None:
-        if self.options.device == "cuda":
-            import torch
-
-            torch.cuda.synchronize()
-
-    def _free_bytes(self) -> int | None:
-        if self.options.device == "cuda":
-            import torch
-
-            return torch.cuda.mem_get_info()[0]
-        return available_bytes()
 
 
 def _order(turns: list[tuple[str, str]], number: int) -> list[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """What a step of a kvlab model is made of, each part alone, and how fast the machine could be."""
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -8,12 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modeling.accounting import kv_cache_bytes_per_token
-from modeling.attention.kernel import attend
+from modeling.attention.kernel import attend, attend_in_blocks, prefers_blocks
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
-from modeling.kv_cache import KVCache
-
-_BANDWIDTH_BYTES = 256 * 2**20
+from modeling.kv_cache import KVCache, LayerCache
 
 
 def linear_weights(model: GPT) -> list[Tensor]:
@@ -50,14 +47,26 @@ def attention_alone(model: GPT, cache: KVCache) -> Callable[[], None]:
         views = [tensor[:, :, : layer.length] for tensor in layer.tensors.values()]
         key, value = views[0], views[-1]  # a latent is both
         shape = (key.shape[0], config.num_attention_heads, 1, key.shape[-1])
-        calls.append((key.new_empty(shape).normal_(), key, value))
+        calls.append((key.new_empty(shape).normal_(), key, value, layer))
     fields = model.config.attention
     widths = ("qk_nope_head_dim", "qk_rope_head_dim") if "kv_lora_rank" in fields else ("head_dim",)
     scale = sum(fields[width] for width in widths) ** -0.5
 
     def run() -> None:
-        for query, key, value in calls:
-            attend(query, key, value, causal=True, scale=scale, fold=True)
+        for query, key, value, layer in calls:
+            g = key.shape[1]
+            if prefers_blocks(query, layer, g):
+
+                def read(
+                    start: int, end: int, dtype: torch.dtype, layer: LayerCache = layer
+                ) -> tuple[Tensor, Tensor]:
+                    entries = [layer.read(name, dtype, start, end) for name in layer.tensors]
+                    return entries[0], entries[-1]
+
+                converts = layer.dtype != query.dtype
+                attend_in_blocks(query, read, layer.length, g, scale=scale, converts=converts)
+            else:
+                attend(query, key, value, causal=True, scale=scale, fold=True)
 
     return run
 
@@ -80,21 +89,3 @@ def attention_flops(config: GPTConfig, batch: int, context: int) -> float:
 def cache_bytes(config: GPTConfig, batch: int, context: int, dtype: torch.dtype) -> int:
     """Return the bytes of the cache that a step has to read."""
     return kv_cache_bytes_per_token(config, dtype) * batch * context
-
-
-class Bandwidth:
-    """Measures how fast memory is read, by the sum of a tensor that no cache holds."""
-
-    def __init__(self, device: str) -> None:
-        self._tensor = torch.ones(_BANDWIDTH_BYTES // 4, device=device)
-
-    def measure(self, synchronize: Callable[[], None]) -> float:
-        """Return the best bytes/s of three reads."""
-        best = float("inf")
-        for _ in range(3):
-            synchronize()
-            began = time.perf_counter()
-            self._tensor.sum()
-            synchronize()
-            best = min(best, time.perf_counter() - began)
-        return _BANDWIDTH_BYTES / best

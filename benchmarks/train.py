@@ -39,7 +39,6 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import (  # noqa: E402
     SIZES,
-    available_bytes,
     chosen,
     composed_config,
     machine,
@@ -187,7 +186,9 @@ def require_memory(started: list[Worker]) -> None:
     Raises:
         WorkerError: If less is left than the largest process so far needed, and a quarter.
     """
-    available = available_bytes()
+    from evaluation.machine import bytes_in_proc
+
+    available = bytes_in_proc("meminfo", "MemAvailable")
     on_cpu = [worker for worker in started if worker.job.device == "cpu"]
     largest = max((worker.facts.get("warmup_peak_bytes", 0) for worker in on_cpu), default=0)
     if available is not None and available < 1.25 * largest:

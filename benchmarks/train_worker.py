@@ -249,7 +249,8 @@ def _resident_bytes() -> int:
     """Return what the process occupies now; where that cannot be read, the most it ever did."""
     import torch
 
-    from training.hardware import bytes_in_proc, peak_memory_bytes
+    from evaluation.machine import bytes_in_proc
+    from training.hardware import peak_memory_bytes
 
     now = bytes_in_proc("self/status", "VmRSS")
     return peak_memory_bytes(torch.device("cpu")) if now is None else now

@@ -193,6 +193,7 @@ class GroupedQueryAttention(Attention):
                 cache.length,
                 self.config.num_key_value_heads,
                 scale=self._scale,
+                converts=cache.dtype != query.dtype,
                 attention_mask=attention_mask,
             )
         key, value = _key_and_value(cache, 0, cache.length, query.dtype)
@@ -206,8 +207,7 @@ class GroupedQueryAttention(Attention):
             return False
         if config.decode_path != "auto":
             return config.decode_path == "blocks"
-        folds = config.num_key_value_heads < config.num_attention_heads
-        return prefers_blocks(query, cache, folds)
+        return prefers_blocks(query, cache, config.num_key_value_heads)
 
     @property
     def _scale(self) -> float:

@@ -9,7 +9,9 @@ from torch import Tensor
 from modeling.kv_cache import LayerCache
 
 BLOCK_ELEMENTS = 2**20
-"""Most elements of keys and scores that `attend_in_blocks` holds at once; 4 MiB in float32."""
+"""Most elements that `attend_in_blocks` makes at once: scores, and keys that are converted."""
+_LONG_CONTEXT = 512
+"""From here on it pays to split the context over threads that have no key head of their own."""
 
 ReadBlock = Callable[[int, int, torch.dtype], tuple[Tensor, Tensor]]
 """Keys [b, g, n, d] and values [b, g, n, v] of tokens [start, end), in a dtype to compute with."""
@@ -90,7 +92,7 @@ def _visible(
     return mask
 
 
-def prefers_blocks(query: Tensor, cache: LayerCache, is_folded: bool) -> bool:
+def prefers_blocks(query: Tensor, cache: LayerCache, num_key_value_heads: int) -> bool:
     """Choose between `attend_in_blocks` and `attend` for one query per sequence.
 
     docs/mla.md has the table and where it was measured.
@@ -98,14 +100,18 @@ def prefers_blocks(query: Tensor, cache: LayerCache, is_folded: bool) -> bool:
     Args:
         query: [b, h, 1, d].
         cache: What it reads.
-        is_folded: Whether several query heads share a key head.
+        num_key_value_heads: g.
     """
     if cache.dtype != query.dtype:
         return True  # the fused kernel would need a converted copy of the whole cache
-    if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16):
+    if query.device.type != "cpu":
         return False
-    # With 16 bits the fused kernel is slow for one query, but for bfloat16 with heads to fold.
-    return query.dtype == torch.float16 or not is_folded
+    is_folded = num_key_value_heads < query.shape[1]
+    if query.dtype in (torch.bfloat16, torch.float16):
+        # The fused kernel is slow here, but for bfloat16 with heads to fold.
+        return query.dtype == torch.float16 or not is_folded
+    idle = query.shape[0] * num_key_value_heads < torch.get_num_threads()
+    return not is_folded or (idle and cache.length >= _LONG_CONTEXT)
 
 
 def attend_in_blocks(
@@ -115,9 +121,10 @@ def attend_in_blocks(
     num_key_value_heads: int,
     *,
     scale: float,
+    converts: bool,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """Attend with one query per head to a cache that is read and converted block by block.
+    """Attend with one query per head by matrix products over blocks of the cache.
 
     Nothing that is allocated grows with the length of the cache. It computes in float32, or float64
     for such queries.
@@ -128,6 +135,7 @@ def attend_in_blocks(
         length: Tokens in the cache, all of them visible but for the mask.
         num_key_value_heads: g.
         scale: Factor of the scores.
+        converts: Whether `read` makes new tensors instead of views.
         attention_mask: Bool, [b, t] or [b, 1, t], True where a key is a real token. A row that has
             none gets zeros.
 
@@ -139,29 +147,69 @@ def attend_in_blocks(
     """
     b, h, _, d = query.shape
     g = num_key_value_heads
-    dtype = torch.promote_types(query.dtype, torch.float32)
+    dtype = query.dtype if query.dtype in (torch.float32, torch.float64) else torch.float32
     hidden = None
     if attention_mask is not None:
         hidden = attention_mask.reshape(b, 1, 1, length).logical_not()
     scaled = query.to(dtype).reshape(b, g, h // g, d) * scale
-    highest = scaled.new_full((b, g, h // g, 1), torch.finfo(dtype).min)
-    total, output = torch.zeros_like(highest), None
-    # Long ones: each costs a dozen calls.
-    size = max(1, BLOCK_ELEMENTS // (b * (g * d + h)))
+    made = b * (h + g * d) if converts else b * h
+    size = max(1, BLOCK_ELEMENTS // made)
+    sums = None
     for start in range(0, length, size):
         end = min(start + size, length)
         key, value = read(start, end, dtype)
-        scores = scaled @ key.transpose(2, 3)  # [b, g, h/g, n]
-        if hidden is not None:
-            scores.masked_fill_(hidden[..., start:end], float("-inf"))
-        higher = torch.maximum(highest, scores.amax(dim=-1, keepdim=True))
-        weights = scores.sub_(higher).exp_()
-        shrink = highest.sub_(higher).exp_()
-        total = total.mul_(shrink).add_(weights.sum(dim=-1, keepdim=True))
-        weighted = weights @ value  # [b, g, h/g, v]
-        output = weighted if output is None else output.mul_(shrink).add_(weighted)
-        highest = higher
-    assert output is not None
+        masked = None if hidden is None else hidden[..., start:end]
+        block = _block_sums(scaled, key, value, masked)
+        sums = block if sums is None else _merged(sums, block)
+    assert sums is not None
+    _, total, output = sums
     # A row without a token has summed nothing.
-    output = output / total.clamp_min_(torch.finfo(dtype).tiny)
+    output = output / total.clamp_min(torch.finfo(dtype).tiny)
     return output.reshape(b, h, 1, -1).to(query.dtype)
+
+
+_Sums = tuple[Tensor, Tensor, Tensor]
+"""Of a block: highest score, sum of the weights exp(score - highest), weighted sum of values."""
+
+
+def _block_sums(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> _Sums:
+    """Attend with query [b, g, h/g, d] to key [b, g, n, d] and value [b, g, n, v]."""
+    b, g, n, _ = key.shape
+    parts = torch.get_num_threads() if query.device.type == "cpu" else 1
+    if b * g < parts <= n and hidden is None:
+        # Too few heads to keep all threads busy: each takes a part of the context.
+        whole = n - n % parts
+        sums = _block_sums_of_parts(query, key[:, :, :whole], value[:, :, :whole], parts)
+        if whole == n:
+            return sums
+        rest = _block_sums_of_parts(query, key[:, :, whole:], value[:, :, whole:], 1)
+        return _merged(sums, rest)
+    scores = query @ key.transpose(2, 3)  # [b, g, h/g, n]
+    if hidden is not None:
+        scores.masked_fill_(hidden, float("-inf"))
+    highest = scores.amax(dim=-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
+    weights = scores.sub_(highest).exp_()
+    return highest, weights.sum(dim=-1, keepdim=True), weights @ value
+
+
+def _block_sums_of_parts(query: Tensor, key: Tensor, value: Tensor, parts: int) -> _Sums:
+    """Return `_block_sums` by products that are batches of equal parts of the context."""
+    b, g, n, d = key.shape
+    split_key = key.reshape(b * g, parts, n // parts, d)
+    split_value = value.reshape(b * g, parts, n // parts, -1)
+    scores = query.reshape(b * g, 1, -1, d) @ split_key.transpose(2, 3)  # [b*g, parts, h/g, n/p]
+    highest = scores.amax(dim=(1, 3), keepdim=True)
+    weights = scores.sub_(highest).exp_()
+    total = weights.sum(dim=(1, 3), keepdim=True)
+    output = (weights @ split_value).sum(dim=1, keepdim=True)
+    rows = query.shape[2]
+    return highest.view(b, g, rows, 1), total.view(b, g, rows, 1), output.view(b, g, rows, -1)
+
+
+def _merged(first: _Sums, second: _Sums) -> _Sums:
+    """Return the sums over two blocks together."""
+    highest = torch.maximum(first[0], second[0])
+    shrink = [(sums[0] - highest).exp_() for sums in (first, second)]
+    total = first[1] * shrink[0] + second[1] * shrink[1]
+    output = first[2] * shrink[0] + second[2] * shrink[1]
+    return highest, total, output

@@ -268,6 +268,7 @@ class LatentAttention(Attention):
                 cache.length,
                 1,
                 scale=self._scale,
+                converts=cache.dtype != query.dtype,
                 attention_mask=attention_mask,
             )
         else:
@@ -290,7 +291,7 @@ class LatentAttention(Attention):
             return False
         if config.decode_path in ("absorbed", "blocks"):
             return config.decode_path == "blocks"
-        return prefers_blocks(query, cache, is_folded=config.num_attention_heads > 1)
+        return prefers_blocks(query, cache, num_key_value_heads=1)
 
     @property
     def _scale(self) -> float:
