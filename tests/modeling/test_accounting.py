@@ -20,7 +20,7 @@ from modeling.accounting import (
 )
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
-from modeling.kv_cache import KVCache
+from modeling.kv_cache import CACHE_DTYPES, KVCache
 
 ROOT = Path(__file__).parents[2]
 MODERN = {}
@@ -62,6 +62,29 @@ def test_parameters_and_cache_bytes_equal_those_of_the_built_model(case, block, 
     for dtype in (torch.float32, torch.bfloat16):
         measured = model.new_cache(3, 11, dtype).num_bytes()
         assert measured == 3 * 11 * kv_cache_bytes_per_token(model.config, dtype)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", CACHE_DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_cache_bytes_equal_what_is_stored_after_decoding(case, dtype):
+    model = build_gpt(case)
+    cache = model.new_cache(2, 9, dtype)
+    for piece in random_tokens(2, 9).split((6, 1, 1, 1), dim=1):
+        model(piece, cache=cache)
+    assert cache.length == 9
+    per_token = kv_cache_bytes_per_token(model.config, dtype)
+    assert cache.num_bytes() == sum(layer.num_bytes() for layer in cache.layers)
+    assert cache.num_bytes() == 2 * 9 * per_token
+    # Every tensor that a layer holds is counted.
+    held = [
+        tensor
+        for layer in cache.layers
+        for value in vars(layer).values()
+        if isinstance(value, dict)
+        for tensor in value.values()
+    ]
+    assert sum(tensor.untyped_storage().nbytes() for tensor in held) == 2 * 9 * per_token
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,10 @@ import pytest
 import torch
 from tiny import FIVE, build_gpt, normal, random_tokens
 
-from modeling.kv_cache import KVCache, LayerCache
+from modeling.kv_cache import CACHE_DTYPES, KVCache, LayerCache, bytes_per_token
 
 ENTRIES = {"key": (2, 3), "value": (2, 5)}
+FLOATS = tuple(dtype for dtype in CACHE_DTYPES if dtype.is_floating_point)
 
 
 def token_entries(s, seed=0, batch=3):
@@ -12,6 +13,156 @@ def token_entries(s, seed=0, batch=3):
         "key": normal(batch, 2, s, 3, seed=seed),
         "value": normal(batch, 2, s, 5, seed=seed + 1),
     }
+
+
+@pytest.fixture(params=CACHE_DTYPES, ids=str)
+def dtype(request):
+    return request.param
+
+
+def state(cache):
+    """A copy of all that a layer's cache holds."""
+    return {
+        (kind, name): tensor.clone()
+        for kind, tensors in (("elements", cache.tensors), ("scales", cache.scales))
+        for name, tensor in tensors.items()
+    }
+
+
+def as_read(x, compute_dtype=torch.float32, stored_dtype=torch.int8):
+    """What a cache that was given x [b, h, s, w] says it was."""
+    b, h, s, w = x.shape
+    cache = LayerCache({"key": (h, w)}, b, s, stored_dtype)
+    cache.write(key=x)
+    return cache.read("key", compute_dtype)
+
+
+# Reading and writing
+
+
+def test_what_is_written_in_pieces_is_read_as_if_written_at_once(dtype):
+    whole, pieces = (LayerCache(ENTRIES, 3, 7, dtype) for _ in range(2))
+    new = token_entries(6)
+    whole.write(**new)
+    for start, end in ((0, 3), (3, 4), (4, 4), (4, 6)):
+        pieces.write(**{name: tensor[:, :, start:end] for name, tensor in new.items()})
+        assert pieces.length == end
+    for name in ENTRIES:
+        assert torch.equal(pieces.read(name, torch.float32), whole.read(name, torch.float32))
+
+
+def test_a_range_is_read_as_that_part_of_the_whole(dtype):
+    cache = LayerCache(ENTRIES, 3, 7, dtype)
+    cache.write(**token_entries(6))
+    whole = cache.read("value", torch.float32)
+    assert whole.shape == (3, 2, 6, 5)
+    for start, end in ((0, 6), (1, 4), (5, 6), (2, 2), (0, 1)):
+        part = cache.read("value", torch.float32, start, end)
+        assert torch.equal(part, whole[:, :, start:end])
+    assert torch.equal(cache.read("value", torch.float32, 4), whole[:, :, 4:])
+
+
+@pytest.mark.parametrize("compute_dtype", FLOATS, ids=str)
+def test_reading_gives_a_view_of_the_dtype_that_is_stored_and_a_copy_otherwise(
+    dtype, compute_dtype
+):
+    cache = LayerCache(ENTRIES, 3, 7, dtype)
+    new = {name: tensor.to(compute_dtype) for name, tensor in token_entries(4).items()}
+    key, value = cache.append(**new)
+    for name, tensor in (("key", key), ("value", value), ("key", cache.read("key", compute_dtype))):
+        assert tensor.dtype == compute_dtype
+        same = tensor.untyped_storage()._cdata == cache.tensors[name].untyped_storage()._cdata
+        assert same == (dtype == compute_dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_stored_floats_are_rounded_once(dtype):
+    x = normal(3, 2, 6, 5, dtype=torch.float64)
+    assert torch.equal(as_read(x, torch.float64, dtype), x.to(dtype).double())
+
+
+def test_what_is_stored_has_no_autograd_graph(dtype):
+    cache = LayerCache(ENTRIES, 3, 7, dtype)
+    new = {name: tensor.requires_grad_() for name, tensor in token_entries(4).items()}
+    assert not any(tensor.requires_grad for tensor in cache.append(**new))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int16, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str
+)
+def test_other_dtypes_are_refused_with_those_there_are(dtype):
+    listed = f"cannot hold {dtype}; it takes float32, float64, bfloat16, float16, int8"
+    with pytest.raises(ValueError, match=listed):
+        LayerCache(ENTRIES, 3, 7, dtype)
+    with pytest.raises(ValueError, match=listed):
+        build_gpt("mha").new_cache(3, 7, dtype)
+
+
+# int8
+
+
+# In steps, of which the largest element is 127: 1/2 by rounding to an integer, and by rounding the
+# product to bfloat16's 8 bits up to 127 / 256 more; the scale's own rounding adds 1/256 of these.
+@pytest.mark.parametrize(
+    ("compute_dtype", "bound"),
+    [(torch.float32, 0.51), (torch.float16, 0.6), (torch.bfloat16, 1.01)],
+)
+@pytest.mark.parametrize("given_dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("size", [1.0, 1e-3, 300.0])
+def test_int8_is_off_by_at_most_a_fraction_of_the_largest_of_its_token_and_head(
+    compute_dtype, bound, given_dtype, size
+):
+    x = (size * normal(4, 3, 50, 24, dtype=torch.float64)).to(given_dtype)
+    step = x.double().abs().amax(-1, keepdim=True) / 127
+    gap = (as_read(x, compute_dtype).double() - x.double()).abs() / step
+    assert gap.max() <= bound
+    assert gap.max() > 0.4  # it is not more than int8
+
+
+def test_int8_keeps_zeros_and_what_is_next_to_nothing():
+    x = normal(3, 2, 6, 5)
+    x[1, 0, 2] = 0.0
+    x[0, 1, 3, ::2] = 0.0
+    x[2, 1, 4] *= 1e-41
+    read = as_read(x)
+    assert not read[x == 0].any()
+    assert read.isfinite().all()
+    assert read[2, 1, 4].abs().max() < 1e-38
+
+
+def test_int8_keeps_what_is_no_number_and_its_neighbours():
+    x = normal(3, 2, 6, 5)
+    expected = as_read(x)
+    for broken in (torch.nan, torch.inf, -torch.inf):
+        hurt = x.clone()
+        hurt[1, 0, 2, 3] = broken
+        read = as_read(hurt)
+        assert not read[1, 0, 2, 3].isfinite()
+        read[1, 0, 2] = expected[1, 0, 2]
+        assert torch.equal(read, expected)
+
+
+def test_int8_of_one_token_and_head_is_not_spoilt_by_large_values_of_another():
+    x = normal(3, 2, 6, 5)
+    expected, large = as_read(x), x.clone()
+    large[1, 0, 2] *= 1e6
+    read = as_read(large)
+    assert read[1, 0, 2].abs().max() > 1e5
+    read[1, 0, 2] = expected[1, 0, 2]
+    assert torch.equal(read, expected)
+
+
+def test_int8_has_one_scale_for_a_token_and_head():
+    cache = LayerCache(ENTRIES, 3, 7, torch.int8)
+    cache.write(**token_entries(6))
+    assert cache.scales["key"].shape == cache.scales["value"].shape == (3, 2, 7, 1)
+    for name in ENTRIES:
+        used = cache.tensors[name][:, :, :6].int().abs().amax(-1)
+        assert used.min() >= 126  # the rounded scale may be a little too large
+        assert used.max() == 127
+
+
+# Appending
 
 
 def test_append_returns_all_that_is_stored_in_the_order_of_the_arguments():
@@ -42,15 +193,15 @@ def test_append_of_nothing_returns_what_is_stored():
     assert torch.equal(value, stored["value"])
 
 
-def test_append_beyond_the_end_is_refused_and_nothing_is_written():
-    cache = LayerCache(ENTRIES, 3, 7)
-    stored = token_entries(6)
-    cache.append(**stored)
+def test_append_beyond_the_end_is_refused_and_nothing_is_written(dtype):
+    cache = LayerCache(ENTRIES, 3, 7, dtype)
+    cache.append(**token_entries(6))
+    before = state(cache)
     with pytest.raises(ValueError, match="at most 7 tokens, 8 would be needed; make it longer"):
         cache.append(**token_entries(2, seed=5))
     assert cache.length == 6
-    assert torch.equal(cache.tensors["key"][:, :, :6], stored["key"])
     assert not cache.tensors["key"][:, :, 6:].any()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in state(cache).items())
 
 
 @pytest.mark.parametrize(
@@ -63,11 +214,26 @@ def test_append_beyond_the_end_is_refused_and_nothing_is_written():
         (token_entries(1, batch=2), "another model or batch"),
     ],
 )
-def test_append_of_another_models_tokens_is_refused(new, complaint):
-    cache = LayerCache(ENTRIES, 3, 7)
+def test_append_of_another_models_tokens_is_refused(new, complaint, dtype):
+    cache = LayerCache(ENTRIES, 3, 7, dtype)
     with pytest.raises(ValueError, match=complaint):
         cache.append(**new)
     assert cache.length == 0
+    assert not any(tensor.any() for tensor in state(cache).values())
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="LayerCache.write takes the number of tokens from its first entry: one of 1 token is "
+    "broadcast, and of another number refused by PyTorch when the entries before it are written",
+)
+@pytest.mark.parametrize("tokens", [0, 1, 3])
+def test_append_of_entries_of_different_lengths_is_refused_and_nothing_is_written(tokens):
+    cache = LayerCache(ENTRIES, 3, 7)
+    with pytest.raises(ValueError, match="tokens"):
+        cache.append(key=token_entries(2)["key"], value=token_entries(tokens)["value"])
+    assert cache.length == 0
+    assert not any(tensor.any() for tensor in state(cache).values())
 
 
 @pytest.mark.parametrize(("batch", "length"), [(0, 7), (3, 0), (-1, 7)])
@@ -76,13 +242,14 @@ def test_cache_of_no_size_is_refused(batch, length):
         LayerCache(ENTRIES, batch, length)
 
 
-def test_truncate_forgets_the_last_tokens():
-    cache = LayerCache(ENTRIES, 3, 7)
+def test_truncate_forgets_the_last_tokens(dtype):
+    cache = LayerCache(ENTRIES, 3, 7, dtype)
     first, second = token_entries(5), token_entries(2, seed=5)
     cache.append(**first)
     cache.truncate(3)
     key, _ = cache.append(**second)
-    assert torch.equal(key, torch.cat((first["key"][:, :, :3], second["key"]), 2))
+    written = torch.cat((first["key"][:, :, :3], second["key"]), 2)
+    assert torch.equal(key, as_read(written, stored_dtype=dtype))
 
 
 @pytest.mark.parametrize("length", [-1, 5])
@@ -99,6 +266,36 @@ def test_num_bytes_counts_each_storage_once():
     assert KVCache(layers).num_bytes() == 2 * 3 * 7 * 2 * (3 + 5) * 2
     layers[1].tensors = layers[0].tensors
     assert KVCache(layers).num_bytes() == 3 * 7 * 2 * (3 + 5) * 2
+
+
+def test_num_bytes_equal_the_closed_form(dtype):
+    expected = 3 * 7 * bytes_per_token(ENTRIES, dtype)
+    layers = [LayerCache(ENTRIES, 3, 7, dtype) for _ in range(2)]
+    layers[0].write(**token_entries(4))
+    assert [layer.num_bytes() for layer in layers] == [expected, expected]
+    assert KVCache(layers).num_bytes() == 2 * expected
+
+
+def test_int8_takes_a_byte_for_an_element_and_two_for_a_token_and_head():
+    assert bytes_per_token(ENTRIES, torch.int8) == 2 * (3 + 2) + 2 * (5 + 2)
+    assert bytes_per_token(ENTRIES, torch.float64) == 8 * (2 * 3 + 2 * 5)
+
+
+# Of a whole model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FIVE)
+def test_model_cache_of_int8_reused_after_reset_or_truncate_equals_a_fresh_one(name):
+    model, tokens = build_gpt(name), random_tokens(3, 9)
+    fresh, cache = (model.new_cache(3, 9, torch.int8) for _ in range(2))
+    expected = torch.cat([model(part, cache=fresh) for part in tokens.split((5, 4), dim=1)], 1)
+    model(random_tokens(3, 8, seed=8), cache=cache)
+    cache.reset()
+    assert torch.equal(model(tokens[:, :5], cache=cache), expected[:, :5])
+    model(random_tokens(3, 4, seed=9), cache=cache)
+    cache.truncate(5)
+    assert torch.equal(model(tokens[:, 5:], cache=cache), expected[:, 5:])
 
 
 @torch.no_grad()
@@ -124,3 +321,36 @@ def test_model_refuses_another_models_cache():
     for other in ("gqa", "mqa", "mla"):
         with pytest.raises(ValueError, match="made for another"):
             model(random_tokens(3, 4), cache=build_gpt(other).new_cache(3, 9))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FIVE)
+def test_model_refuses_the_cache_of_a_model_like_it_and_writes_nothing(name):
+    model, like_it, deeper = build_gpt(name), build_gpt(name), build_gpt(name, num_hidden_layers=3)
+    for other, complaint in (
+        (like_it, "made for another model, whose keys mean nothing to this one"),
+        (deeper, "this cache has 3 layers, the model 2"),
+    ):
+        cache = other.new_cache(3, 9)
+        with pytest.raises(ValueError, match=complaint):
+            model(random_tokens(3, 4), cache=cache)
+        assert cache.length == 0
+        assert not any(t.any() for layer in cache.layers for t in state(layer).values())
+        assert other(random_tokens(3, 4), cache=cache).isfinite().all()
+
+
+@torch.no_grad()
+def test_model_refuses_the_cache_of_a_model_that_is_gone():
+    cache = build_gpt("mha").new_cache(3, 9)
+    with pytest.raises(ValueError, match="made for another model"):
+        build_gpt("mha")(random_tokens(3, 4), cache=cache)
+
+
+@torch.no_grad()
+def test_model_takes_a_cache_that_was_made_by_hand():
+    model, tokens = build_gpt("gqa"), random_tokens(3, 4)
+    layers = [block.self_attn.new_cache(3, 9) for block in model.layers]
+    expected = model(tokens, cache=model.new_cache(3, 9))
+    assert torch.equal(model(tokens, cache=KVCache(layers)), expected)
+    with pytest.raises(ValueError, match="this cache has 1 layers, the model 2"):
+        model(tokens, cache=KVCache(layers[:1]))

@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
-from tiny import normal
+from tiny import FIVE, build_gpt, normal, random_tokens
 
-from modeling.rope import apply_rotary, rotary_cos_sin
+import modeling.rope
+from modeling.norms import RMSNorm
+from modeling.rope import apply_rotary, rotary_cos_sin, shared_angles
 
 POSITIONS = torch.tensor([0, 1, 2, 5, 90, 1000, 1_000_000])
 SHAPE = (3, 4, 7, 6)
@@ -105,3 +107,136 @@ def test_layout_equals_transformers_llama(theta):
     ours = (apply_rotary(x, positions, theta) for x in (query, key))
     for mine, theirs in zip(ours, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5)
+
+
+# Cosines that layers share
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The widths that cosines were computed for, call by call."""
+    widths = []
+
+    def spy(positions, rope_head_dim, theta, dtype):
+        widths.append(rope_head_dim)
+        return rotary_cos_sin(positions, rope_head_dim, theta, dtype)
+
+    monkeypatch.setattr(modeling.rope, "rotary_cos_sin", spy)
+    return widths
+
+
+def test_shared_angles_change_nothing():
+    x, wider = normal(*SHAPE), normal(3, 4, 7, 8, dtype=torch.float64)
+    rows = torch.stack([POSITIONS, POSITIONS.flip(0), POSITIONS // 3])
+    calls = [
+        (each, positions, theta)
+        for each in (x, wider, x.double(), x.bfloat16(), x)
+        for positions in (POSITIONS, rows, POSITIONS + 1, POSITIONS)
+        for theta in (THETA, 5e5)
+    ]
+    expected = [apply_rotary(*call) for call in calls]
+    with shared_angles():
+        for call, alone in zip(calls, expected, strict=True):
+            assert torch.equal(apply_rotary(*call), alone)
+
+
+def test_shared_angles_are_computed_once_for_each_positions_width_and_base(computed):
+    with shared_angles():
+        for _ in range(3):
+            apply_rotary(normal(*SHAPE), POSITIONS, THETA)
+            apply_rotary(normal(3, 1, 7, 6), POSITIONS, THETA)
+            apply_rotary(normal(3, 1, 7, 8), POSITIONS, THETA)
+    assert computed == [6, 8]
+    with shared_angles():
+        for theta in (THETA, 5e5, THETA):
+            apply_rotary(normal(*SHAPE), POSITIONS, theta)
+    assert computed == [6, 8, 6, 6]
+    for _ in range(2):
+        apply_rotary(normal(*SHAPE), POSITIONS, THETA)
+    assert computed == [6, 8, 6, 6, 6, 6]
+
+
+def test_shared_angles_keep_positions_apart_that_take_the_place_of_others():
+    x = normal(*SHAPE)
+    with shared_angles():
+        for step in range(50):
+            # The tensor before is freed, unless it is kept, and this one may get its address.
+            positions = torch.arange(7) + step
+            rotated = apply_rotary(x, positions, THETA)
+            cos, sin = rotary_cos_sin(positions, 6, THETA, torch.float32)
+            first, second = x.chunk(2, -1)
+            expected = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+            torch.testing.assert_close(rotated, expected, rtol=0, atol=1e-6)
+            del positions, rotated
+
+
+def test_shared_angles_end_with_their_block_even_by_an_exception(computed):
+    def rotate():
+        apply_rotary(normal(*SHAPE), POSITIONS, THETA)
+
+    with shared_angles():
+        rotate()
+        with shared_angles():
+            rotate()
+        with pytest.raises(KeyError), shared_angles():
+            raise KeyError
+        assert len(computed) == 2
+        rotate()  # those of the outer block are known again
+        assert len(computed) == 2
+    rotate()
+    assert len(computed) == 3
+    with pytest.raises(TypeError), shared_angles():
+        apply_rotary(normal(*SHAPE), POSITIONS, "no base")
+    rotate()
+    rotate()
+    assert len(computed) == 6
+
+
+@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+def test_a_model_computes_cosines_once_a_pass(name, grad, computed):
+    width = FIVE[name]["qk_rope_head_dim"]
+    model = build_gpt(name, num_hidden_layers=3)
+    cache, tokens = model.new_cache(2, 9), random_tokens(2, 9)
+    rows = torch.arange(9).expand(2, 9).clone()
+    with torch.set_grad_enabled(grad):
+        for passes, given in enumerate(
+            (
+                (tokens,),
+                (tokens, rows),
+                (tokens[:, :5], None, cache),
+                (tokens[:, 5:6], None, cache),
+                (tokens[:, 6:7], rows[:, 6:7], cache),
+            ),
+            start=1,
+        ):
+            model(*given)
+            assert computed == [width] * (passes if width else 0)
+
+
+# Without a gradient nothing goes through an autograd function
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_rotation_and_norm_without_gradients_equal_those_with(dtype):
+    x = normal(*SHAPE, dtype=dtype)
+    norm = RMSNorm(6)
+    with torch.no_grad():
+        norm.weight.copy_(normal(6, seed=4))
+        rotated, normalised = apply_rotary(x, POSITIONS, THETA), norm(x)
+    assert torch.equal(rotated, apply_rotary(x.clone().requires_grad_(), POSITIONS, THETA))
+    assert torch.equal(normalised, norm(x.clone().requires_grad_()))
+    assert rotated.dtype == normalised.dtype == dtype
+    with torch.inference_mode():
+        assert torch.equal(norm(x), normalised)
+        assert torch.equal(apply_rotary(x, POSITIONS, THETA), rotated)
+
+
+def test_rotation_and_norm_leave_their_input_alone():
+    x = normal(*SHAPE)
+    before, norm = x.clone(), RMSNorm(6)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            apply_rotary(x, POSITIONS, THETA)
+            norm(x)
+        assert torch.equal(x, before)

@@ -1,6 +1,10 @@
 """Small attentions, models and comparisons that the tests of modeling share."""
 
+import weakref
+
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from modeling.attention import LatentAttentionConfig, attention_config
 from modeling.attention.reference import grouped_query_reference, latent_reference
@@ -131,3 +135,40 @@ def build_gpt(attention="mha", seed=0, **changes):
 def random_tokens(*shape, vocab_size=61, seed=3):
     """Uniform tokens of their own seed."""
     return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that operations made and that still live, now and at most.
+
+    What an operation uses inside, and frees before it returns, is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = self.largest = 0
+        self._known = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self._each(self._remember, (args, kwargs), False)
+        result = operation(*args, **(kwargs or {}))
+        self._each(self._remember, result, True)
+        return result
+
+    @staticmethod
+    def _each(do, values, is_new):
+        for value in tree_leaves(values):
+            if isinstance(value, torch.Tensor):
+                do(value.untyped_storage(), is_new)
+
+    def _remember(self, storage, is_new):
+        key, size = storage._cdata, storage.nbytes() if is_new else 0
+        if key in self._known:
+            return
+        self._known.add(key)
+        weakref.finalize(storage, self._forget, key, size)
+        self.now += size
+        self.peak, self.largest = max(self.peak, self.now), max(self.largest, size)
+
+    def _forget(self, key, size):
+        self._known.discard(key)
+        self.now -= size
