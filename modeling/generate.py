@@ -145,6 +145,8 @@ def generate(
     """
     tokens, is_real = prompt if isinstance(prompt, Prompt) else (prompt, None)
     b, s = tokens.shape
+    if is_real is not None:
+        tokens = tokens.masked_fill(~is_real, 0)
     _check(model, tokens, is_real, max_new_tokens)
     if max_new_tokens < 1:
         return

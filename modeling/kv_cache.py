@@ -84,16 +84,17 @@ class LayerCache:
                 f"this cache holds {sorted(self.tensors)}, not {sorted(new)}: it was made for "
                 "another kind of attention"
             )
+        num_new = next(iter(new.values())).shape[2]
         for name, tensor in new.items():
             stored = self.tensors[name]
-            expected = (stored.shape[0], stored.shape[1], tensor.shape[2], stored.shape[3])
+            expected = (stored.shape[0], stored.shape[1], num_new, stored.shape[3])
             if tuple(tensor.shape) != expected:
                 raise ValueError(
                     f"cache entry '{name}' takes [batch, heads, tokens, width] = "
-                    f"[{expected[0]}, {expected[1]}, any, {expected[3]}], got "
+                    f"[{expected[0]}, {expected[1]}, any, {expected[3]}], as many tokens as the "
+                    f"other entries, got "
                     f"{list(tensor.shape)}: it was made for another model or batch"
                 )
-        num_new = next(iter(new.values())).shape[2]
         end = self.length + num_new
         if end > self.max_length:
             raise ValueError(

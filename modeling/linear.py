@@ -38,7 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     else:
         return F.linear(x, weight, bias)
     if bias is not None:
-        product = product + bias
+        product = product.add_(bias)  # in place, as autocast may have chosen another dtype
     return product.view(*x.shape[:-1], -1)
 
 

@@ -73,7 +73,7 @@ def attend(
         enable_gqa=query.shape[1] != g,
     )
     if fold:
-        output = output.reshape(b, h, s, -1)  # [b, h, s, v]
+        output = output.reshape(b, h, s, output.shape[-1])  # [b, h, s, v]
     return output[..., :v_head_dim]
 
 
@@ -161,7 +161,8 @@ def attend_in_blocks(
         masked = None if hidden is None else hidden[..., start:end]
         block = _block_sums(scaled, key, value, masked)
         sums = block if sums is None else _merged(sums, block)
-    assert sums is not None
+    if sums is None:
+        return query.new_zeros(b, h, 1, read(0, 0, dtype)[1].shape[-1])
     _, total, output = sums
     # A row without a token has summed nothing.
     output = output / total.clamp_min(torch.finfo(dtype).tiny)
@@ -187,7 +188,9 @@ def _block_sums(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None
     scores = query @ key.transpose(2, 3)  # [b, g, h/g, n]
     if hidden is not None:
         scores.masked_fill_(hidden, float("-inf"))
-    highest = scores.amax(dim=-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
+    # Detached: the result does not depend on it.
+    highest = scores.detach().amax(dim=-1, keepdim=True)
+    highest.clamp_min_(torch.finfo(scores.dtype).min)
     weights = scores.sub_(highest).exp_()
     return highest, weights.sum(dim=-1, keepdim=True), weights @ value
 
@@ -198,7 +201,7 @@ def _block_sums_of_parts(query: Tensor, key: Tensor, value: Tensor, parts: int) 
     split_key = key.reshape(b * g, parts, n // parts, d)
     split_value = value.reshape(b * g, parts, n // parts, -1)
     scores = query.reshape(b * g, 1, -1, d) @ split_key.transpose(2, 3)  # [b*g, parts, h/g, n/p]
-    highest = scores.amax(dim=(1, 3), keepdim=True)
+    highest = scores.detach().amax(dim=(1, 3), keepdim=True)
     weights = scores.sub_(highest).exp_()
     total = weights.sum(dim=(1, 3), keepdim=True)
     output = (weights @ split_value).sum(dim=1, keepdim=True)

@@ -308,9 +308,9 @@ def _by_head(x: Tensor, weight: Tensor) -> Tensor:
     Batch and queries become the rows of one product per head: broadcasting over the batch would
     copy the weight for every sequence.
     """
-    b, h, s, _ = x.shape
-    rows = x.transpose(0, 1).reshape(h, b * s, -1)
-    return torch.bmm(rows, weight).view(h, b, s, -1).transpose(0, 1)
+    b, h, s, i = x.shape
+    rows = x.transpose(0, 1).reshape(h, b * s, i)
+    return torch.bmm(rows, weight).view(h, b, s, weight.shape[-1]).transpose(0, 1)
 
 
 def _latent_twice(

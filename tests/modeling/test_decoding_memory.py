@@ -42,7 +42,7 @@ def test_live_bytes_are_those_of_tensors_that_live():
 @pytest.mark.parametrize("name", FIVE)
 def test_a_steps_memory_does_not_grow_with_the_context(name, dtype, path, monkeypatch):
     # So that even at context 64 there are several blocks.
-    monkeypatch.setattr(modeling.attention.kernel, "BLOCK_ELEMENTS", 512)
+    monkeypatch.setattr(modeling.attention.kernel, "BLOCK_ELEMENTS", 256)
     short, long = (step_peak(name, context, dtype, path) for context in (64, CONTEXT))
     assert 0 < short < 20_000
     assert long - short <= 1024

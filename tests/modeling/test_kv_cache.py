@@ -222,11 +222,6 @@ def test_append_of_another_models_tokens_is_refused(new, complaint, dtype):
     assert not any(tensor.any() for tensor in state(cache).values())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="LayerCache.write takes the number of tokens from its first entry: one of 1 token is "
-    "broadcast, and of another number refused by PyTorch when the entries before it are written",
-)
 @pytest.mark.parametrize("tokens", [0, 1, 3])
 def test_append_of_entries_of_different_lengths_is_refused_and_nothing_is_written(tokens):
     cache = LayerCache(ENTRIES, 3, 7)
