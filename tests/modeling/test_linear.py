@@ -38,10 +38,10 @@ def assert_product(x, weight, bias=None):
     assert_near(output.detach(), expected.detach())
 
 
-@pytest.mark.parametrize("shape", [BELOW, ABOVE, (2, 70_000)], ids=str)
+@pytest.mark.parametrize("shape", [BELOW, ABOVE, (2, 2**16)], ids=str)
 def test_product_equals_the_float64_one_for_any_number_of_rows(shape, threads):
     weight, bias = normal(*shape, seed=1), normal(shape[0], seed=2)
-    for rows in range(1, 41 if shape[0] > 2 else 3):
+    for rows in range(1, 41) if threads == 2 else (1, 2, 3, 32, 33):
         x = normal(rows, shape[1], seed=rows)
         assert_product(x, weight)
         assert_product(x, weight, 100 * bias)
@@ -113,7 +113,8 @@ def test_other_dtypes_are_left_to_pytorch(dtype, threads):
 
 @pytest.mark.parametrize("bias", [False, True], ids=["no_bias", "bias"])
 @pytest.mark.parametrize("needs_input_gradient", [False, True], ids=["weights_only", "all"])
-@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("threads", [3], indirect=True)
 def test_gradients_equal_those_of_torch(rows, needs_input_gradient, bias, threads):
     ours, theirs = Linear(ABOVE[1], ABOVE[0], bias), torch.nn.Linear(ABOVE[1], ABOVE[0], bias)
     theirs.load_state_dict(ours.state_dict())
