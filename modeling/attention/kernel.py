@@ -10,8 +10,8 @@ from modeling.kv_cache import LayerCache
 
 BLOCK_ELEMENTS = 2**20
 """Most elements that `attend_in_blocks` makes at once: scores, and keys that are converted."""
-_LONG_CONTEXT = 512
-"""From here on it pays to split the context over threads that have no key head of their own."""
+_MANY_TOKENS = 2**15
+"""Of a batch, from which on products beat the fused kernel where no heads share a key head."""
 
 ReadBlock = Callable[[int, int, torch.dtype], tuple[Tensor, Tensor]]
 """Keys [b, g, n, d] and values [b, g, n, v] of tokens [start, end), in a dtype to compute with."""
@@ -110,8 +110,7 @@ def prefers_blocks(query: Tensor, cache: LayerCache, num_key_value_heads: int) -
     if query.dtype in (torch.bfloat16, torch.float16):
         # The fused kernel is slow here, but for bfloat16 with heads to fold.
         return query.dtype == torch.float16 or not is_folded
-    idle = query.shape[0] * num_key_value_heads < torch.get_num_threads()
-    return not is_folded or (idle and cache.length >= _LONG_CONTEXT)
+    return not is_folded and query.shape[0] * cache.length >= _MANY_TOKENS
 
 
 def attend_in_blocks(
@@ -154,6 +153,10 @@ def attend_in_blocks(
     scaled = query.to(dtype).reshape(b, g, h // g, d) * scale
     made = b * (h + g * d) if converts else b * h
     size = max(1, BLOCK_ELEMENTS // made)
+    if 0 < length <= size and hidden is None:
+        key, value = read(0, length, dtype)
+        output = (scaled @ key.transpose(2, 3)).softmax(dim=-1) @ value
+        return output.reshape(b, h, 1, -1).to(query.dtype)
     sums = None
     for start in range(0, length, size):
         end = min(start + size, length)
@@ -175,16 +178,6 @@ _Sums = tuple[Tensor, Tensor, Tensor]
 
 def _block_sums(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> _Sums:
     """Attend with query [b, g, h/g, d] to key [b, g, n, d] and value [b, g, n, v]."""
-    b, g, n, _ = key.shape
-    parts = torch.get_num_threads() if query.device.type == "cpu" else 1
-    if b * g < parts <= n and hidden is None:
-        # Too few heads to keep all threads busy: each takes a part of the context.
-        whole = n - n % parts
-        sums = _block_sums_of_parts(query, key[:, :, :whole], value[:, :, :whole], parts)
-        if whole == n:
-            return sums
-        rest = _block_sums_of_parts(query, key[:, :, whole:], value[:, :, whole:], 1)
-        return _merged(sums, rest)
     scores = query @ key.transpose(2, 3)  # [b, g, h/g, n]
     if hidden is not None:
         scores.masked_fill_(hidden, float("-inf"))
@@ -193,20 +186,6 @@ def _block_sums(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None
     highest.clamp_min_(torch.finfo(scores.dtype).min)
     weights = scores.sub_(highest).exp_()
     return highest, weights.sum(dim=-1, keepdim=True), weights @ value
-
-
-def _block_sums_of_parts(query: Tensor, key: Tensor, value: Tensor, parts: int) -> _Sums:
-    """Return `_block_sums` by products that are batches of equal parts of the context."""
-    b, g, n, d = key.shape
-    split_key = key.reshape(b * g, parts, n // parts, d)
-    split_value = value.reshape(b * g, parts, n // parts, -1)
-    scores = query.reshape(b * g, 1, -1, d) @ split_key.transpose(2, 3)  # [b*g, parts, h/g, n/p]
-    highest = scores.detach().amax(dim=(1, 3), keepdim=True)
-    weights = scores.sub_(highest).exp_()
-    total = weights.sum(dim=(1, 3), keepdim=True)
-    output = (weights @ split_value).sum(dim=1, keepdim=True)
-    rows = query.shape[2]
-    return highest.view(b, g, rows, 1), total.view(b, g, rows, 1), output.view(b, g, rows, -1)
 
 
 def _merged(first: _Sums, second: _Sums) -> _Sums:

@@ -343,12 +343,6 @@ def blocks_read(monkeypatch):
     return calls
 
 
-def without_shared_heads(module):
-    """Whether every query head has a key head of its own."""
-    config = module.config
-    return getattr(config, "num_key_value_heads", 1) == config.num_attention_heads
-
-
 def let_blocks_hold(tokens, module, monkeypatch, batch=B, converts=False):
     """Let a block hold so many tokens of this module's cache, which is converted or not."""
     (heads, width), *_ = module.config.kv_cache_entries().values()
@@ -397,8 +391,7 @@ def test_attention_of_the_last_token_on_every_path_equals_the_reference(
             assert_near(last_token(module, x, positions, MASKS[mask]), expected)
             whole, rest = divmod(S, tokens)
             in_blocks = [[tokens] * whole + [rest] * (rest > 0)]
-            by_itself = path == "auto" and without_shared_heads(module)
-            assert blocks_read == (in_blocks if path == "blocks" or by_itself else [])
+            assert blocks_read == (in_blocks if path == "blocks" else [])
 
 
 @pytest.mark.parametrize("cache_dtype", CACHE_DTYPES, ids=str)
@@ -407,25 +400,18 @@ def test_attention_reads_a_cache_of_another_dtype_in_blocks_by_itself(
 ):
     module = build_attention(fields)
     last_token(module, normal(B, S, M), torch.arange(S), cache=module.new_cache(B, S, cache_dtype))
-    fused = cache_dtype == torch.float32 and not without_shared_heads(module)
-    assert blocks_read == ([] if fused else [[S]])
+    assert blocks_read == ([] if cache_dtype == torch.float32 else [[S]])
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 16, 17])
-@pytest.mark.parametrize("name", ["mqa", "gqa", "mla"])
-def test_a_long_context_is_split_over_idle_threads(
-    name, length, forward_only, monkeypatch, blocks_read
+@pytest.mark.parametrize("name", FIVE)
+def test_only_heads_of_their_own_are_read_in_blocks_where_there_are_many_tokens(
+    name, forward_only, monkeypatch, blocks_read
 ):
-    monkeypatch.setattr(modeling.attention.kernel, "_LONG_CONTEXT", 2)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    x, positions = normal(1, length, M, dtype=torch.float64), torch.arange(length)
-    path = "folded" if name.startswith(("mqa", "gqa")) else "absorbed"
-    expected = last_token(
-        build_attention(FIVE[name], torch.float64, decode_path=path), x, positions
-    )
-    assert not blocks_read
-    assert_near(last_token(build_attention(FIVE[name], torch.float64), x, positions), expected)
-    assert len(blocks_read) == (length >= 2)
+    module = build_attention(FIVE[name])
+    for many in (B * S + 1, B * S):
+        monkeypatch.setattr(modeling.attention.kernel, "_MANY_TOKENS", many)
+        last_token(module, normal(B, S, M), torch.arange(S))
+        assert len(blocks_read) == (name == "mha" and many == B * S)
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["rising", "falling"])
