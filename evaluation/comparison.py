@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from data.prepared import PreparedData
+from data.prepared import PreparedData, TokenStream
 from evaluation.decode import break_even, measure_decode
 from evaluation.errors import EvaluationError
 from evaluation.kv_cache import measure_kv_cache
@@ -120,6 +120,7 @@ def evaluate_run(
     """
     loaded = load_run(run, device, say, settings.decode_path)
     model, config = loaded.model, loaded.model.config
+    stream = loaded.prepared.stream(split)  # refuses a split that is not there
     summary = run.read_summary() or {}
     cache_dtype = dtype_of(settings.cache_dtype)
     cache = measure_kv_cache(
@@ -133,7 +134,7 @@ def evaluate_run(
         "num_parameters": num_parameters(config).total,
         "tokens_trained": summary.get("tokens_trained"),
         "split": split,
-        **_quality(loaded, split, settings, device),
+        **_quality(loaded, stream, split, settings, device),
         "kv_cache_bytes_per_token": cache.bytes_per_token,
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
         "cache_ratio_to_mha": cache.bytes_per_token
@@ -144,7 +145,11 @@ def evaluate_run(
 
 
 def _quality(
-    loaded: LoadedRun, split: str, settings: EvalSettings, device: torch.device
+    loaded: LoadedRun,
+    stream: TokenStream,
+    split: str,
+    settings: EvalSettings,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Score the split; nothing but empty numbers where the settings leave that out."""
     keys = ("tokens_scored", "nll", "perplexity", "word_perplexity", "bits_per_byte")
@@ -153,7 +158,6 @@ def _quality(
     model, counts = loaded.model, loaded.prepared.splits[split]
     scorer = CachedScorer(model, dtype_of(settings.cache_dtype)) if settings.decode else model
     context, stride = settings.windows(model.config)
-    stream = loaded.prepared.stream(split)
     result = score(scorer, stream, context, stride, settings.batch_size, device)
     values = (
         result.tokens_scored,

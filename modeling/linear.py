@@ -30,30 +30,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if rows > 32 or rows == 0 or not _HAS_MKL or not x.is_cpu or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
     if rows == 1:
-        if weight.numel() < _MANY_WEIGHTS:
+        parts = torch.get_num_threads()
+        if parts == 1 or weight.numel() < _MANY_WEIGHTS:
             return F.linear(x, weight, bias)
-        product = _split_over_threads(x.reshape(1, -1), weight)
+        product = _split_over_threads(x, weight, parts)
     elif rows <= _MOST_COLUMNS:
         product = torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous()
     else:
         return F.linear(x, weight, bias)
     if bias is not None:
         product = product.add_(bias)  # in place, as autocast may have chosen another dtype
-    return product.view(*x.shape[:-1], -1)
+    return product.view(*x.shape[:-1], weight.shape[0])
 
 
-def _split_over_threads(row: Tensor, weight: Tensor) -> Tensor:
-    """Multiply a row [1, in] by as many parts of the weight as there are threads: [1, out]."""
-    num_parts = torch.get_num_threads()
+def _split_over_threads(row: Tensor, weight: Tensor, parts: int) -> Tensor:
+    """Multiply a row [..., in] by as many parts of the weight as there are threads: [1, out]."""
     out, width = weight.shape
-    per_part = out // num_parts
-    if num_parts == 1 or per_part == 0 or not weight.is_contiguous():
-        return F.linear(row, weight)
-    parts = weight[: num_parts * per_part].view(num_parts, per_part, width)
-    product = torch.bmm(row.expand(num_parts, 1, width), parts.transpose(1, 2)).view(1, -1)
-    if num_parts * per_part == out:
+    per_part = out // parts
+    if per_part == 0 or not weight.is_contiguous() or not row.is_contiguous():
+        return F.linear(row.reshape(1, width), weight)
+    # Each view is one call: at a token's pace they count.
+    columns = weight.as_strided((parts, width, per_part), (per_part * width, 1, width))
+    product = torch.bmm(row.as_strided((parts, 1, width), (0, 0, 1)), columns).view(1, -1)
+    if parts * per_part == out:
         return product
-    return torch.cat((product, F.linear(row, weight[num_parts * per_part :])), dim=1)
+    rest = F.linear(row.view(1, width), weight[parts * per_part :])
+    return torch.cat((product, rest), dim=1)
 
 
 class Linear(nn.Linear):

@@ -40,7 +40,12 @@ def build_model(make: Callable[[], GPT], world: World, *, sharded: bool) -> GPT:
     for block in model.layers:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for name in ("loss", "token_nll", "hidden_states"):  # they use the weights as `forward` does
+    for name in (
+        "loss",
+        "token_nll",
+        "hidden_states",
+        "next_logits",
+    ):  # they use the weights as `forward` does
         register_fsdp_forward_method(model, name)
     return model
 
@@ -79,6 +84,7 @@ class Parallel:
                 _Loss(model, loss_of),
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
+                broadcast_buffers=False,  # they are constants
             )
 
     def one_pass(self, *, is_last: bool) -> AbstractContextManager[None]:

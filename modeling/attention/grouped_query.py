@@ -19,7 +19,13 @@ from modeling.attention.base import (
     key_value_source,
     register_attention,
 )
-from modeling.attention.kernel import attend, attend_in_blocks, prefers_blocks
+from modeling.attention.kernel import (
+    attend,
+    attend_in_blocks,
+    join_heads,
+    prefers_blocks,
+    split_heads,
+)
 from modeling.kv_cache import CacheEntries, LayerCache
 from modeling.linear import Linear
 from modeling.norms import RMSNorm
@@ -149,9 +155,9 @@ class GroupedQueryAttention(Attention):
         source, source_positions = key_value_source(
             x, positions, key_value_states, key_value_positions
         )
-        query = _heads(self.q_proj(x), config.num_attention_heads)  # [b, h, s, d]
-        key = _heads(self.k_proj(source), config.num_key_value_heads)  # [b, g, t, d]
-        value = _heads(self.v_proj(source), config.num_key_value_heads)  # [b, g, t, v]
+        query = split_heads(self.q_proj(x), config.num_attention_heads)  # [b, h, s, d]
+        key = split_heads(self.k_proj(source), config.num_key_value_heads)  # [b, g, t, d]
+        value = split_heads(self.v_proj(source), config.num_key_value_heads)  # [b, g, t, v]
         if config.use_qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = self._rotate(query, positions), self._rotate(key, source_positions)
@@ -161,7 +167,7 @@ class GroupedQueryAttention(Attention):
         else:
             cache.write(key=key, value=value)
             output = self._attend_cached(query, cache, causal, attention_mask)
-        return self.o_proj(output.transpose(1, 2).flatten(2))  # [b, s, m]
+        return self.o_proj(join_heads(output))  # [b, s, m]
 
     def _attend(
         self,
@@ -224,11 +230,6 @@ class GroupedQueryAttention(Attention):
     def residual_projections(self) -> list[nn.Linear]:
         """Return o_proj."""
         return [self.o_proj]
-
-
-def _heads(x: Tensor, num_heads: int) -> Tensor:
-    """Split [b, s, heads * width] into [b, heads, s, width]."""
-    return x.view(*x.shape[:-1], num_heads, x.shape[-1] // num_heads).transpose(1, 2)
 
 
 def _key_and_value(

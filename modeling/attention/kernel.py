@@ -52,7 +52,8 @@ def attend(
     mask = None if top_left else _visible(s, t, causal, attention_mask, query.device)
 
     v_head_dim = value.shape[-1]
-    if s > 1 and query.shape[-1] > v_head_dim:
+    is_padded = s > 1 and query.shape[-1] > v_head_dim
+    if is_padded:
         # The fused CPU and CUDA kernels take one width for all; padding costs far less than the
         # unfused kernel. For a single query the copy of the values would cost more than it saves.
         value = F.pad(value, (0, query.shape[-1] - v_head_dim))
@@ -74,7 +75,22 @@ def attend(
     )
     if fold:
         output = output.reshape(b, h, s, output.shape[-1])  # [b, h, s, v]
-    return output[..., :v_head_dim]
+    return output[..., :v_head_dim] if is_padded else output
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Return [b, s, heads * width] as [b, heads, s, width]."""
+    b, s, width = x.shape
+    if s == 1:  # one call less: at a token's pace they count
+        return x.view(b, num_heads, 1, width // num_heads)
+    return x.view(b, s, num_heads, width // num_heads).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """Return [b, heads, s, width] as [b, s, heads * width]."""
+    b, num_heads, s, width = x.shape
+    joined = x if s == 1 else x.transpose(1, 2)
+    return joined.reshape(b, s, num_heads * width)
 
 
 def _visible(

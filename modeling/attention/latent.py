@@ -17,7 +17,13 @@ from modeling.attention.base import (
     key_value_source,
     register_attention,
 )
-from modeling.attention.kernel import attend, attend_in_blocks, prefers_blocks
+from modeling.attention.kernel import (
+    attend,
+    attend_in_blocks,
+    join_heads,
+    prefers_blocks,
+    split_heads,
+)
 from modeling.kv_cache import CacheEntries, LayerCache
 from modeling.linear import Linear
 from modeling.norms import RMSNorm
@@ -176,7 +182,7 @@ class LatentAttention(Attention):
             cache.write(latent=latent)
             way = self._absorbed if self._absorbs(x.shape[1], cache) else self._expanded_cache
             output = way(query_nope, query_rope, cache, causal, attention_mask)  # [b, h, s, v]
-        return self.o_proj(output.transpose(1, 2).flatten(2))  # [b, s, m]
+        return self.o_proj(join_heads(output))  # [b, s, m]
 
     def _queries(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -184,7 +190,7 @@ class LatentAttention(Attention):
             query = self.q_proj(x)
         else:
             query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        query = query.unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2)
+        query = split_heads(query, config.num_attention_heads)  # [b, h, s, d+r]
         nope, rope = query.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         return nope, apply_rotary(rope, positions, config.rope_theta)
 
@@ -256,7 +262,9 @@ class LatentAttention(Attention):
     ) -> Tensor:
         config = self.config
         d, v, c = config.qk_nope_head_dim, config.v_head_dim, config.kv_lora_rank
-        weight = self.kv_b_proj.weight.to(query_nope.dtype)
+        weight = self.kv_b_proj.weight
+        if weight.dtype != query_nope.dtype:
+            weight = weight.to(query_nope.dtype)  # under autocast
         key_up, value_up = weight.view(-1, d + v, c).split([d, v], dim=1)  # [h, d, c], [h, v, c]
         query = torch.cat((_by_head(query_nope, key_up), query_rope), dim=-1)  # [b, h, s, c+r]
         # Scores need c + r dimensions, values only c: reading the same c + r for both keeps the

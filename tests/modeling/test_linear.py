@@ -78,17 +78,18 @@ def test_product_of_what_does_not_lie_in_one_piece(threads):
 
 
 def test_which_way_a_product_is_taken(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     split, few = [], []
     run, mm = modeling.linear._split_over_threads, torch.mm
     monkeypatch.setattr(
         modeling.linear,
         "_split_over_threads",
-        lambda row, weight: split.append(len(row)) or run(row, weight),
+        lambda row, weight, parts: split.append((len(row), parts)) or run(row, weight, parts),
     )
     monkeypatch.setattr(torch, "mm", lambda a, b: few.append(b.shape[1]) or mm(a, b))
     for shape, rows in itertools.product((BELOW, ABOVE), (1, 2, 32, 33)):
         linear(normal(rows, shape[1]), normal(*shape))
-    assert split == [1]
+    assert split == [(1, 2)]
     assert few == [2, 32, 2, 32]
     for dtype in (torch.float64, torch.bfloat16):
         for rows in (1, 4):

@@ -1,0 +1,193 @@
+"""Decoding timed: what a point says, which runs share a timing, where a run overtakes."""
+
+import json
+
+import pytest
+import torch
+from models import model
+
+import evaluation.decode
+from evaluation.comparison import add_decode_speed
+from evaluation.decode import (
+    DecodeStep,
+    break_even,
+    check_memory,
+    fill_with_noise,
+    measure_decode,
+    weight_bytes,
+)
+from evaluation.errors import EvaluationError
+from evaluation.machine import measure_memory_bandwidth, peak_extra_bytes
+from evaluation.report import decode_sections, write_report
+from evaluation.settings import DecodeSettings, EvalSettings
+from modeling.accounting import kv_cache_bytes_per_token
+
+CPU = torch.device("cpu")
+QUICK = DecodeSettings(batch_sizes=[1, 2], contexts=[4, 20], rounds=2, steps=1)
+
+
+def silent(line):
+    raise AssertionError(line)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.int8, torch.bfloat16], ids=str)
+def test_every_model_is_timed_at_every_batch_and_context(dtype):
+    models = {name: model(name) for name in ("mha", "mla", "mla_no_rope")}
+    found = measure_decode(models, QUICK, dtype, silent)
+    for name, points in found.items():
+        where = [(point.batch, point.context) for point in points]
+        assert where == [(1, 4), (1, 20), (2, 4), (2, 20)]
+        per_token = kv_cache_bytes_per_token(models[name].config, dtype or torch.float32)
+        for point in points:
+            assert point.ms_per_token > 0
+            assert len(point.ms_by_round) == QUICK.rounds
+            assert point.tokens_per_second == pytest.approx(1e3 * point.batch / point.ms_per_token)
+            assert point.cache_bytes == per_token * point.batch * point.context
+            read = weight_bytes(models[name]) + point.cache_bytes
+            assert point.roofline_ms == pytest.approx(1e3 * read / point.memory_bandwidth)
+            assert point.peak_extra_bytes > 0
+            assert point.beyond_trained == (point.context == 20)
+
+
+def test_a_step_can_be_repeated_and_leaves_the_cache_as_it_was():
+    step = DecodeStep(model(), batch=3, context=5)
+    first, again = step(), step()
+    assert first.shape == (3, 50)
+    assert torch.equal(first, again)
+    assert step.cache.length == 5
+    assert all(tensor[:, :, :5].any() for tensor in step.cache.layers[1].tensors.values())
+
+
+def test_noise_fills_an_int8_cache_with_scales():
+    cache = model("mla").new_cache(2, 6, torch.int8)
+    fill_with_noise(cache, 4)
+    layer = cache.layers[0]
+    assert cache.length == 4
+    assert layer.read("latent", torch.float32).abs().sum() > 0
+    assert not layer.tensors["latent"][:, :, 4:].any()
+
+
+def test_weights_that_a_step_reads_leave_out_embeddings_that_are_looked_up():
+    total = {
+        name: sum(p.numel() * 4 for p in m.parameters())
+        for name, m in {
+            "tied": model(),
+            "untied": model(tie_word_embeddings=False),
+            "learned": model("mla_no_rope"),
+        }.items()
+    }
+    assert weight_bytes(model()) == total["tied"]
+    assert weight_bytes(model(tie_word_embeddings=False)) == total["untied"] - 50 * 16 * 4
+    assert weight_bytes(model("mla_no_rope")) == total["learned"] - 8 * 16 * 4
+
+
+def test_a_point_without_room_is_left_out_with_a_line(monkeypatch):
+    monkeypatch.setattr(evaluation.decode, "available_bytes", lambda device: 10_000)
+    lines = []
+    found = measure_decode({"a": model("mha")}, QUICK, None, lines.append)
+    # 512 bytes a token: 4 and 20 tokens and one more, times 1 and 2.
+    assert [(p.batch, p.context) for p in found["a"]] == [(1, 4), (2, 4)]
+    assert [line.split(":")[0] for line in lines] == [
+        "decoding at batch 1 and context 20 is left out",
+        "decoding at batch 2 and context 20 is left out",
+    ]
+    with pytest.raises(EvaluationError, match=r"need 0\.0 GB of the 0\.0 GB that are free"):
+        check_memory([model("mha")], 2, 20, None, CPU)
+    monkeypatch.setattr(evaluation.decode, "available_bytes", lambda device: None)
+    check_memory([model("mha")], 2, 20, None, CPU)
+
+
+def points(batch, by_context):
+    return [
+        {"batch": batch, "context": c, "ms_by_round": ms, "ms_per_token": ms[0]}
+        for c, ms in by_context.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        ({128: [9, 9, 9], 256: [9, 9, 9]}, 128),
+        ({128: [11, 11, 11], 256: [9, 9, 9]}, 256),
+        ({128: [9, 9, 9], 256: [11, 11, 11]}, None),
+        ({128: [9, 11, 11], 256: [9, 11, 9]}, 256),  # the median of the ratios decides
+        ({128: [10, 10, 10], 256: [10, 10, 10]}, None),
+        ({512: [9, 9, 9]}, None),  # the baseline was not measured there
+    ],
+)
+def test_break_even_is_where_a_run_begins_to_be_faster_for_good(ours, expected):
+    baseline = points(1, {128: [10, 10, 10], 256: [10, 10, 10]}) + points(8, {128: [1, 1, 1]})
+    assert break_even(points(1, ours), baseline, 1) == expected
+
+
+def test_allocations_are_followed_to_their_peak():
+    def call():
+        first = torch.zeros(1000)
+        del first
+        kept = torch.zeros(500), torch.zeros(700)
+        return kept
+
+    assert 4800 <= peak_extra_bytes(call, CPU) < 5200
+
+
+def test_memory_bandwidth_is_that_of_a_computer():
+    assert 1e8 < measure_memory_bandwidth(CPU) < 1e13
+
+
+# Rows and report
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Rows of four runs, two of them the same model with other weights."""
+    models = {"mha-0": model("mha"), "mha-1": model("mha"), "mla": model("mla"), "mqa": model()}
+    loads = []
+
+    def load(run, device, say, decode_path=None):
+        loads.append((run, decode_path))
+        return type("Loaded", (), {"model": models[run]})()
+
+    monkeypatch.setattr("evaluation.comparison.load_run", load)
+    rows = [{"run_name": name, "attention": name.split("-")[0]} for name in models]
+    settings = EvalSettings(decode_speed=QUICK, decode_path="auto")
+    add_decode_speed(rows, {name: name for name in models}, settings, CPU, silent)
+    assert loads == [(name, "auto") for name in models]
+    return rows
+
+
+def test_runs_that_differ_in_weights_alone_are_timed_once(timed):
+    by_name = {row["run_name"]: row for row in timed}
+    assert by_name["mha-0"]["decode"] == by_name["mha-1"]["decode"]
+    assert by_name["mha-0"]["decode"] != by_name["mla"]["decode"]
+    assert by_name["mha-1"]["break_even"] == {"1": None, "2": None}
+    assert by_name["mla"]["break_even"].keys() == {"1", "2"}
+
+
+def test_report_has_a_table_for_each_batch_and_a_plot(timed, tmp_path):
+    sections = decode_sections(timed, "github")
+    assert [s.split(":")[0] for s in sections[::2]] == ["decoding, batch 1", "decoding, batch 2"]
+    assert "20*" in sections[1]
+    assert " 4 " in sections[1]
+    for row in timed:
+        row |= dict.fromkeys(
+            (
+                *("positions", "num_parameters", "tokens_trained", "perplexity"),
+                *("word_perplexity", "bits_per_byte", "kv_cache_bytes_per_token"),
+                *("kv_cache_bytes_measured", "cache_ratio_to_mha"),
+            )
+        )
+    write_report(tmp_path, [timed], "python eval_model.py", "2026-01-01")
+    text = (tmp_path / "report.md").read_text()
+    assert "decode.png" in text
+    assert (tmp_path / "decode.png").read_bytes()[:4] == b"\x89PNG"
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored[0]["decode"][0]["cache_bytes"] == 4 * 512
+
+
+def test_a_run_that_is_never_faster_is_told_from_the_baseline(timed):
+    timed[2]["break_even"] = {"1": None, "2": 20}
+    first, second = decode_sections(timed, "github")[1::2]
+    mha, mla = (next(line for line in first.splitlines() if n in line) for n in ("mha-0", "mla"))
+    assert mha.rstrip("| ")[-1] != "-"
+    assert mla.rstrip("| ").endswith("-")
+    assert next(line for line in second.splitlines() if "mla" in line).rstrip("| ").endswith("20")
