@@ -64,7 +64,10 @@ def main(config: run_config.EvalConfig) -> None:
         config.tracking, folder, config.report_name, dataclasses.asdict(config), print
     )
     mirror.table("comparison", list(COLUMNS), [cells(row) for row in rows])
-    if (folder / "decode.png").exists():
+    points = [{"run_name": row["run_name"], **p} for row in rows for p in row.get("decode", [])]
+    if points:
+        columns = [key for key in points[0] if key != "ms_by_round"]
+        mirror.table("decode", columns, [[point[key] for key in columns] for point in points])
         mirror.image("decode", folder / "decode.png")
     mirror.finish()
     print(f"\n{folder}/report.md, results.json")

@@ -11,7 +11,7 @@ import torch
 from data.prepared import PreparedData, TokenStream
 from evaluation.decode import break_even, measure_decode
 from evaluation.errors import EvaluationError
-from evaluation.kv_cache import measure_kv_cache
+from evaluation.kv_cache import measure_generation_memory, measure_kv_cache
 from evaluation.perplexity import score
 from evaluation.settings import EvalSettings
 from evaluation.through_cache import CachedScorer
@@ -139,6 +139,9 @@ def evaluate_run(
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
         "cache_ratio_to_mha": cache.bytes_per_token
         / mha_cache_bytes_per_token(config, model.embed_tokens.weight.dtype),
+        "generation_peak_extra_bytes": measure_generation_memory(
+            model, settings.cache_batch_size, config.max_position_embeddings, cache_dtype
+        ),
         "train_tokens_per_second": summary.get("tokens_per_second"),
         "protocol": _protocol(loaded, split, settings),
     }

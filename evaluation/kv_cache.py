@@ -4,8 +4,13 @@ from dataclasses import dataclass
 
 import torch
 
+from evaluation.machine import peak_extra_bytes
 from modeling.accounting import kv_cache_bytes_per_token
+from modeling.config import SamplingSettings
+from modeling.generate import generate
 from modeling.gpt import GPT
+
+_NEW_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -54,3 +59,27 @@ def measure_kv_cache(
         context_length=cache.length,
         dtype=str(dtype).removeprefix("torch."),
     )
+
+
+def measure_generation_memory(
+    model: GPT, batch_size: int, context_length: int, dtype: torch.dtype | None = None
+) -> int:
+    """Return the most bytes that generating a text takes besides the weights and the KV cache.
+
+    Args:
+        model: In evaluation mode.
+        batch_size: Sequences.
+        context_length: Tokens of prompt and text, at least 2 and within the model's context.
+        dtype: What the cache stores; the weights' own if None.
+    """
+    num_new = min(_NEW_TOKENS, context_length - 1)
+    prompt = torch.zeros(batch_size, context_length - num_new, dtype=torch.long)
+    prompt = prompt.to(model.embed_tokens.weight.device)
+    greedy = SamplingSettings(temperature=0.0)
+
+    def run() -> None:
+        for _ in generate(model, prompt, num_new, greedy, cache_dtype=dtype):
+            pass
+
+    cache = model.new_cache(batch_size, context_length, dtype).num_bytes()
+    return peak_extra_bytes(run, prompt.device) - cache

@@ -95,12 +95,13 @@ def decode_sections(rows: Sequence[dict[str, Any]], style: str) -> list[str]:
         for row in rows:
             here = {p["context"]: p for p in row["decode"] if p["batch"] == batch}
             cells = [f"{p['ms_per_token']:.2f} ({p['roofline_ms']:.2f})" for p in here.values()]
-            last = here[contexts[-1]]["cache_bytes"] / 1e6
+            last = here[contexts[-1]]
+            memory = [f"{last[key] / 1e6:,.1f}" for key in ("cache_bytes", "peak_extra_bytes")]
             even = row["break_even"][str(batch)]
             never = "" if row["attention"] == "mha" else "-"
-            body.append([row["run_name"], *cells, f"{last:,.1f}", f"{even:,}" if even else never])
+            body.append([row["run_name"], *cells, *memory, f"{even:,}" if even else never])
         headers = ["run", *(f"{c:,}{'*' if c in beyond else ''}" for c in contexts)]
-        headers += [f"MB at {contexts[-1]:,}", "faster than MHA from"]
+        headers += [f"cache MB at {contexts[-1]:,}", "extra MB", "faster than MHA from"]
         aligned = ["left", *["right"] * (len(headers) - 1)]
         shown = tabulate(
             body, headers=headers, tablefmt=style, colalign=aligned, disable_numparse=True
@@ -112,8 +113,9 @@ def decode_sections(rows: Sequence[dict[str, Any]], style: str) -> list[str]:
 DECODE_NOTE = (
     "Decoding: median over rounds in which every run had a turn, caches filled with noise; "
     "roofline: weights and cache read once at the measured memory bandwidth; * is longer than the "
-    "contexts of some run's training; a run is faster than MHA from that context on, and at all "
-    "longer ones that were measured (-: at none)."
+    "contexts of some run's training; extra MB is the most that a step takes besides weights and "
+    "cache; a run is faster than MHA from that context on, and at all longer ones that were "
+    "measured (-: at none)."
 )
 
 

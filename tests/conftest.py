@@ -8,6 +8,7 @@ import pytest
 # Before any test imports a library that reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 LINE = "def f{0}(x):\n    return x + {0}  # the {0}. function\n"
 

@@ -17,6 +17,7 @@ from evaluation.decode import (
     weight_bytes,
 )
 from evaluation.errors import EvaluationError
+from evaluation.kv_cache import measure_generation_memory
 from evaluation.machine import measure_memory_bandwidth, peak_extra_bytes
 from evaluation.report import decode_sections, write_report
 from evaluation.settings import DecodeSettings, EvalSettings
@@ -128,6 +129,18 @@ def test_allocations_are_followed_to_their_peak():
         return kept
 
     assert 4800 <= peak_extra_bytes(call, CPU) < 5200
+
+
+@pytest.mark.parametrize("dtype", [None, torch.int8], ids=str)
+@pytest.mark.parametrize("name", ["mha", "mqa", "mla", "mla_no_rope"])
+def test_generation_takes_little_besides_weights_and_cache(name, dtype):
+    gpt, batch, context = model(name, max_position_embeddings=200), 3, 200
+    extra = measure_generation_memory(gpt, batch, context, dtype)
+    # Of a prompt: activations, of which the widest is the MLP's 24, twice, and for a latent the
+    # keys and values of all 4 heads; a mask; the logits of one token. A few live at once.
+    per_token = 16 + 2 * 24 + (2 * 4 * 12 if name.startswith("mla") else 4 * 16)
+    bound = 6 * 4 * batch * (context * per_token + 50) + 4 * context**2
+    assert 0 < extra < bound
 
 
 def test_memory_bandwidth_is_that_of_a_computer():
