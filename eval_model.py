@@ -50,7 +50,9 @@ def main(config: run_config.EvalConfig) -> None:
     groups = group_by_protocol(rows)
     rows = [row for group in groups for row in group]
     for group in groups:
-        print(f"\n{protocol_line(group[0])}\n\n{table(group, 'simple')}")
+        if config.eval.perplexity:
+            print(f"\n{protocol_line(group[0])}")
+        print(f"\n{table(group, 'simple')}")
     print(f"\n{NOTE}")
     if config.eval.decode_speed.batch_sizes and config.eval.decode_speed.contexts:
         print("timing decoding", file=sys.stderr)

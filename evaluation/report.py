@@ -64,9 +64,12 @@ def protocol_line(row: dict[str, Any]) -> str:
     card = row["protocol"]
     # Cards from before the option do not have it.
     documents = ", attention within documents" if card.get("intra_document_mask") else ""
+    cached = ""
+    if card.get("decode_path", "").startswith("token by token"):
+        cached = f", {card['decode_path']}"
     return (
         f"{card['corpus']}, {card['split']} split: {row['tokens_scored']:,} tokens scored, each "
-        f"once, context {card['context']}, stride {card['stride']}, {card['dtype']}"
+        f"once, context {card['context']}, stride {card['stride']}, {card['dtype']}{cached}"
         f"{documents}; {card['words']:,} words, {card['utf8_bytes']:,} bytes; tokenizer "
         f"{card['tokenizer_sha256'][:12]}, data {card['data_fingerprint'][:12]}"
     )

@@ -106,6 +106,46 @@ def test_train_compare_and_generate(kvlab, tmp_path):
     assert {row["attention"] for row in strided_rows} == {"mha", "mla"}
     assert {row["protocol"]["stride"] for row in strided_rows} == {16}
 
+    for row in rows.values():
+        assert [(p["batch"], p["context"]) for p in row["decode"]] == [
+            *((1, 128), (1, 1024)),
+            *((8, 128), (8, 1024)),
+        ]
+        assert all(
+            p["cache_bytes"] == p["batch"] * p["context"] * row["kv_cache_bytes_per_token"]
+            for p in row["decode"]
+        )
+    assert "decoding, batch 8: ms per token" in compared.stdout
+    assert (tmp_path / "comparison" / "decode.png").stat().st_size > 10_000
+
+    timed = kvlab(
+        *("eval_model.py", "eval=decode", "report_name=decode", "eval.decode_speed.rounds=1"),
+        "eval.decode_speed.contexts=[16,200]",
+    )
+    assert timed.returncode == 0, timed.stderr
+    assert "tokens scored" not in timed.stdout
+    assert "200*" in timed.stdout
+    timed_rows = json.loads((tmp_path / "decode" / "results.json").read_text())
+    assert {row["perplexity"] for row in timed_rows} == {None}
+
+    through = kvlab(
+        *("eval_model.py", "eval.decode=true", "eval.cache_dtype=int8", "report_name=int8"),
+        *("eval.decode_speed.batch_sizes=[]", "eval.batch_size=64"),
+    )
+    assert through.returncode == 0, through.stderr
+    assert "token by token, int8 cache" in through.stdout
+    assert "decoding, batch" not in through.stdout
+    for row in json.loads((tmp_path / "int8" / "results.json").read_text()):
+        whole = rows[row["attention"]]
+        assert row["nll"] == pytest.approx(whole["nll"], abs=0.02)
+        assert row["nll"] != whole["nll"]
+        scales = {"mha": 8, "mqa": 2, "gqa": 2, "mla_no_rope": 1, "mla": 1}[row["attention"]]
+        narrow = whole["kv_cache_bytes_per_token"] / 4 + 2 * 2 * scales  # 2 layers, 2 bytes
+        assert row["kv_cache_bytes_per_token"] == row["kv_cache_bytes_measured"] == narrow
+    forced = kvlab("eval_model.py", "run=mla-*", "eval.decode_path=repeated", "report_name=path")
+    assert forced.returncode == 2
+    assert "must be auto, absorbed, expanded or blocks" in last_line(forced)
+
     arguments = ["run=mla-smoke-tiny-seed0", "max_new_tokens=8", "sampling.temperature=0"]
     texts = {
         kvlab("generate_text.py", *arguments, f"sampling.seed={seed}").stdout for seed in (0, 1)
@@ -121,7 +161,9 @@ def test_train_compare_and_generate(kvlab, tmp_path):
     continued = kvlab("generate_text.py", *arguments, f"prompt={code}")
     assert continued.returncode == 0, continued.stderr
     assert continued.stdout.startswith(code)
-    for wrong in ("prompt=", "max_new_tokens=1000", "run=nope"):
+    narrow = kvlab("generate_text.py", *arguments, "cache_dtype=int8")
+    assert narrow.stdout.startswith("def "), narrow.stderr
+    for wrong in ("prompt=", "max_new_tokens=1000", "run=nope", "cache_dtype=int4"):
         refused = kvlab("generate_text.py", *arguments, wrong)
         assert refused.returncode == 2, wrong
         assert last_line(refused).startswith("kvlab: "), wrong
