@@ -87,8 +87,8 @@ def measure_decode(
     device = next(iter(models.values())).embed_tokens.weight.device
     bandwidth = measure_memory_bandwidth(device)
     found: dict[str, list[DecodePoint]] = {name: [] for name in models}
-    for batch in settings.batch_sizes:
-        for context in settings.contexts:
+    for batch in sorted(settings.batch_sizes):
+        for context in sorted(settings.contexts):
             try:
                 check_memory(models.values(), batch, context, cache_dtype, device)
             except EvaluationError as error:

@@ -24,7 +24,8 @@ from evaluation.settings import DecodeSettings, EvalSettings
 from modeling.accounting import kv_cache_bytes_per_token
 
 CPU = torch.device("cpu")
-QUICK = DecodeSettings(batch_sizes=[1, 2], contexts=[4, 20], rounds=2, steps=1)
+# Neither in order, as a user may give them.
+QUICK = DecodeSettings(batch_sizes=[2, 1], contexts=[20, 4], rounds=2, steps=1)
 
 
 def silent(line):
