@@ -77,7 +77,8 @@ def protocol_line(row: dict[str, Any]) -> str:
 
 NOTE = (
     "KV bytes/token is the closed form over all layers; measured is the live cache's storage after "
-    "a real decode, per allocated token. The ratio is to multi-head attention of the same width. "
+    "a real decode, per allocated token. The ratio is to multi-head attention of the same width, "
+    "cached in the dtype of the weights. "
     "One run per row: differences within the noise of seeds are not resolved."
 )
 
