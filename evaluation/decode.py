@@ -143,7 +143,9 @@ class DecodeStep:
         self.cache = model.new_cache(batch, context + 1, cache_dtype)
         fill_with_noise(self.cache, context)
         device = model.embed_tokens.weight.device
-        self._tokens = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        # Not one that ends a document: what comes before it could not be returned to.
+        token = 1 if model.config.end_of_document_id == 0 else 0
+        self._tokens = torch.full((batch, 1), token, dtype=torch.long, device=device)
         self._positions: Tensor | None = None
         if model.config.position_embedding == "learned":
             # It has no vector for later ones; any takes as long.

@@ -60,6 +60,12 @@ def test_a_step_can_be_repeated_and_leaves_the_cache_as_it_was():
     assert all(tensor[:, :, :5].any() for tensor in step.cache.layers[1].tensors.values())
 
 
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_step_of_a_model_that_keeps_documents_apart_can_be_repeated(end):
+    step = DecodeStep(model(intra_document_mask=True, end_of_document_id=end), batch=2, context=5)
+    assert torch.equal(step(), step())
+
+
 def test_noise_fills_an_int8_cache_with_scales():
     cache = model("mla").new_cache(2, 6, torch.int8)
     fill_with_noise(cache, 4)
