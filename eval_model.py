@@ -54,14 +54,16 @@ def main(config: run_config.EvalConfig) -> None:
             print(f"\n{protocol_line(group[0])}")
         print(f"\n{table(group, 'simple')}")
     print(f"\n{NOTE}")
+    folder = Path(config.reports_dir) / config.report_name
+    command = shlex.join(["python", "eval_model.py", *sys.argv[1:]])
+    today = datetime.date.today().isoformat()
+    write_report(folder, groups, command, today)  # scoring may have taken hours: kept at once
     if config.eval.decode_speed.batch_sizes and config.eval.decode_speed.contexts:
         print("timing decoding", file=sys.stderr)
         add_decode_speed(rows, runs, config.eval, device, print)
         for part in [*decode_sections(rows, "simple"), DECODE_NOTE]:
             print(f"\n{part}")
-    folder = Path(config.reports_dir) / config.report_name
-    command = shlex.join(["python", "eval_model.py", *sys.argv[1:]])
-    write_report(folder, groups, command, datetime.date.today().isoformat())
+        write_report(folder, groups, command, today)
     mirror = WandbMirror(
         config.tracking, folder, config.report_name, dataclasses.asdict(config), print
     )

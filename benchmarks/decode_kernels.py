@@ -116,15 +116,12 @@ def read_fused(caches: "Iterator[LayerCache]", query: "Tensor") -> None:
 
 def read_blocks(caches: "Iterator[LayerCache]", query: "Tensor") -> None:
     """Read the next cache by matrix products over blocks of it."""
-    import torch
-
     from modeling.attention.kernel import attend_in_blocks
 
     cache = next(caches)
     g = next(iter(cache.tensors.values())).shape[1]
-    converts = query.dtype not in (torch.float32, torch.float64)
     read = partial(read_block, cache)
-    attend_in_blocks(query, read, cache.length, g, scale=0.1, converts=converts)
+    attend_in_blocks(query, read, cache.length, g, scale=0.1, stored_dtype=cache.dtype)
 
 
 def product_rows(options: argparse.Namespace) -> list[list[Any]]:

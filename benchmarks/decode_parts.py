@@ -63,8 +63,9 @@ def attention_alone(model: GPT, cache: KVCache) -> Callable[[], None]:
                     entries = [layer.read(name, dtype, start, end) for name in layer.tensors]
                     return entries[0], entries[-1]
 
-                converts = layer.dtype != query.dtype
-                attend_in_blocks(query, read, layer.length, g, scale=scale, converts=converts)
+                attend_in_blocks(
+                    query, read, layer.length, g, scale=scale, stored_dtype=layer.dtype
+                )
             else:
                 attend(query, key, value, causal=True, scale=scale, fold=True)
 

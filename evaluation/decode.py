@@ -101,6 +101,7 @@ def measure_decode(
             rounds = _take_turns(steps, settings, device)
             for name, step in steps.items():
                 found[name].append(_point(step, rounds[name], bandwidth, device))
+            del steps, step  # their caches, before the next ones are made
     return found
 
 

@@ -119,7 +119,8 @@ DECODE_NOTE = (
     "roofline: weights and cache read once at the measured memory bandwidth; * is longer than the "
     "contexts of some run's training; extra MB is the most that a step takes besides weights and "
     "cache; a run is faster than MHA from that context on, and at all longer ones that were "
-    "measured (-: at none)."
+    "measured (-: at none, or there is no run of MHA). The same weights and cache are read again "
+    "and again: what fits into the processor's caches can be faster than this roofline."
 )
 
 

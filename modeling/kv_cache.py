@@ -28,8 +28,8 @@ def bytes_per_token(entries: CacheEntries, dtype: torch.dtype) -> int:
 class LayerCache:
     """One layer's cache: a tensor [batch_size, heads, max_length, width] for each named entry.
 
-    Memory is allocated once; `append` writes behind what is there and returns views, so a decoding
-    step copies nothing but its own token.
+    Memory is allocated once; `write` puts tokens behind what is there, and `read` returns views
+    where what is stored is what is computed with: a step copies nothing but its own token.
 
     Args:
         entries: Entry name -> (heads, width), as `AttentionConfig.kv_cache_entries` gives it.

@@ -199,7 +199,7 @@ class GroupedQueryAttention(Attention):
                 cache.length,
                 self.config.num_key_value_heads,
                 scale=self._scale,
-                converts=cache.dtype != query.dtype,
+                stored_dtype=cache.dtype,
                 attention_mask=attention_mask,
             )
         key, value = _key_and_value(cache, 0, cache.length, query.dtype)

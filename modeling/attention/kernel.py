@@ -136,7 +136,7 @@ def attend_in_blocks(
     num_key_value_heads: int,
     *,
     scale: float,
-    converts: bool,
+    stored_dtype: torch.dtype,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
     """Attend with one query per head by matrix products over blocks of the cache.
@@ -150,7 +150,7 @@ def attend_in_blocks(
         length: Tokens in the cache, all of them visible but for the mask.
         num_key_value_heads: g.
         scale: Factor of the scores.
-        converts: Whether `read` makes new tensors instead of views.
+        stored_dtype: Of the cache; `read` has to convert what is not computed with.
         attention_mask: Bool, [b, t] or [b, 1, t], True where a key is a real token. A row that has
             none gets zeros.
 
@@ -167,7 +167,7 @@ def attend_in_blocks(
     if attention_mask is not None:
         hidden = attention_mask.reshape(b, 1, 1, length).logical_not()
     scaled = query.to(dtype).reshape(b, g, h // g, d) * scale
-    made = b * (h + g * d) if converts else b * h
+    made = b * h if stored_dtype == dtype else b * (h + g * d)
     size = max(1, BLOCK_ELEMENTS // made)
     if 0 < length <= size and hidden is None:
         key, value = read(0, length, dtype)

@@ -276,7 +276,7 @@ class LatentAttention(Attention):
                 cache.length,
                 1,
                 scale=self._scale,
-                converts=cache.dtype != query.dtype,
+                stored_dtype=cache.dtype,
                 attention_mask=attention_mask,
             )
         else:

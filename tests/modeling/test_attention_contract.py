@@ -429,7 +429,7 @@ def test_large_scores_in_blocks_neither_overflow_nor_vanish(order, sign, tokens,
         5,
         1,
         scale=1.0,
-        converts=True,
+        stored_dtype=torch.int8,
     )
     assert_near(output[0, 0, 0], expected)
 
