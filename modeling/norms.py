@@ -8,17 +8,18 @@ from torch import Tensor, nn
 _WIDE = (torch.float32, torch.float64)
 
 
-def _inverse_rms(x: Tensor, eps: Tensor) -> Tensor:
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """Return 1 / rms over the last dimension, [..., 1], in few calls: they are a token's cost."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.addcmul(eps, norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
+    added = torch.full((), eps, dtype=x.dtype, device=x.device)
+    return torch.addcmul(added, norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
 
 
 class _RMSNormalise(torch.autograd.Function):
     """weight * x / rms(x), with few passes over memory: autograd's own would take twice as many."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         inverse_rms = _inverse_rms(x, eps)
         normalised = x * inverse_rms
         ctx.save_for_backward(normalised, inverse_rms, weight)
@@ -43,13 +44,10 @@ class RMSNorm(nn.Module):
         eps: Added to the mean square.
     """
 
-    eps: Tensor
-
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        # A number without dimensions leaves the dtype to what it is added to.
-        self.register_buffer("eps", torch.tensor(eps, dtype=torch.float64), persistent=False)
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension. [..., width] -> [..., width], x's dtype."""

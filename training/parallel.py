@@ -84,7 +84,6 @@ class Parallel:
                 _Loss(model, loss_of),
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                broadcast_buffers=False,  # they are constants
             )
 
     def one_pass(self, *, is_last: bool) -> AbstractContextManager[None]:
