@@ -11,8 +11,9 @@ import run_config  # noqa: E402
 
 def main(config: run_config.GenerateConfig) -> None:
     """Stream the continuation to the terminal."""
-    from evaluation.comparison import dtype_of, load_run
+    from evaluation.comparison import load_run
     from modeling.generate import generate_text
+    from modeling.kv_cache import cache_dtype_of
     from tracking.run_folder import RunFolder
     from training.hardware import pick_device
 
@@ -25,7 +26,7 @@ def main(config: run_config.GenerateConfig) -> None:
         config.max_new_tokens,
         config.sampling,
         stop_token=loaded.prepared.end_of_document_id,
-        cache_dtype=dtype_of(config.cache_dtype),
+        cache_dtype=cache_dtype_of(config.cache_dtype),
     )
     for number, piece in enumerate(pieces):
         # The prompt is shown only once the first piece shows that the request is a valid one.

@@ -28,7 +28,7 @@ from data.errors import DataError
 from data.settings import DataSettings, TokenizerSettings
 from evaluation.errors import EvaluationError
 from evaluation.settings import EvalSettings
-from modeling.config import CACHE_DTYPES, GPTConfig, SamplingSettings
+from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems
 from modeling.errors import ModelConfigError
 from tracking.errors import RunError
 from tracking.settings import TrackingSettings
@@ -144,12 +144,7 @@ class GenerateConfig:
         found = []
         if self.max_new_tokens < 0:
             found.append(f"max_new_tokens ({self.max_new_tokens}) must be at least 0")
-        if self.cache_dtype not in (None, *CACHE_DTYPES):
-            found.append(
-                f"cache_dtype ('{self.cache_dtype}') must be null or one of "
-                f"{', '.join(CACHE_DTYPES)}"
-            )
-        return found
+        return found + cache_dtype_problems("cache_dtype", self.cache_dtype)
 
 
 @dataclass

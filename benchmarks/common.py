@@ -3,13 +3,17 @@
 import argparse
 import fnmatch
 import importlib.metadata
+import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.ratios import as_json
 
 if TYPE_CHECKING:
     from run_config import TrainConfig
@@ -65,6 +69,59 @@ def chosen(parser: argparse.ArgumentParser, names: Iterable[str], patterns: list
     if not found:
         parser.error(f"no system is named like {' '.join(patterns)}")
     return found
+
+
+def parser_of(document: str | None) -> argparse.ArgumentParser:
+    """Return a command line's parser whose help is a module's docstring."""
+    description, _, rest = (document or "").partition("\n\n")
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def begin(benchmark: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Check the device, fill in `options.dtypes` if need be, and return what a result begins with.
+
+    Raises:
+        SystemExit: If there is no such device.
+    """
+    from training.errors import TrainingError
+    from training.hardware import pick_autocast_dtype, pick_device
+    from training.record import git_commit
+
+    try:
+        device = pick_device(options.device)
+    except TrainingError as error:
+        raise SystemExit(str(error)) from error
+    if options.dtypes is None:
+        is_native = pick_autocast_dtype("auto", device) is not None
+        options.dtypes = ["float32", "bfloat16"] if is_native else ["float32"]
+    return {
+        "benchmark": benchmark,
+        "date": time.strftime("%Y-%m-%d"),
+        "options": {key: value for key, value in vars(options).items() if key != "output"},
+        "machine": machine(),
+        "versions": versions(),
+        "git_commit": git_commit(ROOT),
+    }
+
+
+def write(page: str, result: dict[str, Any], output: Path | None, name: str) -> None:
+    """Write a result so far: the next part may take long, and not arrive.
+
+    Args:
+        page: As Markdown.
+        result: With `ratios`, of `benchmarks.ratios.Ratio`.
+        output: Path of the two files, without .md and .json.
+        name: Of the files in benchmarks/results/, behind the date, where there is no `output`.
+    """
+    output = output or ROOT / "benchmarks/results" / f"{result['date']}-{name}"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(as_json(result), indent=1)
+    output.with_name(output.name + ".md").write_text(page, encoding="utf-8")
+    output.with_name(output.name + ".json").write_text(text + "\n", encoding="utf-8")
 
 
 def positive(text: str) -> int:

@@ -25,7 +25,6 @@ Writes a Markdown page and JSON to benchmarks/results/ after each point, and pri
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -38,11 +37,12 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import (  # noqa: E402
     SIZES,
+    begin,
     chosen,
-    machine,
+    parser_of,
     positive,
     say,
-    versions,
+    write,
 )
 
 if TYPE_CHECKING:
@@ -298,12 +298,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     from benchmarks.decode_systems import SYSTEMS
 
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--sizes", nargs="+", choices=SIZES, default=["seed_35m"])
     add("--systems", nargs="+", default=["*"], help="names or patterns: " + ", ".join(SYSTEMS))
@@ -330,55 +325,28 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     import torch
 
-    from benchmarks.decode_report import OUTPUT_TOLERANCE, as_json, as_markdown, compare
-    from training.errors import TrainingError
-    from training.hardware import pick_autocast_dtype, pick_device
-    from training.record import git_commit
+    from benchmarks.decode_report import OUTPUT_TOLERANCE, as_markdown, compare
 
-    try:
-        device = pick_device(options.device)
-    except TrainingError as error:
-        raise SystemExit(str(error)) from error
-    if options.dtypes is None:
-        is_native = pick_autocast_dtype("auto", device) is not None
-        options.dtypes = ["float32", "bfloat16"] if is_native else ["float32"]
+    result = begin("decode", options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    date = time.strftime("%Y-%m-%d")
-    result: dict[str, Any] = {
-        "benchmark": "decode",
-        "date": date,
-        "options": {key: value for key, value in vars(options).items() if key != "output"},
-        "machine": machine(),
-        "versions": versions(),
-        "git_commit": git_commit(ROOT),
-        "threads": torch.get_num_threads(),
-        "outputs": [],
-        "points": [],
-        "rows": [],
-        "ratios": [],
-        "left_out": [],
-    }
-    name = "-".join([date, "decode", *options.sizes])
-    output = options.output or ROOT / "benchmarks/results" / name
-    output.parent.mkdir(parents=True, exist_ok=True)
+    result["threads"] = torch.get_num_threads()
+    for key in ("outputs", "points", "rows", "ratios", "left_out"):
+        result[key] = []
 
-    def write(bench: Bench) -> str:
-        # After every point: the next may take long, and not arrive.
+    def write_so_far(bench: Bench) -> str:
         result["left_out"] += bench.left_out
         bench.left_out = []
         result["ratios"] = compare(result["rows"])
         page = as_markdown(result)
-        output.with_name(output.name + ".md").write_text(page, encoding="utf-8")
-        text = json.dumps(as_json(result), indent=1)
-        output.with_name(output.name + ".json").write_text(text + "\n", encoding="utf-8")
+        write(page, result, options.output, "-".join(["decode", *options.sizes]))
         return page
 
     page = ""
     for size in options.sizes:
         bench = Bench(options, size, "float32")
         result["outputs"] += bench.compare_outputs()
-        page = write(bench)
+        page = write_so_far(bench)
         wrong = [one for one in result["outputs"] if not one["difference"] <= OUTPUT_TOLERANCE]
         if wrong:
             names = ", ".join(f"{one['system']} by {one['difference']:.1e}" for one in wrong)
@@ -395,7 +363,7 @@ def main(arguments: list[str]) -> None:
                     point, rows = bench.point(batch, context)
                     result["points"].append(point)
                     result["rows"] += rows
-                    page = write(bench)
+                    page = write_so_far(bench)
         del bench
     print(page)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import machine, versions  # noqa: E402
+from benchmarks.common import machine, parser_of, versions  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,14 +99,9 @@ def full_caches(
     return caches
 
 
-def read_block(cache: "LayerCache", start: int, end: int, dtype: Any) -> Any:
-    """Return keys and values of tokens [start, end); of a latent both are the same."""
-    entries = [cache.read(name, dtype, start, end) for name in cache.tensors]
-    return entries[0], entries[-1]
-
-
 def read_fused(caches: "Iterator[LayerCache]", query: "Tensor") -> None:
     """Read the next cache by PyTorch's fused attention."""
+    from benchmarks.decode_parts import read_block
     from modeling.attention.kernel import attend
 
     cache = next(caches)
@@ -116,6 +111,7 @@ def read_fused(caches: "Iterator[LayerCache]", query: "Tensor") -> None:
 
 def read_blocks(caches: "Iterator[LayerCache]", query: "Tensor") -> None:
     """Read the next cache by matrix products over blocks of it."""
+    from benchmarks.decode_parts import read_block
     from modeling.attention.kernel import attend_in_blocks
 
     cache = next(caches)
@@ -156,10 +152,7 @@ def multiply(product: Any, x: "Tensor", weights: "Iterator[Tensor]") -> None:
 
 def main(arguments: list[str]) -> None:
     """Measure, print and write."""
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "float16"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--contexts", nargs="+", type=int, default=[128, 512, 1024, 4096])

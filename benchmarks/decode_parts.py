@@ -1,13 +1,14 @@
 """What a step of a kvlab model is made of, each part alone, and how fast the machine could be."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modeling.accounting import kv_cache_bytes_per_token
-from modeling.attention.kernel import attend, attend_in_blocks, prefers_blocks
+from modeling.attention.kernel import attend_cached
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from modeling.kv_cache import KVCache, LayerCache
@@ -41,35 +42,28 @@ def attention_alone(model: GPT, cache: KVCache) -> Callable[[], None]:
     One query per sequence, already in the space of what is cached: a latent attention's products
     that take it there and back are left out.
     """
-    config = model.attention_config
-    calls = []
-    for layer in cache.layers:
-        views = [tensor[:, :, : layer.length] for tensor in layer.tensors.values()]
-        key, value = views[0], views[-1]  # a latent is both
-        shape = (key.shape[0], config.num_attention_heads, 1, key.shape[-1])
-        calls.append((key.new_empty(shape).normal_(), key, value, layer))
-    fields = model.config.attention
+    h, fields = model.attention_config.num_attention_heads, model.config.attention
     widths = ("qk_nope_head_dim", "qk_rope_head_dim") if "kv_lora_rank" in fields else ("head_dim",)
     scale = sum(fields[width] for width in widths) ** -0.5
+    calls = []
+    for layer in cache.layers:
+        key = next(iter(layer.tensors.values()))
+        query = key.new_empty(key.shape[0], h, 1, key.shape[-1]).normal_()
+        calls.append((query, layer, partial(read_block, layer), key.shape[1]))
 
     def run() -> None:
-        for query, key, value, layer in calls:
-            g = key.shape[1]
-            if prefers_blocks(query, layer, g):
-
-                def read(
-                    start: int, end: int, dtype: torch.dtype, layer: LayerCache = layer
-                ) -> tuple[Tensor, Tensor]:
-                    entries = [layer.read(name, dtype, start, end) for name in layer.tensors]
-                    return entries[0], entries[-1]
-
-                attend_in_blocks(
-                    query, read, layer.length, g, scale=scale, stored_dtype=layer.dtype
-                )
-            else:
-                attend(query, key, value, causal=True, scale=scale, fold=True)
+        for query, layer, read, g in calls:
+            attend_cached(query, layer, read, g, path="auto", causal=True, scale=scale, fold=g < h)
 
     return run
+
+
+def read_block(
+    cache: LayerCache, start: int, end: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return keys and values of tokens [start, end); of a latent both are the same."""
+    entries = [cache.read(name, dtype, start, end) for name in cache.tensors]
+    return entries[0], entries[-1]
 
 
 def attention_flops(config: GPTConfig, batch: int, context: int) -> float:

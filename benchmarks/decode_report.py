@@ -175,12 +175,6 @@ def _ratio(
     ]
 
 
-def as_json(result: Row) -> Row:
-    """Return the result with its ratios as plain values."""
-    ratios = [vars(ratio) | {"is_met": ratio.is_met} for ratio in result["ratios"]]
-    return result | {"ratios": ratios}
-
-
 def as_markdown(result: Row) -> str:
     """Write the page: how it was measured, the aims, then the tables of each size and dtype."""
     options, machine = result["options"], result["machine"]

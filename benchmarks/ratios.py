@@ -1,6 +1,7 @@
 """Two measurements compared, and what the project aims at."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Ratio:
             return None
         comparison, bound = self.aim.split()
         return self.value >= float(bound) if comparison == ">=" else self.value <= float(bound)
+
+
+def as_json(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result with its `ratios` as plain values."""
+    ratios = [vars(ratio) | {"is_met": ratio.is_met} for ratio in result["ratios"]]
+    return result | {"ratios": ratios}
 
 
 def met(ratio: Ratio) -> str:

@@ -27,7 +27,6 @@ same rounds. Writes a Markdown page and JSON to benchmarks/results/, and prints 
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -39,15 +38,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import (  # noqa: E402
     SIZES,
+    begin,
     chosen,
     composed_config,
-    machine,
+    parser_of,
     positive,
     say,
-    versions,
+    write,
 )
 from benchmarks.peers import query_latent_width  # noqa: E402
-from benchmarks.train_report import as_json, as_markdown, compare, make_row  # noqa: E402
+from benchmarks.train_report import as_markdown, compare, make_row  # noqa: E402
 from benchmarks.train_systems import (  # noqa: E402
     COMPILED,
     EAGER,
@@ -210,12 +210,7 @@ def _label(job: Job) -> dict[str, str]:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    description, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--sizes", nargs="+", choices=SIZES, default=["nano", "seed_35m"])
     add(
@@ -244,31 +239,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     """Measure, print and write."""
     options = parse(arguments)
-    from training.errors import TrainingError
-    from training.hardware import pick_autocast_dtype, pick_device
-    from training.record import git_commit
-
-    try:
-        device = pick_device(options.device)
-    except TrainingError as error:
-        raise SystemExit(str(error)) from error
-    if options.dtypes is None:
-        is_native = pick_autocast_dtype("auto", device) is not None
-        options.dtypes = ["float32", "bfloat16"] if is_native else ["float32"]
-    date = time.strftime("%Y-%m-%d")
-    result: dict[str, Any] = {
-        "benchmark": "train",
-        "date": date,
-        "options": {key: value for key, value in vars(options).items() if key != "output"},
-        "machine": machine(),
-        "versions": versions(),
-        "git_commit": git_commit(ROOT),
-        "groups": [],
-        "rows": [],
-        "left_out": [],
-    }
-    output = options.output or ROOT / "benchmarks/results" / f"{date}-train-{options.allocator}"
-    output.parent.mkdir(parents=True, exist_ok=True)
+    result = begin("train", options) | {"groups": [], "rows": [], "left_out": []}
     page = ""
     for size in options.sizes:
         for dtype in options.dtypes:
@@ -278,11 +249,8 @@ def main(arguments: list[str]) -> None:
             result["left_out"] += measured["left_out"]
             result["threads"] = measured["threads"]
             result["ratios"] = compare(result["rows"], options.allocator)
-            # Now, and again after the next group: it may take an hour, and not arrive.
             page = as_markdown(result)
-            output.with_name(output.name + ".md").write_text(page, encoding="utf-8")
-            text = json.dumps(as_json(result), indent=1)
-            output.with_name(output.name + ".json").write_text(text + "\n", encoding="utf-8")
+            write(page, result, options.output, f"train-{options.allocator}")
     print(page)
 
 

@@ -136,12 +136,6 @@ def _ratio(what: str, ours: Row, theirs: Row, values: list[float], aim: str) -> 
     )
 
 
-def as_json(result: Row) -> Row:
-    """Return the result with its ratios as plain values."""
-    ratios = [vars(ratio) | {"is_met": ratio.is_met} for ratio in result["ratios"]]
-    return result | {"ratios": ratios}
-
-
 def as_markdown(result: Row) -> str:
     """Write the page: how it was measured, a table for each size and dtype, the ratios."""
     options, machine = result["options"], result["machine"]

@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -18,6 +18,7 @@ from evaluation.through_cache import CachedScorer
 from modeling.accounting import mha_cache_bytes_per_token, num_parameters
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
+from modeling.kv_cache import cache_dtype_of
 from tracking.checkpoints import CheckpointStore, same_version
 from tracking.run_folder import RunFolder, list_finished_runs
 
@@ -122,7 +123,7 @@ def evaluate_run(
     model, config = loaded.model, loaded.model.config
     stream = loaded.prepared.stream(split)  # refuses a split that is not there
     summary = run.read_summary() or {}
-    cache_dtype = dtype_of(settings.cache_dtype)
+    cache_dtype = cache_dtype_of(settings.cache_dtype)
     cache = measure_kv_cache(
         model, settings.cache_batch_size, config.max_position_embeddings, cache_dtype
     )
@@ -159,7 +160,7 @@ def _quality(
     if not settings.perplexity:
         return dict.fromkeys(keys)
     model, counts = loaded.model, loaded.prepared.splits[split]
-    scorer = CachedScorer(model, dtype_of(settings.cache_dtype)) if settings.decode else model
+    scorer = CachedScorer(model, cache_dtype_of(settings.cache_dtype)) if settings.decode else model
     context, stride = settings.windows(model.config)
     result = score(scorer, stream, context, stride, settings.batch_size, device)
     values = (
@@ -195,11 +196,6 @@ def _protocol(loaded: LoadedRun, split: str, settings: EvalSettings) -> dict[str
     }
 
 
-def dtype_of(name: str | None) -> torch.dtype | None:
-    """Return the dtype of a name that the settings have checked; None for None."""
-    return None if name is None else cast(torch.dtype, getattr(torch, name))
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -231,7 +227,7 @@ def add_decode_speed(
         alike = (other for other in models if models[other].config == model.config)
         timed_as[name] = next(alike, name)
         models.setdefault(timed_as[name], model)
-    found = measure_decode(models, settings.decode_speed, dtype_of(settings.cache_dtype), say)
+    found = measure_decode(models, settings.decode_speed, cache_dtype_of(settings.cache_dtype), say)
     for row in rows:
         row["decode"] = [point.as_row() for point in found[timed_as[row["run_name"]]]]
     baseline: list[dict[str, Any]] = next(

@@ -163,7 +163,7 @@ class DecodeStep:
 def fill_with_noise(cache: KVCache, length: int) -> None:
     """Let a cache hold `length` random tokens, as if they had been decoded."""
     for layer in cache.layers:
-        for tensor in (*layer.tensors.values(), *layer.scales.values()):
+        for tensor in layer.live_tensors():
             stored = tensor[:, :, :length]
             if tensor.dtype == torch.int8:
                 stored.random_(-127, 128)

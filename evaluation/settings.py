@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from evaluation.errors import EvaluationError
-from modeling.config import CACHE_DTYPES, GPTConfig
+from modeling.config import GPTConfig, cache_dtype_problems
 
 
 @dataclass
@@ -87,12 +87,9 @@ class EvalSettings:
                 f"eval.stride ({self.stride}) must not exceed eval.context ({self.context}), or "
                 "tokens between windows would go unscored"
             )
-        if self.cache_dtype not in (None, *CACHE_DTYPES):
-            found.append(
-                f"eval.cache_dtype ('{self.cache_dtype}') must be null or one of "
-                f"{', '.join(CACHE_DTYPES)}"
-            )
-        elif self.cache_dtype is not None and self.perplexity and not self.decode:
+        unknown = cache_dtype_problems("eval.cache_dtype", self.cache_dtype)
+        found += unknown
+        if self.cache_dtype and not unknown and self.perplexity and not self.decode:
             found.append(
                 f"eval.cache_dtype={self.cache_dtype} changes no perplexity unless it is measured "
                 "through the cache: set eval.decode=true, or eval.perplexity=false"

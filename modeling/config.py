@@ -6,8 +6,15 @@ from typing import Any
 NORMS = ("rms_norm", "layer_norm")
 MLPS = ("swiglu", "gelu", "relu")
 POSITION_EMBEDDINGS = ("none", "learned")
-CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
+CACHE_DTYPE_NAMES = ("float32", "bfloat16", "float16", "int8")
 """What a KV cache can be told to store."""
+
+
+def cache_dtype_problems(key: str, name: str | None) -> list[str]:
+    """Return why a setting is not the name of what a KV cache can store, or null."""
+    if name in (None, *CACHE_DTYPE_NAMES):
+        return []
+    return [f"{key} ('{name}') must be null or one of {', '.join(CACHE_DTYPE_NAMES)}"]
 
 
 @dataclass

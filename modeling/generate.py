@@ -99,19 +99,21 @@ def prefill(
     Returns:
         The logits behind the last token, [b, n].
     """
-    past = cache.length
-    ends = range(chunk, tokens.shape[1] + chunk, chunk)
-    for end in ends:
-        part = slice(end - chunk, min(end, tokens.shape[1]))
-        given = (
-            tokens[:, part],
-            None if positions is None else positions[:, part],
+    past, s = cache.length, tokens.shape[1]
+
+    def part(start: int) -> tuple[Tensor, Tensor | None, KVCache, Tensor | None]:
+        end = min(start + chunk, s)
+        return (
+            tokens[:, start:end],
+            None if positions is None else positions[:, start:end],
             cache,
-            None if attention_mask is None else attention_mask[:, : past + part.stop],
+            None if attention_mask is None else attention_mask[:, : past + end],
         )
-        if end != ends[-1]:
-            model.hidden_states(*given)
-    return model.next_logits(*given)
+
+    *others, last = range(0, s, chunk)
+    for start in others:
+        model.hidden_states(*part(start))
+    return model.next_logits(*part(last))
 
 
 @torch.no_grad()

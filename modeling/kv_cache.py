@@ -19,6 +19,11 @@ SCALE_DTYPE = torch.bfloat16
 _LARGEST_INT8 = 127.0
 
 
+def cache_dtype_of(name: str | None) -> torch.dtype | None:
+    """Return the dtype that a setting names, one of `config.CACHE_DTYPE_NAMES`; None for None."""
+    return None if name is None else {str(d): d for d in CACHE_DTYPES}[f"torch.{name}"]
+
+
 def bytes_per_token(entries: CacheEntries, dtype: torch.dtype) -> int:
     """Return the bytes that a token leaves in one layer, scales included; closed form."""
     scale = SCALE_DTYPE.itemsize if dtype == torch.int8 else 0
@@ -141,9 +146,13 @@ class LayerCache:
         self.write(**new)
         return tuple(self.read(name, tensor.dtype) for name, tensor in new.items())
 
+    def live_tensors(self) -> list[Tensor]:
+        """Return every tensor that it keeps, scales included."""
+        return [*self.tensors.values(), *self.scales.values()]
+
     def num_bytes(self) -> int:
         """Return the bytes that the live tensors' storages take, each storage counted once."""
-        return _storage_bytes([*self.tensors.values(), *self.scales.values()])
+        return _storage_bytes(self.live_tensors())
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on.
@@ -233,11 +242,7 @@ class KVCache:
 
     def num_bytes(self) -> int:
         """Return the bytes that the live tensors' storages take, each storage counted once."""
-        return _storage_bytes(
-            tensor
-            for layer in self.layers
-            for tensor in (*layer.tensors.values(), *layer.scales.values())
-        )
+        return _storage_bytes(t for layer in self.layers for t in layer.live_tensors())
 
 
 def _storage_bytes(tensors: Iterable[Tensor]) -> int:

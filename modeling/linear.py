@@ -27,15 +27,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         [..., out], contiguous.
     """
     rows = x.numel() // weight.shape[1]
-    if rows > 32 or rows == 0 or not _HAS_MKL or not x.is_cpu or x.dtype != torch.float32:
+    if rows > _MOST_COLUMNS or not _HAS_MKL or not x.is_cpu or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
-    if rows == 1:
-        parts = torch.get_num_threads()
-        if parts == 1 or weight.numel() < _MANY_WEIGHTS:
-            return F.linear(x, weight, bias)
-        product = _split_over_threads(x, weight, parts)
-    elif rows <= _MOST_COLUMNS:
+    if rows > 1:
         product = torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous()
+    elif rows == 1 and weight.numel() >= _MANY_WEIGHTS and torch.get_num_threads() > 1:
+        product = _split_over_threads(x, weight, torch.get_num_threads())
     else:
         return F.linear(x, weight, bias)
     if bias is not None:

@@ -40,12 +40,8 @@ def build_model(make: Callable[[], GPT], world: World, *, sharded: bool) -> GPT:
     for block in model.layers:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for name in (
-        "loss",
-        "token_nll",
-        "hidden_states",
-        "next_logits",
-    ):  # they use the weights as `forward` does
+    # They use the weights as `forward` does.
+    for name in ("loss", "token_nll", "hidden_states", "next_logits"):
         register_fsdp_forward_method(model, name)
     return model
 

@@ -19,13 +19,7 @@ from modeling.attention.base import (
     key_value_source,
     register_attention,
 )
-from modeling.attention.kernel import (
-    attend,
-    attend_in_blocks,
-    join_heads,
-    prefers_blocks,
-    split_heads,
-)
+from modeling.attention.kernel import attend, attend_cached, join_heads, split_heads
 from modeling.kv_cache import CacheEntries, LayerCache
 from modeling.linear import Linear
 from modeling.norms import RMSNorm
@@ -161,63 +155,35 @@ class GroupedQueryAttention(Attention):
         if config.use_qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = self._rotate(query, positions), self._rotate(key, source_positions)
-        causal = key_value_states is None
+        causal, scale = key_value_states is None, config.head_dim**-0.5
+        dropout = config.attention_dropout if self.training else 0.0
         if cache is None:
-            output = self._attend(query, key, value, causal, attention_mask, fold=False)
+            output = attend(
+                query,
+                key,
+                value,
+                causal=causal,
+                scale=scale,
+                fold=False,
+                attention_mask=attention_mask,
+                dropout=dropout,
+            )
         else:
             cache.write(key=key, value=value)
-            output = self._attend_cached(query, cache, causal, attention_mask)
-        return self.o_proj(join_heads(output))  # [b, s, m]
-
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        causal: bool,
-        attention_mask: Tensor | None,
-        fold: bool,
-    ) -> Tensor:
-        return attend(
-            query,
-            key,
-            value,
-            causal=causal,
-            scale=self._scale,
-            fold=fold,
-            attention_mask=attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-        )
-
-    def _attend_cached(
-        self, query: Tensor, cache: LayerCache, causal: bool, attention_mask: Tensor | None
-    ) -> Tensor:
-        if self._reads_in_blocks(query, cache):
-            return attend_in_blocks(
+            path = config.decode_path
+            output = attend_cached(
                 query,
+                cache,
                 partial(_key_and_value, cache),
-                cache.length,
-                self.config.num_key_value_heads,
-                scale=self._scale,
-                stored_dtype=cache.dtype,
+                config.num_key_value_heads,
+                path=path,
+                causal=causal,
+                scale=scale,
+                fold=path == "folded" or (path != "repeated" and query.shape[2] == 1),
                 attention_mask=attention_mask,
+                dropout=dropout,
             )
-        key, value = _key_and_value(cache, 0, cache.length, query.dtype)
-        path = self.config.decode_path
-        fold = path == "folded" or (path != "repeated" and query.shape[2] == 1)
-        return self._attend(query, key, value, causal, attention_mask, fold)
-
-    def _reads_in_blocks(self, query: Tensor, cache: LayerCache) -> bool:
-        config = self.config
-        if query.shape[2] != 1 or (self.training and config.attention_dropout):
-            return False
-        if config.decode_path != "auto":
-            return config.decode_path == "blocks"
-        return prefers_blocks(query, cache, config.num_key_value_heads)
-
-    @property
-    def _scale(self) -> float:
-        return self.config.head_dim**-0.5
+        return self.o_proj(join_heads(output))  # [b, s, m]
 
     def _rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
         """Rotate the last qk_rope_head_dim dimensions of [b, heads, s, d]."""

@@ -129,6 +129,63 @@ def prefers_blocks(query: Tensor, cache: LayerCache, num_key_value_heads: int) -
     return not is_folded and query.shape[0] * cache.length >= _MANY_TOKENS
 
 
+def attend_cached(
+    query: Tensor,
+    cache: LayerCache,
+    read: ReadBlock,
+    num_key_value_heads: int,
+    *,
+    path: str,
+    causal: bool,
+    scale: float,
+    fold: bool,
+    attention_mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attend to all that a cache holds, in blocks or by `attend`.
+
+    Args:
+        query: [b, h, s, d].
+        cache: Whose newest s tokens are those of the query, if causal.
+        read: Returns keys and values of a part of it.
+        num_key_value_heads: g.
+        path: blocks, auto, which takes the faster way, or anything else for `attend`. Blocks are
+            for one query and without dropout.
+        causal: As in `attend`.
+        scale: As in `attend`.
+        fold: As in `attend`; blocks always fold.
+        attention_mask: As in `attend`.
+        dropout: As in `attend`.
+
+    Returns:
+        [b, h, s, v].
+    """
+    in_blocks = path == "blocks" or (
+        path == "auto" and prefers_blocks(query, cache, num_key_value_heads)
+    )
+    if in_blocks and query.shape[2] == 1 and dropout == 0.0:
+        return attend_in_blocks(
+            query,
+            read,
+            cache.length,
+            num_key_value_heads,
+            scale=scale,
+            stored_dtype=cache.dtype,
+            attention_mask=attention_mask,
+        )
+    key, value = read(0, cache.length, query.dtype)
+    return attend(
+        query,
+        key,
+        value,
+        causal=causal,
+        scale=scale,
+        fold=fold,
+        attention_mask=attention_mask,
+        dropout=dropout,
+    )
+
+
 def attend_in_blocks(
     query: Tensor,
     read: ReadBlock,

@@ -17,13 +17,7 @@ from modeling.attention.base import (
     key_value_source,
     register_attention,
 )
-from modeling.attention.kernel import (
-    attend,
-    attend_in_blocks,
-    join_heads,
-    prefers_blocks,
-    split_heads,
-)
+from modeling.attention.kernel import attend, attend_cached, join_heads, split_heads
 from modeling.kv_cache import CacheEntries, LayerCache
 from modeling.linear import Linear
 from modeling.norms import RMSNorm
@@ -180,8 +174,11 @@ class LatentAttention(Attention):
             output = self._expanded(query_nope, query_rope, latent, causal, attention_mask)
         else:
             cache.write(latent=latent)
-            way = self._absorbed if self._absorbs(x.shape[1], cache) else self._expanded_cache
-            output = way(query_nope, query_rope, cache, causal, attention_mask)  # [b, h, s, v]
+            if self._absorbs(x.shape[1], cache):
+                output = self._absorbed(query_nope, query_rope, cache, causal, attention_mask)
+            else:
+                latent = cache.read("latent", query_nope.dtype)
+                output = self._expanded(query_nope, query_rope, latent, causal, attention_mask)
         return self.o_proj(join_heads(output))  # [b, s, m]
 
     def _queries(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,17 +212,6 @@ class LatentAttention(Attention):
         absorbed = s * c * (d + v) + s * t * 2 * (c + r)
         expanded = t * c * (d + v) + s * t * (d + r + v)
         return absorbed < expanded
-
-    def _expanded_cache(
-        self,
-        query_nope: Tensor,
-        query_rope: Tensor,
-        cache: LayerCache,
-        causal: bool,
-        attention_mask: Tensor | None,
-    ) -> Tensor:
-        latent = cache.read("latent", query_nope.dtype)
-        return self._expanded(query_nope, query_rope, latent, causal, attention_mask)
 
     def _expanded(
         self,
@@ -269,37 +255,19 @@ class LatentAttention(Attention):
         query = torch.cat((_by_head(query_nope, key_up), query_rope), dim=-1)  # [b, h, s, c+r]
         # Scores need c + r dimensions, values only c: reading the same c + r for both keeps the
         # cache in one piece, with no copy; the r surplus ones are cut off afterwards.
-        if self._reads_in_blocks(query, cache):
-            attended = attend_in_blocks(
-                query,
-                partial(_latent_twice, cache),
-                cache.length,
-                1,
-                scale=self._scale,
-                stored_dtype=cache.dtype,
-                attention_mask=attention_mask,
-            )
-        else:
-            latent = cache.read("latent", query.dtype)
-            attended = attend(
-                query,
-                latent,
-                latent,
-                causal=causal,
-                scale=self._scale,
-                fold=True,
-                attention_mask=attention_mask,
-                dropout=config.attention_dropout if self.training else 0.0,
-            )
+        attended = attend_cached(
+            query,
+            cache,
+            partial(_latent_twice, cache),
+            1,
+            path=config.decode_path,
+            causal=causal,
+            scale=self._scale,
+            fold=True,
+            attention_mask=attention_mask,
+            dropout=config.attention_dropout if self.training else 0.0,
+        )
         return _by_head(attended[..., :c], value_up.transpose(1, 2))  # [b, h, s, v]
-
-    def _reads_in_blocks(self, query: Tensor, cache: LayerCache) -> bool:
-        config = self.config
-        if query.shape[2] != 1 or (self.training and config.attention_dropout):
-            return False
-        if config.decode_path in ("absorbed", "blocks"):
-            return config.decode_path == "blocks"
-        return prefers_blocks(query, cache, num_key_value_heads=1)
 
     @property
     def _scale(self) -> float:

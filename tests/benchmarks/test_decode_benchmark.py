@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import decode, decode_memory, decode_parts, decode_report
+from benchmarks import common, decode, decode_memory, decode_parts, decode_report
 from benchmarks.decode_memory import Need, group_systems
 from benchmarks.decode_report import ATTENTION, BOUND, LINEAR, LINEAR_ALONE, STEP
 from benchmarks.decode_systems import (
@@ -19,6 +19,7 @@ from benchmarks.decode_systems import (
     kvlab_model,
     logit_difference,
 )
+from benchmarks.ratios import as_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,8 +110,8 @@ def test_page_has_times_ratios_aims_and_what_is_left_out():
     result = {
         "date": "today",
         "options": options,
-        "machine": decode.machine(),
-        "versions": decode.versions(),
+        "machine": common.machine(),
+        "versions": common.versions(),
         "git_commit": "abc",
         "threads": 1,
         "outputs": [{"size": "seed_35m", "system": "litgpt-mha", "difference": 2e-5}],
@@ -130,7 +131,7 @@ def test_page_has_times_ratios_aims_and_what_is_left_out():
     assert aim in lines
     assert "- left out: seed_35m, litgpt-gqa: not installed" in lines
     assert "- left out: litgpt-mla, b1 c4096: large" in lines
-    assert json.loads(json.dumps(decode_report.as_json(result)))["ratios"][0]["is_met"] is True
+    assert json.loads(json.dumps(as_json(result)))["ratios"][0]["is_met"] is True
 
 
 NEEDS = {

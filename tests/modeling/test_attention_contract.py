@@ -338,8 +338,7 @@ def blocks_read(monkeypatch):
 
         return attend_in_blocks(query, noted, *given, **options)
 
-    for module in (modeling.attention.grouped_query, modeling.attention.latent):
-        monkeypatch.setattr(module, "attend_in_blocks", spy)
+    monkeypatch.setattr(modeling.attention.kernel, "attend_in_blocks", spy)
     return calls
 
 

@@ -243,7 +243,8 @@ def skip_causal_mask_behind_a_cache(monkeypatch):
     def blind(query, key, value, *, causal, **given):
         return attend(query, key, value, causal=causal and query.shape[2] == key.shape[2], **given)
 
-    for module in (modeling.attention.grouped_query, modeling.attention.latent):
+    attention = modeling.attention
+    for module in (attention.kernel, attention.grouped_query, attention.latent):
         monkeypatch.setattr(module, "attend", blind)
 
 
