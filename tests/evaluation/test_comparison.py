@@ -139,3 +139,12 @@ def test_no_finished_run_says_how_to_get_one(tmp_path, make_run):
     make_run("broken", finished=False)
     with pytest.raises(EvaluationError, match=r"python train_model\.py"):
         choose_runs(tmp_path / "runs", ["*"], quiet)
+
+
+def test_a_run_reads_its_cache_in_the_way_that_is_asked_for(make_run):
+    run = make_run()
+    assert load_run(run, CPU, quiet).model.attention_config.decode_path == "auto"
+    for path in ("folded", "blocks"):
+        assert load_run(run, CPU, quiet, path).model.attention_config.decode_path == path
+    with pytest.raises(ModelConfigError, match="must be auto, folded, repeated or blocks"):
+        load_run(run, CPU, quiet, "absorbed")

@@ -131,6 +131,28 @@ def test_folded_decoding_never_repeats_a_key_head(name, monkeypatch):
     assert seen == [(groups, groups, False)]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", FIVE)
+def test_a_step_builds_no_mask_and_reads_the_cache_where_it_lies(name, monkeypatch):
+    seen = []
+    run = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, value, **given):
+        seen.append((key, value, given["attn_mask"], given["is_causal"]))
+        return run(query, key, value, **given)
+
+    module = build_attention(FIVE[name])
+    cache = module.new_cache(B, S)
+    module(normal(B, S - 1, M), torch.arange(S - 1), cache)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    module(normal(B, 1, M), torch.arange(S - 1, S), cache)
+    [(key, value, mask, is_causal)] = seen
+    assert mask is None
+    assert not is_causal
+    stored = {tensor.data_ptr() for tensor in cache.live_tensors()}
+    assert {key.data_ptr(), value.data_ptr()} == stored
+
+
 # Other people's code, with our weights
 
 SHARED = {
