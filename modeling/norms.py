@@ -9,10 +9,9 @@ _WIDE = (torch.float32, torch.float64)
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """Return 1 / rms over the last dimension, [..., 1], in few calls: they are a token's cost."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    added = torch.full((), eps, dtype=x.dtype, device=x.device)
-    return torch.addcmul(added, norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
+    """Return 1 / rms over the last dimension, [..., 1]."""
+    mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    return mean_square.add_(eps).rsqrt_()
 
 
 class _RMSNormalise(torch.autograd.Function):
