@@ -67,12 +67,20 @@ _STATUS_OF = {error.__name__: EXIT_BAD_INPUT for error in USER_ERRORS} | {
 }
 
 
+def _name_problems(key: str, name: str | None) -> list[str]:
+    """Return what is wrong with the name of a folder; None is none."""
+    if name is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        return []
+    return [f"{key} ('{name}') must be letters, digits, '.', '_' and '-', at most 100"]
+
+
 @dataclass
 class TrainConfig:
     """Everything `train_model.py` reads."""
 
     run_name: str = "???"
     runs_dir: str = "???"
+    study: str | None = None
     seed: int = 0
     match: str = "params"
     model: GPTConfig = field(default_factory=GPTConfig)
@@ -85,9 +93,14 @@ class TrainConfig:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
+    @property
+    def runs_path(self) -> Path:
+        """The folder that the run's own is in: a study's runs have one for themselves."""
+        return Path(self.runs_dir, self.study or "")
+
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
-        found = []
+        found = _name_problems("study", self.study)
         if not 0 <= self.seed < 2**63:
             found.append(f"seed ({self.seed}) must be from 0 to 2^63 - 1")
         if self.match not in ("params", "none"):
@@ -110,12 +123,7 @@ class EvalConfig:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
-        found = []
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.report_name):
-            found.append(
-                f"report_name ('{self.report_name}') must be letters, digits, '.', '_' and '-', "
-                "at most 100"
-            )
+        found = _name_problems("report_name", self.report_name)
         if isinstance(self.run, dict):
             found.append(f"run ({self.run}) must be a name or a list of names: run=[mha-*,mla-*]")
         return found
@@ -443,6 +451,7 @@ def as_yaml(config: TrainConfig) -> str:
 # where that changes the last bits, resuming says so.
 _MAY_CHANGE = (
     "runs_dir",
+    "study",
     "tracking.",
     "sampling.",
     "eval.",
@@ -488,6 +497,8 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
     if _sequences_per_step(old) == _sequences_per_step(new) is not None:
         for key in _SEQUENCES_PER_STEP:
             del old[key], new[key]
+    # A key that came after the run began had its default then.
+    old = {key: value for key, value in _defaults().items() if key in new} | old
     differences = [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
@@ -500,6 +511,10 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
             f"run '{config.run_name}' exists with another configuration "
             f"({'; '.join(differences)}); choose another name with run_name=..."
         )
+
+
+def _defaults() -> dict[str, Any]:
+    return _flat(OmegaConf.to_container(OmegaConf.structured(TrainConfig)))
 
 
 def _sequences_per_step(flat: dict[str, Any]) -> int | None:

@@ -37,7 +37,7 @@ def main(config: run_config.TrainConfig) -> None:
     check(config.model)
     config.eval.windows(config.model)
     budget = make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
-    run = RunFolder(config.runs_dir, config.run_name)
+    run = RunFolder(config.runs_path, config.run_name)
 
     with joined(config.trainer.device, run_config.tell) as world:
         world.share_of(budget.sequences_per_pass)
@@ -71,7 +71,7 @@ def main(config: run_config.TrainConfig) -> None:
             finally:
                 mirror.finish(exit_code=int(failed))
         is_default = run.path.parent == run_config.ROOT / "runs"
-        arguments = [] if is_default else [f"runs_dir={config.runs_dir}"]
+        arguments = [] if is_default else [f"runs_dir={config.runs_path}"]
         say(describe_run(summary, prepared.name, prepared.baselines, run.path, arguments))
 
 
