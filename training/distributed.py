@@ -8,7 +8,6 @@ may prepare data for hours. The first rank that fails tells why, once for all.
 """
 
 import json
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from torch import Tensor
 from tracking.failures import is_lost_rank
 from training.errors import AlreadyTold, TrainingError, TrainingInterrupted
 from training.hardware import pick_device
-from training.interrupt import SIGNALS
+from training.interrupt import ignore_signals
 from training.ranks import Place, place
 
 # Rank 0 may write a checkpoint to a slow disk for long while the others wait for its gradients; a
@@ -153,9 +152,7 @@ class World:
         """Tell why, unless another rank did; return the name of the error that was told."""
         kind = type(error).__name__
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                # This rank is ending, with a status of its own, as torchrun is about to ask.
-                signal.signal(number, signal.SIG_IGN)
+            ignore_signals()  # torchrun is about to ask for what is happening here
         try:
             if self._store.add(_ENDED, 1) > 1:
                 # It prints before it says so: torchrun ends all soon after the first has ended.

@@ -7,11 +7,23 @@ from typing import Any, Self
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class InterruptRequest:
-    """While entered, remembers the first signal in `name`; a second one ends at once."""
+def ignore_signals() -> None:
+    """Take no signal any more: this process is ending, with a status of its own."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
-    def __init__(self) -> None:
+
+class InterruptRequest:
+    """While entered, remembers the first signal in `name`; a second one ends at once.
+
+    Args:
+        is_one_of_many: Of the ranks of torchrun, which asks the others to end as soon as one has.
+            An exception that leaves the block ends this one: it is told before, not cut short.
+    """
+
+    def __init__(self, *, is_one_of_many: bool = False) -> None:
         self.name: str | None = None
+        self._is_one_of_many = is_one_of_many
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -19,8 +31,11 @@ class InterruptRequest:
             self._previous[number] = signal.signal(number, self._remember)
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._restore()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None and self._is_one_of_many:
+            ignore_signals()
+        else:
+            self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name

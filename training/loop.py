@@ -188,7 +188,7 @@ def train(
     with (
         contextlib.closing(metrics),
         contextlib.closing(batches),
-        InterruptRequest() as interrupt,
+        InterruptRequest(is_one_of_many=world.size > 1) as interrupt,
         tqdm(
             total=budget.num_steps,
             initial=progress.step,

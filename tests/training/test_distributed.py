@@ -371,8 +371,14 @@ def stop_at(train, runs, step, ranks, number, rank, *extra):
     """Send a signal to a rank after a step; returns the exit status and stderr of torchrun."""
     process = train.start(runs, ranks, *extra, *RECIPE)
     wait_for_step(process, runs / "run" / "metrics.jsonl", step)
+    chosen = ranks_of(process)[rank]
+    if number == signal.SIGKILL:
+        # The others are to wait for it when it dies: that breaks their connection before torchrun
+        # asks them to end, which must not keep them from telling.
+        os.kill(chosen, signal.SIGSTOP)
+        time.sleep(1)
     sent = time.monotonic()
-    os.kill(ranks_of(process)[rank], number)
+    os.kill(chosen, number)
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - sent < 40
     return process.returncode, err

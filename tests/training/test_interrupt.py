@@ -1,0 +1,54 @@
+"""Signals around the training loop."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from training.interrupt import SIGNALS, InterruptRequest
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_first_signal_is_remembered_and_the_handlers_come_back():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with InterruptRequest() as request:
+        assert request.name is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.name == "SIGTERM"
+        assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_an_error_gives_the_handlers_back_to_a_process_alone():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(ZeroDivisionError), InterruptRequest():
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def fail(asked_before: bool) -> None:
+    if asked_before:
+        os.kill(os.getpid(), signal.SIGTERM)
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_a_rank_with_an_error_tells_it_though_torchrun_asks_it_to_end(asked_before):
+    with pytest.raises(ZeroDivisionError), InterruptRequest(is_one_of_many=True):
+        fail(asked_before)
+    os.kill(os.getpid(), signal.SIGTERM)  # would end the tests
+
+
+def test_one_of_many_without_an_error_gives_the_handlers_back():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with InterruptRequest(is_one_of_many=True):
+        pass
+    assert [signal.getsignal(number) for number in SIGNALS] == before
