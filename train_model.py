@@ -26,10 +26,12 @@ def main(config: run_config.TrainConfig) -> None:
 
     from data.pipeline import prepare
     from data.prepared import PreparedData
+    from modeling.accounting import mha_yardstick
     from modeling.gpt import check
     from tracking.run_folder import RunFolder
     from tracking.wandb_mirror import WandbMirror
     from training.budget import make_budget
+    from training.budget_sheet import budget_sheet
     from training.distributed import joined, newest_checkpoint_hint
     from training.loop import Recipe, train
     from training.summary import describe_run
@@ -43,6 +45,7 @@ def main(config: run_config.TrainConfig) -> None:
         world.share_of(budget.sequences_per_pass)
         folder = world.from_main(lambda: str(prepare(config.data, config.tokenizer, print).folder))
         prepared = PreparedData(Path(folder))
+        asked = config.model
         config = _with_tokenizer(config, prepared)
         recipe = Recipe(
             model=config.model,
@@ -63,6 +66,8 @@ def main(config: run_config.TrainConfig) -> None:
             mirror = WandbMirror(
                 tracking, run.path, config.run_name, dataclasses.asdict(config), say
             )
+            yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
+            say(budget_sheet(config.model, mha_yardstick(yardstick)))
             failed = True
             try:
                 with world.telling(lambda: newest_checkpoint_hint(run.checkpoints_path)):

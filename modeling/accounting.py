@@ -80,19 +80,45 @@ def training_flops_per_token(config: GPTConfig, context_length: int) -> float:
     return 3 * (config.num_hidden_layers * layer + output)
 
 
-def match_to_mha(config: GPTConfig) -> GPTConfig:
-    """Return the configuration with the MLP width that gives it MHA's number of parameters.
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a model costs.
 
-    The yardstick is the same model with multi-head attention, heads of width m / h and RoPE, so
-    without learned positions. The width is rounded to a multiple of 8, which keeps the difference
-    under 12 m parameters a layer. `vocab_size` must be set, and `intermediate_size` be MHA's: the
-    result is not to be matched again.
+    Args:
+        parameters: By role.
+        kv_cache_bytes_per_token: Over all layers, in the dtype of the weights (float32).
+        cache_ratio_to_mha: That as a fraction of plain multi-head attention's of this width.
+        training_flops_per_token: Forward and backward, at the model's context length.
+    """
 
-    Raises:
-        ModelConfigError: If no MLP is narrow enough.
+    parameters: ParameterCount
+    kv_cache_bytes_per_token: int
+    cache_ratio_to_mha: float
+    training_flops_per_token: float
+
+
+def budget_of(config: GPTConfig) -> Budget:
+    """Work out what a model costs; `vocab_size` must be set."""
+    cache = kv_cache_bytes_per_token(config)
+    return Budget(
+        parameters=num_parameters(config),
+        kv_cache_bytes_per_token=cache,
+        cache_ratio_to_mha=cache / mha_cache_bytes_per_token(config),
+        training_flops_per_token=training_flops_per_token(config, config.max_position_embeddings),
+    )
+
+
+def mha_yardstick(config: GPTConfig) -> GPTConfig:
+    """Return the model that others are matched to: the same with multi-head attention.
+
+    Its heads are m / h wide and it has RoPE, so no learned positions. Only what it costs is meant:
+    RoPE, which has no parameters, is left out of its fields.
+
+    Args:
+        config: Any attention; `intermediate_size` as asked for, before any matching.
     """
     m, h = config.hidden_size, config.num_attention_heads
-    yardstick = dataclasses.replace(
+    return dataclasses.replace(
         config,
         position_embedding="none",
         attention={
@@ -106,6 +132,20 @@ def match_to_mha(config: GPTConfig) -> GPTConfig:
             "attention_bias": config.attention.get("attention_bias", False),
         },
     )
+
+
+def match_to_mha(config: GPTConfig) -> GPTConfig:
+    """Return the configuration with the MLP width that gives it MHA's number of parameters.
+
+    The yardstick is the same model with multi-head attention, heads of width m / h and RoPE, so
+    without learned positions. The width is rounded to a multiple of 8, which keeps the difference
+    under 12 m parameters a layer. `vocab_size` must be set, and `intermediate_size` be MHA's: the
+    result is not to be matched again.
+
+    Raises:
+        ModelConfigError: If no MLP is narrow enough.
+    """
+    yardstick = mha_yardstick(config)
     surplus = num_parameters(yardstick).total - num_parameters(config).total
     per_unit = _mlp_parameters(config, 1) - _mlp_parameters(config, 0)
     width = config.intermediate_size + surplus / (per_unit * config.num_hidden_layers)

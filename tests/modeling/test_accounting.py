@@ -12,9 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling.accounting import (
+    budget_of,
     kv_cache_bytes_per_token,
     match_to_mha,
     mha_cache_bytes_per_token,
+    mha_yardstick,
     num_parameters,
     training_flops_per_token,
 )
@@ -196,6 +198,23 @@ def test_mha_cache_bytes_are_the_yardstick_of_every_attention():
         assert mha_cache_bytes_per_token(nano(name), torch.float16) == 4 * 2 * 192 * 2
     mha = nano("mha")
     assert kv_cache_bytes_per_token(mha) == mha_cache_bytes_per_token(mha)
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_a_budget_is_what_the_built_model_costs(name):
+    config = nano(name)
+    budget = budget_of(config)
+    model = GPT(config)
+    assert dataclasses.asdict(budget.parameters) == roles(model)
+    assert 5 * 7 * budget.kv_cache_bytes_per_token == model.new_cache(5, 7).num_bytes()
+    mha = GPT(nano("mha")).new_cache(5, 7).num_bytes()
+    assert budget.cache_ratio_to_mha == model.new_cache(5, 7).num_bytes() / mha
+    assert budget.training_flops_per_token == training_flops_per_token(config, 256)
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_the_yardstick_of_every_attention_costs_what_mha_does(name):
+    assert budget_of(mha_yardstick(nano(name))) == budget_of(nano("mha"))
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])

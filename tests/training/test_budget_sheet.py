@@ -1,0 +1,57 @@
+import dataclasses
+
+from modeling.accounting import match_to_mha, mha_yardstick
+from modeling.config import GPTConfig
+from training.budget_sheet import budget_sheet
+
+NANO_MLA = GPTConfig(
+    vocab_size=4096,
+    attention={
+        "name": "mla",
+        "hidden_size": 192,
+        "num_attention_heads": 8,
+        "kv_lora_rank": 96,
+        "qk_nope_head_dim": 24,
+        "qk_rope_head_dim": 12,
+        "v_head_dim": 24,
+    },
+)
+
+
+def cells(sheet):
+    """Numbers by row and column."""
+    heading, _, *rows = (line for line in sheet.splitlines())
+    columns = [name.strip() for name in heading.strip().split("  ") if name.strip()]
+    found = {}
+    for row in rows:
+        name, *values = [cell.strip() for cell in row.split("  ") if cell.strip()]
+        found[name] = dict(zip(columns, values, strict=True))
+    return found
+
+
+def test_a_model_beside_its_yardstick():
+    sheet = cells(budget_sheet(match_to_mha(NANO_MLA), mha_yardstick(NANO_MLA)))
+    assert list(sheet) == ["mla", "MHA, the yardstick", "difference"]
+    # The published runs of MLA and MHA at this size (README).
+    assert sheet["mla"]["parameters"] == "2,548,800"
+    assert sheet["MHA, the yardstick"]["parameters"] == "2,557,632"
+    assert sheet["difference"]["parameters"] == "-0.35 %"
+    assert sheet["mla"]["embeddings"] == f"{4096 * 192:,}"
+    assert sheet["difference"]["embeddings"] == "0 %"
+    assert sheet["mla"]["KV bytes/token"] == "1,728"
+    assert sheet["MHA, the yardstick"]["KV bytes/token"] == "6,144"
+    assert sheet["difference"]["KV bytes/token"] == "-71.88 %"
+    # 6 per weight of a matrix, and 6 h (d_qk + v) (t + 1) / 2 a layer.
+    weights = 4 * (4 * 192**2 + 3 * 192 * 512) + 4096 * 192
+    flops = 6 * weights + 4 * 6 * 8 * 48 * 257 / 2
+    assert sheet["MHA, the yardstick"]["training MFLOPs/token"] == f"{flops / 1e6:,.1f}"
+
+
+def test_an_unmatched_model_shows_by_how_much():
+    wide = dataclasses.replace(NANO_MLA, intermediate_size=512)
+    sheet = cells(budget_sheet(wide, mha_yardstick(wide)))
+    difference = float(sheet["difference"]["parameters"].removesuffix(" %"))
+    total, of = (
+        int(sheet[row]["parameters"].replace(",", "")) for row in ("mla", "MHA, the yardstick")
+    )
+    assert difference == round(100 * (total / of - 1), 2) != 0

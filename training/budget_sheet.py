@@ -1,0 +1,47 @@
+"""What a model costs beside the multi-head attention that it is measured against."""
+
+from tabulate import tabulate
+
+from modeling.accounting import Budget, budget_of
+from modeling.config import GPTConfig
+
+_COLUMNS = (
+    *("", "parameters", "embeddings", "attention", "MLP", "norms"),
+    *("KV bytes/token", "training MFLOPs/token"),
+)
+
+
+def budget_sheet(model: GPTConfig, yardstick: GPTConfig) -> str:
+    """Lay out parameters, cache and FLOPs of a model and of its yardstick, and the difference.
+
+    Args:
+        model: What is trained; `vocab_size` set.
+        yardstick: `modeling.accounting.mha_yardstick` of what was asked for.
+
+    Returns:
+        A table of a few lines.
+    """
+    own, mha = (_numbers(budget_of(config)) for config in (model, yardstick))
+    rows = [
+        [model.attention["name"], *map(_number, own)],
+        ["MHA, the yardstick", *map(_number, mha)],
+        ["difference", *map(_percent, own, mha)],
+    ]
+    align = ["left", *["right"] * (len(_COLUMNS) - 1)]
+    return tabulate(rows, headers=_COLUMNS, colalign=align, disable_numparse=True)
+
+
+def _numbers(budget: Budget) -> list[float]:
+    count = budget.parameters
+    return [
+        *(count.total, count.embeddings, count.attention, count.mlp, count.norms),
+        *(budget.kv_cache_bytes_per_token, budget.training_flops_per_token / 1e6),
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+
+def _percent(value: float, of: float) -> str:
+    return f"{100 * (value / of - 1):+.2f} %" if value != of else "0 %"
