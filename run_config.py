@@ -83,6 +83,7 @@ class TrainConfig:
     study: str | None = None
     seed: int = 0
     match: str = "params"
+    match_cache_ratio: float = 0.25
     model: GPTConfig = field(default_factory=GPTConfig)
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
@@ -103,8 +104,10 @@ class TrainConfig:
         found = _name_problems("study", self.study)
         if not 0 <= self.seed < 2**63:
             found.append(f"seed ({self.seed}) must be from 0 to 2^63 - 1")
-        if self.match not in ("params", "none"):
-            found.append(f"match ('{self.match}') must be params or none")
+        if self.match not in ("params", "cache", "none"):
+            found.append(f"match ('{self.match}') must be params, cache or none")
+        if not 0.0 < self.match_cache_ratio <= 1.0:
+            found.append(f"match_cache_ratio ({self.match_cache_ratio}) must be in (0, 1]")
         return found
 
 

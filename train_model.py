@@ -26,7 +26,7 @@ def main(config: run_config.TrainConfig) -> None:
 
     from data.pipeline import prepare
     from data.prepared import PreparedData
-    from modeling.accounting import mha_yardstick
+    from modeling.accounting import match_cache, mha_yardstick
     from modeling.gpt import check
     from tracking.run_folder import RunFolder
     from tracking.wandb_mirror import WandbMirror
@@ -37,6 +37,9 @@ def main(config: run_config.TrainConfig) -> None:
     from training.summary import describe_run
 
     check(config.model)
+    if config.match == "cache":
+        model = match_cache(config.model, config.match_cache_ratio)
+        config = dataclasses.replace(config, model=model)
     config.eval.windows(config.model)
     budget = make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
     run = RunFolder(config.runs_path, config.run_name)
@@ -105,7 +108,7 @@ def _with_tokenizer(
     if config.model.intra_document_mask:
         end = prepared.end_of_document_id
     model = dataclasses.replace(config.model, vocab_size=vocab_size, end_of_document_id=end)
-    if config.match == "params":
+    if config.match != "none":
         model = match_to_mha(model)
     return dataclasses.replace(config, model=model)
 

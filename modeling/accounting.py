@@ -137,21 +137,56 @@ def mha_yardstick(config: GPTConfig) -> GPTConfig:
 def match_to_mha(config: GPTConfig) -> GPTConfig:
     """Return the configuration with the MLP width that gives it MHA's number of parameters.
 
-    The yardstick is the same model with multi-head attention, heads of width m / h and RoPE, so
-    without learned positions. The width is rounded to a multiple of 8, which keeps the difference
-    under 12 m parameters a layer. `vocab_size` must be set, and `intermediate_size` be MHA's: the
+    The width is rounded to a multiple of 8, or to a whole number where that misses by more than
+    0.5 %. `vocab_size` must be set, and `intermediate_size` be MHA's (see `mha_yardstick`): the
     result is not to be matched again.
 
     Raises:
-        ModelConfigError: If no MLP is narrow enough.
+        ModelConfigError: If no MLP brings the model that near.
     """
-    yardstick = mha_yardstick(config)
-    surplus = num_parameters(yardstick).total - num_parameters(config).total
+    wanted = num_parameters(mha_yardstick(config)).total
+    surplus = wanted - num_parameters(config).total
     per_unit = _mlp_parameters(config, 1) - _mlp_parameters(config, 0)
     width = config.intermediate_size + surplus / (per_unit * config.num_hidden_layers)
-    if width < 8:
+    for rounded in (8 * round(width / 8), round(width)):
+        matched = dataclasses.replace(config, intermediate_size=rounded)
+        if rounded > 0 and _is_near(num_parameters(matched).total, wanted):
+            return matched
+    raise ModelConfigError(
+        f"no MLP gives the model MHA's {wanted:,} parameters within 0.5 % (intermediate_size "
+        f"would be {width:.1f}); set match=none, or a larger model.intermediate_size"
+    )
+
+
+def match_cache(config: GPTConfig, ratio: float) -> GPTConfig:
+    """Return the configuration with the attention whose cache is `ratio` of MHA's of this width.
+
+    The attention's own free width is set (`AttentionConfig.with_kv_cache_elements`), and nothing
+    else; `match_to_mha` can make the parameters equal afterwards.
+
+    Args:
+        config: Any attention; `vocab_size` need not be set.
+        ratio: In (0, 1]; of the 2 m elements that MHA caches per token and layer.
+
+    Raises:
+        ModelConfigError: If the attention has no such width within 0.5 %.
+    """
+    fields, mha = config.attention, 2 * config.hidden_size
+    now = attention_config(fields)
+    found = now.with_kv_cache_elements(round(ratio * mha))
+    if found.problems_as(fields["name"]):
+        found = now  # what a name promises is not changed
+    elements = found.kv_cache_elements_per_token()
+    if not _is_near(elements, ratio * mha):
         raise ModelConfigError(
-            f"the attention alone has more parameters than MHA and its MLP (intermediate_size "
-            f"would be {width:.0f}); set match=none, or a larger model.intermediate_size"
+            f"match=cache with match_cache_ratio={ratio:g} asks for {ratio * mha:g} cached "
+            f"elements per token and layer, and the nearest of attention={fields['name']} is "
+            f"{elements}; set match_cache_ratio={elements / mha:.6g}, an attention that can "
+            "(attention=gqa or mla), or match=params"
         )
-    return dataclasses.replace(config, intermediate_size=8 * round(width / 8))
+    changed = {key: getattr(found, key) for key in fields.keys() - {"name"}}
+    return dataclasses.replace(config, attention=fields | changed)
+
+
+def _is_near(value: float, wanted: float) -> bool:
+    return abs(value - wanted) <= 0.005 * wanted

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import run_config
-from modeling.accounting import match_to_mha, num_parameters
+from modeling.accounting import match_to_mha, mha_yardstick, num_parameters
 from modeling.errors import ModelConfigError
 from modeling.gpt import check
 
@@ -57,6 +57,18 @@ def test_every_attention_composes_with_every_size_at_mha_parameters(model, atten
     mha = train_config(f"model={model}", "attention=mha").model
     baseline = num_parameters(dataclasses.replace(mha, **vocab)).total
     assert abs(matched - baseline) / baseline < 0.01
+
+
+def test_a_finer_width_is_taken_where_multiples_of_8_miss_mhas_parameters():
+    widths = set()
+    for attention in ATTENTIONS:
+        model = train_config("debug=smoke", f"attention={attention}").model
+        model = dataclasses.replace(model, vocab_size=300)
+        matched = match_to_mha(model)
+        widths.add(matched.intermediate_size)
+        wanted = num_parameters(mha_yardstick(model)).total
+        assert num_parameters(matched).total == pytest.approx(wanted, rel=5e-3)
+    assert any(width % 8 for width in widths)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +126,10 @@ def test_grouped_query_attentions_run_without_rope():
         ("model.attention.head_dim=abc", "head_dim ('abc') must be of type int"),
         ("model.attention.head_dim=true", "head_dim (True) must be of type int"),
         ("run_name=???", "run_name must be given"),
-        ("match=cash", "match ('cash') must be params or none"),
+        ("match=cash", "match ('cash') must be params, cache or none"),
+        ("match_cache_ratio=0", "match_cache_ratio (0.0) must be in (0, 1]"),
+        ("match_cache_ratio=1.1", "match_cache_ratio (1.1) must be in (0, 1]"),
+        ("match_cache_ratio=nan", "match_cache_ratio (nan) must be in (0, 1]"),
     ],
 )
 def test_wrong_keys_and_types_are_refused_by_name(override, message):

@@ -9,7 +9,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Self, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,14 @@ class AttentionConfig(ABC):
     @abstractmethod
     def kv_cache_elements_per_token(self) -> int:
         """Return the elements a token leaves in this layer's cache, in closed form."""
+
+    def with_kv_cache_elements(self, elements: int) -> Self:
+        """Return this configuration with a cache of `elements` per token, or the nearest to it.
+
+        Which width is free for that is the attention's to say; one that has none stays as it is.
+        """
+        del elements
+        return self
 
 
 class Attention(nn.Module, ABC):

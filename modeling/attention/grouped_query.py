@@ -6,8 +6,9 @@ Sources:
     (arXiv 2302.05442), per head as in Qwen3 (arXiv 2505.09388).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,13 @@ class GroupedQueryAttentionConfig(AttentionConfig):
     def kv_cache_elements_per_token(self) -> int:
         """Return g (d + v), which is 2 g d where v = d."""
         return self.num_key_value_heads * (self.head_dim + self.v_head_dim)
+
+    def with_kv_cache_elements(self, elements: int) -> Self:
+        """Return this configuration with the divisor of h for g that comes nearest."""
+        h, per_head = self.num_attention_heads, self.head_dim + self.v_head_dim
+        divisors = (g for g in range(1, h + 1) if h % g == 0)
+        nearest = min(divisors, key=lambda g: abs(g * per_head - elements))
+        return replace(self, num_key_value_heads=nearest)
 
 
 class GroupedQueryAttention(Attention):

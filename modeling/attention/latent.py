@@ -4,8 +4,9 @@ Keys and values are projections of one small latent per token. Only that latent,
 and one rotated key shared by all heads are cached: c + r elements per token and layer.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +121,12 @@ class LatentAttentionConfig(AttentionConfig):
     def kv_cache_elements_per_token(self) -> int:
         """Return c + r."""
         return self.kv_lora_rank + self.qk_rope_head_dim
+
+    def with_kv_cache_elements(self, elements: int) -> Self:
+        """Return this configuration with c = elements - r, as far as the range of c reaches."""
+        widest = self.num_attention_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        rank = min(max(elements - self.qk_rope_head_dim, 1), widest)
+        return replace(self, kv_lora_rank=rank)
 
 
 class LatentAttention(Attention):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from modeling.accounting import (
     budget_of,
     kv_cache_bytes_per_token,
+    match_cache,
     match_to_mha,
     mha_cache_bytes_per_token,
     mha_yardstick,
     num_parameters,
     training_flops_per_token,
 )
+from modeling.attention import AttentionConfig, GroupedQueryAttentionConfig
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
 from modeling.kv_cache import CACHE_DTYPES, KVCache
@@ -191,6 +194,69 @@ def test_match_to_mha_refuses_what_no_mlp_can_match():
     config.attention["kv_lora_rank"] = 384
     with pytest.raises(ModelConfigError, match="set match=none, or a larger"):
         match_to_mha(config)
+
+
+def test_a_model_too_small_for_any_width_to_match_is_refused():
+    tiny = gpt_config("gqa", vocab_size=2, num_hidden_layers=1, intermediate_size=8)
+    with pytest.raises(ModelConfigError, match=r"within 0\.5 % \(intermediate_size would be 2\.7"):
+        match_to_mha(tiny)
+
+
+@pytest.mark.parametrize("ratio", [0.125, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["gqa", "mla", "mla_no_rope"])
+def test_match_cache_gives_equal_caches_and_then_equal_parameters(name, ratio):
+    config = nano(name, intermediate_size=640)
+    narrow = match_cache(config, ratio)
+    matched = match_to_mha(narrow)
+    mha = GPT(nano("mha", intermediate_size=640))
+    built = GPT(matched)
+    cache, whole = (model.new_cache(3, 5).num_bytes() for model in (built, mha))
+    assert cache == ratio * whole
+    counts = [sum(p.numel() for p in model.parameters()) for model in (built, mha)]
+    assert counts[0] == pytest.approx(counts[1], rel=5e-3)
+    width = "num_key_value_heads" if name == "gqa" else "kv_lora_rank"
+    changed = {key for key in config.attention if config.attention[key] != narrow.attention[key]}
+    assert changed <= {width}
+    assert narrow == dataclasses.replace(config, attention=narrow.attention)
+
+
+def test_a_ratio_between_whole_elements_is_met_within_half_a_percent():
+    matched = match_cache(nano("mla"), 0.3)  # of 384: 115.2
+    assert matched.attention["kv_lora_rank"] == 115 - 12
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "nearest"),
+    [
+        ("mha", 0.25, "attention=mha is 384; set match_cache_ratio=1,"),
+        ("mqa", 0.25, "attention=mqa is 48; set match_cache_ratio=0.125,"),
+        ("gqa", 0.3, "attention=gqa is 96; set match_cache_ratio=0.25,"),
+        ("gqa", 0.9, "attention=gqa is 384; set match_cache_ratio=1,"),
+        ("mla", 0.01, "attention=mla is 13; set match_cache_ratio=0.0338542,"),
+    ],
+)
+def test_a_cache_that_an_attention_cannot_have_is_refused_with_the_nearest(name, ratio, nearest):
+    config = nano(name)
+    with pytest.raises(ModelConfigError, match=re.escape(nearest)) as error:
+        match_cache(config, ratio)
+    assert f"match_cache_ratio={ratio:g} asks for {ratio * 384:g} cached" in str(error.value)
+    found = float(re.search(r"set match_cache_ratio=([0-9.]+)", str(error.value)).group(1))
+    match_cache(config, found)  # what it advises works
+
+
+def test_names_keep_their_meaning_when_the_cache_is_matched():
+    assert match_cache(nano("mha"), 1.0) == nano("mha")
+    assert match_cache(nano("mqa"), 0.125) == nano("mqa")
+
+
+def test_an_attention_without_a_free_width_needs_nothing_to_be_matched():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Fixed(GroupedQueryAttentionConfig):
+        with_kv_cache_elements = AttentionConfig.with_kv_cache_elements
+
+    fields = {key: value for key, value in nano("gqa").attention.items() if key != "name"}
+    fixed = Fixed(**fields)
+    assert fixed.with_kv_cache_elements(48) is fixed
 
 
 def test_mha_cache_bytes_are_the_yardstick_of_every_attention():
