@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import math
 import os
@@ -7,10 +8,12 @@ import pytest
 import torch
 from weights import assert_same_bits, final_tensors
 
+from data import batches
 from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
 from tracking.errors import RunError
 from tracking.metrics import read_metrics
+from training import loop
 from training.errors import TrainingError, TrainingInterrupted
 from training.loop import Progress
 
@@ -97,6 +100,30 @@ def test_four_passes_of_one_sequence_equal_one_pass_of_four(recipe, run_training
     losses = [[r["train/loss"] for r in read_metrics(f.metrics_path)] for f in folders]
     # Sums of float32 in another order; twelve steps let the difference grow a little.
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+
+
+def test_every_attention_trains_on_the_same_tokens_in_the_same_order(
+    recipe, run_training, monkeypatch
+):
+    latent = recipe.model.attention
+    shared = {key: latent[key] for key in ("hidden_size", "num_attention_heads", "v_head_dim")}
+    grouped = {"name": "mqa", "num_key_value_heads": 1, "head_dim": 8, "qk_rope_head_dim": 8}
+    seen = {"mla": [], "mqa": []}
+    for name, fields in (("mla", latent), ("mqa", shared | grouped)):
+
+        def read_ahead(*arguments, into=seen[name]):
+            with contextlib.closing(batches.read_ahead(*arguments)) as ahead:
+                for batch in ahead:
+                    into.append(batch)
+                    yield batch
+
+        monkeypatch.setattr(loop, "read_ahead", read_ahead)
+        model = dataclasses.replace(recipe.model, attention=fields)
+        run_training(dataclasses.replace(recipe, model=model), name)
+    assert len(seen["mla"]) == len(seen["mqa"]) == 24
+    for one, other in zip(seen["mla"], seen["mqa"], strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
