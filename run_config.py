@@ -289,6 +289,7 @@ def _keys(schema: type, prefix: str = "") -> list[str]:
 
 
 _started_here = False
+_run_told_of = ""  # of several runs, whose errors are told
 
 
 def _is_started_here() -> bool:
@@ -296,12 +297,20 @@ def _is_started_here() -> bool:
     return _started_here
 
 
+def _run_name(config: DictConfig) -> str:
+    """Return the name of the run, as far as it can be worked out of a configuration not checked."""
+    try:
+        return str(OmegaConf.select(config, "run_name", default=""))
+    except OmegaConfBaseException:
+        return ""
+
+
 def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -> NoReturn:
     """Compose, check, call the job once (or once per run of a multirun), and exit.
 
     Exit status: 0 done, 2 bad configuration or data, 75 interrupted with a resumable checkpoint,
-    1 anything else. In a multirun a run that fails is reported and the others go on; where a
-    launcher such as submitit's runs them in other processes, the first that failed is.
+    1 anything else. In a multirun a run that fails is reported by name and the others go on; where
+    a launcher such as submitit's runs them in other processes, the first that failed is.
     """
     global _started_here
     _started_here = True
@@ -309,11 +318,16 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     os.environ["PROJECT_ROOT"] = str(ROOT)
     # Hydra would replace a traceback by a hint; here it hands every exception on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = arguments = [_as_text(argument) for argument in sys.argv[1:]]
+    is_multirun = bool({"-m", "--multirun"} & set(arguments))
     statuses: list[int] = []
+    broken: list[str] = []
 
     # A launcher may pickle this function and call it in a process that begins here.
     def task(config: DictConfig) -> None:
+        global _run_told_of
         register()
+        _run_told_of = _run_name(config) if is_multirun else ""
         reason = ""
         try:
             job(checked(config, schema))
@@ -327,11 +341,12 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
         if status and not _is_started_here():
             raise JobFailed(reason, status)
         statuses.append(status)
+        if status and is_multirun:
+            broken.append(_run_told_of or "one without a name")
         # Where several ranks train, all have to agree on what comes next: nothing.
         if status == EXIT_INTERRUPTED or (status and _rank_and_size()[1] > 1):
             sys.exit(status)
 
-    sys.argv[1:] = arguments = [_as_text(argument) for argument in sys.argv[1:]]
     try:
         if {"--help", "-h"} & set(arguments):
             print(help_text(config_name))
@@ -356,6 +371,11 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     except KeyboardInterrupt as interrupted:
         tell(interrupted)
         sys.exit(EXIT_BEFORE_TRAINING)
+    if broken:
+        complain(
+            f"{len(broken)} of {len(statuses)} runs failed: {', '.join(broken)}; the same command "
+            "tries them again"
+        )
     sys.exit(max(statuses, default=0))
 
 
@@ -406,13 +426,19 @@ def help_text(config_name: str) -> str:
 
 
 def tell(error: BaseException) -> None:
-    """Print an error on stderr: a user's as one line, any other with its traceback."""
+    """Print an error on stderr: a user's as one line, any other with its traceback.
+
+    Of several runs it names the one.
+    """
+    whose = f"{_run_told_of}: " if _run_told_of else ""
     if isinstance(error, KeyboardInterrupt):
         complain("interrupted")
     elif isinstance(error, (*USER_ERRORS, TrainingInterrupted)):
-        complain(error)
+        complain(f"{whose}{error}")
     else:
         traceback.print_exception(error)
+        if whose:
+            complain(f"{whose}{type(error).__name__}, see above")
 
 
 def complain(message: object) -> None:

@@ -19,6 +19,7 @@ GROUPS = (
     *("experiment", "debug"),
 )
 ATTENTIONS = ("mha", "mqa", "gqa", "mla_no_rope", "mla")
+WITHOUT_ROPE = ("mha_no_rope", "mqa_no_rope")
 
 
 def options(group):
@@ -156,6 +157,8 @@ def test_wrong_keys_and_types_are_refused_by_name(override, message):
             "use attention=mla_no_rope",
         ),
         (["attention=mla_no_rope", "model.attention.qk_rope_head_dim=8"], "use attention=mla for"),
+        (["attention=mha_no_rope", "model.attention.qk_rope_head_dim=8"], "use attention=mha for"),
+        (["attention=mqa_no_rope", "model.attention.num_key_value_heads=2"], "use attention=gqa"),
         (["attention=mla", "model.attention.kv_lora_rank=0"], "kv_lora_rank (0) must be at least"),
         (["attention=mla", "model.attention.kv_lora_rank=385"], "= 384, beyond which it compr"),
         (["attention=mla", "model.attention.q_lora_rank=193"], "from 1 to hidden_size (192)"),
@@ -304,19 +307,42 @@ def test_a_training_that_fails_is_one_line_with_status_1_and_the_others_go_on(mo
         run_config.run("train", run_config.TrainConfig, job)
     assert end.value.code == 1
     assert seeds == [0, 1, 2]
-    assert capsys.readouterr().err == "kvlab: out of memory; lower something\n"
+    name = "mha-nano-python_stdlib-seed1"
+    assert capsys.readouterr().err == (
+        f"kvlab: {name}: out of memory; lower something\n"
+        f"kvlab: 1 of 3 runs failed: {name}; the same command tries them again\n"
+    )
+
+
+@pytest.mark.parametrize("is_multirun", [False, True])
+def test_a_bug_shows_its_traceback_and_in_a_multirun_the_name_of_the_run(
+    is_multirun, monkeypatch, capsys
+):
+    def job(config):
+        raise AssertionError("a bug")
+
+    flags = ["-m"] if is_multirun else []
+    monkeypatch.setattr("sys.argv", ["train_model.py", *flags, "run_name=x"])
+    with pytest.raises(SystemExit) as end:
+        run_config.run("train", run_config.TrainConfig, job)
+    assert end.value.code == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert ("kvlab: x: AssertionError, see above\n" in err) == is_multirun
+    assert ("1 of 1 runs failed: x" in err) == is_multirun
 
 
 def test_unknown_attention_lists_the_names():
     config = dataclasses.replace(train_config().model, attention={"name": "mlaa"})
     with pytest.raises(
-        ModelConfigError, match=r"did you mean 'mla'.*available: gqa, mha, mla, mla_no_rope"
+        ModelConfigError,
+        match=r"did you mean 'mla'.*available: gqa, mha, mha_no_rope, mla, mla_no_rope",
     ):
         check(config)
 
 
-def test_all_five_attentions_have_a_file():
-    assert set(options("attention")) == set(ATTENTIONS)
+def test_all_attentions_have_a_file():
+    assert set(options("attention")) == {*ATTENTIONS, *WITHOUT_ROPE}
 
 
 @pytest.mark.parametrize(

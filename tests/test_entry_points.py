@@ -281,6 +281,7 @@ def test_sigterm_saves_exits_75_and_the_lock_keeps_a_second_process_out(kvlab, t
             "model.end_of_document_id (299) must be the tokenizer's",
         ),
         (["run_name=a/../b"], "run_name 'a/../b' is not allowed"),
+        (["match=cache"], "attention=mha is 128; set match_cache_ratio=1"),
         (["model.max_position_embeddings=1000000", "schedule.warmup_steps=0"], "fewer than the"),
     ],
 )
@@ -296,7 +297,8 @@ def test_bad_input_is_one_line_with_status_2_and_leaves_no_run(kvlab, tmp_path, 
 def test_a_broken_run_does_not_stop_the_others_of_a_multirun(kvlab, tmp_path):
     result = kvlab("train_model.py", "-m", "model.num_attention_heads=3,4", "run_name=x")
     assert result.returncode == 2
-    assert "64 is not divisible by 3" in result.stderr
+    assert re.search(r"kvlab: x: .*64 is not divisible by 3", result.stderr)
+    assert last_line(result).startswith("kvlab: 1 of 2 runs failed: x;")
     assert (tmp_path / "runs" / "x" / "summary.json").exists()
 
 
@@ -310,7 +312,7 @@ def test_help_is_readable_and_needs_no_torch(tmp_path):
         check=True,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )
-    assert "attention: gqa, mha, mla, mla_no_rope, mqa" in result.stdout
+    assert "attention: gqa, mha, mha_no_rope, mla, mla_no_rope, mqa, mqa_no_rope" in result.stdout
     assert "python train_model.py attention=mla" in result.stdout
 
 

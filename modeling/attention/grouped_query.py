@@ -27,7 +27,7 @@ from modeling.norms import RMSNorm
 from modeling.rope import apply_rotary
 
 
-@register_attention("mha", "mqa", "gqa")
+@register_attention("mha", "mqa", "gqa", "mha_no_rope", "mqa_no_rope")
 @dataclass(frozen=True, kw_only=True)
 class GroupedQueryAttentionConfig(AttentionConfig):
     """h query heads share g key-value heads: g = h is MHA, g = 1 is MQA, between them GQA."""
@@ -72,14 +72,24 @@ class GroupedQueryAttentionConfig(AttentionConfig):
         return found
 
     def problems_as(self, name: str) -> list[str]:
-        """Return why these values are not what `name` (mha, mqa or gqa) promises."""
-        required = {"mha": self.num_attention_heads, "mqa": 1}.get(name, self.num_key_value_heads)
-        if self.num_key_value_heads == required:
-            return []
-        return [
-            f"attention={name} has num_key_value_heads = {required}, not "
-            f"{self.num_key_value_heads}; use attention=gqa for that"
-        ]
+        """Return why these values are not what `name` (mha, mha_no_rope, gqa, ...) promises.
+
+        Only `_no_rope` is a promise about RoPE.
+        """
+        found = []
+        kind = name.removesuffix("_no_rope")
+        required = {"mha": self.num_attention_heads, "mqa": 1}.get(kind, self.num_key_value_heads)
+        if self.num_key_value_heads != required:
+            found.append(
+                f"attention={name} has num_key_value_heads = {required}, not "
+                f"{self.num_key_value_heads}; use attention=gqa for that"
+            )
+        if kind != name and self.qk_rope_head_dim > 0:
+            found.append(
+                f"attention={name} means no RoPE, but qk_rope_head_dim is {self.qk_rope_head_dim}; "
+                f"use attention={kind} for that"
+            )
+        return found
 
     def build(self, layer_idx: int = 0) -> "GroupedQueryAttention":
         """Build the module; `layer_idx` counts from 0."""

@@ -278,9 +278,13 @@ def test_a_budget_is_what_the_built_model_costs(name):
     assert budget.training_flops_per_token == training_flops_per_token(config, 256)
 
 
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("name", FIVE)
-def test_the_yardstick_of_every_attention_costs_what_mha_does(name):
-    assert budget_of(mha_yardstick(nano(name))) == budget_of(nano("mha"))
+def test_the_yardstick_of_every_attention_costs_what_mha_does(name, bias):
+    config, mha = nano(name), nano("mha")
+    for one in (config, mha):
+        one.attention["attention_bias"] = bias
+    assert budget_of(mha_yardstick(config)) == budget_of(mha)
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])

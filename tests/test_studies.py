@@ -1,0 +1,68 @@
+"""The experiments named study_*: each run composes, under a name and in a folder of its own."""
+
+import functools
+import itertools
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from test_fairness import trained as composed_and_matched
+
+import run_config
+from modeling.accounting import budget_of, num_parameters
+
+trained = functools.cache(composed_and_matched)
+STUDIES = sorted(path.stem for path in (run_config.ROOT / "conf/experiment").glob("study_*.yaml"))
+
+
+def combinations(study):
+    """The overrides of each run of `-m experiment=<study>`, as Hydra's sweeper reads them."""
+    config = run_config.composed("train", [f"experiment={study}"], with_hydra=True)
+    params = config.hydra.sweeper.params
+    parser = OverridesParser.create()
+    choices = []
+    for key, value in params.items():
+        override = parser.parse_override(f"{key}={value}")
+        assert override.is_sweep_override(), f"{key} has one value"
+        choices.append([f"{key}={one}" for one in override.sweep_string_iterator()])
+    return [[f"experiment={study}", *chosen] for chosen in itertools.product(*choices)]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_run_of_a_study_composes_is_matched_and_has_a_name_of_its_own(study):
+    # The seed is no part of what is matched, and composing takes long.
+    one_seed = [chosen for chosen in combinations(study) if "seed=0" in chosen]
+    assert len(combinations(study)) == 3 * len(one_seed)
+    configs = [trained(*chosen) for chosen in one_seed]
+    for config in configs:
+        assert config.study == config.tracking.group == study
+        assert config.run_name.endswith("-seed0")
+    assert len({config.run_name for config in configs}) == len(configs)
+    mha = trained(f"experiment={study}", "attention=mha", "match=params").model
+    for config in configs:
+        assert num_parameters(config.model).total == pytest.approx(
+            num_parameters(mha).total, rel=5e-3
+        )
+
+
+def test_each_point_of_study_rank_has_its_share_of_mhas_cache():
+    points = [chosen for chosen in combinations("study_rank") if "seed=0" in chosen]
+    found = {}
+    for chosen in points:
+        config = trained(*chosen)
+        key = (config.model.attention["name"], config.match_cache_ratio)
+        found[key] = budget_of(config.model).cache_ratio_to_mha
+    assert found == {
+        (name, ratio): ratio for name in ("gqa", "mla") for ratio in (0.125, 0.25, 0.5, 1.0)
+    }
+
+
+def test_study_seed_35m_has_each_attention_with_rope_and_without():
+    chosen = {tuple(one[1:2]) for one in combinations("study_seed_35m")}
+    rows = {
+        (config.attention["name"], config.attention["qk_rope_head_dim"] > 0)
+        for config in (trained("experiment=study_seed_35m", *one).model for one in chosen)
+    }
+    assert rows == {
+        *(("mha", True), ("mha_no_rope", False), ("mqa", True), ("mqa_no_rope", False)),
+        *(("gqa", True), ("mla", True), ("mla_no_rope", False)),
+    }
