@@ -84,6 +84,8 @@ class TrainConfig:
     seed: int = 0
     match: str = "params"
     match_cache_ratio: float = 0.25
+    fair_lr: bool = False
+    fair_lr_factors: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     model: GPTConfig = field(default_factory=GPTConfig)
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
@@ -108,6 +110,14 @@ class TrainConfig:
             found.append(f"match ('{self.match}') must be params, cache or none")
         if not 0.0 < self.match_cache_ratio <= 1.0:
             found.append(f"match_cache_ratio ({self.match_cache_ratio}) must be in (0, 1]")
+        factors = self.fair_lr_factors
+        # Six digits are what the rates' runs are named by.
+        are_different = len({f"{factor:.6g}" for factor in factors}) == len(factors) > 2
+        if not are_different or not all(0.0 < factor < math.inf for factor in factors):
+            found.append(
+                f"fair_lr_factors ({factors}) must be at least 3 different positive numbers, such "
+                "as [0.5,1.0,2.0]"
+            )
         return found
 
 
@@ -297,6 +307,12 @@ def _is_started_here() -> bool:
     return _started_here
 
 
+def _tell_of(name: str) -> None:
+    """Remember whose errors are told, in the module, which a pickled function has a copy of."""
+    global _run_told_of
+    _run_told_of = name
+
+
 def _run_name(config: DictConfig) -> str:
     """Return the name of the run, as far as it can be worked out of a configuration not checked."""
     try:
@@ -325,9 +341,9 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
 
     # A launcher may pickle this function and call it in a process that begins here.
     def task(config: DictConfig) -> None:
-        global _run_told_of
         register()
-        _run_told_of = _run_name(config) if is_multirun else ""
+        name = _run_name(config) if is_multirun else ""
+        _tell_of(name)
         reason = ""
         try:
             job(checked(config, schema))
@@ -339,10 +355,10 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             status = _status_of(error)
             reason = f"{type(error).__name__}: {error}" if status == 1 else str(error)
         if status and not _is_started_here():
-            raise JobFailed(reason, status)
+            raise JobFailed(f"{name}: {reason}" if name else reason, status)
         statuses.append(status)
         if status and is_multirun:
-            broken.append(_run_told_of or "one without a name")
+            broken.append(name or "one without a name")
         # Where several ranks train, all have to agree on what comes next: nothing.
         if status == EXIT_INTERRUPTED or (status and _rank_and_size()[1] > 1):
             sys.exit(status)

@@ -6,14 +6,17 @@ ensure_environment.ensure()
 
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
+import math  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import run_config  # noqa: E402
 
 if TYPE_CHECKING:
     from data.prepared import PreparedData
     from tracking.run_folder import RunFolder
+    from training.distributed import World
 
 
 def main(config: run_config.TrainConfig) -> None:
@@ -29,11 +32,9 @@ def main(config: run_config.TrainConfig) -> None:
     from modeling.accounting import match_cache, mha_yardstick
     from modeling.gpt import check
     from tracking.run_folder import RunFolder
-    from tracking.wandb_mirror import WandbMirror
     from training.budget import make_budget
     from training.budget_sheet import budget_sheet
-    from training.distributed import joined, newest_checkpoint_hint
-    from training.loop import Recipe, train
+    from training.distributed import joined
     from training.summary import describe_run
 
     check(config.model)
@@ -50,37 +51,132 @@ def main(config: run_config.TrainConfig) -> None:
         prepared = PreparedData(Path(folder))
         asked = config.model
         config = _with_tokenizer(config, prepared)
-        recipe = Recipe(
-            model=config.model,
-            optim=config.optim,
-            schedule=config.schedule,
-            trainer=config.trainer,
-            eval=config.eval,
-            sampling=config.sampling,
-            seed=config.seed,
-        )
-        with run.lock() if world.is_main else contextlib.nullcontext():
-            if not world.from_main(lambda: _start(run, config)):
-                return
-            tracking = dataclasses.replace(
-                config.tracking, wandb=config.tracking.wandb and world.is_main
+        say = tqdm.write if world.is_main else _say_nothing
+        if config.fair_lr:
+            config = _with_fair_rate(config, prepared, world, say)
+        yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
+        sheet = budget_sheet(config.model, mha_yardstick(yardstick))
+        summary, was_finished = _trained(run, config, prepared, world, say, sheet)
+        if was_finished:
+            say(
+                f"{config.run_name} is finished: validation perplexity "
+                f"{summary['validation_perplexity']:.2f}; nothing to do "
+                "(another run_name=... or seed=... trains another)"
             )
-            say = tqdm.write if world.is_main else _say_nothing
-            mirror = WandbMirror(
-                tracking, run.path, config.run_name, dataclasses.asdict(config), say
-            )
-            yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
-            say(budget_sheet(config.model, mha_yardstick(yardstick)))
-            failed = True
-            try:
-                with world.telling(lambda: newest_checkpoint_hint(run.checkpoints_path)):
-                    summary = train(recipe, prepared, run, mirror, say, world)
-                failed = False
-            finally:
-                mirror.finish(exit_code=int(failed))
+            return
         is_default = run.path.parent == run_config.ROOT / "runs"
         arguments = [] if is_default else [f"runs_dir={config.runs_path}"]
         say(describe_run(summary, prepared.name, prepared.baselines, run.path, arguments))
+
+
+def _trained(
+    run: "RunFolder",
+    config: run_config.TrainConfig,
+    prepared: "PreparedData",
+    world: "World",
+    say: Callable[[str], None],
+    first_lines: str = "",
+) -> tuple[dict[str, Any], bool]:
+    """Train a run, or go on with it, unless it is finished.
+
+    Args:
+        run: Its folder.
+        config: What is recorded.
+        prepared: The corpus.
+        world: The ranks that train it.
+        say: Prints a line.
+        first_lines: Said before the training, if there is any.
+
+    Returns:
+        What summary.json holds, and whether the run was finished before.
+
+    Raises:
+        ConfigError: If the run exists with another configuration.
+    """
+    from tracking.wandb_mirror import WandbMirror
+    from training.distributed import newest_checkpoint_hint
+    from training.loop import Recipe, train
+
+    recipe = Recipe(
+        model=config.model,
+        optim=config.optim,
+        schedule=config.schedule,
+        trainer=config.trainer,
+        eval=config.eval,
+        sampling=config.sampling,
+        seed=config.seed,
+    )
+    with run.lock() if world.is_main else contextlib.nullcontext():
+        finished = world.from_main(lambda: _start(run, config))
+        if finished is not None:
+            return finished, True
+        if first_lines:
+            say(first_lines)
+        tracking = dataclasses.replace(
+            config.tracking, wandb=config.tracking.wandb and world.is_main
+        )
+        mirror = WandbMirror(tracking, run.path, config.run_name, dataclasses.asdict(config), say)
+        failed = True
+        try:
+            with world.telling(lambda: newest_checkpoint_hint(run.checkpoints_path)):
+                summary = train(recipe, prepared, run, mirror, say, world)
+            failed = False
+        finally:
+            mirror.finish(exit_code=int(failed))
+    return summary, False
+
+
+def _with_fair_rate(
+    config: run_config.TrainConfig,
+    prepared: "PreparedData",
+    world: "World",
+    say: Callable[[str], None],
+) -> run_config.TrainConfig:
+    """Return the configuration with the learning rate that a grid of runs speaks for.
+
+    The runs that are missing are trained first.
+
+    Raises:
+        TrainingError: If several ranks train: an error of one, a diverged run, ends them all.
+    """
+    from tracking.run_folder import RunFolder
+    from training.errors import TrainingDiverged, TrainingError
+    from training.fair_rate import (
+        GRID_FOLDER,
+        GRID_SEED,
+        choose,
+        describe,
+        grid,
+        name_in_grid,
+    )
+
+    if world.size > 1:
+        raise TrainingError(
+            f"fair_lr=true trains its grid in one process, not in {world.size} ranks; find the "
+            "rate without torchrun, then set fair_lr=false and that optim.learning_rate"
+        )
+    nlls: dict[float, float] = {}
+    for rate in grid(config.optim.learning_rate, config.fair_lr_factors):
+        one = dataclasses.replace(
+            config,
+            run_name=name_in_grid(config.run_name, config.seed, rate),
+            runs_dir=str(config.runs_path / GRID_FOLDER),
+            study=None,
+            seed=GRID_SEED,
+            # As of a run by itself: grids that overlap share it.
+            fair_lr=False,
+            fair_lr_factors=run_config.TrainConfig().fair_lr_factors,
+            optim=dataclasses.replace(config.optim, learning_rate=rate),
+        )
+        try:
+            summary, _ = _trained(RunFolder(one.runs_path, one.run_name), one, prepared, world, say)
+            nlls[rate] = summary["validation_nll"]
+        except TrainingDiverged:
+            nlls[rate] = math.inf
+    choice = choose(nlls)
+    say(describe(nlls, choice))
+    optim = dataclasses.replace(config.optim, learning_rate=choice.learning_rate)
+    return dataclasses.replace(config, optim=optim)
 
 
 def _with_tokenizer(
@@ -113,8 +209,8 @@ def _with_tokenizer(
     return dataclasses.replace(config, model=model)
 
 
-def _start(run: "RunFolder", config: run_config.TrainConfig) -> bool:
-    """Record the configuration of a run; False if the run is finished, which is then said.
+def _start(run: "RunFolder", config: run_config.TrainConfig) -> dict[str, Any] | None:
+    """Record the configuration of a run that is to be trained; return a finished one's summary.
 
     Raises:
         ConfigError: If the run exists with another configuration.
@@ -123,14 +219,9 @@ def _start(run: "RunFolder", config: run_config.TrainConfig) -> bool:
     if summary is not None or any(run.checkpoints_path.glob("[0-9]*")):
         run_config.require_same_run(run.config_path, config)
     if summary is not None and summary.get("finished"):
-        print(
-            f"{config.run_name} is finished: validation perplexity "
-            f"{summary['validation_perplexity']:.2f}; nothing to do "
-            "(another run_name=... or seed=... trains another)"
-        )
-        return False
+        return summary
     run.write_config(run_config.as_yaml(config))
-    return True
+    return None
 
 
 def _say_nothing(line: str) -> None:

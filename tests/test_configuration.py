@@ -130,6 +130,11 @@ def test_grouped_query_attentions_run_without_rope():
         ("match=cash", "match ('cash') must be params, cache or none"),
         ("match_cache_ratio=0", "match_cache_ratio (0.0) must be in (0, 1]"),
         ("match_cache_ratio=1.1", "match_cache_ratio (1.1) must be in (0, 1]"),
+        ("fair_lr_factors=[0.5,1]", "fair_lr_factors ([0.5, 1.0]) must be at least 3 different"),
+        ("fair_lr_factors=[1,1.0,2]", "must be at least 3 different positive numbers"),
+        ("fair_lr_factors=[0,1,2]", "must be at least 3 different positive numbers"),
+        ("fair_lr_factors=[1,2,inf]", "must be at least 3 different positive numbers"),
+        ("fair_lr_factors=[1,2,nan]", "must be at least 3 different positive numbers"),
         ("match_cache_ratio=nan", "match_cache_ratio (nan) must be in (0, 1]"),
     ],
 )
@@ -268,6 +273,18 @@ def test_saved_configuration_is_compared_field_by_field(tmp_path):
         )
     assert "optim.learning_rate: 0.008 -> 0.5" in str(error.value)
     assert "model.attention.num_key_value_heads: 8 -> 1" in str(error.value)
+
+
+def test_a_run_from_before_a_key_had_its_default(tmp_path):
+    saved = tmp_path / "config.yaml"
+    new = ("match_cache_ratio", "fair_lr")
+    lines = run_config.as_yaml(default_config()).splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith((*new, "- "))]
+    saved.write_text("".join(kept))
+    assert len(kept) == len(lines) - 6
+    run_config.require_same_run(saved, default_config())
+    with pytest.raises(run_config.ConfigError, match="fair_lr: False -> True"):
+        run_config.require_same_run(saved, train_config("fair_lr=true"))
 
 
 @pytest.mark.parametrize(

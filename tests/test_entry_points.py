@@ -1,8 +1,10 @@
 """The commands as a user types them, each in a process of its own."""
 
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from processes import wait_for_step
 
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
+from tracking.run_folder import RunFolder, list_finished_runs
+from training.fair_rate import choose
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
@@ -300,6 +305,74 @@ def test_a_broken_run_does_not_stop_the_others_of_a_multirun(kvlab, tmp_path):
     assert re.search(r"kvlab: x: .*64 is not divisible by 3", result.stderr)
     assert last_line(result).startswith("kvlab: 1 of 2 runs failed: x;")
     assert (tmp_path / "runs" / "x" / "summary.json").exists()
+
+
+def recorded(run):
+    return OmegaConf.load(run / "config.yaml")
+
+
+def test_fair_lr_trains_a_grid_once_and_then_each_seed_at_its_best_rate(kvlab, tmp_path):
+    runs = tmp_path / "runs" / "fair"
+    fair = ["study=fair", "fair_lr=true", "fair_lr_factors=[0.5,1.0,2.0,1e35]"]
+    first = kvlab("train_model.py", *fair)
+    assert first.returncode == 0, first.stderr
+    rates = (0.004, 0.008, 0.016, 8e32)
+    grid = {rate: runs / "lr_grid" / f"mha-smoke-tiny-lr{rate:g}" for rate in rates}
+    assert {path.name for path in (runs / "lr_grid").iterdir()} == {p.name for p in grid.values()}
+    nlls = {
+        rate: RunFolder(path.parent, path.name).read_summary()["validation_nll"]
+        for rate, path in grid.items()
+        if rate < 1
+    }
+    choice = choose(nlls | {8e32: math.inf})
+    assert "diverged" in first.stdout
+    assert f"fair_lr: learning rate {choice.learning_rate:g}, " in first.stdout
+    config = recorded(runs / "mha-smoke-tiny-seed0")
+    assert config["optim"]["learning_rate"] == choice.learning_rate
+    assert config["fair_lr"] is True
+    assert recorded(grid[0.004])["optim"]["learning_rate"] == 0.004
+    names = [run.name for run in list_finished_runs(runs)[0]]
+    assert names == ["mha-smoke-tiny-seed0"]
+
+    # Broken off: the summary and the last checkpoint are not there yet.
+    whole = weights(runs / "lr_grid", grid[0.016].name)
+    (grid[0.016] / "summary.json").unlink()
+    shutil.rmtree(max((grid[0.016] / "checkpoints").glob("[0-9]*")))
+    second = kvlab("train_model.py", *fair)
+    assert second.returncode == 0, second.stderr
+    assert "resuming mha-smoke-tiny-lr0.016 after step 4" in second.stdout
+    again = weights(runs / "lr_grid", grid[0.016].name)
+    assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
+    assert "mha-smoke-tiny-seed0 is finished" in second.stdout
+
+    summaries = [path / "summary.json" for rate, path in grid.items() if rate < 1]
+    before = [path.stat().st_mtime_ns for path in summaries]
+    other = kvlab("train_model.py", *fair, "seed=1")
+    assert other.returncode == 0, other.stderr
+    assert before == [path.stat().st_mtime_ns for path in summaries]
+    config = recorded(runs / "mha-smoke-tiny-seed1")
+    assert config["optim"]["learning_rate"] == choice.learning_rate
+    assert config["seed"] == 1
+
+    with RunFolder(runs / "lr_grid", grid[0.008].name).lock():
+        busy = kvlab("train_model.py", *fair, "seed=2")
+    assert busy.returncode == 2
+    assert f"{grid[0.008]} is in use by process {os.getpid()}" in last_line(busy)
+    assert not (runs / "mha-smoke-tiny-seed2").exists()
+
+
+def test_a_study_of_two_attentions_finishes_and_a_second_call_says_so(kvlab, tmp_path):
+    study = ["-m", "experiment=study_nano", "attention=mha,mla", "seed=0,1"]
+    names = [f"{name}-smoke-tiny-seed{seed}" for name in ("mha", "mla") for seed in (0, 1)]
+    first = kvlab("train_model.py", *study)
+    assert first.returncode == 0, first.stderr
+    runs = tmp_path / "runs" / "study_nano"
+    assert [run.name for run in list_finished_runs(runs)[0]] == names
+    assert first.stdout.count("MHA, the yardstick") == 4
+    second = kvlab("train_model.py", *study)
+    assert second.returncode == 0, second.stderr
+    assert re.findall(r"^(\S+) is finished", second.stdout, re.MULTILINE) == names
+    assert "yardstick" not in second.stdout
 
 
 def test_help_is_readable_and_needs_no_torch(tmp_path):

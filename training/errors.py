@@ -9,6 +9,10 @@ class TrainingFailed(TrainingError):
     """Training cannot go on with these numbers or this memory; one line, exit status 1."""
 
 
+class TrainingDiverged(TrainingFailed):
+    """The loss or the gradients are no longer finite numbers."""
+
+
 class TrainingInterrupted(Exception):
     """Training was stopped after saving a checkpoint; rerunning the command resumes."""
 

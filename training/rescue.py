@@ -13,7 +13,7 @@ from tracking.checkpoints import CheckpointStore
 from tracking.disk import one_line
 from tracking.errors import RunError
 from tracking.failures import is_out_of_memory
-from training.errors import TrainingFailed
+from training.errors import TrainingDiverged, TrainingFailed
 from training.rng import rng_tensors
 from training.settings import TrainerSettings
 
@@ -80,12 +80,12 @@ class Rescue:
         """Refuse to update the weights by gradients that are no numbers.
 
         Raises:
-            TrainingFailed: If the loss or the norm of the gradients is not finite.
+            TrainingDiverged: If the loss or the norm of the gradients is not finite.
         """
         if math.isfinite(loss) and math.isfinite(norm):
             return
         other = "" if self._trainer.precision == "float32" else ", or set trainer.precision=float32"
-        raise TrainingFailed(
+        raise TrainingDiverged(
             f"step {self._progress.step + 1}: the loss is {loss} and the gradient norm {norm}, so "
             f"training stopped before the weights were touched; "
             f"{self._save_what_is_safe(together=True)}; the "
