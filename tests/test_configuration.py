@@ -132,6 +132,7 @@ def test_grouped_query_attentions_run_without_rope():
         ("match_cache_ratio=1.1", "match_cache_ratio (1.1) must be in (0, 1]"),
         ("fair_lr_factors=[0.5,1]", "fair_lr_factors ([0.5, 1.0]) must be at least 3 different"),
         ("fair_lr_factors=[1,1.0,2]", "must be at least 3 different positive numbers"),
+        ("fair_lr_factors=[1,2,1,4]", "must be at least 3 different positive numbers"),
         ("fair_lr_factors=[0,1,2]", "must be at least 3 different positive numbers"),
         ("fair_lr_factors=[1,2,inf]", "must be at least 3 different positive numbers"),
         ("fair_lr_factors=[1,2,nan]", "must be at least 3 different positive numbers"),
