@@ -62,7 +62,8 @@ def style_of(attention: str, theme: Theme = "light") -> tuple[str, str]:
     if attention not in _STYLES:
         return _FURTHER[sum(attention.encode()) % len(_FURTHER)]
     colour, marker = _STYLES[attention]
-    return (_LOOKS[theme].ink if colour == "#000000" else colour), marker
+    is_lost = theme == "dark" and colour == "#000000"
+    return (_LOOKS["dark"].ink if is_lost else colour), marker
 
 
 def plot_decode(

@@ -16,7 +16,7 @@ MAY_IMPORT = {
 }
 # An entry point, though it lives in a package: `python -m data.prepare`.
 ENTRY_POINTS = {ROOT / "data" / "prepare.py"}
-HEAVY = {"wandb", "transformers", "datasets", "matplotlib"}
+HEAVY = {"wandb", "transformers", "datasets", "matplotlib", "jinja2"}
 
 
 def modules(package):

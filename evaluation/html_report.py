@@ -1,0 +1,431 @@
+"""A comparison as one web page: self-contained, without scripts, readable from a file."""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, get_args
+
+from evaluation.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
+from tracking.atomic import write_text
+
+Variant = dict[str, Any]
+Plot = Callable[[IO[bytes], Theme], bool]
+NONE = "\N{EN DASH}"
+"""Stands for a value that there is not."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows of a variant: a value, and smaller lines below it (label, text)."""
+
+    text: str
+    notes: Sequence[tuple[str, str]] = ()
+    badge: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, what it belongs to, and a cell for each variant."""
+
+    heading: str
+    part: str
+    cells: list[Cell]
+    alone: str = ""
+    """The heading where it stands without its part."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, and the variant that each row is of."""
+
+    caption: str
+    rows: list[Cell]
+    columns: list[Column]
+
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        """Neighbouring columns that belong together: of what, and how many."""
+        found: list[tuple[str, int]] = []
+        for column in self.columns:
+            if found and found[-1][0] == column.part:
+                found[-1] = (column.part, found[-1][1] + 1)
+            else:
+                found.append((column.part, 1))
+        return found
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot by theme, as data URIs, and what it shows in words."""
+
+    by_theme: dict[Theme, str]
+    words: str
+
+
+def write_html(
+    path: Path,
+    *,
+    title: str,
+    headline: str,
+    groups: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, dict[str, Any]],
+    facts: Mapping[str, str],
+) -> None:
+    """Write a report that needs nothing but its own file.
+
+    Args:
+        path: Of the HTML file.
+        title: The report's name.
+        headline: What was found, in a sentence or two.
+        groups: One for each protocol: `protocol_line`, `protocol`, `variants`, `held_equal` and
+            `differs`, as they stand in variants.json.
+        curves: By run name: `variant`, `attention`, `tokens` and `perplexity` during training.
+        facts: What to know in order to repeat it: command, date, hardware, versions, commit.
+
+    Raises:
+        RunError: If the file cannot be written.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,  # names, samples and cards are a run's, and a run is anybody's
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.jinja").render(
+        title=title,
+        headline=headline,
+        groups=[_group(group, curves) for group in groups],
+        facts=facts,
+    )
+    write_text(path, page)
+
+
+def _group(group: Mapping[str, Any], curves: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return what the template shows of one protocol."""
+    variants: list[Variant] = group["variants"]
+    names = [Cell(variant["name"]) for variant in variants]
+    runs = {run for variant in variants for run in variant["runs"]}
+    mine = {run: curve for run, curve in curves.items() if run in runs}
+    batches = sorted({point["batch"] for v in variants for point in _decode(v)})
+    return {
+        "protocol_line": group["protocol_line"],
+        "protocol": {key: _plain(value) for key, value in group["protocol"].items()},
+        "held_equal": group["held_equal"],
+        "differs": group["differs"],
+        "baseline": next((v["baseline"] for v in variants if v["baseline"]), None),
+        "has_perplexity": any(v["perplexity"] is not None for v in variants),
+        "has_seeds": any(v["perplexity_ci95_seeds"] for v in variants),
+        "has_single_seed": any(len(v["seeds"]) == 1 for v in variants),
+        "has_bands": any(line.seeds > 1 for line in seed_lines(mine)),
+        "results": _table("Results", [_described(v) for v in variants], _result_columns(variants)),
+        "units": _table("Perplexity by seed and in other units", names, _unit_columns(variants)),
+        "budget": _table("Parameters, cache and compute", names, _budget_columns(variants)),
+        "shares": _shares(variants),
+        "pareto": _picture(partial(plot_pareto, variants), _pareto_words(variants)),
+        "curves": _picture(partial(plot_curves, mine), _curve_words(mine)),
+        "decode": [_decode_part(variants, batch) for batch in batches],
+        "decodes_beyond": any(p["beyond_trained"] for v in variants for p in _decode(v)),
+        "samples": {v["name"]: v["sample"] for v in variants if v["sample"]},
+    }
+
+
+# Tables
+
+
+def _table(caption: str, rows: list[Cell], columns: Sequence[Column]) -> Table:
+    """Leave out the columns that are empty for every variant."""
+    filled = [c for c in columns if any(cell.text != NONE or cell.notes for cell in c.cells)]
+    return Table(caption, rows, filled)
+
+
+def _described(variant: Variant) -> Cell:
+    """Name a variant, its positions and its seeds."""
+    seeds = variant["seeds"]
+    which = "seed" if len(seeds) == 1 else "seeds"
+    return Cell(variant["name"], [("", variant["positions"]), (which, _listed(seeds))])
+
+
+def _numbers(
+    variants: Sequence[Variant],
+    heading: str,
+    part: str,
+    key: str,
+    show: Callable[[Any], str],
+    alone: str = "",
+) -> Column:
+    """Make a column of one key; a value that is None is shown as such."""
+    values = [variant[key] for variant in variants]
+    return Column(heading, part, [Cell(NONE if v is None else show(v)) for v in values], alone)
+
+
+def _result_columns(variants: Sequence[Variant]) -> list[Column]:
+    numbers = partial(_numbers, variants)
+    verdicts = [Cell(*_verdict(v)) for v in variants]
+    against = next((v["baseline"] for v in variants if v["baseline"]), "baseline")
+    return [
+        numbers("parameters", "Model", "num_parameters", _count),
+        Column("perplexity", "Quality", [_perplexity(v) for v in variants]),
+        Column(f"against {against}", "Quality", [_difference(v) for v in variants]),
+        Column("verdict", "Quality", verdicts),
+        Column("bytes/token", "KV cache", [_cache(v) for v in variants], "KV cache bytes/token"),
+        Column("tokens/s", "Training", [_training(v) for v in variants], "training tokens/s"),
+        *_decode_columns(variants),
+    ]
+
+
+def _perplexity(variant: Variant) -> Cell:
+    if variant["perplexity"] is None:
+        return Cell(NONE)
+    return Cell(_ppl(variant["perplexity"]), _intervals(variant, "perplexity", _ppl))
+
+
+def _difference(variant: Variant) -> Cell:
+    if variant["delta_percent"] is None:
+        return Cell(NONE)
+    notes = _intervals(variant, "delta_percent", _signed)
+    return Cell(f"{_signed(variant['delta_percent'])} %", notes)
+
+
+def _intervals(variant: Variant, key: str, show: Callable[[float], str]) -> list[tuple[str, str]]:
+    found = ((which, variant[f"{key}_ci95_{which}"]) for which in ("text", "seeds"))
+    return [(which, f"{show(pair[0])} to {show(pair[1])}") for which, pair in found if pair]
+
+
+def _verdict(variant: Variant) -> tuple[str, list[tuple[str, str]], str]:
+    verdict, note = variant["verdict"], variant["verdict_note"]
+    if verdict is None:
+        return NONE, [], ""
+    return verdict, [("", note)] if note else [], verdict
+
+
+def _cache(variant: Variant) -> Cell:
+    ratio, measured = variant["cache_ratio_to_baseline"], variant["kv_cache_bytes_measured"]
+    notes = (
+        [] if ratio is None else [("", f"{_ratio(ratio)} of {variant['baseline'] or 'baseline'}")]
+    )
+    if round(measured) != variant["kv_cache_bytes_per_token"]:
+        notes.append(("measured", _count(measured)))
+    return Cell(_count(variant["kv_cache_bytes_per_token"]), notes)
+
+
+def _training(variant: Variant) -> Cell:
+    speed, memory = variant["train_tokens_per_second"], variant["train_peak_memory_bytes"]
+    seconds = variant["train_wall_seconds"]
+    notes = [] if seconds is None else [("in", _duration(seconds))]
+    if memory is not None:
+        notes.append(("peak", _memory(memory)))
+    return Cell(NONE if speed is None else _count(speed), notes)
+
+
+def _decode(variant: Variant) -> list[dict[str, Any]]:
+    """Return what was timed; the key may be absent."""
+    return variant.get("decode") or []
+
+
+def _decode_columns(variants: Sequence[Variant]) -> list[Column]:
+    """Show the shortest and the longest context at the smallest and the largest batch."""
+    points = [point for variant in variants for point in _decode(variant)]
+    columns = []
+    for batch in _ends(point["batch"] for point in points):
+        for context in _ends(p["context"] for p in points if p["batch"] == batch):
+            part = f"ms/token, batch {batch}"
+            cells = [_ms(variant, batch, context) for variant in variants]
+            columns.append(Column(f"at {context:,}", part, cells, f"{part}, at {context:,}"))
+    return columns
+
+
+def _ends(values: Any) -> list[int]:
+    found = sorted(set(values))
+    return found[:1] + found[1:][-1:]
+
+
+def _ms(variant: Variant, batch: int, context: int, roofline: bool = False) -> Cell:
+    for point in _decode(variant):
+        if (point["batch"], point["context"]) == (batch, context):
+            notes = [("roofline", f"{point['roofline_ms']:.2f}")] if roofline else []
+            return Cell(f"{point['ms_per_token']:.2f}", notes)
+    return Cell(NONE)
+
+
+def _decode_part(variants: Sequence[Variant], batch: int) -> dict[str, Any]:
+    """Return the picture and the table of one batch."""
+    points = [p for variant in variants for p in _decode(variant) if p["batch"] == batch]
+    contexts = sorted({point["context"] for point in points})
+    beyond = {point["context"] for point in points if point["beyond_trained"]}
+    columns = [
+        Column(
+            f"{context:,}{'*' if context in beyond else ''}",
+            "ms per token at a context",
+            [_ms(variant, batch, context, roofline=True) for variant in variants],
+            f"ms at {context:,}{'*' if context in beyond else ''}",
+        )
+        for context in contexts
+    ]
+    last = [
+        next((p for p in _decode(v) if (p["batch"], p["context"]) == (batch, contexts[-1])), None)
+        for v in variants
+    ]
+    for heading, key in (("cache", "cache_bytes"), ("extra", "peak_extra_bytes")):
+        cells = [Cell(NONE if point is None else _memory(point[key])) for point in last]
+        part = f"memory at {contexts[-1]:,}"
+        columns.append(Column(heading, part, cells, f"{heading} {part}"))
+    even = [variant.get("break_even", {}).get(str(batch)) for variant in variants]
+    cells = [Cell(NONE if context is None else _count(context)) for context in even]
+    columns.append(Column("from context", "faster than MHA", cells, "faster than MHA from"))
+    return {
+        "picture": _picture(
+            partial(plot_decode, variants, batch=batch), _decode_words(variants, batch)
+        ),
+        "table": _table(
+            f"Decoding at batch {batch}, in numbers", [Cell(v["name"]) for v in variants], columns
+        ),
+    }
+
+
+def _unit_columns(variants: Sequence[Variant]) -> list[Column]:
+    numbers = partial(_numbers, variants)
+    by_seed = []
+    for seed in sorted({seed for variant in variants for seed in variant["seeds"]}):
+        found = [
+            dict(zip(v["seeds"], v["perplexity_by_seed"] or [], strict=False)) for v in variants
+        ]
+        cells = [Cell(_ppl(values[seed]) if seed in values else NONE) for values in found]
+        by_seed.append(Column(f"seed {seed}", "Perplexity", cells))
+    return [
+        *by_seed,
+        numbers("standard deviation", "Perplexity", "perplexity_sd", _ppl),
+        numbers("nats/token", "Other units", "nll", lambda value: f"{value:.4f}"),
+        numbers("bits/byte", "Other units", "bits_per_byte", lambda value: f"{value:.4f}"),
+        numbers("perplexity per word", "Other units", "word_perplexity", _ppl),
+    ]
+
+
+PARTS = ("embeddings", "attention", "mlp", "norms")
+"""Where parameters are."""
+
+
+def _budget_columns(variants: Sequence[Variant]) -> list[Column]:
+    budgets = [variant["budget"] for variant in variants]
+    numbers = partial(_numbers, budgets)
+    return [
+        *(numbers(part, "Parameters", part, _count) for part in (*PARTS, "total")),
+        numbers(
+            "bytes/token", "KV cache", "kv_cache_bytes_per_token", _count, "KV cache bytes/token"
+        ),
+        numbers("of MHA's", "KV cache", "cache_ratio_to_mha", _ratio, "of MHA's cache"),
+        numbers(
+            "MFLOPs/token", "Training", "training_flops_per_token", lambda v: f"{v / 1e6:,.1f}"
+        ),
+    ]
+
+
+def _shares(variants: Sequence[Variant]) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Return by variant the percentage of its parameters in each part."""
+    found = []
+    for variant in variants:
+        budget = variant["budget"]
+        shares = [(part, 100 * budget[part] / budget["total"]) for part in PARTS]
+        found.append((variant["name"], shares))
+    return found
+
+
+# Pictures
+
+
+def _picture(plot: Plot, words: str) -> Picture | None:
+    """Draw a plot in every theme; None where it has nothing to show."""
+    by_theme: dict[Theme, str] = {}
+    for theme in get_args(Theme):
+        stream = BytesIO()
+        if not plot(stream, theme):
+            return None
+        data = base64.b64encode(stream.getvalue()).decode()
+        by_theme[theme] = f"data:image/svg+xml;base64,{data}"
+    return Picture(by_theme, words)
+
+
+def _pareto_words(variants: Sequence[Variant]) -> str:
+    shown = [variant for variant in variants if variant["perplexity"] is not None]
+    points = [
+        f"{v['name']} {_ppl(v['perplexity'])} at {_count(v['kv_cache_bytes_per_token'])} bytes"
+        for v in shown
+    ]
+    front = _listed([variant["name"] for variant in pareto_front(shown)])
+    return (
+        f"Perplexity against cache bytes per token: {'; '.join(points)}. "
+        f"Lowest at their size or less: {front}."
+    )
+
+
+def _curve_words(curves: Mapping[str, dict[str, Any]]) -> str:
+    ends = [
+        f"{line.variant} {_ppl(line.mean[-1])} after {_count(line.tokens[-1])} tokens"
+        for line in seed_lines(curves)
+    ]
+    return f"Validation perplexity during training: {'; '.join(ends)}."
+
+
+def _decode_words(variants: Sequence[Variant], batch: int) -> str:
+    lines = []
+    for variant in variants:
+        points = [point for point in _decode(variant) if point["batch"] == batch]
+        if points:
+            first, last = points[0], points[-1]
+            lines.append(
+                f"{variant['name']} {first['ms_per_token']:.2f} at {first['context']:,} and "
+                f"{last['ms_per_token']:.2f} at {last['context']:,}"
+            )
+    return f"Milliseconds per token against context, batch {batch}: {'; '.join(lines)}."
+
+
+# Values
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _ppl(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _memory(value: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _plain(value: Any) -> str:
+    """Show a value of a protocol card."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _count(value) if isinstance(value, int) else str(value)

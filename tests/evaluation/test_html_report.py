@@ -1,0 +1,282 @@
+"""The web page of a report: complete in itself, escaped, and without columns of nothing."""
+
+import base64
+from html.parser import HTMLParser
+
+import pytest
+from variants_for_reports import curves_of, decode_point, mha, mla, single_seed, unscored
+
+from evaluation.html_report import write_html
+from tracking.errors import RunError
+
+VOID = {"meta", "link", "img", "source", "wbr"}
+
+
+class Page(HTMLParser):
+    """Every element with its attributes and the text inside it."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.source = source
+        self.elements = []
+        self._open = []
+        self.feed(source)
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        element = {"tag": tag, "text": "", **dict(attributes)}
+        self.elements.append(element)
+        if tag not in VOID:
+            self._open.append(element)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop()["tag"] == tag
+
+    def handle_data(self, data):
+        for element in self._open:
+            element["text"] += data
+
+    def all(self, tag, **attributes):
+        return [
+            element
+            for element in self.elements
+            if element["tag"] == tag
+            and all(element.get(key.strip("_")) == value for key, value in attributes.items())
+        ]
+
+    def text(self, tag, **attributes):
+        return [" ".join(e["text"].split()) for e in self.all(tag, **attributes)]
+
+    def cells(self, label):
+        return self.text("td", **{"data-label": label})
+
+
+def group(*variants, **changes):
+    return {
+        "protocol_line": "tiny, validation split: 99 tokens scored",
+        "protocol": {
+            "corpus": "tiny",
+            "context": 8,
+            "revision": None,
+            "intra_document_mask": False,
+        },
+        "variants": list(variants),
+        "held_equal": ["optim: muon"],
+        "differs": ["attention"],
+    } | changes
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Write a report of the groups and parse it."""
+
+    def write(*groups, curves=None, **changes):
+        texts = {"title": "five", "headline": "MLA is small.", "facts": {"commit": "abc"}} | changes
+        path = tmp_path / "report.html"
+        write_html(path, groups=groups, curves=curves or {}, **texts)
+        return Page(path.read_text())
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A report in which nothing is missing."""
+    points = [decode_point(8, batch, beyond=context > 8) for batch in (1, 4) for context in (8, 16)]
+    points = [
+        point | {"context": context} for point, context in zip(points, (8, 16) * 2, strict=True)
+    ]
+    variants = [mha(decode=points), mla(decode=points, break_even={"1": 16, "4": None})]
+    path = tmp_path_factory.mktemp("full") / "report.html"
+    write_html(
+        path,
+        title="five",
+        headline="MLA is small.",
+        groups=[group(*variants)],
+        curves=curves_of(*variants),
+        facts={"command": "python eval_model.py", "commit": "abc"},
+    )
+    return Page(path.read_text())
+
+
+def test_parts_come_in_order_and_links_lead_somewhere(full):
+    assert full.text("h2") == [
+        *("Results", "Quality against cache", "Training", "Decoding", "Budget", "Protocol"),
+        *("Samples", "Versions and command"),
+    ]
+    ids = [element["id"] for element in full.elements if "id" in element]
+    assert len(ids) == len(set(ids))
+    assert {link["href"] for link in full.all("a")} == {f"#{name}" for name in ids}
+    assert full.text("p", class_="lede") == ["MLA is small."]
+
+
+def test_nothing_comes_from_elsewhere(full):
+    sources = [e[key] for e in full.elements for key in ("src", "srcset") if key in e]
+    assert sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert [link["href"] for link in full.all("link")] == ["data:,"]
+    for outside in ("http://", "https://", "url(", "@import", "<script"):
+        assert outside not in full.source
+    [policy] = full.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert policy["content"].startswith("default-src 'none'; img-src data:;")
+
+
+def test_every_plot_has_a_dark_version_and_says_what_it_shows(full):
+    images, dark = full.all("img"), full.all("source")
+    assert len(images) == len(dark) == 4  # Pareto, curves, two batches
+    for image, source in zip(images, dark, strict=True):
+        assert source["media"] == "screen and (prefers-color-scheme: dark)"
+        light = base64.b64decode(image["src"].split(",")[1]).decode()
+        assert "<svg" in light
+        assert light != base64.b64decode(source["srcset"].split(",")[1]).decode()
+    pareto, curves, *decode = [image["alt"] for image in images]
+    assert "mha 41.99 at 6,144 bytes; mla 43.43 at 1,728 bytes" in pareto
+    assert "Lowest at their size or less: mla, mha." in pareto
+    assert "mla 52.44 after 2,000 tokens" in curves
+    assert ["batch 1" in decode[0], "batch 4" in decode[1]] == [True, True]
+    assert "mha 4.00 at 8 and 4.00 at 16" in decode[0]
+
+
+def test_main_table_has_both_intervals_the_verdict_and_the_costs(full):
+    names = full.text("th", scope="row")[:2]
+    assert names == ["mha RoPE seeds 0, 1", "mla RoPE seeds 0, 1"]
+    assert full.cells("perplexity")[1] == "43.43 text 42.01 to 44.92 seeds 40.52 to 46.34"
+    minus = "\N{MINUS SIGN}"
+    assert full.cells("against mha") == [
+        "\N{EN DASH}",
+        f"+3.4 % text +2.0 to +4.9 seeds {minus}0.3 to +7.2",
+    ]
+    assert full.cells("verdict") == ["baseline", "indistinguishable"]
+    assert full.cells("parameters") == ["2,548,800", "2,548,800"]
+    assert full.cells("KV cache bytes/token")[1] == "1,728 0.281 of mha"
+    assert full.cells("training tokens/s")[0] == "2,169 in 12.1 min peak 688 MiB"
+    assert full.cells("ms/token, batch 4, at 16") == ["4.00", "4.00"]
+    assert full.cells("faster than MHA from") == ["\N{EN DASH}", "16"]  # none at batch 4
+
+
+def test_further_tables_and_lists(full):
+    assert full.cells("seed 1") == ["43.66", "43.66"]
+    assert full.cells("ms at 16*")[0] == "4.00 roofline 0.40"
+    assert full.cells("mlp") == ["1,161,216"] * 2
+    assert full.cells("MFLOPs/token") == ["15.0"] * 2
+    assert full.text("dt")[:4] == ["corpus", "context", "revision", "intra_document_mask"]
+    assert full.text("dd") == ["tiny", "8", "\N{EN DASH}", "no", "python eval_model.py", "abc"]
+    assert [item for item in full.text("li") if item in ("optim: muon", "attention")] == [
+        *("optim: muon", "attention")
+    ]
+    assert full.all("pre")[0]["text"] == "def first():\n    return 1"
+
+
+def test_cells_say_on_a_phone_and_to_a_screen_reader_what_they_are(full):
+    assert all(cell["data-label"] for cell in full.all("td", role="cell") if "data-label" in cell)
+    for cell in full.all("td"):
+        assert cell.get("data-label") or not cell["text"]
+    assert all(heading.get("scope") for heading in full.all("th"))
+    assert len(full.all("caption")) == len(full.all("table")) == 5
+
+
+def test_the_same_numbers_give_the_same_page(page):
+    groups = [group(mha(), mla())]
+    assert page(*groups).source == page(*groups).source
+
+
+def test_what_a_run_brings_is_text_and_no_markup(page):
+    wild = '<script>alert(1)</script>"onload="x'
+    variant = mla(name=wild, runs=[wild], seeds=[0], positions=wild, sample=wild, verdict_note=wild)
+    found = page(
+        group(
+            mha(),
+            variant,
+            protocol={wild: wild},
+            protocol_line=wild,
+            held_equal=[wild],
+            differs=[wild],
+        ),
+        curves={wild: {"variant": wild, "attention": wild, "tokens": [1], "perplexity": [2.0]}},
+        title=wild,
+        headline=wild,
+        facts={wild: wild},
+    )
+    assert not found.all("script")
+    assert not any("onload" in element for element in found.elements)
+    for tag in ("title", "h1", "pre", "dt", "dd", "summary"):
+        assert wild in found.text(tag)
+    assert any(wild in image["alt"] for image in found.all("img"))
+
+
+def test_without_perplexity_there_are_no_columns_of_nothing_and_no_pareto_plot(page):
+    found = page(group(unscored(mha(baseline=None)), unscored(mla(baseline=None))))
+    assert found.text("h2") == ["Results", "Budget", "Protocol", "Samples", "Versions and command"]
+    for label in ("perplexity", "against baseline", "verdict", "seed 0", "bits/byte"):
+        assert not found.cells(label)
+    assert found.cells("parameters")
+    assert not found.all("img")
+    assert "None" not in found.source
+    assert "block bootstrap" not in found.source
+
+
+def test_one_variant_without_anything_optional(page):
+    variant = single_seed(
+        mla(
+            baseline=None,
+            verdict=None,
+            verdict_note="",
+            delta_percent=None,
+            cache_ratio_to_baseline=None,
+            train_tokens_per_second=None,
+            train_peak_memory_bytes=None,
+            train_wall_seconds=None,
+            sample=None,
+        )
+    )
+    del variant["decode"], variant["break_even"]
+    found = page(group(variant))
+    assert found.text("h2") == ["Results", "Budget", "Protocol", "Versions and command"]
+    assert found.text("th", scope="row")[0] == "mla RoPE seed 0"
+    assert found.cells("KV cache bytes/token")[0] == "1,728"
+    for label in ("against baseline", "verdict", "training tokens/s"):
+        assert not found.cells(label)
+    assert "None" not in found.source
+
+
+def test_a_single_seed_is_said_beside_the_verdict_and_explained(page):
+    found = page(group(mha(), single_seed(mla())))
+    assert found.cells("verdict") == ["baseline", "indistinguishable single seed"]
+    assert any("the verdict rests on" in text for text in found.text("p"))
+    assert not any("the verdict rests on" in text for text in page(group(mha(), mla())).text("p"))
+
+
+def test_a_cache_that_measures_other_than_its_formula_shows_both(page):
+    found = page(group(mha(), mla(kv_cache_bytes_measured=1800.4)))
+    assert found.cells("KV cache bytes/token")[1] == "1,728 0.281 of mha measured 1,800"
+
+
+def test_protocols_have_sections_of_their_own(page):
+    other = mla(name="mla-strided", runs=["strided"], seeds=[0])
+    found = page(
+        group(single_seed(mla())),
+        group(other, protocol_line="stride 64"),
+        curves=curves_of(other),
+    )
+    assert found.text("h2") == ["Protocol 1 of 2", "Protocol 2 of 2", "Versions and command"]
+    assert found.text("p", class_="quiet wide") == [
+        *("tiny, validation split: 99 tokens scored", "stride 64")
+    ]
+    assert found.text("h3").count("Results") == 2
+    assert found.text("h3").count("Training") == 1  # the first has no curves
+    ids = [element["id"] for element in found.elements if "id" in element]
+    assert len(ids) == len(set(ids))
+    assert {link["href"] for link in found.all("a")} <= {f"#{name}" for name in ids}
+
+
+def test_a_page_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
+    with pytest.raises(RunError, match=r"report\.html"):
+        write_html(
+            tmp_path / "absent" / "report.html",
+            title="a",
+            headline="b",
+            groups=[group(single_seed(mla()))],
+            curves={},
+            facts={},
+        )
+    assert not list(tmp_path.iterdir())

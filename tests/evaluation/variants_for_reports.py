@@ -1,0 +1,126 @@
+"""Variants as they stand in variants.json, for tests of the report and its plots."""
+
+import copy
+
+
+def decode_point(context, batch=1, ms=4.0, beyond=False):
+    return {
+        "batch": batch,
+        "context": context,
+        "ms_per_token": ms,
+        "tokens_per_second": 1e3 * batch / ms,
+        "cache_bytes": 1728 * context * batch,
+        "roofline_ms": 0.4,
+        "peak_extra_bytes": 17152,
+        "beyond_trained": beyond,
+    }
+
+
+_MLA = {
+    "name": "mla",
+    "attention": "mla",
+    "positions": "RoPE",
+    "runs": ["mla-seed0", "mla-seed1"],
+    "seeds": [0, 1],
+    "num_parameters": 2548800,
+    "tokens_trained": 1501184,
+    "budget": {
+        "embeddings": 786432,
+        "attention": 599424,
+        "mlp": 1161216,
+        "norms": 1728,
+        "total": 2548800,
+        "kv_cache_bytes_per_token": 1728,
+        "cache_ratio_to_mha": 0.28125,
+        "training_flops_per_token": 15.0e6,
+    },
+    "nll": 3.771,
+    "perplexity": 43.43,
+    "perplexity_by_seed": [43.2, 43.66],
+    "perplexity_sd": 0.325,
+    "perplexity_ci95_text": [42.01, 44.92],
+    "perplexity_ci95_seeds": [40.52, 46.34],
+    "word_perplexity": 43086.0,
+    "bits_per_byte": 1.536,
+    "baseline": "mha",
+    "is_baseline": False,
+    "delta_nll": 0.034,
+    "delta_percent": 3.4,
+    "delta_nll_ci95_text": [0.02, 0.048],
+    "delta_nll_ci95_seeds": [-0.003, 0.07],
+    "delta_percent_ci95_text": [2.0, 4.9],
+    "delta_percent_ci95_seeds": [-0.3, 7.2],
+    "verdict": "indistinguishable",
+    "verdict_note": "",
+    "kv_cache_bytes_per_token": 1728,
+    "kv_cache_bytes_measured": 1728.0,
+    "cache_ratio_to_baseline": 0.28125,
+    "train_tokens_per_second": 2169.4,
+    "train_peak_memory_bytes": 721907712,
+    "train_wall_seconds": 727.0,
+    "decode": [],
+    "break_even": {},
+    "sample": "def first():\n    return 1",
+}
+_OF_THE_BASELINE = {
+    "delta_nll": None,
+    "delta_percent": None,
+    "delta_nll_ci95_text": None,
+    "delta_nll_ci95_seeds": None,
+    "delta_percent_ci95_text": None,
+    "delta_percent_ci95_seeds": None,
+    "verdict": "baseline",
+    "is_baseline": True,
+}
+_WITHOUT_SEEDS = {
+    "seeds": [0],
+    "perplexity_sd": None,
+    "perplexity_ci95_seeds": None,
+    "delta_nll_ci95_seeds": None,
+    "delta_percent_ci95_seeds": None,
+    "verdict_note": "single seed",
+}
+_UNSCORED = dict.fromkeys(
+    key for key in _MLA if key.startswith(("nll", "perplexity", "word", "bits", "delta", "verdict"))
+)
+
+
+def mla(**changes):
+    return copy.deepcopy(_MLA) | changes
+
+
+def mha(**changes):
+    own = {
+        "name": "mha",
+        "attention": "mha",
+        "runs": ["mha-seed0", "mha-seed1"],
+        "perplexity": 41.99,
+        "perplexity_ci95_text": [40.6, 43.4],
+        "perplexity_ci95_seeds": [39.2, 44.8],
+        "kv_cache_bytes_per_token": 6144,
+        "kv_cache_bytes_measured": 6144.0,
+        "cache_ratio_to_baseline": 1.0,
+    }
+    return mla(**own, **_OF_THE_BASELINE) | changes
+
+
+def single_seed(variant):
+    return variant | _WITHOUT_SEEDS | {"runs": variant["runs"][:1]}
+
+
+def unscored(variant):
+    return variant | _UNSCORED
+
+
+def curves_of(*variants):
+    """Two validations for every run, the second seed a tenth above the first."""
+    return {
+        run: {
+            "variant": variant["name"],
+            "attention": variant["attention"],
+            "tokens": [1000, 2000],
+            "perplexity": [200.0 * (1 + seed / 10), 50.0 * (1 + seed / 10)],
+        }
+        for variant in variants
+        for seed, run in enumerate(variant["runs"])
+    }
