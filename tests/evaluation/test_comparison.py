@@ -1,3 +1,4 @@
+import math
 import shutil
 
 import pytest
@@ -76,6 +77,16 @@ def test_a_row_has_every_documented_key(make_run, prepared):
     assert card["words"] == prepared.splits["validation"].words
     assert (card["context"], card["stride"], card["dtype"]) == (32, 32, "float32")
     assert card["intra_document_mask"] is False
+
+
+def test_words_and_bytes_are_those_of_the_texts_that_were_read(make_run, corpus_folder):
+    texts = [path.read_text(encoding="utf-8") for path in corpus_folder.glob("validation-*")]
+    row = evaluate_run(make_run(), "validation", EvalSettings(), CPU, quiet)
+    nats = row["nll"] * row["tokens_scored"]
+    words = sum(len(text.split()) for text in texts)
+    assert math.log(row["word_perplexity"]) == pytest.approx(nats / words)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    assert row["bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes)
 
 
 def test_the_card_says_whether_attention_keeps_to_documents(make_run, prepared):

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -40,6 +41,27 @@ class LastToken:
 
     def token_nll(self, tokens, targets):
         return (tokens - targets).abs().float() + 1.0
+
+
+class AddOneCounts:
+    """Three tokens, counted in TEXT: p = (count + 1) / (count of the context + 3).
+
+    The context is the two tokens before, or the one where a window begins.
+    """
+
+    TEXT = (0, 1, 0, 1, 2, 0, 1)
+
+    def probability(self, before, token):
+        n = len(before)
+        follow = [self.TEXT[i] for i in range(n, len(self.TEXT)) if self.TEXT[i - n : i] == before]
+        return Fraction(follow.count(token) + 1, len(follow) + 3)
+
+    def token_nll(self, tokens, targets):
+        nll = torch.empty(targets.shape, dtype=torch.float64)
+        for row, i in np.ndindex(*targets.shape):
+            before = tuple(tokens[row, max(0, i - 1) : i + 1].tolist())
+            nll[row, i] = -math.log(self.probability(before, int(targets[row, i])))
+        return nll
 
 
 @pytest.fixture
@@ -115,6 +137,24 @@ def test_a_model_known_in_closed_form():
         assert result.bits_per_byte(700) == pytest.approx(expected / math.log(2) / 700)
         assert sum(result.window_tokens) == 136
         assert math.fsum(result.window_nll) == result.nll_sum
+
+
+# p(1|0) p(0|.) p(0|.) p(1|.) p(2|.), counted by hand; a longer context is "01", "10", "00", "01".
+@pytest.mark.parametrize(
+    ("context", "stride", "factors"),
+    [
+        (1, 1, "4/6 2/5 1/6 4/6 2/5"),
+        (2, 2, "4/6 2/5 1/6 1/3 2/5"),
+        (2, 1, "4/6 2/5 1/4 1/3 2/5"),
+        (5, 5, "4/6 2/5 1/4 1/3 2/5"),
+    ],
+)
+def test_an_n_gram_model_counted_by_hand(context, stride, factors):
+    likelihood = math.prod(Fraction(factor) for factor in factors.split())
+    result = score(AddOneCounts(), Stream([0, 1, 0, 0, 1, 2]), context, stride)
+    assert result.perplexity == pytest.approx(float(1 / likelihood) ** (1 / 5), rel=1e-14)
+    assert result.word_perplexity(2) == pytest.approx(float(1 / likelihood) ** (1 / 2), rel=1e-14)
+    assert result.bits_per_byte(3) == pytest.approx(math.log2(1 / likelihood) / 3, rel=1e-14)
 
 
 @pytest.mark.parametrize(("context", "stride"), [(8, 8), (8, 3), (5, 1)])
