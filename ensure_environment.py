@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGES = (
     *("torch", "numpy", "datasets", "huggingface_hub", "transformers", "tokenizers", "safetensors"),
     *("hydra", "omegaconf", "wandb", "filelock", "loky", "zstandard", "tabulate", "tqdm"),
-    *("matplotlib", "jinja2"),
+    *("matplotlib", "scipy", "jinja2"),
 )
 _HERE = Path(__file__).resolve().parent
 _VENV = _HERE / ".venv"
