@@ -8,73 +8,161 @@ import dataclasses  # noqa: E402
 import datetime  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 import run_config  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
+
+    from evaluation.comparison import EvaluatedRun
+    from evaluation.variants import Group
 
 
 def main(config: run_config.EvalConfig) -> None:
     """Evaluate the runs that the configuration chooses, print the tables, write the report."""
-    from evaluation.comparison import (
-        add_decode_speed,
-        choose_runs,
-        evaluate_run,
-        group_by_protocol,
-    )
     from evaluation.report import (
-        COLUMNS,
         DECODE_NOTE,
-        NOTE,
-        cells,
         decode_sections,
-        protocol_line,
-        table,
+        new_folder,
+        require_writable,
         write_report,
     )
-    from tracking.wandb_mirror import WandbMirror
+    from evaluation.variants import add_decode_speed, compare
     from training.hardware import pick_device
 
     device = pick_device(config.device)
-    runs = {r.path.name: r for r in choose_runs(config.runs_dir, config.patterns(), print)}
-    rows = []
-    for name, run in runs.items():
-        print(f"evaluating {name}", file=sys.stderr)
-        try:
-            rows.append(evaluate_run(run, config.split, config.eval, device, print))
-        except run_config.USER_ERRORS as error:
-            if config.run is not None:
-                raise run_config.ConfigError(f"{name}: {error}") from error
-            print(f"left out: {name}: {error}", file=sys.stderr)
-    if not rows:
-        raise run_config.ConfigError("no run could be evaluated; see the lines above")
-    groups = group_by_protocol(rows)
-    rows = [row for group in groups for row in group]
-    for group in groups:
-        if config.eval.perplexity:
-            print(f"\n{protocol_line(group[0])}")
-        print(f"\n{table(group, 'simple')}")
-    print(f"\n{NOTE}")
-    folder = Path(config.reports_dir) / config.report_name
-    command = shlex.join(["python", "eval_model.py", *sys.argv[1:]])
-    today = datetime.date.today().isoformat()
-    write_report(folder, groups, command, today)  # scoring may have taken hours: kept at once
+    started = datetime.datetime.now(datetime.UTC)
+    require_writable(Path(config.reports_dir))  # before hours of scoring
+    evaluated, left_out = _evaluate(config, device)
+    groups = compare(evaluated, config.eval.baseline, is_one_study=config.study is not None)
+    for variant in (variant for group in groups for variant in group.variants):
+        left_out += [f"{name} repeats a seed of {variant.label}" for name in variant.ignored]
+    _print_tables(groups)
+    folder = new_folder(Path(config.reports_dir), config.name_of_report)
+    facts = _facts(evaluated, device, started)
+    if left_out:
+        facts["Left out"] = "; ".join(left_out)
+    write_report(folder, groups, facts)  # scoring may have taken hours: kept at once
     if config.eval.decode_speed.batch_sizes and config.eval.decode_speed.contexts:
         print("timing decoding", file=sys.stderr)
-        add_decode_speed(rows, runs, config.eval, device, print)
-        for part in [*decode_sections(rows, "simple"), DECODE_NOTE]:
-            print(f"\n{part}")
-        write_report(folder, groups, command, today)
-    mirror = WandbMirror(
-        config.tracking, folder, config.report_name, dataclasses.asdict(config), print
-    )
-    mirror.table("comparison", list(COLUMNS), [cells(row) for row in rows])
-    points = [{"run_name": row["run_name"], **p} for row in rows for p in row.get("decode", [])]
+        add_decode_speed(groups, config.eval, device, print)
+        for group in groups:
+            for part in [*decode_sections(group.results, "simple"), DECODE_NOTE]:
+                print(f"\n{part}")
+        write_report(folder, groups, facts)
+    _mirror(config, folder, groups)
+    print(f"\n{folder}/report.html, report.md, results.json")
+
+
+def _evaluate(
+    config: run_config.EvalConfig, device: "torch.device"
+) -> "tuple[list[EvaluatedRun], list[str]]":
+    """Evaluate the chosen runs; where none was named, one that cannot be is told and left out.
+
+    Returns:
+        What was found, and a line for each run that was left out.
+
+    Raises:
+        ConfigError: If a run that was named cannot be evaluated, or none could.
+        EvaluationError: If there is no run, or none of the baseline.
+    """
+    from evaluation.comparison import choose_runs, evaluate_run, require_baseline
+
+    how = "python train_model.py attention=mla"
+    if config.study is not None:
+        how = f"python train_model.py -m experiment={config.study}"
+    found: list[EvaluatedRun] = []
+    left_out: list[str] = []
+    runs = choose_runs(config.runs_path, config.patterns(), left_out.append, how)
+    # By their summaries, before hours of scoring.
+    attentions = (str((run.read_summary() or {}).get("attention")) for run in runs)
+    require_baseline(attentions, config.eval.baseline)
+    for line in left_out:
+        _warn(f"left out: {line}")
+    for run in runs:
+        _warn(f"evaluating {run.name}")
+        try:
+            found.append(evaluate_run(run, config.split, config.eval, device, print))
+        except run_config.USER_ERRORS as error:
+            if config.run is not None:
+                raise run_config.ConfigError(f"{run.name}: {error}") from error
+            left_out.append(f"{run.name}: {error}")
+            _warn(f"left out: {left_out[-1]}")
+    if not found:
+        raise run_config.ConfigError("no run could be evaluated; see the lines above")
+    return found, left_out
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _print_tables(groups: "Sequence[Group]") -> None:
+    from evaluation.headline import headline
+    from evaluation.report import note, protocol_line, table
+    from evaluation.variants import differing_fields
+
+    for group in groups:
+        if group is not groups[0]:
+            fields = differing_fields(groups[0].protocol, group.protocol)
+            print(f"\nIn a table of their own, since their protocol cards differ in {fields}:")
+        if group.runs[0].windows is not None:
+            print(f"\n{protocol_line(group.runs[0].row)}")
+        print(f"\n{table(group.results, 'simple')}")
+        for difference in group.differs:
+            print(f"\nNot equal, besides the attention: {difference}")
+        if sentences := headline(group.results):
+            print(f"\n{sentences}")
+    print(f"\n{note([result for group in groups for result in group.results])}")
+
+
+def _facts(
+    runs: "Sequence[EvaluatedRun]", device: "torch.device", started: datetime.datetime
+) -> dict[str, str]:
+    """Return what a report says of how it came about."""
+    from evaluation.machine import describe_hardware
+    from training.record import git_commit, versions
+
+    trained = [run.row["versions"] or {} for run in runs]
+    commits = sorted({str(run.row["git_commit"]) for run in runs if run.row["git_commit"]})
+    facts = {
+        "Command": shlex.join(["python", "eval_model.py", *sys.argv[1:]]),
+        "Date": started.isoformat(timespec="minutes"),
+        "Hardware": describe_hardware(device),
+        "Evaluated with": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "Evaluated at commit": git_commit(run_config.ROOT) or "not in a repository",
+        "Trained at commit": ", ".join(commits) or "not recorded",
+    }
+    if any(versions != trained[0] for versions in trained) or trained[0] != versions():
+        described = {", ".join(f"{n} {v}" for n, v in found.items()) for found in trained if found}
+        facts["Trained with"] = "; ".join(sorted(described)) or "not recorded"
+    return facts
+
+
+def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group]") -> None:
+    """Send tables and plots to wandb."""
+    from evaluation.report import RUN_COLUMNS, VARIANT_COLUMNS
+    from tracking.wandb_mirror import WandbMirror
+
+    tracking = dataclasses.replace(config.tracking, group=config.tracking.group or config.study)
+    mirror = WandbMirror(tracking, folder, folder.name, dataclasses.asdict(config), print)
+    results = [result for group in groups for result in group.results]
+    rows = [run.row for group in groups for run in group.runs]
+    for name, columns, items in (
+        ("comparison", VARIANT_COLUMNS, results),
+        ("runs", RUN_COLUMNS, rows),
+    ):
+        mirror.table(name, columns, [[item[key] for key in columns] for item in items])
+    points = [{"variant": v["name"], **point} for v in results for point in v.get("decode", [])]
     if points:
         columns = [key for key in points[0] if key != "ms_by_round"]
         mirror.table("decode", columns, [[point[key] for key in columns] for point in points])
-        mirror.image("decode", folder / "decode.png")
+    for path in sorted(folder.glob("*.png")):
+        mirror.image(path.stem, path)
     mirror.finish()
-    print(f"\n{folder}/report.md, results.json")
 
 
 if __name__ == "__main__":

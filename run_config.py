@@ -12,7 +12,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -30,6 +30,7 @@ from evaluation.errors import EvaluationError
 from evaluation.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems
 from modeling.errors import ModelConfigError
+from tracking.configuration import differences, flat, read_configuration
 from tracking.errors import RunError
 from tracking.settings import TrackingSettings
 from training.errors import AlreadyTold, TrainingError, TrainingFailed, TrainingInterrupted
@@ -127,7 +128,8 @@ class EvalConfig:
 
     runs_dir: str = "???"
     reports_dir: str = "???"
-    report_name: str = "comparison"
+    report_name: str | None = None
+    study: str | None = None
     run: Any = None
     split: str = "validation"
     device: str = "auto"
@@ -137,14 +139,25 @@ class EvalConfig:
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
         found = _name_problems("report_name", self.report_name)
+        found += _name_problems("experiment", self.study)
         if isinstance(self.run, dict):
             found.append(f"run ({self.run}) must be a name or a list of names: run=[mha-*,mla-*]")
         return found
 
-    def patterns(self) -> list[str]:
-        """Return the names that `run` gives, as a list; all runs if it gives none."""
+    @property
+    def runs_path(self) -> Path:
+        """The folder of the runs: a study has one for itself."""
+        return Path(self.runs_dir, self.study or "")
+
+    @property
+    def name_of_report(self) -> str:
+        """The report's, if its folder is not there yet."""
+        return self.report_name or self.study or "comparison"
+
+    def patterns(self) -> list[str] | None:
+        """Return the names that `run` gives, as a list; None if it gives none."""
         if self.run is None:
-            return ["*"]
+            return None
         return [str(name) for name in (self.run if isinstance(self.run, list) else [self.run])]
 
 
@@ -334,7 +347,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     os.environ["PROJECT_ROOT"] = str(ROOT)
     # Hydra would replace a traceback by a hint; here it hands every exception on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = arguments = [_as_text(argument) for argument in sys.argv[1:]]
+    arguments = for_hydra(config_name, sys.argv[1:])
     is_multirun = bool({"-m", "--multirun"} & set(arguments))
     statuses: list[int] = []
     broken: list[str] = []
@@ -367,6 +380,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
         if {"--help", "-h"} & set(arguments):
             print(help_text(config_name))
         elif any(argument.startswith("-") for argument in arguments):
+            sys.argv[1:] = arguments
             conf = str(ROOT / "conf")
             # For the processes of a launcher.
             paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -399,6 +413,14 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
 _TEXT_KEY = re.compile(
     r"prompt|trainer\.sample_prompt|data\.(corpora\.[^.]+\.)?(text_template|document_start)"
 )
+
+
+def for_hydra(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """Return what a user types as Hydra takes it."""
+    if config_name == "eval":
+        # A choice of conf/experiment/ to Hydra, with settings that are a training's.
+        arguments = [re.sub(r"^experiment=", "study=", argument) for argument in arguments]
+    return [_as_text(argument) for argument in arguments]
 
 
 def _as_text(argument: str) -> str:
@@ -492,33 +514,9 @@ def as_yaml(config: TrainConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-# A run may be resumed with other values of these: they change what is watched, and where it runs;
-# where that changes the last bits, resuming says so.
-_MAY_CHANGE = (
-    "runs_dir",
-    "study",
-    "tracking.",
-    "sampling.",
-    "eval.",
-    "trainer.device",
-    "trainer.deterministic",
-    "trainer.num_threads",
-    "trainer.tune_allocator",
-    "trainer.compile",
-    "trainer.profile",
-    "trainer.max_minutes",
-    "trainer.parallelism",
-    "trainer.activation_checkpointing",
-    "trainer.log_every_steps",
-    "trainer.eval_every_steps",
-    "trainer.eval_tokens",
-    "trainer.checkpoint_every_steps",
-    "trainer.keep_last",
-    "trainer.sample_",
-)
-# So may these, if their product stays: a run that is out of memory takes more and smaller passes.
+# These may differ between what a run began with and goes on with, if their product stays: a run
+# that is out of memory takes more and smaller passes.
 _SEQUENCES_PER_STEP = ("trainer.micro_batch_size", "trainer.gradient_accumulation_steps")
-_PLACE_OF_DATA = re.compile(r"data\.(corpora\.[^.]+\.)?(prepared_dir|num_workers)")
 
 
 def require_same_run(saved: Path, config: TrainConfig) -> None:
@@ -532,34 +530,21 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
         ConfigError: Naming each field, its old and its new value.
     """
     try:
-        old = _flat(OmegaConf.to_container(OmegaConf.load(saved)))
-    except Exception as error:
-        raise ConfigError(
-            f"{saved} cannot be read ({type(error).__name__}); remove the run's folder or choose "
-            "another run_name"
-        ) from error
-    new = _flat(OmegaConf.to_container(OmegaConf.structured(config)))
+        old = read_configuration(saved)
+    except RunError as error:
+        raise ConfigError(str(error)) from error
+    new = _flat(config)
     if _sequences_per_step(old) == _sequences_per_step(new) is not None:
         for key in _SEQUENCES_PER_STEP:
             del old[key], new[key]
     # A key that came after the run began had its default then.
-    old = {key: value for key, value in _defaults().items() if key in new} | old
-    differences = [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and not key.startswith(_MAY_CHANGE)
-        and not _PLACE_OF_DATA.fullmatch(key)
-    ]
-    if differences:
+    old = {key: value for key, value in _flat(TrainConfig).items() if key in new} | old
+    if changed := differences(old, new):
+        listed = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changed.items())
         raise ConfigError(
-            f"run '{config.run_name}' exists with another configuration "
-            f"({'; '.join(differences)}); choose another name with run_name=..."
+            f"run '{config.run_name}' exists with another configuration ({listed}); choose another "
+            "name with run_name=..."
         )
-
-
-def _defaults() -> dict[str, Any]:
-    return _flat(OmegaConf.to_container(OmegaConf.structured(TrainConfig)))
 
 
 def _sequences_per_step(flat: dict[str, Any]) -> int | None:
@@ -567,10 +552,6 @@ def _sequences_per_step(flat: dict[str, Any]) -> int | None:
     return math.prod(values) if len(values) == len(_SEQUENCES_PER_STEP) else None
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix.removesuffix("."): node}
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.")
-    return flat
+def _flat(config: Any) -> dict[str, Any]:
+    """Return a configuration, or the defaults of its class, with dotted keys."""
+    return flat(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config))))

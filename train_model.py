@@ -139,6 +139,7 @@ def _with_fair_rate(
     Raises:
         TrainingError: If several ranks train: an error of one, a diverged run, ends them all.
     """
+    from evaluation.errors import BrokenWeights
     from tracking.run_folder import RunFolder
     from training.errors import TrainingDiverged, TrainingError
     from training.fair_rate import (
@@ -171,7 +172,7 @@ def _with_fair_rate(
         try:
             summary, _ = _trained(RunFolder(one.runs_path, one.run_name), one, prepared, world, say)
             nlls[rate] = summary["validation_nll"]
-        except TrainingDiverged:
+        except (TrainingDiverged, BrokenWeights):
             nlls[rate] = math.inf
     choice = choose(nlls)
     say(describe(nlls, choice))

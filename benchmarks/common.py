@@ -141,15 +141,11 @@ def machine() -> dict[str, Any]:
     """Return what the numbers depend on, besides the versions."""
     import torch
 
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
-    has_affinity = hasattr(os, "sched_getaffinity")
+    from evaluation.machine import cpu_count, processor_name
+
     return {
-        "processor": processor,
-        "cpus": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+        "processor": processor_name(),
+        "cpus": cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,

@@ -1,18 +1,18 @@
-"""Measure finished runs by one protocol, and lay the numbers side by side."""
+"""Measure finished runs by one protocol."""
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.prepared import PreparedData, TokenStream
-from evaluation.decode import break_even, measure_decode
+from data.prepared import PreparedData, SplitCounts, TokenStream
 from evaluation.errors import EvaluationError
 from evaluation.kv_cache import measure_generation_memory, measure_kv_cache
-from evaluation.perplexity import score
+from evaluation.perplexity import Score, score
 from evaluation.settings import EvalSettings
 from evaluation.through_cache import CachedScorer
 from modeling.accounting import mha_cache_bytes_per_token, num_parameters
@@ -20,6 +20,8 @@ from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
 from tracking.checkpoints import CheckpointStore, same_version
+from tracking.configuration import flat, read_configuration
+from tracking.metrics import read_metrics
 from tracking.run_folder import RunFolder, list_finished_runs
 
 
@@ -36,6 +38,32 @@ class LoadedRun:
     model: GPT
     prepared: PreparedData
     state: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedRun:
+    """What was found out about a run.
+
+    Args:
+        row: Of results.json; `protocol` is the card that says how its numbers came about.
+        model: The configuration of the model.
+        windows: What was scored, window by window; None where perplexity was not asked for.
+        settings: The recorded configuration with dotted keys; the model as it was trained.
+        curve: "tokens" and "perplexity": the validations during the training.
+        sample: The text that the run wrote at its end.
+    """
+
+    row: dict[str, Any]
+    model: GPTConfig
+    windows: Score | None
+    settings: dict[str, Any]
+    curve: dict[str, list[float]]
+    sample: str | None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.row["run_name"])
 
 
 def load_run(
@@ -80,9 +108,19 @@ def load_run(
 
 
 def choose_runs(
-    runs_dir: Path | str, patterns: Sequence[str], say: Callable[[str], None]
+    runs_dir: Path | str,
+    patterns: Sequence[str] | None,
+    say: Callable[[str], None],
+    how_to_train: str = "python train_model.py attention=mla",
 ) -> list[RunFolder]:
-    """Return the finished runs that names, with * and ? as wildcards, choose.
+    """Return the finished runs that names choose.
+
+    Args:
+        runs_dir: The folder they are in.
+        patterns: Names, with * and ? as wildcards; None takes all but those that learned a few
+            sequences by heart (debug=overfit), whose perplexity says nothing.
+        say: Receives a line for each run that is left out.
+        how_to_train: A command that trains what is looked for.
 
     Raises:
         EvaluationError: If there are none.
@@ -91,10 +129,16 @@ def choose_runs(
     for problem in problems:
         say(problem)
     if not finished:
-        raise EvaluationError(
-            f"there is no finished run in {runs_dir}; train one: python train_model.py "
-            "attention=mla"
-        )
+        raise EvaluationError(f"there is no finished run in {runs_dir}; train one: {how_to_train}")
+    if patterns is None:
+        overfit = [run for run in finished if (run.read_summary() or {}).get("overfit_batches")]
+        for run in overfit:
+            say(f"{run.name} learned a few sequences by heart; run={run.name} takes it")
+        patterns = [run.name for run in finished if run not in overfit]
+        if not patterns:
+            raise EvaluationError(
+                f"there is no finished run in {runs_dir} but those; train one: {how_to_train}"
+            )
     chosen: list[RunFolder] = []
     for pattern in patterns:
         matching = [run for run in finished if fnmatch.fnmatch(run.path.name, pattern)]
@@ -107,17 +151,32 @@ def choose_runs(
     return chosen
 
 
+def require_baseline(attentions: Iterable[str], baseline: str | None) -> None:
+    """Refuse a baseline that is the attention of no run.
+
+    Raises:
+        EvaluationError: Naming those that there are.
+    """
+    names = sorted(set(attentions))
+    if baseline is not None and baseline not in names:
+        raise EvaluationError(
+            f"eval.baseline={baseline} is the attention of none of these runs; there are: "
+            f"{', '.join(names)}"
+        )
+
+
 def evaluate_run(
     run: RunFolder,
     split: str,
     settings: EvalSettings,
     device: torch.device,
     say: Callable[[str], None],
-) -> dict[str, Any]:
+) -> EvaluatedRun:
     """Score one run and weigh its cache.
 
-    Returns:
-        A row of results.json; `protocol` is the card that says how its numbers came about.
+    Raises:
+        EvaluationError: If it cannot be loaded or scored.
+        RunError: If one of its files cannot be read.
     """
     loaded = load_run(run, device, say, settings.decode_path)
     model, config = loaded.model, loaded.model.config
@@ -127,7 +186,9 @@ def evaluate_run(
     cache = measure_kv_cache(
         model, settings.cache_batch_size, config.max_position_embeddings, cache_dtype
     )
-    return {
+    recorded, curve, sample = _settings(run, model), _curve(run), run.read_sample()
+    windows = _score(loaded, stream, settings, device) if settings.perplexity else None
+    row = {
         "run_name": run.path.name,
         "attention": config.attention["name"],
         "positions": _positions(config),
@@ -135,7 +196,7 @@ def evaluate_run(
         "num_parameters": num_parameters(config).total,
         "tokens_trained": summary.get("tokens_trained"),
         "split": split,
-        **_quality(loaded, stream, split, settings, device),
+        **_quality(windows, loaded.prepared.splits[split]),
         "kv_cache_bytes_per_token": cache.bytes_per_token,
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
         "cache_ratio_to_mha": cache.bytes_per_token
@@ -144,33 +205,62 @@ def evaluate_run(
             model, settings.cache_batch_size, config.max_position_embeddings, cache_dtype
         ),
         "train_tokens_per_second": summary.get("tokens_per_second"),
+        "train_peak_memory_bytes": summary.get("peak_memory_bytes"),
+        "train_wall_seconds": summary.get("wall_seconds"),
+        "versions": summary.get("versions"),
+        "git_commit": summary.get("git_commit"),
         "protocol": _protocol(loaded, split, settings),
+    }
+    return EvaluatedRun(row, config, windows, recorded, curve, sample)
+
+
+def _score(
+    loaded: LoadedRun, stream: TokenStream, settings: EvalSettings, device: torch.device
+) -> Score:
+    model = loaded.model
+    scorer = CachedScorer(model, cache_dtype_of(settings.cache_dtype)) if settings.decode else model
+    context, stride = settings.windows(model.config)
+    return score(scorer, stream, context, stride, settings.batch_size, device)
+
+
+def _quality(windows: Score | None, counts: SplitCounts) -> dict[str, Any]:
+    """Return what the scores say; nothing but empty numbers where nothing was scored."""
+    if windows is None:
+        keys = ("tokens_scored", "nll", "perplexity", "word_perplexity", "bits_per_byte")
+        return dict.fromkeys(keys)
+    return {
+        "tokens_scored": windows.tokens_scored,
+        "nll": windows.nll,
+        "perplexity": windows.perplexity,
+        "word_perplexity": windows.word_perplexity(counts.words),
+        "bits_per_byte": windows.bits_per_byte(counts.utf8_bytes),
     }
 
 
-def _quality(
-    loaded: LoadedRun,
-    stream: TokenStream,
-    split: str,
-    settings: EvalSettings,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Score the split; nothing but empty numbers where the settings leave that out."""
-    keys = ("tokens_scored", "nll", "perplexity", "word_perplexity", "bits_per_byte")
-    if not settings.perplexity:
-        return dict.fromkeys(keys)
-    model, counts = loaded.model, loaded.prepared.splits[split]
-    scorer = CachedScorer(model, cache_dtype_of(settings.cache_dtype)) if settings.decode else model
-    context, stride = settings.windows(model.config)
-    result = score(scorer, stream, context, stride, settings.batch_size, device)
-    values = (
-        result.tokens_scored,
-        result.nll,
-        result.perplexity,
-        result.word_perplexity(counts.words),
-        result.bits_per_byte(counts.utf8_bytes),
-    )
-    return dict(zip(keys, values, strict=True))
+def _settings(run: RunFolder, model: GPT) -> dict[str, Any]:
+    """Return the recorded configuration, with the model that was trained, complete."""
+    recorded = read_configuration(run.config_path) if run.config_path.exists() else {}
+    recipe = {key: value for key, value in recorded.items() if not key.startswith("model.")}
+    # Their product is what counts: a run that is out of memory takes more and smaller passes.
+    passes = [
+        recipe.pop(f"trainer.{key}", None)
+        for key in ("micro_batch_size", "gradient_accumulation_steps")
+    ]
+    if all(isinstance(value, int) for value in passes):
+        recipe["trainer.sequences_per_step"] = math.prod(passes)
+    # By the classes, since a run from before a key does not have it.
+    config = model.config
+    attention = dataclasses.asdict(model.attention_config) | {"name": config.attention["name"]}
+    return recipe | flat({"model": dataclasses.asdict(config) | {"attention": attention}})
+
+
+def _curve(run: RunFolder) -> dict[str, list[float]]:
+    """Return the validations during the training: tokens so far, and perplexity."""
+    records = read_metrics(run.metrics_path) if run.metrics_path.exists() else []
+    keys = ("progress/tokens", "validation/perplexity_part")
+    points: list[list[Any]] = [[record.get(key) for key in keys] for record in records]
+    whole = [point for point in points if all(isinstance(v, int | float) and v > 0 for v in point)]
+    return {"tokens": [x for x, _ in whole], "perplexity": [y for _, y in whole]}
 
 
 def _protocol(loaded: LoadedRun, split: str, settings: EvalSettings) -> dict[str, Any]:
@@ -200,62 +290,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def add_decode_speed(
-    rows: Sequence[dict[str, Any]],
-    runs: Mapping[str, RunFolder],
-    settings: EvalSettings,
-    device: torch.device,
-    say: Callable[[str], None],
-) -> None:
-    """Time the decoding of all rows' runs in turns.
-
-    Runs that differ in their weights alone (seeds, data) are timed once: weights change no time.
-
-    Args:
-        rows: Of `evaluate_run`; each gets `decode`, a list of `DecodePoint` rows, and `break_even`:
-            by batch, the context from which on it decodes faster than the first row of MHA.
-        runs: By run name.
-        settings: Batches and contexts.
-        device: Where.
-        say: Receives one line where the user should know something.
-    """
-    models: dict[str, GPT] = {}
-    timed_as: dict[str, str] = {}
-    for row in rows:
-        name = row["run_name"]
-        model = load_run(runs[name], device, say, settings.decode_path).model
-        alike = (other for other in models if models[other].config == model.config)
-        timed_as[name] = next(alike, name)
-        models.setdefault(timed_as[name], model)
-    found = measure_decode(models, settings.decode_speed, cache_dtype_of(settings.cache_dtype), say)
-    for row in rows:
-        row["decode"] = [point.as_row() for point in found[timed_as[row["run_name"]]]]
-    baseline: list[dict[str, Any]] = next(
-        (row["decode"] for row in rows if row["attention"] == "mha"), []
-    )
-    for row in rows:
-        row["break_even"] = {
-            str(batch): None
-            if row["attention"] == "mha"
-            else break_even(row["decode"], baseline, batch)
-            for batch in settings.decode_speed.batch_sizes
-        }
-
-
 def _positions(config: GPTConfig) -> str:
     rope = config.attention["qk_rope_head_dim"] > 0
     learned = config.position_embedding == "learned"
     return " + ".join(name for name, has in (("RoPE", rope), ("learned", learned)) if has) or "none"
-
-
-def group_by_protocol(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Group rows whose protocol cards are equal: only their numbers may share a table."""
-    groups: list[list[dict[str, Any]]] = []
-    for row in rows:
-        for group in groups:
-            if group[0]["protocol"] == row["protocol"]:
-                group.append(row)
-                break
-        else:
-            groups.append([row])
-    return [sorted(group, key=lambda row: -row["cache_ratio_to_mha"]) for group in groups]

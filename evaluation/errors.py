@@ -3,3 +3,7 @@
 
 class EvaluationError(ValueError):
     """One line: what is wrong, which run or key, what to do."""
+
+
+class BrokenWeights(EvaluationError):
+    """A model's likelihoods are not numbers, or so small that it has learned nothing."""

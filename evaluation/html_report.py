@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, get_args
 
+from evaluation.headline import pairing_notes
 from evaluation.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
 from tracking.atomic import write_text
 
@@ -118,10 +119,10 @@ def _group(group: Mapping[str, Any], curves: Mapping[str, dict[str, Any]]) -> di
         "protocol": {key: _plain(value) for key, value in group["protocol"].items()},
         "held_equal": group["held_equal"],
         "differs": group["differs"],
-        "baseline": next((v["baseline"] for v in variants if v["baseline"]), None),
+        "baseline": _baseline(variants) if any(v["baseline"] for v in variants) else None,
         "has_perplexity": any(v["perplexity"] is not None for v in variants),
         "has_seeds": any(v["perplexity_ci95_seeds"] for v in variants),
-        "has_single_seed": any(len(v["seeds"]) == 1 for v in variants),
+        "pairing_notes": pairing_notes(variants),
         "has_bands": any(line.seeds > 1 for line in seed_lines(mine)),
         "results": _table("Results", [_described(v) for v in variants], _result_columns(variants)),
         "units": _table("Perplexity by seed and in other units", names, _unit_columns(variants)),
@@ -167,11 +168,11 @@ def _numbers(
 def _result_columns(variants: Sequence[Variant]) -> list[Column]:
     numbers = partial(_numbers, variants)
     verdicts = [Cell(*_verdict(v)) for v in variants]
-    against = next((v["baseline"] for v in variants if v["baseline"]), "baseline")
+    against = _baseline(variants)
     return [
         numbers("parameters", "Model", "num_parameters", _count),
         Column("perplexity", "Quality", [_perplexity(v) for v in variants]),
-        Column(f"against {against}", "Quality", [_difference(v) for v in variants]),
+        Column(f"against {against}", "Quality", [_difference(v, against) for v in variants]),
         Column("verdict", "Quality", verdicts),
         Column("bytes/token", "KV cache", [_cache(v) for v in variants], "KV cache bytes/token"),
         Column("tokens/s", "Training", [_training(v) for v in variants], "training tokens/s"),
@@ -185,10 +186,17 @@ def _perplexity(variant: Variant) -> Cell:
     return Cell(_ppl(variant["perplexity"]), _intervals(variant, "perplexity", _ppl))
 
 
-def _difference(variant: Variant) -> Cell:
+def _baseline(variants: Sequence[Variant]) -> str:
+    """Name what variants are compared with; in general where that is not one."""
+    names = {variant["baseline"] for variant in variants} - {None}
+    return names.pop() if len(names) == 1 else "its baseline"
+
+
+def _difference(variant: Variant, against: str) -> Cell:
     if variant["delta_percent"] is None:
         return Cell(NONE)
     notes = _intervals(variant, "delta_percent", _signed)
+    notes += [("to", variant["baseline"])] if variant["baseline"] != against else []
     return Cell(f"{_signed(variant['delta_percent'])} %", notes)
 
 
@@ -277,7 +285,9 @@ def _decode_part(variants: Sequence[Variant], batch: int) -> dict[str, Any]:
         columns.append(Column(heading, part, cells, f"{heading} {part}"))
     even = [variant.get("break_even", {}).get(str(batch)) for variant in variants]
     cells = [Cell(NONE if context is None else _count(context)) for context in even]
-    columns.append(Column("from context", "faster than MHA", cells, "faster than MHA from"))
+    columns.append(
+        Column("from context", "faster than the baseline", cells, "faster than the baseline from")
+    )
     return {
         "picture": _picture(
             partial(plot_decode, variants, batch=batch), _decode_words(variants, batch)
@@ -404,7 +414,7 @@ def _ratio(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _memory(value: float) -> str:

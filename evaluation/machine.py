@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +28,30 @@ def available_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return bytes_in_proc("meminfo", "MemAvailable")
+
+
+def processor_name() -> str:
+    """Return what the CPU calls itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_count() -> int:
+    """Return the CPUs that this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def describe_hardware(device: torch.device) -> str:
+    """Say on what numbers were measured."""
+    cpus = f"{cpu_count()} CPUs of {processor_name()} ({torch.backends.cpu.get_cpu_capability()})"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {cpus}"
+    return f"{cpus}, {torch.get_num_threads()} threads"
 
 
 def synchronize(device: torch.device) -> None:

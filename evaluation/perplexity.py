@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.errors import EvaluationError
+from evaluation.errors import BrokenWeights, EvaluationError
+
+_LARGEST_NLL = 700.0
+"""Nats per token; of more, a float does not hold the perplexity."""
 
 
 class Tokens(Protocol):
@@ -143,10 +146,11 @@ def score(
             window_nll.append(float(row[window.length - window.scored :].sum()))
             window_tokens.append(window.scored)
     total = math.fsum(window_nll)
-    if not math.isfinite(total):
-        raise EvaluationError(
-            "the model gives likelihoods that are not finite numbers; its weights are broken, "
-            "train it again with a lower optim.learning_rate"
+    if not math.isfinite(total) or total > _LARGEST_NLL * sum(window_tokens):
+        what = "that no number can hold" if math.isfinite(total) else "that are not finite numbers"
+        raise BrokenWeights(
+            f"the model gives likelihoods {what}; its weights are broken, train it again with a "
+            "lower optim.learning_rate"
         )
     return Score(total, sum(window_tokens), window_nll, window_tokens)
 

@@ -37,8 +37,10 @@ _STYLES = {
     "gqa": ("#009E73", "^"),
     "mla": ("#0072B2", "D"),
     "mla_no_rope": ("#CC79A7", "v"),
+    "mha_no_rope": ("#D55E00", "P"),
+    "mqa_no_rope": ("#56B4E9", "X"),
 }
-_FURTHER = (("#D55E00", "P"), ("#56B4E9", "X"), ("#F0E442", "*"))
+_FURTHER = (("#F0E442", "*"), ("#999999", "h"), ("#8C510A", "d"))
 
 
 class _Look(NamedTuple):
@@ -141,24 +143,30 @@ def plot_curves(
 
 
 def plot_all(
-    folder: Path, variants: Sequence[dict[str, Any]], curves: Mapping[str, dict[str, Any]]
+    folder: Path,
+    variants: Sequence[dict[str, Any]],
+    curves: Mapping[str, dict[str, Any]],
+    suffix: str = "",
 ) -> list[str]:
     """Write those of pareto.png, curves.png and decode.png that there is something to show in.
 
     Args:
         folder: Where; it exists.
         variants: Of one protocol.
-        curves: As for `plot_curves`.
+        curves: As for `plot_curves`, of these variants.
+        suffix: Of the names, before .png.
 
     Returns:
         The names of the files written.
     """
-    drawn = {
-        "pareto.png": plot_pareto(variants, folder / "pareto.png"),
-        "curves.png": plot_curves(curves, folder / "curves.png"),
-        "decode.png": plot_decode(variants, folder / "decode.png"),
-    }
-    return [name for name, is_written in drawn.items() if is_written]
+    names = [f"{plot}{suffix}.png" for plot in ("pareto", "curves", "decode")]
+    pareto, training, decode = (folder / name for name in names)
+    is_written = [
+        plot_pareto(variants, pareto),
+        plot_curves(curves, training),
+        plot_decode(variants, decode),
+    ]
+    return [name for name, written in zip(names, is_written, strict=True) if written]
 
 
 class SeedLine(NamedTuple):
@@ -177,6 +185,8 @@ def seed_lines(curves: Mapping[str, dict[str, Any]]) -> list[SeedLine]:
     """Gather the curves of runs by variant, at the tokens at which all seeds were validated."""
     runs_of: dict[str, list[dict[str, Any]]] = {}
     for curve in curves.values():
+        if not curve["tokens"]:
+            continue  # a run without its metrics
         runs_of.setdefault(curve["variant"], []).append(curve)
     lines = []
     for variant, runs in runs_of.items():

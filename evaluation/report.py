@@ -1,65 +1,189 @@
-"""Rows of results as tables: for the terminal, for Markdown, for wandb."""
+"""A comparison as tables and Markdown, and its files."""
 
 import json
-from collections.abc import Sequence
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
 from evaluation.errors import EvaluationError
-from evaluation.plots import plot_decode
+from evaluation.headline import headline, pairing_notes
+from evaluation.html_report import write_html
+from evaluation.plots import plot_all
+from evaluation.variants import Group, plain
 from tracking.atomic import write_text
 
-COLUMNS = {
-    "run": "run_name",
-    "attention": "attention",
-    "positions": "positions",
-    "parameters": "num_parameters",
-    "tokens trained": "tokens_trained",
-    "perplexity": "perplexity",
-    "word perplexity": "word_perplexity",
-    "bits/byte": "bits_per_byte",
-    "KV bytes/token": "kv_cache_bytes_per_token",
-    "measured": "kv_cache_bytes_measured",
-    "ratio to MHA": "cache_ratio_to_mha",
-}
-"""Heading -> key of a row."""
+QUALITY = (
+    *("variant", "positions", "seeds", "parameters", "perplexity", "95 % (text)", "95 % (seeds)"),
+    *("vs baseline", "95 % (text) ", "95 % (seeds) ", "verdict", "against"),
+    *("KV bytes/token", "measured", "of baseline"),
+)
+"""Headings of `quality_cells`."""
+COSTS = ("train tokens/s", "peak MiB", "minutes")
+"""Headings of `cost_cells`, before those of decoding."""
+VARIANT_COLUMNS = [
+    *("name", "attention", "positions", "num_parameters", "tokens_trained", "perplexity"),
+    *("perplexity_sd", "word_perplexity", "bits_per_byte", "delta_percent", "verdict"),
+    *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "cache_ratio_to_baseline"),
+    *("train_tokens_per_second", "train_peak_memory_bytes", "train_wall_seconds"),
+]
+"""Keys of a variant's result that wandb's table gets."""
+RUN_COLUMNS = [
+    *("run_name", "variant", "attention", "positions", "seed", "num_parameters", "tokens_trained"),
+    *("perplexity", "word_perplexity", "bits_per_byte", "delta_nll", "baseline_run"),
+    *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "cache_ratio_to_mha"),
+]
+"""Keys of a run's row that wandb's table gets."""
+_WORDS = {"variant", "positions", "verdict", "against"}
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """Format a row, column by column."""
-    return [_cell(row[key]) for key in COLUMNS.values()]
+def quality_cells(variant: Mapping[str, Any]) -> list[str]:
+    """Format what a variant's cache costs in quality."""
+    percent = variant["delta_percent"]
+    note = f" ({variant['verdict_note']})" if variant["verdict_note"] else ""
+    ratio = variant["cache_ratio_to_baseline"]
+    return [
+        variant["name"],
+        variant["positions"],
+        str(len(variant["seeds"])),
+        f"{variant['num_parameters']:,}",
+        _number(variant["perplexity"]),
+        _interval(variant["perplexity_ci95_text"], "{:.2f}"),
+        _interval(variant["perplexity_ci95_seeds"], "{:.2f}"),
+        "-" if percent is None else f"{percent:+.2f} %",
+        _interval(variant["delta_percent_ci95_text"], "{:+.2f}"),
+        _interval(variant["delta_percent_ci95_seeds"], "{:+.2f}"),
+        f"{variant['verdict'] or '-'}{note}",
+        "-" if variant["is_baseline"] else variant["baseline"] or "-",
+        _number(variant["kv_cache_bytes_per_token"]),
+        _number(variant["kv_cache_bytes_measured"]),
+        "-" if ratio is None else f"{ratio:.3f}",
+    ]
 
 
-def _cell(value: Any) -> str:
+def cost_cells(variant: Mapping[str, Any], points: Sequence[tuple[int, int]]) -> list[str]:
+    """Format what a variant's quality costs.
+
+    Args:
+        variant: A result.
+        points: Batches and contexts of the decoding to show.
+    """
+    speed, memory = variant["train_tokens_per_second"], variant["train_peak_memory_bytes"]
+    seconds = variant["train_wall_seconds"]
+    timed = {(p["batch"], p["context"]): p["ms_per_token"] for p in variant.get("decode", [])}
+    return [
+        _number(speed and round(speed)),
+        _number(memory and round(memory / 2**20)),
+        "-" if seconds is None else f"{seconds / 60:.1f}",
+        *(f"{timed[point]:.2f}" for point in points),
+    ]
+
+
+def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return (
-            f"{value:,.0f}"
-            if value >= 1000 or (value == int(value) and value > 1)
-            else f"{value:.3f}"
-        )
-    return str(value)
+    if isinstance(value, int) or value >= 1000 or (value == int(value) and value > 1):
+        return f"{value:,.0f}"
+    return f"{value:.3f}"
 
 
-def table(rows: Sequence[dict[str, Any]], style: str) -> str:
-    """Lay rows of one protocol out; style `simple` for a terminal, `github` for Markdown."""
-    words = ("run_name", "attention", "positions")
-    align = ["left" if key in words else "right" for key in COLUMNS.values()]
+def _interval(interval: Sequence[float] | None, style: str) -> str:
+    return "-" if interval is None else " to ".join(style.format(end) for end in interval)
+
+
+def table(variants: Sequence[Mapping[str, Any]], style: str, *, with_costs: bool = False) -> str:
+    """Lay the variants of a group out; style `simple` for a terminal, `github` for Markdown.
+
+    Args:
+        variants: Results, of one protocol card.
+        style: Of tabulate.
+        with_costs: Training and decoding too, in the same table.
+    """
+    points = timed_points(variants) if with_costs else []
+    headers = [*QUALITY]
+    body = [quality_cells(variant) for variant in variants]
+    if with_costs:
+        headers += [*COSTS, *(f"ms/token b{batch} c{context}" for batch, context in points)]
+        body = [[*row, *cost_cells(v, points)] for row, v in zip(body, variants, strict=True)]
+    # A column of nothing says nothing: intervals over seeds of one seed, say; nor does the name of
+    # the baseline where there is one.
+    several = len({variant["baseline"] for variant in variants} - {None}) > 1
+    kept = [
+        column
+        for column, name in enumerate(headers)
+        if any(row[column] != "-" for row in body) and (name != "against" or several)
+    ]
     return tabulate(
-        [cells(row) for row in rows],
-        headers=list(COLUMNS),
+        [[row[column] for column in kept] for row in body],
+        headers=[headers[column] for column in kept],
         tablefmt=style,
-        colalign=align,
+        colalign=["left" if headers[column] in _WORDS else "right" for column in kept],
         disable_numparse=True,
     )
 
 
-def protocol_line(row: dict[str, Any]) -> str:
+def timed_points(variants: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Return the smallest batch at the shortest and the longest context that was timed."""
+    found = sorted({(p["batch"], p["context"]) for v in variants for p in v.get("decode", [])})
+    smallest = [point for point in found if point[0] == found[0][0]]
+    return list(dict.fromkeys([*smallest[:1], *smallest[-1:]]))
+
+
+def run_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
+    """Lay the runs of a group out, each against the baseline's run of its seed."""
+    headers = (
+        *("run", "seed", "perplexity", "95 % text", "word perplexity", "bits/byte"),
+        *("vs baseline", "95 % text", "against"),
+    )
+    body = [
+        [
+            *(row["run_name"], str(row["seed"]), _number(row["perplexity"])),
+            _interval(row["perplexity_ci95"], "{:.2f}"),
+            *(_number(row["word_perplexity"]), _number(row["bits_per_byte"])),
+            "-" if row["delta_nll"] is None else f"{100 * math.expm1(row['delta_nll']):+.2f} %",
+            _interval(
+                row["delta_nll_ci95"] and [100 * math.expm1(end) for end in row["delta_nll_ci95"]],
+                "{:+.2f}",
+            ),
+            row["baseline_run"] or "-",
+        ]
+        for row in rows
+    ]
+    words = ("run", "against")
+    return tabulate(
+        body,
+        headers=headers,
+        tablefmt=style,
+        colalign=["left" if name in words else "right" for name in headers],
+        disable_numparse=True,
+    )
+
+
+def budget_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
+    """Lay out where the parameters are, what is cached, and what a token costs to train on."""
+    parts = ("embeddings", "attention", "mlp", "norms", "total")
+    headers = ["variant", *parts, "KV bytes/token", "of MHA's", "training FLOPs/token"]
+    body = []
+    for variant in variants:
+        budget = variant["budget"]
+        body.append(
+            [
+                variant["name"],
+                *(f"{budget[part]:,}" for part in parts),
+                f"{budget['kv_cache_bytes_per_token']:,}",
+                f"{budget['cache_ratio_to_mha']:.3f}",
+                f"{budget['training_flops_per_token']:.3e}",
+            ]
+        )
+    aligned = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(body, headers=headers, tablefmt=style, colalign=aligned, disable_numparse=True)
+
+
+def protocol_line(row: Mapping[str, Any]) -> str:
     """Say in one line how a row's numbers came about."""
     card = row["protocol"]
     # Cards from before the option do not have it.
@@ -68,44 +192,55 @@ def protocol_line(row: dict[str, Any]) -> str:
     if card.get("decode_path", "").startswith("token by token"):
         cached = f", {card['decode_path']}"
     return (
-        f"{card['corpus']}, {card['split']} split: {row['tokens_scored']:,} tokens scored, each "
-        f"once, context {card['context']}, stride {card['stride']}, {card['dtype']}{cached}"
-        f"{documents}; {card['words']:,} words, {card['utf8_bytes']:,} bytes; tokenizer "
+        f"{plain(card['corpus'])}, {plain(card['split'])} split: {row['tokens_scored']:,} tokens "
+        f"scored, each once, context {card['context']}, stride {card['stride']}, {card['dtype']}"
+        f"{cached}{documents}; {card['words']:,} words, {card['utf8_bytes']:,} bytes; tokenizer "
         f"{card['tokenizer_sha256'][:12]}, data {card['data_fingerprint'][:12]}"
     )
 
 
 NOTE = (
+    "Perplexity is exp(mean nats per token over the seeds), on the split named above. Text: 95 % "
+    "block bootstrap over its windows, paired by window for a difference: how much the number "
+    "depends on which text was scored. Seeds: Student's t, paired by seed for a difference: how "
+    "much it depends on the randomness of the training. Indistinguishable: 0 is inside one of the "
+    "two."
+)
+CACHE_NOTE = (
     "KV bytes/token is the closed form over all layers; measured is the live cache's storage after "
-    "a real decode, per allocated token. The ratio is to multi-head attention of the same width, "
-    "cached in the dtype of the weights. "
-    "One run per row: differences within the noise of seeds are not resolved."
+    "a real decode, per allocated token."
 )
 
 
-def decode_sections(rows: Sequence[dict[str, Any]], style: str) -> list[str]:
+def note(variants: Sequence[Mapping[str, Any]]) -> str:
+    """Explain a table: what is in it, and how seeds were paired where that is not simply so."""
+    parts = [NOTE] if any(variant["perplexity"] is not None for variant in variants) else []
+    return " ".join([*parts, CACHE_NOTE, *pairing_notes(variants)])
+
+
+def decode_sections(variants: Sequence[Mapping[str, Any]], style: str) -> list[str]:
     """Lay the speed of decoding out, a title and a table for each batch; empty if none was timed.
 
     Args:
-        rows: With `decode` and `break_even`, as `comparison.add_decode_speed` leaves them.
+        variants: With `decode` and `break_even`, as `variants.add_decode_speed` leaves them.
         style: As for `table`.
     """
     found = []
-    points = [point for row in rows for point in row.get("decode", [])]
+    points = [point for variant in variants for point in variant.get("decode", [])]
     for batch in sorted({point["batch"] for point in points}):
         contexts = sorted({point["context"] for point in points if point["batch"] == batch})
         beyond = {p["context"] for p in points if p["batch"] == batch and p["beyond_trained"]}
         body = []
-        for row in rows:
-            here = {p["context"]: p for p in row["decode"] if p["batch"] == batch}
+        for variant in variants:
+            here = {p["context"]: p for p in variant["decode"] if p["batch"] == batch}
             cells = [f"{p['ms_per_token']:.2f} ({p['roofline_ms']:.2f})" for p in here.values()]
             last = here[contexts[-1]]
             memory = [f"{last[key] / 1e6:,.1f}" for key in ("cache_bytes", "peak_extra_bytes")]
-            even = row["break_even"][str(batch)]
-            never = "" if row["attention"] == "mha" else "-"
-            body.append([row["run_name"], *cells, *memory, f"{even:,}" if even else never])
-        headers = ["run", *(f"{c:,}{'*' if c in beyond else ''}" for c in contexts)]
-        headers += [f"cache MB at {contexts[-1]:,}", "extra MB", "faster than MHA from"]
+            even = variant["break_even"][str(batch)]
+            never = "" if variant["is_baseline"] else "-"
+            body.append([variant["name"], *cells, *memory, f"{even:,}" if even else never])
+        headers = ["variant", *(f"{c:,}{'*' if c in beyond else ''}" for c in contexts)]
+        headers += [f"cache MB at {contexts[-1]:,}", "extra MB", "faster than baseline from"]
         aligned = ["left", *["right"] * (len(headers) - 1)]
         shown = tabulate(
             body, headers=headers, tablefmt=style, colalign=aligned, disable_numparse=True
@@ -115,42 +250,171 @@ def decode_sections(rows: Sequence[dict[str, Any]], style: str) -> list[str]:
 
 
 DECODE_NOTE = (
-    "Decoding: median over rounds in which every run had a turn, caches filled with noise; "
+    "Decoding: median over rounds in which every variant had a turn, caches filled with noise; "
     "roofline: weights and cache read once at the measured memory bandwidth; * is longer than the "
     "contexts of some run's training; extra MB is the most that a step takes besides weights and "
-    "cache; a run is faster than MHA from that context on, and at all longer ones that were "
-    "measured (-: at none, or there is no run of MHA). The same weights and cache are read again "
-    "and again: what fits into the processor's caches can be faster than this roofline."
+    "cache; a variant is faster than its baseline from that context on, and at all longer ones "
+    "that were measured (-: at none, or there is no baseline). The same weights and cache are read "
+    "again and again: what fits into the processor's caches can be faster than this roofline."
 )
 
 
-def write_report(
-    folder: Path, groups: Sequence[Sequence[dict[str, Any]]], command: str, when: str
-) -> None:
-    """Write results.json, report.md and, where decoding was timed, decode.png.
+def require_writable(parent: Path) -> None:
+    """Refuse a folder that no report can be put into, before there is anything to put there.
+
+    Raises:
+        EvaluationError: If it is not there and cannot be made, or may not be written to.
+    """
+    existing = next(path for path in (parent, *parent.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise EvaluationError(
+            f"cannot write to {existing}; set reports_dir to a folder that you may write to"
+        )
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make a folder for a report; one that is there is kept, and the new one numbered.
+
+    Raises:
+        EvaluationError: If it cannot be made.
+    """
+    for number in range(1, 100_000):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise EvaluationError(
+                f"cannot make {folder} ({error.strerror}); set reports_dir to a folder that you "
+                "may write to"
+            ) from error
+        return folder
+    raise EvaluationError(f"{parent} holds too many reports called {name}; set report_name")
+
+
+def write_report(folder: Path, groups: Sequence[Group], facts: Mapping[str, str]) -> None:
+    """Write results.json, variants.json, windows.json, plots, report.md and report.html.
 
     Args:
-        folder: Where; made if need be.
-        groups: Rows, one list per protocol.
-        command: What was typed.
-        when: The date.
+        folder: Where; it exists.
+        groups: What was compared.
+        facts: What the report says of itself: command, date, hardware, versions, commit.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EvaluationError(
-            f"cannot make {folder} ({error.strerror}); set reports_dir to a folder that you may "
-            "write to"
-        ) from error
-    rows = [row for group in groups for row in group]
-    write_text(folder / "results.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
-    parts = [f"# {folder.name}", f"`{command}`, {when}"]
+    runs = [run for group in groups for run in group.runs]
+    variants = [result for group in groups for result in group.results]
+    _write_json(folder / "results.json", [run.row for run in runs])
+    _write_json(folder / "variants.json", variants)
+    scored = {
+        run.name: {"nll": run.windows.window_nll, "tokens": run.windows.window_tokens}
+        for run in runs
+        if run.windows
+    }
+    if scored:
+        _write_json(folder / "windows.json", scored, indent=None)
+    curves = [_curves(group) for group in groups]
+    plots = [
+        plot_all(folder, group.results, some, f"-{number}" if number > 1 else "")
+        for number, (group, some) in enumerate(zip(groups, curves, strict=True), start=1)
+    ]
+    write_text(folder / "report.md", _markdown(folder.name, groups, facts, plots))
+    write_html(
+        folder / "report.html",
+        title=folder.name,
+        headline=" ".join(_headlines(groups)),
+        groups=[_as_section(group) for group in groups],
+        curves={name: curve for some in curves for name, curve in some.items()},
+        facts=facts,
+    )
+
+
+def _headlines(groups: Sequence[Group]) -> list[str]:
+    """Return the headline of each group, with the text that it is about where there are several."""
+    found = []
     for group in groups:
-        if group[0]["perplexity"] is not None:
-            parts += [protocol_line(group[0]) + "."]
-        parts += [table(group, "github")]
-    parts += [NOTE]
-    if sections := decode_sections(rows, "github"):
-        plot_decode(rows, folder / "decode.png")
-        parts += [*sections, DECODE_NOTE, "![Milliseconds per token against context](decode.png)"]
-    write_text(folder / "report.md", "\n\n".join(parts) + "\n")
+        card = group.protocol
+        about = f"{plain(card['corpus'])}, {plain(card['split'])} split: "
+        if sentences := headline(group.results):
+            found.append((about if len(groups) > 1 else "") + sentences)
+    return found
+
+
+def _curves(group: Group) -> dict[str, dict[str, Any]]:
+    """Return by run the validations during its training, and what it is a run of."""
+    return {
+        run.name: {"variant": variant.label, "attention": variant.attention, **run.curve}
+        for variant in group.variants
+        for run in variant.by_seed().values()
+    }
+
+
+def _as_section(group: Group) -> dict[str, Any]:
+    has_quality = group.results[0]["perplexity"] is not None
+    return {
+        "protocol_line": protocol_line(group.runs[0].row) if has_quality else "",
+        "protocol": group.protocol,
+        "variants": group.results,
+        "held_equal": group.held_equal,
+        "differs": group.differs,
+    }
+
+
+def _write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+_ALT = {
+    "pareto": "Perplexity with its intervals against KV cache bytes per token",
+    "curves": "Validation perplexity against training tokens",
+    "decode": "Milliseconds per token against context",
+}
+
+
+def _markdown(
+    title: str,
+    groups: Sequence[Group],
+    facts: Mapping[str, str],
+    plots: Sequence[Sequence[str]],
+) -> str:
+    parts = [f"# {title}"]
+    for group, some in zip(groups, plots, strict=True):
+        parts += _markdown_group(group, some)
+    parts += ["## About", "\n".join(f"- {name}: {_code(value)}" for name, value in facts.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_group(group: Group, plots: Sequence[str]) -> list[str]:
+    variants = group.results
+    has_quality = variants[0]["perplexity"] is not None
+    parts = []
+    if has_quality:
+        parts += [headline(variants), f"{protocol_line(group.runs[0].row)}."]
+    parts += [table(variants, "github", with_costs=True), note(variants)]
+    if group.held_equal:
+        parts += [f"Held equal: {', '.join(group.held_equal)}."]
+    if group.differs:
+        parts += ["Not equal, besides the attention:", "\n".join(f"- {d}" for d in group.differs)]
+    parts += [f"![{_ALT[re.split('[-.]', name)[0]]}]({name})" for name in plots]
+    if sections := decode_sections(variants, "github"):
+        parts += ["## Decoding", *sections, DECODE_NOTE]
+    parts += ["## Budget", budget_table(variants, "github")]
+    if has_quality:
+        parts += ["## Every run", run_table([run.row for run in group.runs], "github")]
+    if sampled := [variant for variant in variants if variant["sample"]]:
+        parts += ["## Samples"]
+        parts += [f"{v['name']} (seed {v['seeds'][0]}):\n\n{_fenced(v['sample'])}" for v in sampled]
+    card = "\n".join(f"- {key}: {_code(value)}" for key, value in group.protocol.items())
+    return [*parts, "## Protocol card", card]
+
+
+def _code(value: Any) -> str:
+    """Quote a value that a run may have brought, or that holds stars."""
+    return f"`{' '.join(str(value).replace('`', '?').split())}`"
+
+
+def _fenced(text: str) -> str:
+    """Quote text that may hold fences itself."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text.rstrip()}\n{fence}"

@@ -39,6 +39,8 @@ class EvalSettings:
     name: str = "default"
     perplexity: bool = True
     """Score the split; false leaves the KV cache and the speed of decoding."""
+    baseline: str | None = None
+    """Attention to compare with; null takes mha where there is one."""
     context: int | None = None
     """Tokens a window shows the model at most; null takes the model's own context."""
     stride: int | None = None

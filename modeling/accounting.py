@@ -178,11 +178,11 @@ def match_cache(config: GPTConfig, ratio: float) -> GPTConfig:
         found = now  # what a name promises is not changed
     elements = found.kv_cache_elements_per_token()
     if not _is_near(elements, ratio * mha):
+        own = f"match_cache_ratio={elements / mha:.6g}, " if elements <= mha else ""
         raise ModelConfigError(
             f"match=cache with match_cache_ratio={ratio:g} asks for {ratio * mha:g} cached "
             f"elements per token and layer, and the nearest of attention={fields['name']} is "
-            f"{elements}; set match_cache_ratio={elements / mha:.6g}, an attention that can "
-            "(attention=gqa or mla), or match=params"
+            f"{elements}; set {own}an attention that can (attention=gqa or mla), or match=params"
         )
     changed = {key: getattr(found, key) for key in fields.keys() - {"name"}}
     return dataclasses.replace(config, attention=fields | changed)

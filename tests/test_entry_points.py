@@ -121,7 +121,8 @@ def test_train_compare_and_generate(kvlab, tmp_path):
             for p in row["decode"]
         )
     assert "decoding, batch 8: ms per token" in compared.stdout
-    assert (tmp_path / "comparison" / "decode.png").stat().st_size > 10_000
+    for name in ("decode.png", "pareto.png", "curves.png", "report.html", "report.md"):
+        assert (tmp_path / "comparison" / name).stat().st_size > 2_000, name
 
     timed = kvlab(
         *("eval_model.py", "eval=decode", "report_name=decode", "eval.decode_speed.rounds=1"),
@@ -188,6 +189,53 @@ def test_runs_of_other_vocabularies_and_sizes_get_tables_of_their_own(kvlab, tmp
     compared = kvlab("eval_model.py")
     assert compared.returncode == 0, compared.stderr
     assert compared.stdout.count("tokens scored") == 2
+    assert "since their protocol cards differ in data_fingerprint (" in compared.stdout
+    assert "tokenizer_sha256 (" in compared.stdout
+    refused = kvlab("eval_model.py", "eval.baseline=gqa")
+    assert refused.returncode == 2
+    assert "eval.baseline=gqa is the attention of none of these runs" in last_line(refused)
+
+
+@pytest.mark.slow
+def test_a_study_is_compared_seed_by_seed(kvlab, tmp_path):
+    sweep = ("-m", "experiment=study_nano", "attention=mha,mla", "seed=0,1")
+    trained = kvlab("train_model.py", *sweep)
+    assert trained.returncode == 0, trained.stderr
+    arguments = ("experiment=study_nano", "eval.decode_speed.batch_sizes=[]")
+    compared = kvlab("eval_model.py", *arguments)
+    assert compared.returncode == 0, compared.stderr
+    folder = tmp_path / "study_nano"
+    mha, mla = json.loads((folder / "variants.json").read_text())
+    assert mha["seeds"] == mla["seeds"] == [0, 1]
+    assert mla["baseline"] == "mha"
+    assert mla["verdict"] in ("better", "worse", "indistinguishable")
+    assert f"{mla['delta_percent']:+.2f} %" in compared.stdout
+    assert mla["baseline_runs"] == {
+        f"mla-smoke-tiny-seed{seed}": f"mha-smoke-tiny-seed{seed}" for seed in (0, 1)
+    }
+    assert abs(mla["num_parameters"] / mha["num_parameters"] - 1) < 0.005
+
+    assert "- Command: `python eval_model.py " in (folder / "report.md").read_text()
+    assert " experiment=study_nano " in (folder / "report.md").read_text()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    again = kvlab("eval_model.py", *arguments, "eval.baseline=mla")
+    assert again.returncode == 0, again.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    mha, mla = json.loads((tmp_path / "study_nano-2" / "variants.json").read_text())
+    assert (mha["baseline"], mla["verdict"]) == ("mla", "baseline")
+
+    assert kvlab("eval_model.py").returncode == 2  # a study's runs are not among the others
+    other = kvlab("train_model.py", "study=study_nano", "model.max_position_embeddings=32")
+    assert other.returncode == 2  # a run of that name is there
+    short = ("model.max_position_embeddings=32", "run_name=short")
+    assert kvlab("train_model.py", "study=study_nano", *short).returncode == 0
+    refused = kvlab("eval_model.py", *arguments)
+    assert refused.returncode == 2
+    assert "their protocol cards differ in context (64, 32)" in last_line(refused)
+    assert not (tmp_path / "study_nano-3").exists()
+    missing = kvlab("eval_model.py", "experiment=study_rank")
+    assert missing.returncode == 2
+    assert "python train_model.py -m experiment=study_rank" in last_line(missing)
 
 
 def test_document_mask_takes_the_tokenizers_end_and_gets_a_table_of_its_own(

@@ -16,6 +16,7 @@ from tracking.disk import one_line, write_failure
 from tracking.errors import RunError
 
 _MAX_NAME_LENGTH = 150
+_MAX_SAMPLE_BYTES = 20_000
 _NAME = re.compile(rf"(?!\.)[A-Za-z0-9._=,+-]{{1,{_MAX_NAME_LENGTH}}}")
 
 
@@ -126,6 +127,23 @@ class RunFolder:
         self.create()
         write_text(self.config_path, text)
 
+    def read_sample(self) -> str | None:
+        """Return the beginning of what the run wrote at its end; None if it wrote nothing.
+
+        Raises:
+            RunError: If it cannot be read, or is no file of the run.
+        """
+        path = self.samples_path
+        if path.is_symlink():
+            raise RunError(f"{path} is a symbolic link; remove it")
+        try:
+            with path.open("rb") as file:
+                return file.read(_MAX_SAMPLE_BYTES).decode("utf-8", "replace")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {one_line(error)}") from error
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json` atomically; use None for a value that is not known.
 
@@ -150,11 +168,11 @@ def list_finished_runs(runs_dir: Path | str) -> tuple[list[RunFolder], list[str]
 
     Args:
         runs_dir: The folder of all runs. Hidden folders in it are ignored, and so are folders
-            without a summary.
+            without a configuration and a summary.
 
     Returns:
-        The finished runs sorted by name, and one line for each run left out because it could not
-        be read.
+        The finished runs sorted by name, and one line for each run left out because it is not
+        finished or could not be read.
 
     Raises:
         RunError: If `runs_dir` is not a folder.
@@ -165,7 +183,9 @@ def list_finished_runs(runs_dir: Path | str) -> tuple[list[RunFolder], list[str]
     runs: list[RunFolder] = []
     problems: list[str] = []
     for path in sorted(runs_dir.iterdir(), key=lambda entry: entry.name):
-        if path.name.startswith(".") or not (path / "summary.json").exists():
+        if path.name.startswith(".") or not any(
+            (path / name).exists() for name in ("config.yaml", "summary.json")
+        ):
             continue
         try:
             run = RunFolder(runs_dir, path.name)
@@ -175,6 +195,8 @@ def list_finished_runs(runs_dir: Path | str) -> tuple[list[RunFolder], list[str]
             continue
         if summary is not None and summary.get("finished") is True:
             runs.append(run)
+        else:
+            problems.append(f"{path.name} is not finished; its training goes on when it is rerun")
     return runs, problems
 
 

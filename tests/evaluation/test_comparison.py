@@ -1,3 +1,4 @@
+import contextlib
 import math
 import shutil
 
@@ -7,12 +8,14 @@ import torch
 from data.prepared import PreparedData
 from evaluation.comparison import choose_runs, evaluate_run, load_run
 from evaluation.errors import EvaluationError
+from evaluation.perplexity import windows
 from evaluation.settings import EvalSettings
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
 from tracking.errors import RunError
+from tracking.metrics import MetricsLog
 from tracking.run_folder import RunFolder
 
 CPU = torch.device("cpu")
@@ -67,7 +70,8 @@ def make_run(tmp_path, prepared):
 
 
 def test_a_row_has_every_documented_key(make_run, prepared):
-    row = evaluate_run(make_run(), "validation", EvalSettings(), CPU, quiet)
+    found = evaluate_run(make_run(), "validation", EvalSettings(), CPU, quiet)
+    row = found.row
     assert row["seed"] == 3
     assert row["tokens_scored"] == prepared.splits["validation"].tokens - 1
     assert row["kv_cache_bytes_per_token"] == 4 * 2 * 8
@@ -77,11 +81,55 @@ def test_a_row_has_every_documented_key(make_run, prepared):
     assert card["words"] == prepared.splits["validation"].words
     assert (card["context"], card["stride"], card["dtype"]) == (32, 32, "float32")
     assert card["intra_document_mask"] is False
+    assert found.windows.window_tokens == [w.scored for w in windows(len_of(prepared), 32, 32)]
+    assert math.fsum(found.windows.window_nll) == pytest.approx(row["nll"] * row["tokens_scored"])
+    assert found.settings["model.attention.name"] == "mqa"
+    assert found.curve == {"tokens": [], "perplexity": []}
+    assert found.sample is None
+
+
+def len_of(prepared):
+    return prepared.splits["validation"].tokens
+
+
+def test_what_a_run_recorded_is_read_back(make_run):
+    run = make_run()
+    trainer = "trainer:\n  micro_batch_size: 4\n  gradient_accumulation_steps: 2\n"
+    run.write_config(
+        f"seed: 3\noptim:\n  learning_rate: 3e-4\nmodel:\n  hidden_size: 99\n{trainer}"
+    )
+    run.samples_path.write_text("def f")
+    with contextlib.closing(MetricsLog(run.metrics_path)) as log:
+        log.append({"step": 0, "validation/perplexity_part": 5.0})  # of no known place
+        log.append({"step": 1, "progress/tokens": 7, "train/loss": 3.0})
+        log.append({"step": 2, "progress/tokens": 14, "validation/perplexity_part": 5.0})
+        log.append({"step": 3, "progress/tokens": 21, "validation/perplexity_part": math.inf})
+    found = evaluate_run(run, "validation", EvalSettings(perplexity=False), CPU, quiet)
+    assert found.settings["optim.learning_rate"] == 3e-4
+    assert found.settings["model.hidden_size"] == 16  # of the model that was trained
+    assert found.settings["model.attention.attention_dropout"] == 0.0  # which it did not record
+    assert found.settings["trainer.sequences_per_step"] == 8
+    assert "trainer.micro_batch_size" not in found.settings
+    assert found.curve == {"tokens": [14], "perplexity": [5.0]}
+    assert found.sample == "def f"
+    assert found.windows is None
+    assert found.row["perplexity"] is None
+
+
+def test_weights_that_are_no_numbers_are_refused(make_run):
+    run = make_run()
+    store = CheckpointStore(run.checkpoints_path, 1, quiet)
+    checkpoint = store.load(1)
+    for tensor in checkpoint.tensors["model"].values():
+        tensor.fill_(math.nan)
+    store.save(2, checkpoint.tensors, checkpoint.state)
+    with pytest.raises(EvaluationError, match="not finite numbers; its weights are broken"):
+        evaluate_run(run, "validation", EvalSettings(), CPU, quiet)
 
 
 def test_words_and_bytes_are_those_of_the_texts_that_were_read(make_run, corpus_folder):
     texts = [path.read_text(encoding="utf-8") for path in corpus_folder.glob("validation-*")]
-    row = evaluate_run(make_run(), "validation", EvalSettings(), CPU, quiet)
+    row = evaluate_run(make_run(), "validation", EvalSettings(), CPU, quiet).row
     nats = row["nll"] * row["tokens_scored"]
     words = sum(len(text.split()) for text in texts)
     assert math.log(row["word_perplexity"]) == pytest.approx(nats / words)
@@ -91,17 +139,17 @@ def test_words_and_bytes_are_those_of_the_texts_that_were_read(make_run, corpus_
 
 def test_the_card_says_whether_attention_keeps_to_documents(make_run, prepared):
     masked = {"intra_document_mask": True, "end_of_document_id": prepared.end_of_document_id}
-    plain = evaluate_run(make_run(), "validation", EvalSettings(), CPU, quiet)
+    plain = evaluate_run(make_run(), "validation", EvalSettings(), CPU, quiet).row
     row = evaluate_run(
         make_run("masked", model=CONFIG | masked), "validation", EvalSettings(), CPU, quiet
-    )
+    ).row
     assert row["protocol"] == plain["protocol"] | {"intra_document_mask": True}
     assert row["nll"] != plain["nll"]
     assert row["kv_cache_bytes_measured"] == plain["kv_cache_bytes_measured"]
 
 
 def test_the_training_split_is_scored_when_it_is_named(make_run, prepared):
-    row = evaluate_run(make_run(), "train", EvalSettings(), CPU, quiet)
+    row = evaluate_run(make_run(), "train", EvalSettings(), CPU, quiet).row
     assert row["tokens_scored"] == prepared.splits["train"].tokens - 1
 
 
@@ -150,6 +198,21 @@ def test_no_finished_run_says_how_to_get_one(tmp_path, make_run):
     make_run("broken", finished=False)
     with pytest.raises(EvaluationError, match=r"python train_model\.py"):
         choose_runs(tmp_path / "runs", ["*"], quiet)
+    with pytest.raises(EvaluationError, match=r"train one: python train_model\.py -m x"):
+        choose_runs(tmp_path / "runs", None, quiet, "python train_model.py -m x")
+
+
+def test_runs_that_learned_by_heart_are_taken_only_by_name(make_run, tmp_path):
+    make_run("mha")
+    overfit = make_run("overfit")
+    overfit.write_summary({"finished": True, "overfit_batches": 1})
+    runs, lines = tmp_path / "runs", []
+    assert [run.name for run in choose_runs(runs, None, lines.append)] == ["mha"]
+    assert "overfit learned a few sequences by heart" in lines[0]
+    assert [run.name for run in choose_runs(runs, ["over*"], quiet)] == ["overfit"]
+    shutil.rmtree(runs / "mha")
+    with pytest.raises(EvaluationError, match=r"no finished run in .* but those"):
+        choose_runs(runs, None, quiet)
 
 
 def test_a_run_reads_its_cache_in_the_way_that_is_asked_for(make_run):

@@ -1,13 +1,10 @@
 """Decoding timed: what a point says, which runs share a timing, where a run overtakes."""
 
-import json
-
 import pytest
 import torch
 from models import model
 
 import evaluation.decode
-from evaluation.comparison import add_decode_speed
 from evaluation.decode import (
     DecodeStep,
     break_even,
@@ -19,8 +16,8 @@ from evaluation.decode import (
 from evaluation.errors import EvaluationError
 from evaluation.kv_cache import measure_generation_memory
 from evaluation.machine import measure_memory_bandwidth, peak_extra_bytes
-from evaluation.report import decode_sections, write_report
-from evaluation.settings import DecodeSettings, EvalSettings
+from evaluation.report import decode_sections
+from evaluation.settings import DecodeSettings
 from modeling.accounting import kv_cache_bytes_per_token
 
 CPU = torch.device("cpu")
@@ -154,60 +151,41 @@ def test_memory_bandwidth_is_that_of_a_computer():
     assert 1e8 < measure_memory_bandwidth(CPU) < 1e13
 
 
-# Rows and report
+# Tables
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    """Rows of four runs, two of them the same model with other weights."""
-    models = {"mha-0": model("mha"), "mha-1": model("mha"), "mla": model("mla"), "mqa": model()}
-    loads = []
-
-    def load(run, device, say, decode_path=None):
-        loads.append((run, decode_path))
-        return type("Loaded", (), {"model": models[run]})()
-
-    monkeypatch.setattr("evaluation.comparison.load_run", load)
-    rows = [{"run_name": name, "attention": name.split("-")[0]} for name in models]
-    settings = EvalSettings(decode_speed=QUICK, decode_path="auto")
-    add_decode_speed(rows, {name: name for name in models}, settings, CPU, silent)
-    assert loads == [(name, "auto") for name in models]
-    return rows
-
-
-def test_runs_that_differ_in_weights_alone_are_timed_once(timed):
-    by_name = {row["run_name"]: row for row in timed}
-    assert by_name["mha-0"]["decode"] == by_name["mha-1"]["decode"]
-    assert by_name["mha-0"]["decode"] != by_name["mla"]["decode"]
-    assert by_name["mha-1"]["break_even"] == {"1": None, "2": None}
-    assert by_name["mla"]["break_even"].keys() == {"1", "2"}
+def variant(name, even):
+    """A variant with two batches timed at two contexts, the second beyond its training."""
+    points = [
+        {
+            "batch": batch,
+            "context": context,
+            "ms_per_token": 2.0,
+            "roofline_ms": 0.5,
+            "cache_bytes": 4e6,
+            "peak_extra_bytes": 1000,
+            "beyond_trained": context > 10,
+        }
+        for batch in (1, 2)
+        for context in (4, 20)
+    ]
+    break_even = {"1": even, "2": 20}
+    return {"name": name, "is_baseline": not even, "decode": points, "break_even": break_even}
 
 
-def test_report_has_a_table_for_each_batch_and_a_plot(timed, tmp_path):
-    sections = decode_sections(timed, "github")
+def test_each_batch_has_a_table():
+    sections = decode_sections([variant("mha", None), variant("mla", 4)], "github")
     assert [s.split(":")[0] for s in sections[::2]] == ["decoding, batch 1", "decoding, batch 2"]
     assert "20*" in sections[1]
     assert " 4 " in sections[1]
-    for row in timed:
-        row |= dict.fromkeys(
-            (
-                *("positions", "num_parameters", "tokens_trained", "perplexity"),
-                *("word_perplexity", "bits_per_byte", "kv_cache_bytes_per_token"),
-                *("kv_cache_bytes_measured", "cache_ratio_to_mha"),
-            )
-        )
-    write_report(tmp_path, [timed], "python eval_model.py", "2026-01-01")
-    text = (tmp_path / "report.md").read_text()
-    assert "decode.png" in text
-    assert (tmp_path / "decode.png").read_bytes()[:4] == b"\x89PNG"
-    stored = json.loads((tmp_path / "results.json").read_text())
-    assert stored[0]["decode"][0]["cache_bytes"] == 4 * 512
+    assert decode_sections([{"name": "mha"}], "github") == []
 
 
-def test_a_run_that_is_never_faster_is_told_from_the_baseline(timed):
-    timed[2]["break_even"] = {"1": None, "2": 20}
-    first, second = decode_sections(timed, "github")[1::2]
-    mha, mla = (next(line for line in first.splitlines() if n in line) for n in ("mha-0", "mla"))
+def test_a_variant_that_is_never_faster_is_told_from_the_baseline():
+    baseline, never = variant("mha", None), variant("mla", None)
+    never["is_baseline"] = False
+    first, second = decode_sections([baseline, never], "github")[1::2]
+    mha, mla = (next(line for line in first.splitlines() if n in line) for n in ("mha", "mla"))
     assert mha.rstrip("| ")[-1] != "-"
     assert mla.rstrip("| ").endswith("-")
     assert next(line for line in second.splitlines() if "mla" in line).rstrip("| ").endswith("20")

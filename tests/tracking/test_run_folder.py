@@ -75,6 +75,24 @@ def test_summary_and_config_round_trip(tmp_path):
         run.write_summary({"mfu": float("nan")})
 
 
+def test_a_sample_is_a_file_of_the_run_and_not_endless(tmp_path):
+    run = RunFolder(tmp_path, "run")
+    assert run.read_sample() is None
+    run.create()
+    run.samples_path.write_bytes(b"x\xff" * 100_000)
+    assert run.read_sample().startswith("x\N{REPLACEMENT CHARACTER}x")
+    assert len(run.read_sample()) <= 20_000
+    run.samples_path.unlink()
+    (tmp_path / "secret").write_text("secret")
+    run.samples_path.symlink_to(tmp_path / "secret")
+    with pytest.raises(RunError, match="is a symbolic link"):
+        run.read_sample()
+    run.samples_path.unlink()
+    run.samples_path.mkdir()
+    with pytest.raises(RunError, match="cannot read"):
+        run.read_sample()
+
+
 def test_list_finished_runs_sorts_and_says_what_it_left_out(tmp_path):
     for name, finished in (("b", True), ("a", True), ("going", False), (".hidden", True)):
         (tmp_path / name).mkdir()
@@ -84,11 +102,16 @@ def test_list_finished_runs_sorts_and_says_what_it_left_out(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "truthy").mkdir()
     (tmp_path / "truthy" / "summary.json").write_text('{"finished": "no"}')
+    (tmp_path / "started").mkdir()
+    (tmp_path / "started" / "config.yaml").write_text("a: 1")
     (tmp_path / "file.txt").write_text("")
     runs, problems = list_finished_runs(tmp_path)
     assert [run.name for run in runs] == ["a", "b"]
-    assert len(problems) == 1
-    assert "torn" in problems[0]
+    assert [problem.split()[0] for problem in problems if "not finished" in problem] == [
+        *("going", "started", "truthy"),
+    ]
+    (broken,) = (problem for problem in problems if "not finished" not in problem)
+    assert "torn" in broken
 
 
 def test_list_finished_runs_refuses_a_missing_folder(tmp_path):

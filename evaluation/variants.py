@@ -1,0 +1,517 @@
+"""Runs side by side: seeds of a variant together, each variant against its baseline."""
+
+import dataclasses
+import math
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluation.comparison import EvaluatedRun, require_baseline
+from evaluation.decode import break_even, measure_decode
+from evaluation.errors import EvaluationError
+from evaluation.settings import EvalSettings
+from evaluation.statistics import (
+    Interval,
+    seed_interval,
+    standard_deviation,
+    text_interval,
+    unpaired_seed_interval,
+    verdict,
+)
+from modeling.accounting import budget_of
+from modeling.gpt import GPT
+from modeling.kv_cache import cache_dtype_of
+from tracking.configuration import differences
+
+# What makes a run one of several of a variant, or merely says how its model was chosen.
+_BOOKKEEPING = re.compile(
+    r"run_name|seed|match|match_\w+|fair_\w+|model\.name|model\.attention\.decode_path"
+)
+# What a comparison of attentions is there to vary, with the width that keeps the budget.
+_COMPARED = re.compile(
+    r"model\.(intermediate_size|position_embedding|attention\.(name|num_key_value_heads|"
+    r"(qk_\w+_|v_)?head_dim|\w+_lora_rank))"
+)
+# Follow from the size of the model.
+_DERIVED = re.compile(
+    r"model\.(intermediate_size|attention\.(hidden_size|num_attention_heads|\w*head_dim))"
+)
+
+
+@dataclasses.dataclass
+class Variant:
+    """All runs of one configuration, which differ in their seed.
+
+    Args:
+        label: Unique in its group.
+        runs: By seed; of several with one seed, the first by name counts.
+        result: What is reported of it: see `docs/notation.md`.
+        baseline: What it is compared with; itself if it is one, None if there is none.
+    """
+
+    label: str
+    runs: list[EvaluatedRun]
+    result: dict[str, Any] = dataclasses.field(default_factory=dict)
+    baseline: "Variant | None" = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is what others are compared with."""
+        return self.baseline is self
+
+    @property
+    def attention(self) -> str:
+        """The attention's registered name."""
+        return str(self.runs[0].row["attention"])
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of runs that repeat a seed."""
+        return [run.name for run in self.runs if run not in self.by_seed().values()]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration that its runs share, but for the seed."""
+        return self.runs[0].settings
+
+    def by_seed(self) -> dict[int, EvaluatedRun]:
+        """Return the runs by seed; of several with one seed the first."""
+        first: dict[int, EvaluatedRun] = {}
+        for run in self.runs:
+            first.setdefault(run.row["seed"], run)
+        return first
+
+
+@dataclasses.dataclass
+class Group:
+    """Variants whose numbers may share a table: those with one protocol card.
+
+    Args:
+        protocol: The card.
+        variants: From the largest KV cache to the smallest.
+        held_equal: In words, what all of them have in common.
+        differs: In words, what else than attention, MLP width and seed differs.
+    """
+
+    protocol: dict[str, Any]
+    variants: list[Variant]
+    held_equal: list[str]
+    differs: list[str]
+
+    @property
+    def runs(self) -> list[EvaluatedRun]:
+        """The runs of all variants."""
+        return [run for variant in self.variants for run in variant.runs]
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """What is reported of each variant."""
+        return [variant.result for variant in self.variants]
+
+
+def compare(
+    runs: Sequence[EvaluatedRun], baseline: str | None, *, is_one_study: bool = False
+) -> list[Group]:
+    """Group runs by protocol card, seeds by variant, and set each against its baseline.
+
+    Rows of the runs get `variant`, its `verdict`, `perplexity_ci95`, `cache_ratio_to_baseline`, and
+    where the baseline has a run of the same seed `baseline_run`, `delta_nll` and `delta_nll_ci95`.
+
+    Args:
+        runs: At least one.
+        baseline: The attention to compare with; None takes mha where there is one.
+        is_one_study: Refuse several cards: the runs were made to be compared.
+
+    Raises:
+        EvaluationError: If a baseline that was asked for is not there, or has another protocol
+            card, or if the cards of one study differ; the message names the fields.
+    """
+    cards: list[list[EvaluatedRun]] = []
+    for run in runs:
+        alike = (some for some in cards if some[0].row["protocol"] == run.row["protocol"])
+        if (some := next(alike, None)) is None:
+            cards.append([run])
+        else:
+            some.append(run)
+    if is_one_study and len(cards) > 1:
+        require_one_protocol(runs)
+    if baseline is not None:
+        _require_baseline(cards, baseline)
+    return [_group(some, baseline or "mha") for some in cards]
+
+
+def require_one_protocol(runs: Sequence[EvaluatedRun]) -> None:
+    """Refuse runs whose numbers do not belong into one table.
+
+    Raises:
+        EvaluationError: Naming each field of the protocol cards that differs.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if fields := differing_fields(first.row["protocol"], run.row["protocol"]):
+            raise EvaluationError(
+                f"{first.name} and {run.name} cannot share a table: their protocol cards differ in "
+                f"{fields}; choose runs that agree with run=..., or evaluate them alike"
+            )
+
+
+def differing_fields(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Say in which fields two protocol cards differ, with both values; empty if in none."""
+    return ", ".join(
+        f"{key} ({_short(one.get(key))}, {_short(other.get(key))})"
+        for key in dict.fromkeys([*one, *other])
+        if one.get(key) != other.get(key)
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{40,}", text) else text
+
+
+def _require_baseline(cards: Sequence[Sequence[EvaluatedRun]], baseline: str) -> None:
+    require_baseline((run.row["attention"] for some in cards for run in some), baseline)
+    has = [some for some in cards if any(run.row["attention"] == baseline for run in some)]
+    for some in cards:
+        if some not in has:
+            ours, theirs = some[0], next(r for r in has[0] if r.row["attention"] == baseline)
+            fields = differing_fields(ours.row["protocol"], theirs.row["protocol"])
+            raise EvaluationError(
+                f"{ours.name} has no baseline: the protocol card of {theirs.name} differs in "
+                f"{fields}; choose runs that agree with run=..., or leave eval.baseline out"
+            )
+
+
+def _group(runs: Sequence[EvaluatedRun], baseline: str) -> Group:
+    variants: list[Variant] = []
+    for run in sorted(runs, key=lambda run: (run.row["seed"], run.name)):
+        alike = (v for v in variants if not _differing_keys(v.settings, run.settings))
+        if (variant := next(alike, None)) is None:
+            variants.append(Variant(run.row["attention"], [run]))
+        else:
+            variant.runs.append(run)
+    _label(variants)
+    _choose_baselines(variants, baseline)
+    for variant in variants:
+        variant.result = _measure(variant)
+        for run in variant.runs:
+            run.row.update(_run_against_baseline(run, variant))
+    variants.sort(key=lambda v: (-v.result["kv_cache_bytes_per_token"], v.label))
+    return Group(runs[0].row["protocol"], variants, *_held_and_differing(variants))
+
+
+def _differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the keys that both have and that differ; one may be of before a key was."""
+    return [
+        key
+        for key in differences(one, other)
+        if key in one and key in other and not _BOOKKEEPING.fullmatch(key)
+    ]
+
+
+def _label(variants: Sequence[Variant]) -> None:
+    """Name variants after their attention, and where that is not enough by what differs."""
+    for attention in {variant.attention for variant in variants}:
+        alike = [variant for variant in variants if variant.attention == attention]
+        if len(alike) == 1:
+            continue
+        keys = {key for v in alike for key in _differing_keys(alike[0].settings, v.settings)}
+        positions = [variant.runs[0].row["positions"] for variant in alike]
+        told = sorted(key for key in keys if not _DERIVED.fullmatch(key))
+        if len({variant.settings.get("model.name") for variant in alike}) > 1:
+            told = ["model.name", *(key for key in told if not key.startswith("model."))]
+        if len(set(positions)) > 1:
+            told = [key for key in told if key != "model.position_embedding"]
+        for variant, where in zip(alike, positions, strict=True):
+            parts = [f"{key.rsplit('.', 1)[-1]}={plain(variant.settings.get(key))}" for key in told]
+            if len(set(positions)) > 1:
+                parts.insert(0, f"{where} positions")
+            variant.label = " ".join([attention, ", ".join(parts[:3])]).strip()
+    labels = [variant.label for variant in variants]
+    for variant in variants:
+        if labels.count(variant.label) > 1:
+            variant.label = variant.runs[0].name
+
+
+def plain(value: Any, longest: int = 60) -> str:
+    """Return a value that a run brings as text without markup, on one line."""
+    return re.sub(r"[^\w .,:;+=/()%-]", "?", " ".join(str(value).split()))[:longest]
+
+
+def _choose_baselines(variants: Sequence[Variant], attention: str) -> None:
+    """Give each variant the one of that attention that differs least in everything else."""
+    candidates = [variant for variant in variants if variant.attention == attention]
+
+    def distance(variant: Variant, candidate: Variant) -> tuple[Any, ...]:
+        keys = _differing_keys(variant.settings, candidate.settings)
+        parameters, cache = (
+            abs(math.log(variant.runs[0].row[key] / candidate.runs[0].row[key]))
+            for key in ("num_parameters", "kv_cache_bytes_per_token")
+        )
+        return (
+            sum(not _COMPARED.fullmatch(key) for key in keys),
+            candidate.runs[0].row["positions"] != "RoPE",
+            int(100 * parameters),  # matched ones differ by less than a percent
+            round(cache, 6),
+            -len(variant.by_seed().keys() & candidate.by_seed().keys()),
+            candidate.label,
+        )
+
+    for variant in variants:
+        variant.baseline = min(
+            candidates, key=lambda candidate: distance(variant, candidate), default=None
+        )
+
+
+def _measure(variant: Variant) -> dict[str, Any]:
+    """Return what is reported of a variant, decoding aside."""
+    runs = list(variant.by_seed().values())
+    rows = [run.row for run in runs]
+    first = rows[0]
+    budget = budget_of(runs[0].model)
+    parameters = dataclasses.asdict(budget.parameters) | {"total": budget.parameters.total}
+    costs = {key: [row[key] for row in rows if row[key] is not None] for key in _COSTS}
+    return {
+        "name": variant.label,
+        **{key: first[key] for key in ("attention", "positions")},
+        "runs": [run.name for run in variant.runs],
+        "seeds": [row["seed"] for row in rows],
+        **{key: first[key] for key in ("num_parameters", "tokens_trained")},
+        "budget": parameters
+        | {
+            "kv_cache_bytes_per_token": budget.kv_cache_bytes_per_token,
+            "cache_ratio_to_mha": budget.cache_ratio_to_mha,
+            "training_flops_per_token": budget.training_flops_per_token,
+        },
+        **_quality(runs),
+        **_against_baseline(variant, runs),
+        **{
+            key: first[key]
+            for key in (
+                "kv_cache_bytes_per_token",
+                "kv_cache_bytes_measured",
+                "cache_ratio_to_mha",
+            )
+        },
+        **{key: _COSTS[key](values) if values else None for key, values in costs.items()},
+        "sample": runs[0].sample,
+    }
+
+
+_COSTS: dict[str, Callable[[list[float]], float]] = {
+    "train_tokens_per_second": statistics.median,
+    "train_peak_memory_bytes": max,
+    "train_wall_seconds": statistics.median,
+}
+
+
+def _quality(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
+    """Return nats per token and perplexity, mean over seeds, with both intervals."""
+    keys = (
+        *("nll", "perplexity", "perplexity_by_seed", "perplexity_sd", "perplexity_ci95_text"),
+        *("perplexity_ci95_seeds", "word_perplexity", "bits_per_byte"),
+    )
+    if runs[0].windows is None:
+        return dict.fromkeys(keys)
+    by_seed = [run.row["nll"] for run in runs]
+    perplexities = [run.row["perplexity"] for run in runs]
+    nll = statistics.fmean(by_seed)
+    words = [run.row["word_perplexity"] for run in runs]
+    values = (
+        nll,
+        math.exp(nll),
+        perplexities,
+        standard_deviation(perplexities),
+        _mapped(math.exp, _text(_mean_nats(runs), runs[0])),
+        _mapped(math.exp, seed_interval(by_seed)),
+        None if None in words else statistics.geometric_mean(words),
+        statistics.fmean(run.row["bits_per_byte"] for run in runs),
+    )
+    return dict(zip(keys, values, strict=True))
+
+
+def _against_baseline(variant: Variant, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
+    """Return the difference to the baseline, paired by window and by seed."""
+    base = variant.baseline
+    keys = (
+        *("delta_nll", "delta_nll_ci95_text", "delta_nll_ci95_seeds", "delta_percent"),
+        *("delta_percent_ci95_text", "delta_percent_ci95_seeds", "verdict", "verdict_note"),
+    )
+    found: dict[str, Any] = {
+        "baseline": base.label if base else None,
+        "is_baseline": variant.is_baseline,
+        "baseline_runs": {},
+        "cache_ratio_to_baseline": None,
+        **dict.fromkeys(keys),
+        "verdict_note": "",
+    }
+    if base is None:
+        return found
+    if variant.is_baseline:
+        return found | {"cache_ratio_to_baseline": 1.0, "verdict": "baseline"}
+    theirs = base.by_seed()
+    common = [run.row["seed"] for run in runs if run.row["seed"] in theirs]
+    ours = [run for run in runs if run.row["seed"] in common] or list(runs)
+    matched = [theirs[seed] for seed in common] or list(theirs.values())
+    found["baseline_runs"] = {run.name: theirs[run.row["seed"]].name for run in ours if common}
+    found["cache_ratio_to_baseline"] = (
+        runs[0].row["kv_cache_bytes_per_token"] / matched[0].row["kv_cache_bytes_per_token"]
+    )
+    if ours[0].windows is None:
+        return found
+    nlls, their_nlls = ([run.row["nll"] for run in some] for some in (ours, matched))
+    delta = statistics.fmean(nlls) - statistics.fmean(their_nlls)
+    by_text = _text(_mean_nats(ours) - _mean_nats(matched), ours[0])
+    if common:
+        by_seed = seed_interval([a - b for a, b in zip(nlls, their_nlls, strict=True)])
+    else:
+        by_seed = unpaired_seed_interval(nlls, their_nlls)
+    values = (
+        *(delta, by_text, by_seed),
+        *(_percent(delta), _mapped(_percent, by_text), _mapped(_percent, by_seed)),
+        verdict(delta, [by_text, by_seed]),
+        _pairing(len(common), len(runs), len(theirs)),
+    )
+    return found | dict(zip(keys, values, strict=True))
+
+
+def _pairing(common: int, ours: int, theirs: int) -> str:
+    """Say what a reader has to know of the seeds behind a difference; nothing if all are paired."""
+    if common == 0 and min(ours, theirs) > 1:
+        return "other seeds"
+    if common < 2:
+        return "single seed"
+    return "" if common == max(ours, theirs) else f"{common} common seeds"
+
+
+def _run_against_baseline(run: EvaluatedRun, variant: Variant) -> dict[str, Any]:
+    """Return the difference of one run to the baseline's run of its seed, over the text."""
+    interval = _text(_mean_nats([run]), run) if run.windows else None
+    found: dict[str, Any] = {
+        "variant": variant.label,
+        "verdict": variant.result["verdict"],
+        "perplexity_ci95": _mapped(math.exp, interval),
+        "cache_ratio_to_baseline": variant.result["cache_ratio_to_baseline"],
+        **dict.fromkeys(("baseline_run", "delta_nll", "delta_nll_ci95")),
+    }
+    if variant.baseline is None or variant.is_baseline:
+        return found
+    other = variant.baseline.by_seed().get(run.row["seed"])
+    if other is None:
+        return found
+    found["baseline_run"] = other.name
+    if run.windows:
+        found["delta_nll"] = run.row["nll"] - other.row["nll"]
+        found["delta_nll_ci95"] = _text(_mean_nats([run]) - _mean_nats([other]), run)
+    return found
+
+
+def _mean_nats(runs: Sequence[EvaluatedRun]) -> np.ndarray:
+    """Return the nats of each window, mean over runs."""
+    nats: np.ndarray = np.mean([run.windows.window_nll for run in runs if run.windows], axis=0)
+    return nats
+
+
+def _text(nats: np.ndarray, run: EvaluatedRun) -> Interval | None:
+    assert run.windows is not None
+    return text_interval(nats.tolist(), run.windows.window_tokens, run.row["protocol"]["context"])
+
+
+def _percent(delta_nll: float) -> float:
+    """Turn a difference of nats per token into one of perplexity, in percent."""
+    return 100 * math.expm1(delta_nll)
+
+
+def _mapped(function: Callable[[float], float], interval: Interval | None) -> Interval | None:
+    return None if interval is None else (function(interval[0]), function(interval[1]))
+
+
+_HELD = {
+    "data.name": "corpus {}",
+    "model.num_hidden_layers": "{} layers",
+    "model.hidden_size": "width {}",
+    "model.num_attention_heads": "{} query heads",
+    "trainer.max_tokens": "{} training tokens asked for",
+    "trainer.sequences_per_step": "{} sequences a step",
+    "optim.name": "optimizer {}",
+    "optim.learning_rate": "learning rate {}",
+    "schedule.name": "{} schedule",
+}
+
+
+def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[str]]:
+    """Say what variants have in common, and in what they differ that is not compared."""
+    settings = [variant.settings for variant in variants]
+    held = [
+        text.format(plain(settings[0][key]))
+        for key, text in _HELD.items()
+        if key in settings[0] and all(other.get(key) == settings[0][key] for other in settings)
+    ]
+    keys = {
+        key
+        for other in settings[1:]
+        for key in _differing_keys(settings[0], other)
+        if not _COMPARED.fullmatch(key)
+    }
+    differs = [
+        f"{plain(key)}: " + ", ".join(f"{plain(v.settings.get(key))} ({v.label})" for v in variants)
+        for key in sorted(keys)
+    ]
+    counts = [variant.result["num_parameters"] for variant in variants]
+    spread = max(counts) / min(counts) - 1
+    if spread > 0.01:
+        differs.append(f"parameters: from {min(counts):,} to {max(counts):,}")
+    elif len(variants) > 1:
+        held.append(f"parameters within {100 * spread:.2g} %")
+    seeds = [variant.result["seeds"] for variant in variants]
+    if not differs and len(variants) > 1 and seeds == seeds[:1] * len(seeds):
+        held.append("seeds, which give the order of the data, and every other setting")
+    return held, differs
+
+
+def add_decode_speed(
+    groups: Sequence[Group],
+    settings: EvalSettings,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> None:
+    """Time the decoding of all variants in turns.
+
+    Weights change no time: models get random ones, and those that are alike are timed once.
+
+    Args:
+        groups: Results of their variants, and rows of these' runs, get `decode`, a list of
+            `DecodePoint` rows; variants also `break_even`: by batch, the context from which on it
+            decodes faster than its baseline.
+        settings: Batches and contexts.
+        device: Where.
+        say: Receives one line where the user should know something.
+    """
+    variants = [variant for group in groups for variant in group.variants]
+    timed: list[tuple[str, Variant]] = []
+    timed_as: list[str] = []
+    for number, variant in enumerate(variants):
+        config = variant.runs[0].model
+        alike = (name for name, other in timed if other.runs[0].model == config)
+        if (name := next(alike, None)) is None:
+            name = f"{variant.label} ({number})"
+            timed.append((name, variant))
+        timed_as.append(name)
+    models = {name: GPT(variant.runs[0].model).to(device).eval() for name, variant in timed}
+    found = measure_decode(models, settings.decode_speed, cache_dtype_of(settings.cache_dtype), say)
+    for variant, name in zip(variants, timed_as, strict=True):
+        points = [point.as_row() for point in found[name]]
+        variant.result["decode"] = points
+        for run in variant.runs:
+            run.row["decode"] = points
+    for variant in variants:
+        is_compared = variant.baseline is not None and not variant.is_baseline
+        base = variant.baseline.result["decode"] if variant.baseline and is_compared else []
+        variant.result["break_even"] = {
+            str(batch): break_even(variant.result["decode"], base, batch)
+            for batch in settings.decode_speed.batch_sizes
+        }
