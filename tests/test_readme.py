@@ -2,14 +2,18 @@ import json
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import run_config
-from evaluation.comparison import group_by_protocol
+from evaluation.headline import headline
+from evaluation.plots import plot_pareto
 from evaluation.report import protocol_line, table
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +55,7 @@ def test_every_command_composes(command):
     name, schema = ENTRIES[script]
     # Of a sweep the first choice: one run is composed at a time.
     overrides = [re.sub(r"=([^\[,]*),.*", r"=\1", part) for part in arguments if part != "-m"]
-    overrides = [run_config._as_text(part) for part in overrides]
+    overrides = run_config.for_hydra(name, overrides)
     run_config.checked(run_config.composed(name, overrides), schema)
 
 
@@ -60,13 +64,47 @@ def test_every_python_example_runs(code):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102 (our own text)
 
 
-def test_the_table_is_that_of_the_committed_results():
-    folder = re.search(r"\(docs/results/([^/)]+)/report\.md\)", README).group(1)
-    rows = json.loads((ROOT / "docs" / "results" / folder / "results.json").read_text())
-    (group,) = group_by_protocol(rows)
+@pytest.fixture
+def study():
+    """The committed study that the README shows: its folder and its variants."""
+    folder = re.search(r"\(docs/results/([^/)]+study-nano)/report\.md\)", README).group(1)
+    folder = ROOT / "docs" / "results" / folder
+    return folder, json.loads((folder / "variants.json").read_text())
+
+
+def test_the_table_and_the_headline_are_those_of_the_committed_study(study):
+    folder, variants = study
+    rows = json.loads((folder / "results.json").read_text())
     shown = "\n".join(line.strip() for line in README.splitlines())
-    for line in [protocol_line(group[0]), *table(group, "simple").splitlines()]:
+    for line in [protocol_line(rows[0]), *table(variants, "simple").splitlines()]:
         assert line.strip() in shown
+    assert " ".join(headline(variants).split()) in " ".join(README.split())
+
+
+def test_the_committed_study_is_what_its_rows_and_windows_say(study):
+    folder, variants = study
+    rows = {r["run_name"]: r for r in json.loads((folder / "results.json").read_text())}
+    windows = json.loads((folder / "windows.json").read_text())
+    for variant in variants:
+        nlls = [rows[name]["nll"] for name in variant["runs"]]
+        assert variant["nll"] == pytest.approx(statistics.fmean(nlls))
+        for name in variant["runs"]:
+            found = windows[name]
+            assert sum(found["nll"]) / sum(found["tokens"]) == pytest.approx(rows[name]["nll"])
+
+
+def test_the_pareto_plot_is_drawn_from_the_committed_study(study, tmp_path):
+    folder, variants = study
+    relative = (folder / "pareto.png").relative_to(ROOT).as_posix()
+    assert f"({relative})" in README
+    plot_pareto(variants, tmp_path / "pareto.png")
+    drawn, committed = (
+        np.asarray(Image.open(path).convert("L"), dtype=np.float64)
+        for path in (tmp_path / "pareto.png", folder / "pareto.png")
+    )
+    assert drawn.shape == committed.shape
+    # Fonts are matplotlib's own; what is left is anti-aliasing.
+    assert np.abs(drawn - committed).mean() < 0.5
 
 
 @pytest.mark.slow
