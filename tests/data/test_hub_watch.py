@@ -22,6 +22,15 @@ def test_errors_of_the_call_pass_through():
     assert watched("dataset 'a/b'", lambda: 5, "other") == 5
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as at a terminal: a shell ignores it in what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_wait():
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.monotonic()

@@ -722,6 +722,7 @@ def test_attention_config_names_every_missing_field():
 
 
 def test_unknown_attention_name_lists_those_there_are():
-    with pytest.raises(ModelConfigError, match="gqa, mha, mla, mla_no_rope, mqa") as refused:
+    names = "gqa, mha, mha_no_rope, mla, mla_no_rope, mqa, mqa_no_rope"
+    with pytest.raises(ModelConfigError, match=names) as refused:
         attention_config_class("mqaa")
     assert "did you mean 'mqa'?" in str(refused.value)

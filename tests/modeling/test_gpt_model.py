@@ -268,7 +268,7 @@ def test_model_reports_all_problems_at_once():
 
 
 def test_model_of_an_unknown_attention_lists_those_there_are():
-    names = ("gqa", "mha", "mla", "mla_no_rope", "mqa")
+    names = ("gqa", "mha", "mha_no_rope", "mla", "mla_no_rope", "mqa", "mqa_no_rope")
     with pytest.raises(ModelConfigError, match=", ".join(names)):
         build_gpt(FIVE["mha"] | {"name": "linear"})
     assert all(attention_config_class(name) for name in names)
