@@ -31,12 +31,11 @@ def _what(variants: Sequence[Mapping[str, Any]]) -> str:
     number = " or ".join(map(str, seeds))
     trained = f", trained on {tokens.pop():,} tokens" if len(tokens) == 1 else ""
     best = min(variants, key=lambda variant: variant["perplexity"])
-    things = "configuration" if len(variants) == 1 else "configurations"
-    what = f"{len(variants)} {things}{trained}, {number} {'seed' if seeds == [1] else 'seeds'} each"
+    each = f"{number} {'seed' if seeds == [1] else 'seeds'}"
+    if len(variants) == 1:
+        return f"{best['name']}{trained}, {each}: perplexity {best['perplexity']:.2f}."
     lowest = f"{best['name']} has the lowest perplexity, {best['perplexity']:.2f}"
-    return (
-        f"{what}: {lowest}." if len(variants) > 1 else f"{what}: {lowest[lowest.index('per') :]}."
-    )
+    return f"{len(variants)} configurations{trained}, {each} each: {lowest}."
 
 
 def _verdict(verdict: str | None, baseline: str, variants: Sequence[Mapping[str, Any]]) -> str:

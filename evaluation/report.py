@@ -20,7 +20,7 @@ from tracking.atomic import write_text
 QUALITY = (
     *("variant", "positions", "seeds", "parameters", "perplexity", "95 % (text)", "95 % (seeds)"),
     *("vs baseline", "95 % (text) ", "95 % (seeds) ", "verdict", "against"),
-    *("KV bytes/token", "measured", "of baseline"),
+    *("KV bytes/token", "measured", "of baseline", "of MHA's"),
 )
 """Headings of `quality_cells`."""
 COSTS = ("train tokens/s", "peak MiB", "minutes")
@@ -62,6 +62,7 @@ def quality_cells(variant: Mapping[str, Any]) -> list[str]:
         _number(variant["kv_cache_bytes_per_token"]),
         _number(variant["kv_cache_bytes_measured"]),
         "-" if ratio is None else f"{ratio:.3f}",
+        "-" if ratio is not None else f"{variant['cache_ratio_to_mha']:.3f}",
     ]
 
 

@@ -27,6 +27,7 @@ def combinations(study):
     return [[f"experiment={study}", *chosen] for chosen in itertools.product(*choices)]
 
 
+@pytest.mark.slow  # composes dozens of configurations
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_run_of_a_study_composes_is_matched_and_has_a_name_of_its_own(study):
     # The seed is no part of what is matched, and composing takes long.
@@ -56,6 +57,7 @@ def test_each_point_of_study_rank_has_its_share_of_mhas_cache():
     }
 
 
+@pytest.mark.slow  # composes dozens of configurations
 def test_study_seed_35m_has_each_attention_with_rope_and_without():
     chosen = {tuple(one[1:2]) for one in combinations("study_seed_35m")}
     rows = {
