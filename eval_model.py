@@ -49,9 +49,9 @@ def main(config: run_config.EvalConfig) -> None:
     if config.eval.decode_speed.batch_sizes and config.eval.decode_speed.contexts:
         print("timing decoding", file=sys.stderr)
         add_decode_speed(groups, config.eval, device, print)
-        for group in groups:
-            for part in [*decode_sections(group.results, "simple"), DECODE_NOTE]:
-                print(f"\n{part}")
+        tables = [part for group in groups for part in decode_sections(group.results, "simple")]
+        for part in [*tables, DECODE_NOTE]:
+            print(f"\n{part}")
         write_report(folder, groups, facts)
     _mirror(config, folder, groups)
     print(f"\n{folder}/report.html, report.md, results.json")
@@ -71,12 +71,9 @@ def _evaluate(
     """
     from evaluation.comparison import choose_runs, evaluate_run, require_baseline
 
-    how = "python train_model.py attention=mla"
-    if config.study is not None:
-        how = f"python train_model.py -m experiment={config.study}"
     found: list[EvaluatedRun] = []
     left_out: list[str] = []
-    runs = choose_runs(config.runs_path, config.patterns(), left_out.append, how)
+    runs = choose_runs(config.runs_path, config.patterns(), left_out.append, config.study)
     # By their summaries, before hours of scoring.
     attentions = (str((run.read_summary() or {}).get("attention")) for run in runs)
     require_baseline(attentions, config.eval.baseline)

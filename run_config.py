@@ -30,7 +30,13 @@ from evaluation.errors import EvaluationError
 from evaluation.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems
 from modeling.errors import ModelConfigError
-from tracking.configuration import differences, flat, read_configuration
+from tracking.configuration import (
+    PASSES,
+    differences,
+    flat,
+    read_configuration,
+    sequences_per_step,
+)
 from tracking.errors import RunError
 from tracking.settings import TrackingSettings
 from training.errors import AlreadyTold, TrainingError, TrainingFailed, TrainingInterrupted
@@ -514,11 +520,6 @@ def as_yaml(config: TrainConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-# These may differ between what a run began with and goes on with, if their product stays: a run
-# that is out of memory takes more and smaller passes.
-_SEQUENCES_PER_STEP = ("trainer.micro_batch_size", "trainer.gradient_accumulation_steps")
-
-
 def require_same_run(saved: Path, config: TrainConfig) -> None:
     """Refuse to go on with a run whose configuration was another.
 
@@ -534,8 +535,8 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
     except RunError as error:
         raise ConfigError(str(error)) from error
     new = _flat(config)
-    if _sequences_per_step(old) == _sequences_per_step(new) is not None:
-        for key in _SEQUENCES_PER_STEP:
+    if sequences_per_step(old) == sequences_per_step(new) is not None:
+        for key in PASSES:
             del old[key], new[key]
     # A key that came after the run began had its default then.
     old = {key: value for key, value in _flat(TrainConfig).items() if key in new} | old
@@ -545,11 +546,6 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
             f"run '{config.run_name}' exists with another configuration ({listed}); choose another "
             "name with run_name=..."
         )
-
-
-def _sequences_per_step(flat: dict[str, Any]) -> int | None:
-    values = [value for key in _SEQUENCES_PER_STEP if isinstance(value := flat.get(key), int)]
-    return math.prod(values) if len(values) == len(_SEQUENCES_PER_STEP) else None
 
 
 def _flat(config: Any) -> dict[str, Any]:

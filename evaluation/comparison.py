@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
 from tracking.checkpoints import CheckpointStore, same_version
-from tracking.configuration import flat, read_configuration
+from tracking.configuration import PASSES, flat, read_configuration, sequences_per_step
 from tracking.metrics import read_metrics
 from tracking.run_folder import RunFolder, list_finished_runs
 
@@ -111,7 +110,7 @@ def choose_runs(
     runs_dir: Path | str,
     patterns: Sequence[str] | None,
     say: Callable[[str], None],
-    how_to_train: str = "python train_model.py attention=mla",
+    study: str | None = None,
 ) -> list[RunFolder]:
     """Return the finished runs that names choose.
 
@@ -120,25 +119,25 @@ def choose_runs(
         patterns: Names, with * and ? as wildcards; None takes all but those that learned a few
             sequences by heart (debug=overfit), whose perplexity says nothing.
         say: Receives a line for each run that is left out.
-        how_to_train: A command that trains what is looked for.
+        study: Whose runs are looked for, to say how they are trained.
 
     Raises:
         EvaluationError: If there are none.
     """
+    what = "attention=mla" if study is None else f"-m experiment={study}"
+    how = f"train one: python train_model.py {what}"
     finished, problems = list_finished_runs(runs_dir) if Path(runs_dir).is_dir() else ([], [])
     for problem in problems:
         say(problem)
     if not finished:
-        raise EvaluationError(f"there is no finished run in {runs_dir}; train one: {how_to_train}")
+        raise EvaluationError(f"there is no finished run in {runs_dir}; {how}")
     if patterns is None:
         overfit = [run for run in finished if (run.read_summary() or {}).get("overfit_batches")]
         for run in overfit:
             say(f"{run.name} learned a few sequences by heart; run={run.name} takes it")
         patterns = [run.name for run in finished if run not in overfit]
         if not patterns:
-            raise EvaluationError(
-                f"there is no finished run in {runs_dir} but those; train one: {how_to_train}"
-            )
+            raise EvaluationError(f"there is no finished run in {runs_dir} but those; {how}")
     chosen: list[RunFolder] = []
     for pattern in patterns:
         matching = [run for run in finished if fnmatch.fnmatch(run.path.name, pattern)]
@@ -240,14 +239,13 @@ def _quality(windows: Score | None, counts: SplitCounts) -> dict[str, Any]:
 def _settings(run: RunFolder, model: GPT) -> dict[str, Any]:
     """Return the recorded configuration, with the model that was trained, complete."""
     recorded = read_configuration(run.config_path) if run.config_path.exists() else {}
-    recipe = {key: value for key, value in recorded.items() if not key.startswith("model.")}
-    # Their product is what counts: a run that is out of memory takes more and smaller passes.
-    passes = [
-        recipe.pop(f"trainer.{key}", None)
-        for key in ("micro_batch_size", "gradient_accumulation_steps")
-    ]
-    if all(isinstance(value, int) for value in passes):
-        recipe["trainer.sequences_per_step"] = math.prod(passes)
+    recipe = {
+        key: value
+        for key, value in recorded.items()
+        if not key.startswith("model.") and key not in PASSES
+    }
+    if (sequences := sequences_per_step(recorded)) is not None:
+        recipe["trainer.sequences_per_step"] = sequences
     # By the classes, since a run from before a key does not have it.
     config = model.config
     attention = dataclasses.asdict(model.attention_config) | {"name": config.attention["name"]}

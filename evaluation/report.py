@@ -38,7 +38,7 @@ RUN_COLUMNS = [
     *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "cache_ratio_to_mha"),
 ]
 """Keys of a run's row that wandb's table gets."""
-_WORDS = {"variant", "positions", "verdict", "against"}
+_WORDS = {"variant", "positions", "verdict", "against", "run"}
 
 
 def quality_cells(variant: Mapping[str, Any]) -> list[str]:
@@ -118,11 +118,20 @@ def table(variants: Sequence[Mapping[str, Any]], style: str, *, with_costs: bool
         for column, name in enumerate(headers)
         if any(row[column] != "-" for row in body) and (name != "against" or several)
     ]
-    return tabulate(
+    return _laid_out(
+        [headers[column] for column in kept],
         [[row[column] for column in kept] for row in body],
-        headers=[headers[column] for column in kept],
+        style,
+    )
+
+
+def _laid_out(headers: Sequence[str], body: Sequence[Sequence[str]], style: str) -> str:
+    """Lay cells out, words to the left and numbers to the right."""
+    return tabulate(
+        body,
+        headers=headers,
         tablefmt=style,
-        colalign=["left" if headers[column] in _WORDS else "right" for column in kept],
+        colalign=["left" if name in _WORDS else "right" for name in headers],
         disable_numparse=True,
     )
 
@@ -154,14 +163,7 @@ def run_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
         ]
         for row in rows
     ]
-    words = ("run", "against")
-    return tabulate(
-        body,
-        headers=headers,
-        tablefmt=style,
-        colalign=["left" if name in words else "right" for name in headers],
-        disable_numparse=True,
-    )
+    return _laid_out(headers, body, style)
 
 
 def budget_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
@@ -180,8 +182,7 @@ def budget_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
                 f"{budget['training_flops_per_token']:.3e}",
             ]
         )
-    aligned = ["left", *["right"] * (len(headers) - 1)]
-    return tabulate(body, headers=headers, tablefmt=style, colalign=aligned, disable_numparse=True)
+    return _laid_out(headers, body, style)
 
 
 def protocol_line(row: Mapping[str, Any]) -> str:
@@ -242,10 +243,7 @@ def decode_sections(variants: Sequence[Mapping[str, Any]], style: str) -> list[s
             body.append([variant["name"], *cells, *memory, f"{even:,}" if even else never])
         headers = ["variant", *(f"{c:,}{'*' if c in beyond else ''}" for c in contexts)]
         headers += [f"cache MB at {contexts[-1]:,}", "extra MB", "faster than baseline from"]
-        aligned = ["left", *["right"] * (len(headers) - 1)]
-        shown = tabulate(
-            body, headers=headers, tablefmt=style, colalign=aligned, disable_numparse=True
-        )
+        shown = _laid_out(headers, body, style)
         found += [f"decoding, batch {batch}: ms per token at a context (roofline)", shown]
     return found
 

@@ -71,7 +71,8 @@ class Variant:
     @property
     def ignored(self) -> list[str]:
         """Names of runs that repeat a seed."""
-        return [run.name for run in self.runs if run not in self.by_seed().values()]
+        first = self.by_seed()
+        return [run.name for run in self.runs if first[run.row["seed"]] is not run]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -277,10 +278,12 @@ def _measure(variant: Variant) -> dict[str, Any]:
     costs = {key: [row[key] for row in rows if row[key] is not None] for key in _COSTS}
     return {
         "name": variant.label,
-        **{key: first[key] for key in ("attention", "positions")},
+        "attention": first["attention"],
+        "positions": first["positions"],
         "runs": [run.name for run in variant.runs],
         "seeds": [row["seed"] for row in rows],
-        **{key: first[key] for key in ("num_parameters", "tokens_trained")},
+        "num_parameters": first["num_parameters"],
+        "tokens_trained": first["tokens_trained"],
         "budget": parameters
         | {
             "kv_cache_bytes_per_token": budget.kv_cache_bytes_per_token,
@@ -289,14 +292,9 @@ def _measure(variant: Variant) -> dict[str, Any]:
         },
         **_quality(runs),
         **_against_baseline(variant, runs),
-        **{
-            key: first[key]
-            for key in (
-                "kv_cache_bytes_per_token",
-                "kv_cache_bytes_measured",
-                "cache_ratio_to_mha",
-            )
-        },
+        "kv_cache_bytes_per_token": first["kv_cache_bytes_per_token"],
+        "kv_cache_bytes_measured": first["kv_cache_bytes_measured"],
+        "cache_ratio_to_mha": first["cache_ratio_to_mha"],
         **{key: _COSTS[key](values) if values else None for key, values in costs.items()},
         "sample": runs[0].sample,
     }
@@ -492,16 +490,13 @@ def add_decode_speed(
         say: Receives one line where the user should know something.
     """
     variants = [variant for group in groups for variant in group.variants]
-    timed: list[tuple[str, Variant]] = []
+    models: dict[str, GPT] = {}
     timed_as: list[str] = []
-    for number, variant in enumerate(variants):
-        config = variant.runs[0].model
-        alike = (name for name, other in timed if other.runs[0].model == config)
-        if (name := next(alike, None)) is None:
-            name = f"{variant.label} ({number})"
-            timed.append((name, variant))
+    for run in (variant.runs[0] for variant in variants):
+        name = next((name for name in models if models[name].config == run.model), run.name)
+        if name not in models:
+            models[name] = GPT(run.model).to(device).eval()
         timed_as.append(name)
-    models = {name: GPT(variant.runs[0].model).to(device).eval() for name, variant in timed}
     found = measure_decode(models, settings.decode_speed, cache_dtype_of(settings.cache_dtype), say)
     for variant, name in zip(variants, timed_as, strict=True):
         points = [point.as_row() for point in found[name]]
@@ -509,8 +504,7 @@ def add_decode_speed(
         for run in variant.runs:
             run.row["decode"] = points
     for variant in variants:
-        is_compared = variant.baseline is not None and not variant.is_baseline
-        base = variant.baseline.result["decode"] if variant.baseline and is_compared else []
+        base = variant.baseline.result["decode"] if variant.baseline else []
         variant.result["break_even"] = {
             str(batch): break_even(variant.result["decode"], base, batch)
             for batch in settings.decode_speed.batch_sizes

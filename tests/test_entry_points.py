@@ -202,6 +202,9 @@ def test_a_study_is_compared_seed_by_seed(kvlab, tmp_path):
     trained = kvlab("train_model.py", *sweep)
     assert trained.returncode == 0, trained.stderr
     arguments = ("experiment=study_nano", "eval.decode_speed.batch_sizes=[]")
+    unfinished = tmp_path / "runs" / "study_nano" / "mqa-seed0"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text("seed: 0\n")
     compared = kvlab("eval_model.py", *arguments)
     assert compared.returncode == 0, compared.stderr
     folder = tmp_path / "study_nano"
@@ -215,6 +218,9 @@ def test_a_study_is_compared_seed_by_seed(kvlab, tmp_path):
     }
     assert abs(mla["num_parameters"] / mha["num_parameters"] - 1) < 0.005
 
+    left_out = "mqa-seed0 is not finished; its training goes on when it is rerun"
+    assert f"left out: {left_out}\n" in compared.stderr
+    assert f"- Left out: `{left_out}`" in (folder / "report.md").read_text()
     assert "- Command: `python eval_model.py " in (folder / "report.md").read_text()
     assert " experiment=study_nano " in (folder / "report.md").read_text()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

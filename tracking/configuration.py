@@ -1,5 +1,6 @@
 """A run's recorded configuration, key by key: read back, and what in it may differ."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,17 @@ _NO_PART_OF_THE_RESULT = (
     "trainer.sample_",
 )
 _PLACE_OF_DATA = re.compile(r"data\.(corpora\.[^.]+\.)?(prepared_dir|num_workers)")
+
+
+# These may change too, if their product stays: a run that is out of memory takes more and smaller
+# passes.
+PASSES = ("trainer.micro_batch_size", "trainer.gradient_accumulation_steps")
+
+
+def sequences_per_step(settings: Mapping[str, Any]) -> int | None:
+    """Return the sequences of an optimizer step, of all passes; None where that is not recorded."""
+    values = [value for key in PASSES if isinstance(value := settings.get(key), int)]
+    return math.prod(values) if len(values) == len(PASSES) else None
 
 
 def may_change(key: str) -> bool:

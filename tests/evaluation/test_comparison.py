@@ -198,8 +198,10 @@ def test_no_finished_run_says_how_to_get_one(tmp_path, make_run):
     make_run("broken", finished=False)
     with pytest.raises(EvaluationError, match=r"python train_model\.py"):
         choose_runs(tmp_path / "runs", ["*"], quiet)
-    with pytest.raises(EvaluationError, match=r"train one: python train_model\.py -m x"):
-        choose_runs(tmp_path / "runs", None, quiet, "python train_model.py -m x")
+    with pytest.raises(
+        EvaluationError, match=r"train one: python train_model\.py -m experiment=x$"
+    ):
+        choose_runs(tmp_path / "runs", None, quiet, "x")
 
 
 def test_runs_that_learned_by_heart_are_taken_only_by_name(make_run, tmp_path):

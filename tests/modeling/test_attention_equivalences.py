@@ -112,45 +112,44 @@ def test_latent_attention_takes_the_path_with_fewer_multiplications(s, t, absorb
     assert taken == ["_absorbed" if absorbs else "_expanded"]
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["mqa", "gqa"])
-def test_folded_decoding_never_repeats_a_key_head(name, monkeypatch):
+@pytest.fixture
+def kernel_calls_of_a_step(monkeypatch):
+    """Decode the token after S - 1 others; returns the cache and what the kernel was given."""
     seen = []
     run = torch.nn.functional.scaled_dot_product_attention
 
     def spy(query, key, value, **given):
-        seen.append((query.shape[1], key.shape[1], given["enable_gqa"]))
+        seen.append({"query": query, "key": key, "value": value} | given)
         return run(query, key, value, **given)
 
-    module = build_attention(FIVE[name])
-    cache = module.new_cache(B, S)
-    module(normal(B, S - 1, M), torch.arange(S - 1), cache)
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    module(normal(B, 1, M), torch.arange(S - 1, S), cache)
+    def step(name):
+        module = build_attention(FIVE[name])
+        cache = module.new_cache(B, S)
+        module(normal(B, S - 1, M), torch.arange(S - 1), cache)
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+        module(normal(B, 1, M), torch.arange(S - 1, S), cache)
+        return cache, seen
+
+    return step
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mqa", "gqa"])
+def test_folded_decoding_never_repeats_a_key_head(name, kernel_calls_of_a_step):
+    _, seen = kernel_calls_of_a_step(name)
     groups = FIVE[name]["num_key_value_heads"]
-    assert seen == [(groups, groups, False)]
+    heads = [(call["query"].shape[1], call["key"].shape[1], call["enable_gqa"]) for call in seen]
+    assert heads == [(groups, groups, False)]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", FIVE)
-def test_a_step_builds_no_mask_and_reads_the_cache_where_it_lies(name, monkeypatch):
-    seen = []
-    run = torch.nn.functional.scaled_dot_product_attention
-
-    def spy(query, key, value, **given):
-        seen.append((key, value, given["attn_mask"], given["is_causal"]))
-        return run(query, key, value, **given)
-
-    module = build_attention(FIVE[name])
-    cache = module.new_cache(B, S)
-    module(normal(B, S - 1, M), torch.arange(S - 1), cache)
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    module(normal(B, 1, M), torch.arange(S - 1, S), cache)
-    [(key, value, mask, is_causal)] = seen
-    assert mask is None
-    assert not is_causal
+def test_a_step_builds_no_mask_and_reads_the_cache_where_it_lies(name, kernel_calls_of_a_step):
+    cache, [given] = kernel_calls_of_a_step(name)
+    assert given["attn_mask"] is None
+    assert not given["is_causal"]
     stored = {tensor.data_ptr() for tensor in cache.live_tensors()}
-    assert {key.data_ptr(), value.data_ptr()} == stored
+    assert {given["key"].data_ptr(), given["value"].data_ptr()} == stored
 
 
 # Other people's code, with our weights
