@@ -14,7 +14,7 @@ from PIL import Image
 import run_config
 from evaluation.headline import headline
 from evaluation.plots import plot_pareto
-from evaluation.report import protocol_line, table
+from evaluation.report import decode_sections, protocol_line, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -91,6 +91,12 @@ def test_the_committed_study_is_what_its_rows_and_windows_say(study):
         for name in variant["runs"]:
             found = windows[name]
             assert sum(found["nll"]) / sum(found["tokens"]) == pytest.approx(rows[name]["nll"])
+
+
+def test_the_speed_of_decoding_is_that_of_the_committed_report():
+    folder = re.search(r"\(docs/results/([^/)]+decode)/report\.md\)", README).group(1)
+    variants = json.loads((ROOT / "docs" / "results" / folder / "variants.json").read_text())
+    assert decode_sections(variants, "github")[-1] in README
 
 
 def test_the_pareto_plot_is_drawn_from_the_committed_study(study, tmp_path):
