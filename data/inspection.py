@@ -1,7 +1,6 @@
 """What a prepared corpus looks like: sizes, lengths, duplicates, samples, and floors."""
 
 import math
-import unicodedata
 from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from data.encoding import digest
 from data.prepared import PreparedData
 from data.shards import TokenStream
 from data.sources import TRAIN
+from guards.printable import printable
 
 _CHUNK_TOKENS = 2**20
 _BAR_WIDTH = 40
@@ -173,13 +173,3 @@ def _samples(prepared: PreparedData) -> str:
         text = printable(tokenizer.decode(ids, skip_special_tokens=False))
         parts.append(f"train, tokens {start:,} to {start + length - 1:,}\n{text}")
     return "\n\n".join(parts)
-
-
-def printable(text: str) -> str:
-    """Show control characters as escapes, so that no text can command a terminal."""
-    return "".join(
-        letter
-        if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co")
-        else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
