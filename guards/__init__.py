@@ -1,1 +1,1 @@
-"""What foreign bytes go through before anything else reads or shows them; imports nothing of ours."""
+"""What foreign bytes go through before anything else reads or shows them."""
