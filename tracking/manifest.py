@@ -61,16 +61,19 @@ def read_manifest(folder: Path) -> Manifest:
         raise RunError(f"{folder} is not a checkpoint: it is not a folder")
     path = folder / FILE_NAME
     try:
-        names = sorted(entry.name for entry in folder.iterdir())
+        modes = {entry.name: entry.lstat().st_mode for entry in sorted(folder.iterdir())}
     except OSError as error:
         raise RunError(f"cannot read {folder}: {one_line(error)}") from error
-    for name in names:
+    for name, mode in modes.items():
+        # What reads a folder of shards opens all of them, and would wait at a pipe.
+        if not stat.S_ISREG(mode):
+            raise RunError(f"{folder / printable(name)} is damaged: it is not a regular file")
         if _is_pickle(folder / name):
             raise RunError(
                 f"refusing to run code from {folder / printable(name)}: it is a pickle, and a "
                 "checkpoint holds only safetensors and JSON"
             )
-    if FILE_NAME not in names:
+    if FILE_NAME not in modes:
         raise RunError(f"{folder} is not a complete checkpoint: it has no {FILE_NAME}")
     content = read_json(path)
     version = content.get("format_version")
@@ -82,7 +85,7 @@ def read_manifest(folder: Path) -> Manifest:
     if set(content) != {"format_version", "step", "files"}:
         raise RunError(f"{path} is damaged: unexpected keys {sorted(content)}")
     step, files = _checked_step(content["step"], path), _checked_files(content["files"], path)
-    for name in names:
+    for name in modes:
         if name not in files and name != FILE_NAME:
             raise RunError(
                 f"{folder / printable(name)} does not belong to the checkpoint, or {FILE_NAME} is "
