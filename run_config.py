@@ -37,7 +37,7 @@ from tracking.configuration import (
     read_configuration,
     sequences_per_step,
 )
-from tracking.errors import RunError
+from tracking.errors import RunError, WriteFailed
 from tracking.settings import TrackingSettings
 from training.errors import AlreadyTold, TrainingError, TrainingFailed, TrainingInterrupted
 from training.ranks import place
@@ -69,6 +69,7 @@ USER_ERRORS = (ConfigError, DataError, EvaluationError, ModelConfigError, RunErr
 # By class name, which is what one rank knows of another's error; 1 for all others.
 _STATUS_OF = {error.__name__: EXIT_BAD_INPUT for error in USER_ERRORS} | {
     TrainingFailed.__name__: EXIT_FAILED,
+    WriteFailed.__name__: EXIT_FAILED,
     TrainingInterrupted.__name__: EXIT_INTERRUPTED,
     KeyboardInterrupt.__name__: EXIT_BEFORE_TRAINING,
 }

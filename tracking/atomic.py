@@ -3,32 +3,44 @@
 import errno
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from guards.regular_file import read_regular_file
 from tracking.disk import one_line, write_failure
 from tracking.errors import RunError
-from tracking.plain_json import require_plain
+from tracking.plain_json import load_plain, require_plain
+
+# Far more than any of these files holds.
+MAX_BYTES = 16 << 20
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file by `text` (UTF-8) so that a reader or a crash sees all of it or none.
 
     Raises:
-        RunError: If the file cannot be written; the old one is then untouched.
+        RunError: If the text cannot be encoded.
+        WriteFailed: If the file cannot be written; the old one is then untouched.
     """
     # The process id keeps two writers apart; a leftover of a killed one is overwritten or harmless.
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    data = text.encode()
     try:
-        with temporary.open("wb") as file:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"cannot write {path}: {text[error.start]!a} is no letter") from error
+    try:
+        # Through no link that is there already, and waiting for no reader of a pipe.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that has become read-only, say
+            temporary.unlink()
         raise write_failure(path, error, len(data)) from error
 
 
@@ -47,11 +59,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        RunError: Naming the file, if it is missing, unreadable, empty, truncated, not strict JSON
-            or not an object.
+        RunError: Naming the file, if it is missing, unreadable, no regular file, larger than
+            MAX_BYTES, empty, truncated, not strict JSON or not an object.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular_file(path, MAX_BYTES)
     except FileNotFoundError:
         raise RunError(f"{path} is missing") from None
     except OSError as error:
@@ -59,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not data.strip():
         raise RunError(f"{path} is empty")
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        value = load_plain(data)
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is not valid JSON ({one_line(error)})") from error
     if not isinstance(value, dict):
@@ -87,8 +99,3 @@ def fsync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _refuse_constant(name: str) -> None:
-    """Refuse NaN and Infinity, which Python's JSON reader takes though JSON has no such values."""
-    raise ValueError(f"{name} is not JSON")

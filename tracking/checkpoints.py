@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,8 +28,9 @@ from tracking.manifest import read_manifest, verify_file, write_manifest
 from tracking.notices import Say, to_stderr
 from tracking.plain_json import require_plain
 from tracking.shards import SUFFIX as _SUFFIX
-from tracking.shards import group_of, is_shard, name_shards, read_whole
+from tracking.shards import group_of, is_shard, name_shards, read_whole, reading
 
+T = TypeVar("T", str, int, float, dict[str, Any])
 _STATE_NAME = "state.json"
 _BEST_NAME = "best.json"
 _STEP_FOLDER = re.compile(r"[0-9]{8,}")
@@ -53,6 +54,27 @@ class Checkpoint:
     path: Path
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+
+    def value(self, key: str, kind: type[T]) -> T:
+        """Return a value of the state.
+
+        Args:
+            key: Its place, such as "data.fingerprint".
+            kind: The type that was saved.
+
+        Raises:
+            RunError: If it is missing or of another type.
+        """
+        found: Any = self.state
+        for name in key.split("."):
+            found = found.get(name) if type(found) is dict else None
+        if type(found) is not kind:
+            raise RunError(
+                f"{self.path / _STATE_NAME} is damaged or another version's: {key} must be a "
+                f"{kind.__name__}, not a {type(found).__name__}; choose another run_name, or "
+                "remove the run's folder and train it again"
+            )
+        return found
 
 
 class Shards(Protocol):
@@ -102,6 +124,8 @@ class CheckpointStore:
         tensors: dict[str, dict[str, Tensor]],
         state: dict[str, Any],
         shards: Shards | None = None,
+        *,
+        is_best: bool = False,
     ) -> Path:
         """Write a checkpoint and remove those that are no longer kept.
 
@@ -115,13 +139,17 @@ class CheckpointStore:
             state: Plain JSON values (see `require_plain`); large random states fit better among
                 the tensors, as uint8.
             shards: Groups besides `tensors`, which several processes write.
+            is_best: Keep it besides the last ones, in place of the one kept so before: the best by
+                validation. `best.json` says so, from before it is there, so that no moment to be
+                killed at loses either.
 
         Returns:
             The checkpoint's folder.
 
         Raises:
-            RunError: If it cannot be written, naming the path, and the needed and free bytes where
-                space is the cause. Earlier checkpoints are untouched.
+            RunError: If the folder is a link.
+            WriteFailed: If it cannot be written, naming the path, and the needed and free bytes
+                where space is the cause. Earlier checkpoints are untouched.
             TypeError: If `state` holds anything else, naming the key path.
             ValueError: If a group's name, the step or a tensor is not allowed.
         """
@@ -134,14 +162,17 @@ class CheckpointStore:
             if not _GROUP_NAME.fullmatch(name):
                 raise ValueError(f"group {name!r} must be lower case letters, digits and _")
         require_plain(state, "state")
+        self._require_no_link()
         final = self._path(step)
         temporary = self._folder / f".tmp-{step}"
         needed_bytes = _size_bytes({**tensors, **sharded}, state)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            # Without its parents: a run's folder that vanished would come back with half of it.
+            self._folder.mkdir(exist_ok=True)
             self._remove_leftovers()
             require_free_bytes(self._folder, needed_bytes)
             self._write(temporary, step, tensors, state, shards)
+            self._record_best(step, is_best=is_best)
             self._publish(temporary, final)
         except (OSError, SafetensorError) as error:
             raise write_failure(final, error, needed_bytes) from error
@@ -178,7 +209,7 @@ class CheckpointStore:
         Raises:
             RunError: If there are checkpoints and all of them are damaged.
         """
-        if not self._read_only and self._folder.is_dir():
+        if not self._read_only:
             self._remove_leftovers()
         damage: list[str] = []
         for step in reversed(self._candidates()):
@@ -218,34 +249,50 @@ class CheckpointStore:
             others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
             raise RunError(f"{error}; other checkpoints: {others}") from error
 
-    def protect(self, step: int) -> None:
-        """Keep this checkpoint besides the last ones, in place of the one protected before.
-
-        Args:
-            step: The best one by validation. It is recorded in `best.json`, which a restart reads.
-
-        Raises:
-            RunError: If the record cannot be written.
-            ValueError: If there is no such checkpoint.
-        """
-        if step not in self.steps():
-            raise ValueError(f"step ({step}) must be one of the checkpoints {self.steps()}")
-        write_json(self._folder / _BEST_NAME, {"step": step})
-        self._prune()
-
     def protected_step(self) -> int | None:
-        """Return the step given to `protect`, or None if there is none (any more).
+        """Return the step of the best checkpoint, or None if there is none (any more).
 
         Raises:
             RunError: If its record cannot be read.
         """
+        steps = self.steps()
+        return next((step for step in self._recorded_best() if step in steps), None)
+
+    def _recorded_best(self) -> list[int]:
+        """Return what `best.json` says: the best, and the one before where that may be yet to come.
+
+        Raises:
+            RunError: If it cannot be read.
+        """
         path = self._folder / _BEST_NAME
-        if not path.exists():
-            return None
-        step = read_json(path).get("step")
-        if type(step) is not int:
-            raise RunError(f"{path} is damaged: it says step {step!r}; delete it")
-        return step if step in self.steps() else None
+        if not path.is_symlink() and not path.exists():
+            return []
+        record = read_json(path)
+        found = [record[key] for key in ("step", "before") if record.get(key) is not None]
+        if not found or any(type(step) is not int for step in found):
+            raise RunError(f"{path} is damaged: it must hold steps; delete it")
+        return found
+
+    def _record_best(self, step: int, *, is_best: bool) -> None:
+        """Record whether the checkpoint that is about to get its name is the best.
+
+        Of one that is not, nothing is to be recorded, unless a run that was killed before it had
+        its name had recorded that it is.
+        """
+        try:
+            best, recorded = self.protected_step(), self._recorded_best()
+        except RunError as error:
+            if not is_best:
+                return  # said when the old ones are to be removed
+            self._say(f"{error}; it is written anew")
+            best, recorded = None, []
+        if is_best:
+            write_json(self._folder / _BEST_NAME, {"step": step, "before": best})
+        elif recorded and recorded[0] == step != best:
+            if best is None:
+                _delete(self._folder / _BEST_NAME)
+            else:
+                write_json(self._folder / _BEST_NAME, {"step": best, "before": None})
 
     def _write(
         self,
@@ -286,13 +333,13 @@ class CheckpointStore:
         _delete(aside)
 
     def _prune(self) -> None:
-        """Remove all but the last complete ones and the protected one."""
+        """Remove all but the last complete ones and the best one."""
         try:
-            protected = self.protected_step()
+            best = self.protected_step()
         except RunError as error:
             self._say(f"{error}; no old checkpoint is removed while {_BEST_NAME} is unreadable")
             return
-        keep = {*self.steps()[-self._keep_last :], protected}
+        keep = {*self.steps()[-self._keep_last :], best}
         self._remove(step for step in self._candidates() if step not in keep)
 
     def _remove(self, steps: Iterable[int]) -> None:
@@ -311,7 +358,7 @@ class CheckpointStore:
 
     def _remove_leftovers(self) -> None:
         """Remove what an interrupted save left, after putting back what it had set aside."""
-        for entry in sorted(self._folder.iterdir()):
+        for entry in self._entries():
             if entry.name.startswith(".old-"):
                 original = self._folder / entry.name.removeprefix(".old-")
                 if not original.exists():
@@ -326,13 +373,32 @@ class CheckpointStore:
 
     def _candidates(self) -> list[int]:
         """Return the steps of everything named like a checkpoint, oldest first."""
-        if not self._folder.is_dir():
-            return []
         return sorted(
             int(entry.name)
-            for entry in self._folder.iterdir()
+            for entry in self._entries()
             if _STEP_FOLDER.fullmatch(entry.name) and entry.name == _folder_name(int(entry.name))
         )
+
+    def _entries(self) -> list[Path]:
+        """Return what is in the folder, sorted; nothing where there is none.
+
+        Raises:
+            RunError: If it is a link, through which files elsewhere could be removed, or cannot be
+                read.
+        """
+        self._require_no_link()
+        try:
+            return sorted(self._folder.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"cannot read {self._folder}: {one_line(error)}") from error
+
+    def _require_no_link(self) -> None:
+        if self._folder.is_symlink():
+            raise RunError(
+                f"{self._folder} is a symbolic link; remove it, or make the runs folder the link"
+            )
 
     def _path(self, step: int) -> Path:
         """Return the folder of a step."""
@@ -347,14 +413,16 @@ def same_version(path: Path) -> Iterator[None]:
         path: The checkpoint, for the message.
 
     Raises:
-        RunError: In place of the KeyError, TypeError or RuntimeError that taking it apart raised.
+        RunError: In place of Python's own errors, such as KeyError, that taking it apart raised.
     """
     try:
         yield
-    except RunError:
-        raise
-    except (KeyError, TypeError, RuntimeError) as error:
-        if is_out_of_memory(error) or is_lost_rank(error):
+    except (
+        *(ArithmeticError, AttributeError, IndexError),
+        *(KeyError, RuntimeError, TypeError, ValueError),
+    ) as error:
+        # An error with a class of ours, or of a library, says for itself what is wrong.
+        if type(error).__module__ != "builtins" or is_out_of_memory(error) or is_lost_rank(error):
             raise
         raise RunError(
             f"{path} was written by another version of kvlab ({one_line(error)}); choose another "
@@ -392,10 +460,8 @@ def read_checkpoint(
             whole = read_whole([path / file_name for file_name in file_names])
             tensors[name] = {key: tensor.to(device) for key, tensor in whole.items()}
             continue
-        try:
+        with reading(path / file_names[0]):
             tensors[name] = load_file(path / file_names[0], device=device)
-        except (SafetensorError, OSError) as error:
-            raise RunError(f"cannot read {path / file_names[0]}: {one_line(error)}") from error
     return Checkpoint(manifest.step, path, tensors, read_state(path))
 
 

@@ -1,12 +1,19 @@
 """A run's recorded configuration, key by key: read back, and what in it may differ."""
 
+import io
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from guards.regular_file import read_regular_file
+from tracking.disk import one_line
 from tracking.errors import RunError
+
+# Ten times what is written; PyYAML is slow.
+_MAX_BYTES = 64 << 10
+_MAX_DEPTH = 20
 
 # A run may be resumed with other values of these: they change what is watched, and where it runs;
 # where that changes the last bits, resuming says so.
@@ -66,21 +73,45 @@ def read_configuration(path: Path) -> dict[str, Any]:
     """Read a config.yaml, with dotted keys.
 
     Raises:
-        RunError: If it is missing or cannot be read.
+        RunError: If it is missing, no regular file or too large, or not what this program writes:
+            nested mappings of plain values.
     """
     from omegaconf import OmegaConf
 
     try:
+        text = read_regular_file(path, _MAX_BYTES).decode()
+        _require_plain_yaml(text)
         # PyYAML alone would make a string of 3e-4.
-        nested = OmegaConf.to_container(OmegaConf.load(path))
+        nested = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
         if not isinstance(nested, dict):
             raise ValueError("no mapping")
     except Exception as error:
+        is_short = isinstance(error, OSError | _NotPlainError)
+        cause = one_line(error) if is_short else type(error).__name__
         raise RunError(
-            f"{path} cannot be read ({type(error).__name__}); remove the run's folder or choose "
-            "another run_name"
+            f"{path} cannot be read ({cause}); remove the run's folder or choose another run_name"
         ) from error
     return flat(nested)
+
+
+class _NotPlainError(ValueError):
+    """YAML that this program does not write."""
+
+
+def _require_plain_yaml(text: str) -> None:
+    """Refuse what makes a short file long, aliases above all, before anything is built from it."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise _NotPlainError(f"line {event.start_mark.line + 1} holds an alias")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise _NotPlainError(f"nested more than {_MAX_DEPTH} deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

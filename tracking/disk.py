@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from tracking.errors import RunError
+from tracking.errors import WriteFailed
 
 _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 # safetensors reports I/O errors as text only: "... File too large (os error 27)".
@@ -21,17 +21,17 @@ def require_free_bytes(folder: Path, needed_bytes: int) -> None:
     """Refuse to start a write that cannot fit.
 
     Raises:
-        RunError: If fewer than `needed_bytes` are free below `folder`.
+        WriteFailed: If fewer than `needed_bytes` are free below `folder`.
     """
     free = free_bytes(folder)
     if free < needed_bytes:
-        raise RunError(
+        raise WriteFailed(
             f"not enough disk space in {folder}: {needed_bytes} bytes needed, {free} bytes free; "
             "free some space or move the runs folder to another disk"
         )
 
 
-def write_failure(path: Path, cause: Exception, needed_bytes: int | None = None) -> RunError:
+def write_failure(path: Path, cause: BaseException, needed_bytes: int | None = None) -> WriteFailed:
     """Turn the failure of a write into one line that names the path and, if known, the sizes.
 
     Args:
@@ -39,12 +39,19 @@ def write_failure(path: Path, cause: Exception, needed_bytes: int | None = None)
         cause: The OSError, or the error in whose text a library hid one.
         needed_bytes: Size of what was being written, where known.
     """
+    if isinstance(cause, FileNotFoundError) and not path.parent.is_dir():
+        return WriteFailed(
+            f"cannot write {path}: the folder {path.parent} is gone; put it back, or run the "
+            "command again"
+        )
     if not _is_out_of_space(cause):
-        return RunError(f"cannot write {path}: {one_line(cause)}; check the disk and permissions")
+        return WriteFailed(
+            f"cannot write {path}: {one_line(cause)}; check the disk and permissions"
+        )
     sizes = f"{free_bytes(_existing_parent(path))} bytes free"
     if needed_bytes is not None:
         sizes = f"{needed_bytes} bytes needed, {sizes}"
-    return RunError(
+    return WriteFailed(
         f"cannot write {path}: {one_line(cause)} ({sizes}); free some space, or raise the quota "
         "or file size limit"
     )
@@ -57,7 +64,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _is_out_of_space(cause: Exception) -> bool:
+def _is_out_of_space(cause: BaseException) -> bool:
     """Tell a full disk, quota or file size limit from other errors."""
     if isinstance(cause, OSError) and cause.errno is not None:
         return cause.errno in _OUT_OF_SPACE

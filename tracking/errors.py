@@ -1,4 +1,4 @@
-"""The one error that users of a run folder or a checkpoint see."""
+"""The errors that users of a run folder or a checkpoint see."""
 
 
 class RunError(RuntimeError):
@@ -7,3 +7,7 @@ class RunError(RuntimeError):
     The message is one line: what is wrong, which file, what to do. Entry points print it without
     a traceback and exit with status 2.
     """
+
+
+class WriteFailed(RunError):
+    """The disk did not take a file: no fault of the configuration, so the exit status is 1."""

@@ -5,12 +5,14 @@ sha256. The manifest is written last; a folder without one is not a checkpoint.
 """
 
 import hashlib
+import os
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guards.printable import printable
 from tracking.atomic import read_json, write_json
 from tracking.disk import one_line
 from tracking.errors import RunError
@@ -19,6 +21,7 @@ FILE_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _FILE_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
+_PROTOCOLS = (b"\2", b"\3", b"\4", b"\5")
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,29 @@ def write_manifest(folder: Path, step: int) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a checkpoint's manifest and check everything but the files it lists.
+    """Read a checkpoint's manifest and check everything but the content of the files it lists.
 
     Raises:
-        RunError: If this is not a checkpoint, or not one that this version can read.
+        RunError: If this is not a checkpoint, or not one that this version can read, or if it holds
+            a file besides those that are listed: what reads a folder of shards would take it, too.
     """
     if folder.is_symlink() or not folder.is_dir():
         raise RunError(f"{folder} is not a checkpoint: it is not a folder")
     path = folder / FILE_NAME
-    if path.is_symlink():
-        raise RunError(f"{path} is a symbolic link; a checkpoint holds its own files")
-    if not path.exists():
+    try:
+        modes = {entry.name: entry.lstat().st_mode for entry in sorted(folder.iterdir())}
+    except OSError as error:
+        raise RunError(f"cannot read {folder}: {one_line(error)}") from error
+    for name, mode in modes.items():
+        # What reads a folder of shards opens all of them, and would wait at a pipe.
+        if not stat.S_ISREG(mode):
+            raise RunError(f"{folder / printable(name)} is damaged: it is not a regular file")
+        if _is_pickle(folder / name):
+            raise RunError(
+                f"refusing to run code from {folder / printable(name)}: it is a pickle, and a "
+                "checkpoint holds only safetensors and JSON"
+            )
+    if FILE_NAME not in modes:
         raise RunError(f"{folder} is not a complete checkpoint: it has no {FILE_NAME}")
     content = read_json(path)
     version = content.get("format_version")
@@ -69,7 +84,14 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if set(content) != {"format_version", "step", "files"}:
         raise RunError(f"{path} is damaged: unexpected keys {sorted(content)}")
-    return Manifest(_checked_step(content["step"], path), _checked_files(content["files"], path))
+    step, files = _checked_step(content["step"], path), _checked_files(content["files"], path)
+    for name in modes:
+        if name not in files and name != FILE_NAME:
+            raise RunError(
+                f"{folder / printable(name)} does not belong to the checkpoint, or {FILE_NAME} is "
+                "damaged, which does not list it"
+            )
+    return Manifest(step, files)
 
 
 def verify_file(folder: Path, manifest: Manifest, name: str) -> None:
@@ -124,6 +146,26 @@ def _checked_files(files: Any, path: Path) -> dict[str, tuple[int, str]]:
             raise RunError(f"{path} is damaged: size or sha256 of {name} is malformed")
         checked[name] = (size, sha256)
     return checked
+
+
+def _is_pickle(path: Path) -> bool:
+    """Tell by its first bytes a file that `torch.load` or pickle would run code from.
+
+    The oldest protocols have no mark of their own; they are told as what cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False  # told where it is read
+    try:
+        head = os.read(descriptor, 9)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    # safetensors begins with the header's size, any eight bytes, and the header.
+    is_marked = head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in _PROTOCOLS)
+    return is_marked and head[8:] != b"{"
 
 
 def _sha256(path: Path) -> str:

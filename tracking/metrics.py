@@ -7,12 +7,19 @@ None. A metric that is not a number says so rather than stopping the run that re
 import json
 import math
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from guards.regular_file import read_regular_file
 from tracking.atomic import fsync_folder, write_text
 from tracking.disk import one_line, write_failure
-from tracking.errors import RunError
+from tracking.errors import RunError, WriteFailed
+from tracking.plain_json import load_plain
+
+# Some million records.
+_MAX_BYTES = 256 << 20
 
 
 class MetricsLog:
@@ -33,26 +40,31 @@ class MetricsLog:
             record: Plain JSON values; non-finite floats are written as null.
 
         Raises:
-            RunError: If the line cannot be written whole; the file then ends with the line before.
+            RunError: If the file is none of its own, or too large.
+            WriteFailed: If the line cannot be written whole; the file then ends with the line
+                before.
             TypeError: If a value is not JSON.
         """
         line = json.dumps(_null_non_finite(record), allow_nan=False).encode() + b"\n"
         descriptor = self._open()
+        self._require_still_there(descriptor)
         size_bytes = os.fstat(descriptor).st_size
         try:
             _write_all(descriptor, line)
         except OSError as error:
-            os.ftruncate(descriptor, size_bytes)
+            with suppress(OSError):  # on a disk that has become read-only, say
+                os.ftruncate(descriptor, size_bytes)
             raise write_failure(self._path, error, len(line)) from error
 
     def sync(self) -> None:
         """Wait until all records are on the disk; call it before saving a checkpoint.
 
         Raises:
-            RunError: If the disk refuses.
+            WriteFailed: If the disk refuses, or the file is gone.
         """
         if self._descriptor is None:
             return
+        self._require_still_there(self._descriptor)
         try:
             os.fsync(self._descriptor)
         except OSError as error:
@@ -71,12 +83,12 @@ class MetricsLog:
             RunError: If the file is damaged or cannot be rewritten.
         """
         self.close()
-        if not self._path.exists():
+        if not self._path.is_symlink() and not self._path.exists():
             return
-        records = read_metrics(self._path)
-        kept = [record for record in records if not _is_after(record, step)]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        if text.encode() != self._path.read_bytes():
+        data = _read(self._path)
+        kept = [record for record in _records(data, self._path) if not _is_after(record, step)]
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept)
+        if text.encode() != data:
             write_text(self._path, text)
 
     def close(self) -> None:
@@ -88,15 +100,30 @@ class MetricsLog:
     def _open(self) -> int:
         """Return the open file, its last line mended and its name on the disk."""
         if self._descriptor is None:
+            # Through no link, and waiting for no reader of a pipe.
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+                self._descriptor = os.open(self._path, flags, 0o666)
+                _require_own(self._descriptor, self._path)
+                _mend_last_line(self._descriptor)
+                fsync_folder(self._path.parent)
+            except RunError:
+                self.close()
+                raise
             except OSError as error:
+                self.close()
+                if self._path.is_symlink():
+                    raise RunError(f"{self._path} is a symbolic link; remove it") from error
                 raise write_failure(self._path, error) from error
-            self._descriptor = descriptor
-            _mend_last_line(descriptor)
-            fsync_folder(self._path.parent)
         return self._descriptor
+
+    def _require_still_there(self, descriptor: int) -> None:
+        """Refuse to write to a file that was deleted: nobody would ever see the records."""
+        if os.fstat(descriptor).st_nlink == 0:
+            raise WriteFailed(
+                f"{self._path} was deleted while the run was writing to it; rerun the same command "
+                "to go on from the newest checkpoint, if the run's folder still has one"
+            )
 
 
 class NoMetrics(MetricsLog):
@@ -122,24 +149,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         path: The metrics file.
 
     Raises:
-        RunError: If the file cannot be read, or naming the line that is not a JSON object.
+        RunError: If the file cannot be read, is no regular file or too large, or naming the line
+            that is not a strict JSON object.
     """
+    return _records(_read(path), path)
+
+
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return read_regular_file(path, _MAX_BYTES)
     except OSError as error:
         raise RunError(f"cannot read {path}: {one_line(error)}") from error
+
+
+def _records(data: bytes, path: Path) -> list[dict[str, Any]]:
+    """Parse a whole file."""
     lines = data.split(b"\n")
     torn = lines.pop()  # empty after a final newline
     records = [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
     if _is_whole(torn):
-        records.append(json.loads(torn))
+        records.append(load_plain(torn))
     return records
 
 
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """Parse one complete line."""
     try:
-        record = json.loads(line)
+        record = load_plain(line)
     except (ValueError, RecursionError) as error:
         raise RunError(
             f"{path} is damaged in line {number} ({one_line(error)}); correct or delete that line"
@@ -154,7 +190,7 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
 def _is_whole(line: bytes) -> bool:
     """Tell whether a line without its newline is a complete record."""
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(load_plain(line), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -163,6 +199,15 @@ def _is_after(record: dict[str, Any], step: int) -> bool:
     """Tell whether a record belongs to a later step."""
     recorded = record.get("step")
     return isinstance(recorded, int | float) and recorded > step
+
+
+def _require_own(descriptor: int, path: Path) -> None:
+    """Refuse to append to a pipe, or to what would be refused when it is read."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise RunError(f"{path} is not a regular file; remove it")
+    if status.st_size > _MAX_BYTES:
+        raise RunError(f"{path} holds {status.st_size} bytes, more than {_MAX_BYTES}; move it away")
 
 
 def _mend_last_line(descriptor: int) -> None:

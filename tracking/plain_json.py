@@ -1,7 +1,11 @@
-"""Which Python values survive a round trip through JSON unchanged."""
+"""Which Python values survive a round trip through JSON unchanged, and JSON that is read back."""
 
+import json
 import math
 from typing import Any
+
+# More than any count, size or seed; Python itself takes integers that no float can hold.
+_MAX_DIGITS = 20
 
 
 def require_plain(value: Any, where: str) -> None:
@@ -36,3 +40,34 @@ def require_plain(value: Any, where: str) -> None:
             f"{where} is a {kind.__module__}.{kind.__qualname__}; only str, int, float, bool, "
             "None, list and dict can be saved"
         )
+
+
+def load_plain(data: bytes) -> Any:
+    """Read strict JSON: what `require_plain` lets through, and nothing else.
+
+    Args:
+        data: UTF-8 text.
+
+    Raises:
+        ValueError, RecursionError: If it is not JSON, or holds a number that is not finite or has
+            more digits than any that is written.
+    """
+    return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_short)
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and Infinity, which Python's JSON reader takes though JSON has no such values."""
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _short(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"the number {text[:20]}... has {len(text)} digits")
+    return int(text)

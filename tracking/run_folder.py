@@ -4,20 +4,39 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tracking.atomic import read_json, write_json, write_text
+from guards.printable import printable
+from guards.regular_file import read_regular_file, require_regular_file
+from tracking.atomic import MAX_BYTES, read_json, write_json, write_text
 from tracking.disk import one_line, write_failure
 from tracking.errors import RunError
 
 _MAX_NAME_LENGTH = 150
 _MAX_SAMPLE_BYTES = 20_000
 _NAME = re.compile(rf"(?!\.)[A-Za-z0-9._=,+-]{{1,{_MAX_NAME_LENGTH}}}")
+# What a killed process leaves of `write_text`.
+_TEMPORARY = re.compile(r"\..+\.tmp-[0-9]+")
+# What is computed with, or shown as text; versions and the like are only passed on.
+_NUMBERS = (
+    *("num_parameters", "num_attention_parameters", "tokens_trained", "overfit_batches"),
+    *("train_loss", "validation_nll", "validation_perplexity", "validation_bits_per_byte"),
+    *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "cache_ratio_to_mha"),
+    *("tokens_per_second", "data_wait_share", "mfu", "peak_memory_bytes", "wall_seconds"),
+)
+_TEXTS = ("run_name", "attention", "position_embedding", "git_commit")
+_SUMMARY_TYPES: dict[str, tuple[type, ...]] = {
+    "finished": (bool,),
+    "versions": (dict, NoneType),
+    **dict.fromkeys(_NUMBERS, (float, int, NoneType)),
+    **dict.fromkeys(_TEXTS, (str, NoneType)),
+}
 
 
 class RunFolder:
@@ -86,13 +105,19 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; the kernel frees it however the process ends.
 
+        The folder is created if it does not exist, and what a killed process left in the middle of
+        writing a small file is removed.
+
         Raises:
             RunError: At once, if another process (or this one) holds it, naming process and host.
         """
         self.create()
-        lock = FileLock(self.path / ".lock")
+        lock_path = self.path / ".lock"
+        lock = FileLock(lock_path)
         owner_path = self.path / ".lock-owner.json"
         try:
+            with suppress(FileNotFoundError):
+                require_regular_file(lock_path)
             lock.acquire(blocking=False)
         except Timeout:
             raise RunError(
@@ -105,6 +130,7 @@ class RunFolder:
                 "system that supports locks and that you may write to"
             ) from error
         try:
+            self._remove_leftovers()
             write_json(
                 owner_path,
                 {
@@ -115,16 +141,18 @@ class RunFolder:
             )
             yield
         finally:
-            owner_path.unlink(missing_ok=True)
-            lock.release()
+            # What ends a run, a disk that has become read-only say, must not be hidden by this.
+            with suppress(OSError):
+                owner_path.unlink()
+            with suppress(OSError):
+                lock.release()
 
     def write_config(self, text: str) -> None:
-        """Write `config.yaml` atomically.
+        """Write `config.yaml` atomically, into the folder that `lock` made.
 
         Raises:
             RunError: If it cannot be written.
         """
-        self.create()
         write_text(self.config_path, text)
 
     def read_sample(self) -> str | None:
@@ -134,33 +162,58 @@ class RunFolder:
             RunError: If it cannot be read, or is no file of the run.
         """
         path = self.samples_path
-        if path.is_symlink():
-            raise RunError(f"{path} is a symbolic link; remove it")
         try:
-            with path.open("rb") as file:
-                return file.read(_MAX_SAMPLE_BYTES).decode("utf-8", "replace")
+            data = read_regular_file(path, MAX_BYTES)
+            return data[:_MAX_SAMPLE_BYTES].decode("utf-8", "replace")
         except FileNotFoundError:
             return None
         except OSError as error:
             raise RunError(f"cannot read {path}: {one_line(error)}") from error
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json` atomically; use None for a value that is not known.
+        """Write `summary.json` atomically, into the folder that `lock` made.
+
+        Args:
+            summary: Plain JSON; None for a value that is not known.
 
         Raises:
             RunError: If it cannot be written.
             TypeError: If a value is not plain, finite JSON, naming its key.
         """
-        self.create()
         write_json(self.summary_path, summary)
 
     def read_summary(self) -> dict[str, Any] | None:
         """Return the summary, or None if the run has not written one.
 
         Raises:
-            RunError: If the file is there and cannot be read.
+            RunError: If the file is there and cannot be read, or naming the key, if a value is
+                missing or not of the type that is written.
         """
-        return read_json(self.summary_path) if self.summary_path.exists() else None
+        path = self.summary_path
+        if not path.is_symlink() and not path.exists():
+            return None
+        summary = read_json(path)
+        for key, types in _SUMMARY_TYPES.items():
+            if key in summary and type(summary[key]) not in types:
+                raise RunError(
+                    f"{path} is damaged: {key} is {_shortened(str(summary[key]))}; remove the file "
+                    "and run the training command again, which writes it anew"
+                )
+        if summary.get("finished"):
+            for key in ("validation_nll", "validation_perplexity"):
+                if summary.get(key) is None:
+                    raise RunError(
+                        f"{path} says that the run is finished, but not its {key}; remove the file "
+                        "and run the training command again, which writes it anew"
+                    )
+        return summary
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed process left; the lock says that no other is writing."""
+        with suppress(OSError):  # it only costs space
+            for entry in sorted(self.path.iterdir()):
+                if _TEMPORARY.fullmatch(entry.name):
+                    entry.unlink()
 
 
 def list_finished_runs(runs_dir: Path | str) -> tuple[list[RunFolder], list[str]]:
@@ -206,7 +259,8 @@ def _owner(path: Path) -> str:
         owner = read_json(path)
     except RunError:  # the holder is just starting or ending
         return "another process"
-    return f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
+    pid, host, since = (str(owner.get(key))[:100] for key in ("pid", "host", "since"))
+    return printable(f"process {pid} on {host} since {since}")
 
 
 def _shortened(text: str) -> str:

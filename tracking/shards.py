@@ -8,15 +8,22 @@ A group's files are named `<group>-shard-<number>.safetensors`.
 
 import shutil
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tracking.disk import one_line
+from tracking.disk import one_line, write_failure
 from tracking.errors import RunError
+from tracking.failures import is_lost_rank, is_out_of_memory
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint import Metadata
+    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 SUFFIX = ".safetensors"
 _SHARD = "-shard-"
@@ -56,7 +63,7 @@ def write_shards(folder: Path, groups: dict[str, dict[str, Tensor]]) -> None:
             save(tensors, storage_writer=writer)
         except CheckpointException as error:
             cause = next(iter(error.failures.values()))[0]
-            raise RunError(f"cannot write {folder / name}: {one_line(cause)}") from error
+            raise write_failure(folder / name, cause) from error
 
 
 def name_shards(folder: Path, groups: Collection[str]) -> list[Path]:
@@ -76,16 +83,13 @@ def read_whole(files: Collection[Path]) -> dict[str, Tensor]:
         files: All shards of the group, verified.
 
     Raises:
-        RunError: If they cannot be read.
+        RunError: If they cannot be read, or do not make up whole tensors.
     """
     folder = next(iter(files)).parent
     names: set[str] = set()
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                names |= set(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise RunError(f"cannot read {path}: {one_line(error)}") from error
+        with reading(path), safe_open(path, framework="pt") as file:
+            names |= set(file.keys())
     tensors = {
         name: torch.empty(size, dtype=dtype)
         for name, (size, dtype) in shapes(folder).items()
@@ -96,16 +100,50 @@ def read_whole(files: Collection[Path]) -> dict[str, Tensor]:
 
 
 def shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Return shape and dtype of each tensor of a checkpoint, sharded or not."""
+    """Return shape and dtype of each tensor of a checkpoint, sharded or not.
+
+    Raises:
+        RunError: If the files cannot be read, or do not make up whole tensors: what they say of
+            themselves is checked, so that no more memory is asked for than they hold.
+    """
     from torch.distributed.checkpoint import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    metadata = HuggingFaceStorageReader(path=str(folder)).read_metadata()
-    return {
-        name: (entry.size, entry.properties.dtype)
-        for name, entry in metadata.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)  # there is nothing else in safetensors
-    }
+    with reading(folder):
+        metadata = HuggingFaceStorageReader(path=str(folder)).read_metadata()
+        dtypes = _dtypes(metadata)
+        found = {}
+        for name, entry in metadata.state_dict_metadata.items():
+            # There is nothing else in safetensors.
+            assert isinstance(entry, TensorStorageMetadata)
+            if dtypes[name] != {entry.properties.dtype} or not _is_whole(entry.size, entry.chunks):
+                raise RunError(
+                    f"{folder} is damaged: the parts of {name} do not make up one tensor"
+                )
+            found[name] = (entry.size, entry.properties.dtype)
+    return found
+
+
+def _dtypes(metadata: "Metadata") -> dict[str, set[torch.dtype]]:
+    """Return the dtypes of all parts by the tensor's name."""
+    found: dict[str, set[torch.dtype]] = {}
+    for index, part in (metadata.storage_data or {}).items():
+        found.setdefault(index.fqn, set()).add(part.dtype)
+    return found
+
+
+def _is_whole(size: torch.Size, parts: "list[ChunkStorageMetadata]") -> bool:
+    """Tell whether parts follow one another along the first dimension, as `write_shards` cuts."""
+    if any(len(part.offsets) != len(part.sizes) or len(part.sizes) != len(size) for part in parts):
+        return False
+    if not size or 0 in size:
+        return len(parts) == 1
+    end = 0
+    for part in sorted(parts, key=lambda part: part.offsets[0]):
+        if any(part.offsets[1:]) or part.sizes[1:] != size[1:] or part.offsets[0] != end:
+            return False
+        end += part.sizes[0]
+    return end == size[0]
 
 
 def read_into(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -122,13 +160,36 @@ def read_into(folder: Path, tensors: dict[str, Tensor]) -> None:
     _load(folder, tensors, alone=False)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """While entered, what a file makes a library stumble over is told as the file's fault.
+
+    Args:
+        path: The file, or the folder of several.
+
+    Raises:
+        RunError: In place of safetensors' errors and Python's own.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except (
+        *(SafetensorError, OSError, ArithmeticError, AssertionError, AttributeError),
+        *(IndexError, KeyError, RuntimeError, TypeError, ValueError),
+    ) as error:
+        if is_out_of_memory(error) or is_lost_rank(error):
+            raise
+        raise RunError(f"cannot read {path}: {one_line(error)}") from error
+
+
 def _load(folder: Path, tensors: dict[str, Tensor], *, alone: bool) -> None:
     from torch.distributed.checkpoint import HuggingFaceStorageReader, load
     from torch.distributed.checkpoint.api import CheckpointException
 
     reader = HuggingFaceStorageReader(path=str(folder))
     try:
-        with warnings.catch_warnings():
+        with reading(folder), warnings.catch_warnings():
             # That this process reads for itself is what `alone` asks for.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             load(tensors, storage_reader=reader, no_dist=alone)

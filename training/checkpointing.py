@@ -1,6 +1,6 @@
 """Saving and putting back a run on one rank or on several, whole or sharded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,16 @@ from torch import Tensor
 
 from modeling.gpt import GPT
 from tracking.checkpoints import Checkpoint, CheckpointStore
+from tracking.errors import RunError
 from tracking.shards import read_into, shapes, write_shards
 from training.distributed import World
+from training.muon import Muon
 from training.optim import load_optimizer_tensors, optimizer_tensors
 from training.rng import set_rng_tensors
+
+Kind = tuple[torch.Size, torch.dtype]
+# What an optimizer keeps of each parameter, from its first step on; all but `step` is shaped as it.
+_STATE_OF = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 
 
 class RunCheckpoints:
@@ -67,26 +73,40 @@ class RunCheckpoints:
         """Put weights, optimizer state and random state of a checkpoint back, exactly.
 
         Raises:
+            RunError: If a tensor is missing, is not of its shape and dtype, or holds what is no
+                number, naming it.
             KeyError, RuntimeError: If it is another version's (see `same_version`).
         """
+        path = checkpoint.path
         if self._sharded:
-            self._read_own_parts(checkpoint.path)
+            self._read_own_parts(path)
         else:
             device, tensors = self._world.device, checkpoint.tensors
+            for group, kinds in (("model", self._weights()), ("optimizer", self._moments())):
+                _require_kinds(path, _kinds(tensors[group]), kinds)
+                _require_finite(path, tensors[group])
             self._model.load_state_dict({k: t.to(device) for k, t in tensors["model"].items()})
             state = {k: t.to(device) for k, t in tensors["optimizer"].items()}
             load_optimizer_tensors(self._model, self._optimizers, state)
         states = _of_rank(checkpoint.tensors["rng"], self._world.rank)
-        if states:
+        if states or self._world.is_main:
             set_rng_tensors(states, self._world.device)
 
-    def save(self, step: int, state: dict[str, Any], random_state: dict[str, Tensor]) -> None:
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        random_state: dict[str, Tensor],
+        *,
+        is_best: bool = False,
+    ) -> None:
         """Save a checkpoint; every rank has to call it, and none returns before it is there.
 
         Args:
             step: Optimizer steps done.
             state: Plain JSON values; rank 0's are written.
             random_state: This rank's, from `rng_tensors`.
+            is_best: Keep it as the one with the best validation.
 
         Raises:
             RunError: If it cannot be written.
@@ -95,18 +115,14 @@ class RunCheckpoints:
         tensors = self._tensors()
         if not self._sharded:
             if self._world.is_main:
-                self._store.save(step, {**tensors, "rng": rng}, state)
+                self._store.save(step, {**tensors, "rng": rng}, state, is_best=is_best)
         elif self._world.is_main:
-            self._store.save(step, {"rng": rng}, state, _Shards(tensors, self._world))
+            shards = _Shards(tensors, self._world)
+            self._store.save(step, {"rng": rng}, state, shards, is_best=is_best)
         else:
             write_shards(Path(self._world.from_main(lambda: None)), tensors)
         # A rank that went ahead could end, and have torchrun end rank 0 while it writes.
         self._world.from_main(lambda: None)
-
-    def protect(self, step: int) -> None:
-        """Keep the checkpoint with the best validation."""
-        if self._world.is_main:
-            self._store.protect(step)
 
     def make_whole(self) -> None:
         """Replace the newest checkpoint, if it is sharded, by one with a file for each group.
@@ -127,6 +143,24 @@ class RunCheckpoints:
             "optimizer": optimizer_tensors(self._model, self._optimizers),
         }
 
+    def _weights(self) -> dict[str, Kind]:
+        return _kinds(self._model.state_dict())
+
+    def _moments(self) -> dict[str, Kind]:
+        """Return what the optimizers' state is after a step, by `<parameter name>/<key>`."""
+        names = {parameter: name for name, parameter in self._model.named_parameters()}
+        return {
+            f"{names[parameter]}/{key}": (
+                (torch.Size(), torch.float32)
+                if key == "step"
+                else (parameter.shape, parameter.dtype)
+            )
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            for key in _STATE_OF[type(optimizer)]
+        }
+
     def _of_all_ranks(self, random_state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the random state of each rank; those of rank 0 have the plain names."""
         return {
@@ -139,18 +173,22 @@ class RunCheckpoints:
         """Read this rank's parts of the tensors, whoever wrote them."""
         model = self._model.state_dict()
         parameters = dict(self._model.named_parameters())
+        moments = self._moments()
+        found = shapes(folder)
+        random = {name for name in found if name not in model and "/" not in name}
+        known = {name: kind for name, kind in found.items() if name not in random}
+        _require_kinds(folder, known, self._weights() | moments)
         optimizer = {}
-        for path, (size, dtype) in shapes(folder).items():
-            name, _, key = path.rpartition("/")
-            if key and name in parameters:
-                parameter = parameters[name]
-                # State of a parameter's shape is sharded as it is; steps and the like are whole.
-                optimizer[path] = (
-                    torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-                    if size == parameter.shape
-                    else torch.empty(size, dtype=dtype, device=self._world.device)
-                )
+        for path, (size, dtype) in moments.items():
+            parameter = parameters[path.rpartition("/")[0]]
+            # State of a parameter's shape is sharded as it is; steps and the like are whole.
+            optimizer[path] = (
+                torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+                if size == parameter.shape
+                else torch.empty(size, dtype=dtype, device=self._world.device)
+            )
         read_into(folder, {**model, **optimizer})
+        _require_finite(folder, {**model, **optimizer})
         load_optimizer_tensors(self._model, self._optimizers, optimizer)
 
 
@@ -164,6 +202,46 @@ class _Shards:
     def write(self, folder: Path) -> None:
         """Tell the others the folder, and write with them."""
         write_shards(Path(self._world.from_main(lambda: str(folder))), self.groups)
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _require_kinds(path: Path, found: Mapping[str, Kind], wanted: Mapping[str, Kind]) -> None:
+    """Refuse what PyTorch would convert without a word, or stumble over at the next step.
+
+    Raises:
+        RunError: Naming the first tensor that is missing, one too many, or not as it has to be.
+    """
+    for name in sorted({*found, *wanted}):
+        if found.get(name) == wanted.get(name):
+            continue
+        has, needs = (_in_words(kinds.get(name)) for kinds in (found, wanted))
+        raise RunError(
+            f"{path} does not belong to this model and optimizer: {name} is {has}, not {needs}; "
+            "choose another run_name, or remove the run's folder and train it again"
+        )
+
+
+def _in_words(kind: Kind | None) -> str:
+    return "missing" if kind is None else f"{[*kind[0]]} of {str(kind[1]).removeprefix('torch.')}"
+
+
+def _require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights and moments that no training leaves, before any is computed with.
+
+    Raises:
+        RunError: Naming the first tensor that holds NaN or an infinity.
+    """
+    for name, tensor in tensors.items():
+        # Of a sharded one each rank looks at its own part.
+        part = getattr(tensor, "_local_tensor", tensor)
+        if not part.isfinite().all():
+            raise RunError(
+                f"{path} cannot be gone on from: {name} holds values that are not finite; remove "
+                "that folder to go on from an older checkpoint, or train with another run_name"
+            )
 
 
 def _name(key: str, rank: int) -> str:

@@ -29,6 +29,7 @@ from modeling.generate import generate_text
 from modeling.gpt import GPT
 from tracking.atomic import write_text
 from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
+from tracking.errors import RunError
 from tracking.failures import is_out_of_memory
 from tracking.metrics import MetricsLog, NoMetrics
 from tracking.run_folder import RunFolder
@@ -167,11 +168,11 @@ def train(
     # Weights and two moments of each.
     time_limit = TimeLimit(trainer.max_minutes, 12 * num_parameters(recipe.model).total)
 
-    def save(random_state: dict[str, Tensor]) -> None:
+    def save(random_state: dict[str, Tensor], *, is_best: bool = False) -> None:
         metrics.sync()
         with time_limit.timing_a_save():
             state = _state(recipe, progress, prepared, record_numerics)
-            checkpoints.save(progress.step, state, random_state)
+            checkpoints.save(progress.step, state, random_state, is_best=is_best)
 
     first_samples = (
         budget.first_sequence(step, index) + world.rank * share
@@ -279,9 +280,7 @@ def train(
                 nll = record.get("validation/nll_part", math.inf)
                 is_best = nll < progress.best_nll
                 progress.best_nll = min(nll, progress.best_nll)
-                save(rng_tensors(device))
-                if is_best:
-                    checkpoints.protect(progress.step)
+                save(rng_tensors(device), is_best=is_best)
             if stopping and not is_last:
                 raise TrainingInterrupted(
                     f"{stopping}: checkpoint saved at step {progress.step} of "
@@ -335,19 +334,31 @@ def _resume(
     say: Callable[[str], None],
 ) -> Progress:
     """Put a checkpoint back and return the progress it recorded."""
-    state = checkpoint.state
-    if state["data"]["fingerprint"] != prepared.fingerprint:
+    fingerprint = checkpoint.value("data.fingerprint", str)
+    if fingerprint != prepared.fingerprint:
         raise TrainingError(
-            f"{checkpoint.path} was trained on data with fingerprint "
-            f"{state['data']['fingerprint'][:12]}, but {prepared.folder} now has "
-            f"{prepared.fingerprint[:12]}; give the run another run_name"
+            f"{checkpoint.path} was trained on data with fingerprint {fingerprint[:12]}, but "
+            f"{prepared.folder} now has {prepared.fingerprint[:12]}; give the run another run_name"
         )
+    recorded = checkpoint.value("progress", dict)
+    types = {field: type(value) for field, value in vars(Progress()).items()}
+    progress = Progress(
+        **{
+            key: checkpoint.value(f"progress.{key}", types[key])
+            for key, value in recorded.items()
+            if value is not None
+        }
+    )
+    if progress.step != checkpoint.step:
+        raise RunError(
+            f"{checkpoint.path} is damaged: its state is that of step {progress.step}; remove that "
+            "folder to go on from an older checkpoint"
+        )
+    numerics_then = checkpoint.value("numerics", dict)
     for key, now in record_numerics.items():
-        if state["numerics"].get(key) != now:
-            say(f"resuming, but not bit for bit: {key} was {state['numerics'].get(key)}, is {now}")
+        if numerics_then.get(key) != now:
+            say(f"resuming, but not bit for bit: {key} was {numerics_then.get(key)}, is {now}")
     checkpoints.put_back(checkpoint)
-    recorded = {key: value for key, value in state["progress"].items() if value is not None}
-    progress = Progress(**recorded)
     say(f"resuming {checkpoint.path.parent.parent.name} after step {progress.step}")
     return progress
 

@@ -36,6 +36,7 @@ CONFIG = {
         "qk_rope_head_dim": 8,
     },
 }
+SUMMARY = {"finished": True, "validation_nll": 1.5, "validation_perplexity": 4.5}
 
 
 def quiet(line):
@@ -63,7 +64,7 @@ def make_run(tmp_path, prepared):
         store = CheckpointStore(run.checkpoints_path, 1, quiet)
         store.save(1, {"model": model.state_dict()}, state | changes)
         if finished:
-            run.write_summary({"finished": True, "tokens_trained": 7, "tokens_per_second": 1.5})
+            run.write_summary(SUMMARY | {"tokens_trained": 7, "tokens_per_second": 1.5})
         return run
 
     return make
@@ -207,7 +208,7 @@ def test_no_finished_run_says_how_to_get_one(tmp_path, make_run):
 def test_runs_that_learned_by_heart_are_taken_only_by_name(make_run, tmp_path):
     make_run("mha")
     overfit = make_run("overfit")
-    overfit.write_summary({"finished": True, "overfit_batches": 1})
+    overfit.write_summary(SUMMARY | {"overfit_batches": 1})
     runs, lines = tmp_path / "runs", []
     assert [run.name for run in choose_runs(runs, None, lines.append)] == ["mha"]
     assert "overfit learned a few sequences by heart" in lines[0]

@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_records_are_readable_as_soon_as_appended(tmp_path):
-    log = MetricsLog(tmp_path / "run" / "metrics.jsonl")
+    log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append({"step": 1, "train/loss": 2.5, "note": "ü\n"})
     log.append({"step": 2, "train/loss": 2.25})
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == [
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
         {"step": 1, "train/loss": 2.5, "note": "ü\n"},
         {"step": 2, "train/loss": 2.25},
     ]

@@ -67,6 +67,7 @@ def test_run_folder_below_a_file_is_one_line(tmp_path):
 def test_summary_and_config_round_trip(tmp_path):
     run = RunFolder(tmp_path / "runs", "x")
     assert run.read_summary() is None
+    run.create()
     run.write_config("a: 1\n")
     run.write_summary({"finished": False, "mfu": None})
     assert run.config_path.read_text() == "a: 1\n"
@@ -96,7 +97,8 @@ def test_a_sample_is_a_file_of_the_run_and_not_endless(tmp_path):
 def test_list_finished_runs_sorts_and_says_what_it_left_out(tmp_path):
     for name, finished in (("b", True), ("a", True), ("going", False), (".hidden", True)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "summary.json").write_text(json.dumps({"finished": finished}))
+        summary = {"finished": finished, "validation_nll": 1.5, "validation_perplexity": 4.5}
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "summary.json").write_text('{"finished": tr')
     (tmp_path / "empty").mkdir()
@@ -108,10 +110,11 @@ def test_list_finished_runs_sorts_and_says_what_it_left_out(tmp_path):
     runs, problems = list_finished_runs(tmp_path)
     assert [run.name for run in runs] == ["a", "b"]
     assert [problem.split()[0] for problem in problems if "not finished" in problem] == [
-        *("going", "started", "truthy"),
+        *("going", "started"),
     ]
-    (broken,) = (problem for problem in problems if "not finished" not in problem)
-    assert "torn" in broken
+    torn, truthy = (problem for problem in problems if "not finished" not in problem)
+    assert "torn" in torn
+    assert "truthy/summary.json is damaged: finished is 'no'" in truthy
 
 
 def test_list_finished_runs_refuses_a_missing_folder(tmp_path):
