@@ -13,6 +13,7 @@ from tracking.checkpoints import CheckpointStore
 from tracking.disk import one_line
 from tracking.errors import RunError
 from tracking.failures import is_out_of_memory
+from training.budget import Budget
 from training.errors import TrainingDiverged, TrainingFailed
 from training.rng import rng_tensors
 from training.settings import TrainerSettings
@@ -32,6 +33,7 @@ class Rescue:
         progress: Its `step` counts the whole steps done.
         trainer: For the advice.
         learning_rate: The peak, for the advice.
+        budget: Says which sequences a step reads.
         store: The run's checkpoints.
         save: Saves the state after the last whole step, with the random state that it is given.
         model: Its gradients are freed before saving.
@@ -45,6 +47,7 @@ class Rescue:
         progress: _Progress,
         trainer: TrainerSettings,
         learning_rate: float,
+        budget: Budget,
         store: CheckpointStore,
         save: Callable[[dict[str, Tensor]], None],
         model: nn.Module,
@@ -56,6 +59,7 @@ class Rescue:
         self._progress = progress
         self._trainer = trainer
         self._learning_rate = learning_rate
+        self._budget = budget
         self._store = store
         self._save = save
         self._model = model
@@ -84,12 +88,42 @@ class Rescue:
         """
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        other = "" if self._trainer.precision == "float32" else ", or set trainer.precision=float32"
         raise TrainingDiverged(
-            f"step {self._progress.step + 1}: the loss is {loss} and the gradient norm {norm}, so "
-            f"training stopped before the weights were touched; "
-            f"{self._save_what_is_safe(together=True)}; the "
-            "same command would fail at the same step: lower optim.learning_rate "
+            f"step {self._progress.step + 1} ({self._sequences()}): the loss is {loss} and the "
+            f"gradient norm {norm}, so training stopped before the weights were touched; "
+            f"{self._save_what_is_safe(together=True)}; {self._what_to_lower()}"
+        )
+
+    def require_finite_weights(self, broken: str | None) -> None:
+        """Refuse to go on with, or to save, what a step has made of the weights.
+
+        Args:
+            broken: The first parameter that is not finite on any rank; None if there is none.
+
+        Raises:
+            TrainingDiverged: If there is one.
+        """
+        if broken is None:
+            return
+        raise TrainingDiverged(
+            f"step {self._progress.step + 1} ({self._sequences()}) made weights infinite or NaN, "
+            f"first those of {broken}, and nothing was saved; there is {self._checkpoint()}; "
+            f"{self._what_to_lower()}"
+        )
+
+    def _sequences(self) -> str:
+        """Name the data of the step at hand."""
+        step, budget = self._progress.step, self._budget
+        first = budget.first_sequence(step, 0)
+        return (
+            f"training sequences {first} to {first + budget.sequences_per_step - 1}, after "
+            f"{step * budget.tokens_per_step:,} tokens"
+        )
+
+    def _what_to_lower(self) -> str:
+        other = "" if self._trainer.precision == "float32" else ", or set trainer.precision=float32"
+        return (
+            "the same command would fail at the same step: lower optim.learning_rate "
             f"({self._learning_rate:g}) or trainer.max_grad_norm ({self._trainer.max_grad_norm:g})"
             f"{other}, and give the run another run_name"
         )
@@ -121,10 +155,8 @@ class Rescue:
         Before the first step there is nothing to lose, and a checkpoint would tie the run to the
         configuration that failed.
         """
-        step, saved = self._progress.step, self._store.steps()
-        kept = [number for number in saved if number <= step]
-        there = f"a checkpoint of step {kept[-1]}" if kept else "no checkpoint yet"
-        if step in kept or step == 0:
+        step, there = self._progress.step, self._checkpoint()
+        if step in self._store.steps() or step == 0:
             return f"there is {there}"
         if self._doing == "updating the weights":
             return f"some weights may have changed, so nothing was saved; there is {there}"
@@ -138,6 +170,11 @@ class Rescue:
         except (RunError, OSError, RuntimeError, MemoryError) as error:
             return f"the state could not be saved ({one_line(error)}); there is {there}"
         return f"the state after step {step} is saved"
+
+    def _checkpoint(self) -> str:
+        """Name the newest checkpoint that a rerun would find."""
+        kept = [number for number in self._store.steps() if number <= self._progress.step]
+        return f"a checkpoint of step {kept[-1]}" if kept else "no checkpoint yet"
 
     def _advice(self) -> str:
         if self._doing == "evaluating":
