@@ -216,7 +216,8 @@ def train(
     started = time.perf_counter() - progress.wall_seconds
     pace = Pace(progress.step, budget.num_steps, time.perf_counter())
     rescue = Rescue(
-        *(progress, trainer, recipe.optim.learning_rate, budget, store, save, model, device),
+        *(progress, trainer, recipe.optim.learning_rate, budget, store, save, model),
+        *(parallel.broken_parameter, device),
         ranks=world.size,
     )
 
@@ -307,7 +308,7 @@ def train(
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            rescue.require_finite_weights(parallel.broken_parameter())
+            rescue.require_finite_weights()
 
             progress.step = step + 1
             rescue.watching()
@@ -348,6 +349,8 @@ def train(
                 save(rng_tensors(device))
                 if is_best:
                     checkpoints.protect(progress.step)
+                # It takes long enough for a signal to come.
+                stopping = stopping or world.first_reason(interrupt.name)
             if stopping:
                 raise _interrupted(stopping, progress, budget)
 

@@ -37,6 +37,7 @@ class Rescue:
         store: The run's checkpoints.
         save: Saves the state after the last whole step, with the random state that it is given.
         model: Its gradients are freed before saving.
+        broken_parameter: Names the first that is not finite on any rank, if all call it.
         device: Of the random state.
         ranks: How many there are. One of several that is out of memory cannot save without the
             others; losses that are no numbers all see.
@@ -51,6 +52,7 @@ class Rescue:
         store: CheckpointStore,
         save: Callable[[dict[str, Tensor]], None],
         model: nn.Module,
+        broken_parameter: Callable[[], str | None],
         device: torch.device,
         *,
         ranks: int = 1,
@@ -63,6 +65,7 @@ class Rescue:
         self._store = store
         self._save = save
         self._model = model
+        self._broken_parameter = broken_parameter
         self._device = device
         self.watching()
 
@@ -94,16 +97,13 @@ class Rescue:
             f"{self._save_what_is_safe(together=True)}; {self._what_to_lower()}"
         )
 
-    def require_finite_weights(self, broken: str | None) -> None:
+    def require_finite_weights(self) -> None:
         """Refuse to go on with, or to save, what a step has made of the weights.
 
-        Args:
-            broken: The first parameter that is not finite on any rank; None if there is none.
-
         Raises:
-            TrainingDiverged: If there is one.
+            TrainingDiverged: If some are infinite or NaN.
         """
-        if broken is None:
+        if (broken := self._broken_parameter()) is None:
             return
         raise TrainingDiverged(
             f"step {self._progress.step + 1} ({self._sequences()}) made weights infinite or NaN, "
@@ -162,6 +162,10 @@ class Rescue:
             return f"some weights may have changed, so nothing was saved; there is {there}"
         if not together:
             return f"nothing was saved, as the other ranks did not fail; there is {there}"
+        if broken := self._broken_parameter():
+            return (
+                f"nothing was saved, as weights of {broken} are infinite or NaN; there is {there}"
+            )
         self._model.zero_grad(set_to_none=True)
         try:
             self._save(

@@ -180,6 +180,7 @@ def rescue(recipe, tmp_path):
             CheckpointStore(tmp_path, 1),
             save,
             torch.nn.Linear(1, 1),
+            lambda: None,
             torch.device("cpu"),
             ranks=ranks,
         )

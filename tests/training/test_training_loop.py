@@ -236,21 +236,6 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(
         run_training(recipe, "run")
 
 
-@pytest.mark.slow  # a CPU without bfloat16 emulates it
-def test_resuming_under_other_numerics_says_that_it_is_not_exact(
-    recipe, run_training, die_after, monkeypatch, capsys
-):
-    die_after(4)
-    with pytest.raises(Killed):
-        run_training(recipe, "run", say=print)
-    monkeypatch.undo()
-    run_training(recipe, "run", say=print, precision="bfloat16")
-    said = capsys.readouterr().out
-    assert "resuming, but not bit for bit: precision was float32, is bfloat16" in said
-    assert "resuming run after step 3" in said
-    assert "sample:\ndef " in said
-
-
 def test_deterministic_is_switched_on_and_off_again(recipe, run_training):
     run_training(recipe, "on", deterministic=True)
     assert torch.are_deterministic_algorithms_enabled()
