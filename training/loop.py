@@ -88,7 +88,7 @@ class Progress:
     Attributes:
         possible_flops: What the machines that trained it could have done in `train_seconds`.
         peak_memory_bytes: The most of all processes that trained it, one after the other.
-        resumes: How many of them went on with what another had saved.
+        resumes: How many of them went on with what another had saved, and saved in turn.
         numerics_changed: What was another then, so that a resumed run is not one to the bit.
         versions_changed: Likewise the versions of packages and the commit.
         unfinished: What the last step measured, while its validation is still to come.

@@ -139,7 +139,8 @@ def test_signals_at_every_moment_leave_a_run_that_ends_like_the_undisturbed_one(
     assert results[-1]["status"] == 0, results[-1]["err"]
     assert_equal_to(run, reference)
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["resumes"] == len(ONE_AFTER_THE_OTHER)
+    # Those that saved something new.
+    assert summary["resumes"] == len(set(steps))
     assert summary["numerics_changed"] == []
 
 
