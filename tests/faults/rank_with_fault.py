@@ -36,8 +36,10 @@ def leave():
 
 
 def lose_the_numbers():
-    loss = GPT.loss
-    GPT.loss = lambda *args, **options: loss(*args, **options) * math.nan
+    lose_the_numbers.factor = math.nan
+
+
+lose_the_numbers.factor = 1.0
 
 
 def fill_the_disk():
@@ -67,11 +69,17 @@ def slow_saves(seconds, note):
     checkpoints.save_file = slow
 
 
+def multiply_losses():
+    loss = GPT.loss
+    GPT.loss = lambda *args, **options: loss(*args, **options) * lose_the_numbers.factor
+
+
 fault = json.loads(os.environ.get("RANK_FAULT", "{}"))
 if fault.get("rank") == int(os.environ.get("RANK", "0")):
     if "save_seconds" in fault:
         slow_saves(fault["save_seconds"], fault["note"])
     else:
+        multiply_losses()
         at_step(fault["step"], globals()[fault["act"]])
 sys.argv[0] = str(ROOT / "train_model.py")
 run("train", TrainConfig, train_model.main)

@@ -7,6 +7,7 @@ JSON list of cases, standard output gets one of results.
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -34,10 +35,11 @@ def call_before(owner, name, act):
 
 
 class Fault:
-    """Sends this process signals at a place: in a step, a validation, a save."""
+    """Signals or starves this process at a place: in a step, a validation, a save, the end."""
 
     def __init__(self, case):
         self.signals = case.get("signals", [])
+        self.room_bytes = case.get("room_bytes")
         self.sent_at = None
         self.batches_after = 0
         self.note = Path(case["note"])
@@ -73,6 +75,10 @@ class Fault:
             return
         self.sent_at = time.time()
         self.write()
+        if self.room_bytes is not None:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * resource.getpagesize() + self.room_bytes
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         for name in self.signals:
             os.kill(os.getpid(), getattr(signal, name))
         time.sleep(pause)
