@@ -163,7 +163,10 @@ def huge_step(monkeypatch):
         (inf_in_the_embedding, "made weights infinite or NaN, first those of embed_tokens.weight"),
         # In memory, before the optimizer: the state after the step before is lost, too.
         (inf_in_the_embedding_and_nan_loss, "nothing was saved, as weights of embed_tokens.weight"),
-        (huge_rate, "made weights infinite or NaN, first those of embed_tokens.weight, and noth"),
+        (
+            huge_rate,
+            "made weights infinite or NaN, first those of embed_tokens.weight, and nothing was",
+        ),
     ],
 )
 def test_no_checkpoint_ever_holds_weights_that_are_no_numbers(

@@ -6,17 +6,19 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from training.budget import Budget
 from training.distributed import World
-from training.errors import TrainingError
+from training.errors import AlreadyTold, TrainingError
 from training.heartbeat import Heartbeat
 from training.ranks import Place
 
@@ -306,3 +308,45 @@ def test_a_rank_that_has_not_begun_is_waited_for():
     time.sleep(0.5)
     watching.stop()
     assert silent == []
+
+
+@pytest.mark.parametrize("end", [SystemExit(0), KeyboardInterrupt(), ValueError("a bug")], ids=repr)
+def test_whatever_ends_a_rank_ends_the_others_and_is_told_once(end):  # X1
+    store, told, ended = dist.HashStore(), [], [None, None]
+
+    def rank(number):
+        world = World(Place(number, 2), torch.device("cpu"), store, told.append)
+        try:
+            with world.telling():
+                if number == 1:
+                    raise end
+                world.from_main(lambda: time.sleep(0.2))
+                world._wait_for("what rank 1 would have said")
+        except AlreadyTold as error:
+            ended[number] = error.kind
+
+    threads = [threading.Thread(target=rank, args=(number,), daemon=True) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert ended == [type(end).__name__] * 2
+    assert told == [end]
+
+
+@pytest.mark.parametrize("hint", ["from the checkpoint of step 4", None])
+def test_a_rank_that_waits_for_a_silent_rank_0_ends_itself_with_its_name(monkeypatch, hint):  # X2
+    store, told, ended = dist.HashStore(), [], []
+    monkeypatch.setattr("training.distributed.os._exit", ended.append)
+    store.set("alive/0", "its last sign")
+    world = World(Place(1, 2), torch.device("cpu"), store, told.append, timeout_seconds=0.2)
+    world.step = 5
+    with world.telling(hint and (lambda: hint)):
+        world.watch_others(store)
+        wait_for(lambda: ended, seconds=10)
+    assert ended == [1]
+    (line,) = map(str, told)
+    assert (
+        "rank 0 has not answered for 0.2 s (trainer.rank_timeout_seconds) in step 5; rerun" in line
+    )
+    assert line.endswith(f"go on {hint}" if hint else "rerun the same command")

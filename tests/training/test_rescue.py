@@ -247,3 +247,20 @@ def test_the_advice_leaves_every_rank_an_equal_share(rescue, size, advice):
     )
     with pytest.raises(TrainingFailed, match=f"nothing was saved.*{advice}"):
         fail_in_a_pass(guard, out_of_memory)
+
+
+@pytest.mark.parametrize("place", ["_summarise", "_sample", "RunCheckpoints.make_whole"])
+def test_out_of_memory_after_the_last_step_is_one_line_too(
+    recipe, run_training, folder_of, monkeypatch, place
+):
+    def failing(*args):
+        raise OUT_OF_MEMORY
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"training.loop.{place}", failing)
+        with pytest.raises(
+            TrainingFailed, match=r"step 12 .*there is a checkpoint of step 12; low"
+        ):
+            run_training(recipe, "failed")
+    assert folder_of("failed").read_summary() is None
+    assert run_training(recipe, "failed").read_summary()["finished"]
