@@ -7,6 +7,8 @@ ensure_environment.ensure()
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import math  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
@@ -25,8 +27,6 @@ def main(config: run_config.TrainConfig) -> None:
     Of several ranks that torchrun started, each calls this; rank 0 alone prepares, writes, prints.
     """
     # PyTorch takes seconds to import, which `--help` and a misspelt key need not wait for.
-    from tqdm import tqdm
-
     from data.pipeline import prepare
     from data.prepared import PreparedData
     from modeling.accounting import match_cache, mha_yardstick
@@ -45,13 +45,14 @@ def main(config: run_config.TrainConfig) -> None:
     budget = make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
     run = RunFolder(config.runs_path, config.run_name)
 
-    with joined(config.trainer.device, run_config.tell) as world:
+    timeout = config.trainer.rank_timeout_seconds
+    with joined(config.trainer.device, run_config.tell, timeout) as world:
         world.share_of(budget.sequences_per_pass)
         folder = world.from_main(lambda: str(prepare(config.data, config.tokenizer, print).folder))
         prepared = PreparedData(Path(folder))
         asked = config.model
         config = _with_tokenizer(config, prepared)
-        say = tqdm.write if world.is_main else _say_nothing
+        say = _say if world.is_main else _say_nothing
         if config.fair_lr:
             config = _with_fair_rate(config, prepared, world, say)
         yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
@@ -95,6 +96,8 @@ def _trained(
     """
     from tracking.wandb_mirror import WandbMirror
     from training.distributed import newest_checkpoint_hint
+    from training.errors import TrainingInterrupted
+    from training.interrupt import ignore_signals
     from training.loop import Recipe, train
 
     recipe = Recipe(
@@ -121,6 +124,9 @@ def _trained(
             with world.telling(lambda: newest_checkpoint_hint(run.checkpoints_path)):
                 summary = train(recipe, prepared, run, mirror, say, world)
             failed = False
+        except TrainingInterrupted:
+            ignore_signals(but_ctrl_c=True)  # schedulers ask twice
+            raise
         finally:
             mirror.finish(exit_code=int(failed))
     return summary, False
@@ -223,6 +229,18 @@ def _start(run: "RunFolder", config: run_config.TrainConfig) -> dict[str, Any] |
         return summary
     run.write_config(run_config.as_yaml(config))
     return None
+
+
+def _say(line: str) -> None:
+    """Print a line above the progress bar; where nobody reads any more, training goes on."""
+    from tqdm import tqdm
+
+    try:
+        tqdm.write(line)
+        sys.stdout.flush()
+    except OSError:
+        # What is still buffered would fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_nothing(line: str) -> None:

@@ -5,8 +5,6 @@ import hashlib
 import json
 import os
 import re
-import threading
-import time
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from itertools import chain, islice
@@ -19,6 +17,7 @@ import numpy.typing as npt
 from data.errors import DataError
 from data.shards import Tokens, token_dtype
 from data.tokenizer import CUT, end_of_document_id, load_tokenizer, split_long, vocab_size_of
+from guards.parent import end_with_parent
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,7 +29,6 @@ _ASCII_PRETOKEN = re.compile(
 )
 _MAX_REMEMBERED = 2**17
 _MAX_REMEMBERED_LENGTH = 64
-_PARENT_CHECK_S = 1.0
 
 
 class Encoded(NamedTuple):
@@ -229,14 +227,7 @@ def encode_in_order(
 def _start_worker(parent: int) -> None:
     # The processes are the parallelism.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-    def end_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_CHECK_S)
-        os._exit(1)
-
-    # A killed parent cannot tell its workers.
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent(parent)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Score every token of a split once."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,6 +113,7 @@ def score(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     max_tokens: int | None = None,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> Score:
     """Score every token of a stream once, except the first.
 
@@ -124,6 +125,7 @@ def score(
         batch_size: Windows per forward pass.
         device: Where the model is.
         max_tokens: Score only the stream's first `max_tokens`, for a quick look during training.
+        before_batch: Called before each forward pass; what it raises ends the scoring.
 
     Raises:
         EvaluationError: If there is nothing to score, or the model's likelihoods are not finite.
@@ -139,6 +141,7 @@ def score(
     window_nll: list[float] = []
     window_tokens: list[int] = []
     for batch in _batches(windows(num_tokens, context, stride), batch_size):
+        before_batch()
         rows = np.stack([stream.window(w.start, w.length + 1) for w in batch])
         tokens = torch.from_numpy(rows).to(device)
         nll = model.token_nll(tokens[:, :-1], tokens[:, 1:]).double().cpu()

@@ -30,7 +30,7 @@ from tracking.plain_json import require_plain
 from tracking.shards import SUFFIX as _SUFFIX
 from tracking.shards import group_of, is_shard, name_shards, read_whole, reading
 
-T = TypeVar("T", str, int, float, dict[str, Any])
+T = TypeVar("T", str, int, float, list[Any], dict[str, Any])
 _STATE_NAME = "state.json"
 _BEST_NAME = "best.json"
 _STEP_FOLDER = re.compile(r"[0-9]{8,}")

@@ -31,6 +31,7 @@ _NO_PART_OF_THE_RESULT = (
     "trainer.profile",
     "trainer.max_minutes",
     "trainer.parallelism",
+    "trainer.rank_timeout_seconds",
     "trainer.activation_checkpointing",
     "trainer.log_every_steps",
     "trainer.eval_every_steps",

@@ -4,10 +4,13 @@ torchrun starts the processes and ends the others when one dies. One process alo
 one: no process group is made, and every method returns what it was given.
 
 Ranks wait for rank 0 by asking torchrun's key-value store, which has no time limit, because rank 0
-may prepare data for hours. The first rank that fails tells why, once for all.
+may prepare data for hours; a rank that gives no sign of life is given up. The first rank that fails
+tells why, once for all.
 """
 
 import json
+import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,15 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guards.parent import end_with_parent
 from tracking.failures import is_lost_rank
-from training.errors import AlreadyTold, TrainingError, TrainingInterrupted
+from training.errors import AlreadyTold, TrainingError, TrainingFailed, TrainingInterrupted
 from training.hardware import pick_device
+from training.heartbeat import Heartbeat
 from training.interrupt import ignore_signals
 from training.ranks import Place, place
 
-# Rank 0 may write a checkpoint to a slow disk for long while the others wait for its gradients; a
-# rank that died is noticed by its closed connections or by torchrun, not by this.
-_COLLECTIVE_TIMEOUT = timedelta(hours=2)
+# For the others to find, too, that a rank is lost.
+_LOSS_SECONDS = 3.0
+_LOST = "lost"
 _ENDED = "ended"
 _REASON = "ended/reason"
 _STOP = "stop"
@@ -43,6 +48,10 @@ class World:
         device: Where it computes.
         store: torchrun's key-value store; None for a process alone.
         tell: Prints an error.
+        timeout_seconds: How long another rank may be silent.
+
+    Attributes:
+        step: What is trained now; says where a rank was lost.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class World:
         device: torch.device,
         store: Any = None,
         tell: Callable[[BaseException], None] = lambda error: None,
+        timeout_seconds: float = math.inf,
     ) -> None:
         self._place = where
         self.rank = where.rank
@@ -59,6 +69,10 @@ class World:
         self._store = store
         self._tell = tell
         self._turn = 0
+        self.step = 0
+        self._timeout_seconds = timeout_seconds
+        self._resume_hint: Callable[[], str] | None = None
+        self._heartbeat: Heartbeat | None = None
 
     @property
     def is_main(self) -> bool:
@@ -86,6 +100,10 @@ class World:
     def any(self, flag: bool) -> bool:
         """Tell whether any rank's flag is set, the same on all."""
         return flag if self.size == 1 else self._reduced(float(flag), "MAX") > 0
+
+    def least(self, value: float) -> float:
+        """Return the least of every rank's values, the same on all."""
+        return value if self.size == 1 else -self._reduced(-value, "MAX")
 
     def first_reason(self, reason: str | None) -> str | None:
         """Return the reason to stop that any rank has, the same on all; None if none has one."""
@@ -135,22 +153,75 @@ class World:
         if self.size == 1:
             yield
             return
+        outer, self._resume_hint = self._resume_hint, resume_hint or self._resume_hint
         try:
             yield
         except AlreadyTold:
             raise
         except BaseException as error:
             reason = error
-            if resume_hint is not None and is_lost_rank(error):
-                reason = TrainingInterrupted(
-                    "another rank died or lost its connection; rerun the same command to go on "
-                    + resume_hint()
-                )
+            if self._resume_hint is not None and is_lost_rank(error):
+                timed_out = "timed out" in str(error).lower()
+                reason = self._loss(self._lost_ranks(), timed_out=timed_out)
             raise AlreadyTold(self._end(reason)) from error
+        finally:
+            self._resume_hint = outer
+
+    def watch_others(self, store: Any) -> None:
+        """Give signs of life from now on, and end this process if a rank it waits for gives none.
+
+        Args:
+            store: As this world's, by a connection of its own.
+        """
+        watched = range(1, self.size) if self.is_main else [0]
+        limit, give_up = self._timeout_seconds, self._give_up
+        self._heartbeat = Heartbeat(store, self.rank, watched, limit, give_up)
+        self._heartbeat.start()
+
+    def stop_watching(self) -> None:
+        """Let the other ranks end, or be silent."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+
+    def _give_up(self, rank: int) -> None:
+        """Tell that a rank is silent, and end this process, from the heartbeat's thread."""
+        self._end(self._loss([rank], timed_out=True))
+        # The main thread may be waiting for that rank in a call that nothing interrupts.
+        os._exit(1)
+
+    def _lost_ranks(self) -> list[int]:
+        """Return the ranks that have not found by themselves that one is lost."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        deadline = time.monotonic() + _LOSS_SECONDS
+        try:
+            self._store.set(f"{_LOST}/{self.rank}", "")
+            while len(others) > 1 and time.monotonic() < deadline:
+                others = [rank for rank in others if not self._store.check([f"{_LOST}/{rank}"])]
+                time.sleep(0.05)
+        except RuntimeError:  # the store is gone with its host
+            return []
+        return others
+
+    def _loss(self, ranks: list[int], *, timed_out: bool) -> TrainingError | TrainingInterrupted:
+        """Say which ranks are lost, and where a rerun begins."""
+        names = ", ".join(map(str, ranks))
+        who = f"rank {names}" if len(ranks) == 1 else f"ranks {names}" if ranks else "another rank"
+        what = (
+            f"has not answered for {self._timeout_seconds:g} s (trainer.rank_timeout_seconds)"
+            if timed_out
+            else "died or lost its connection"
+        )
+        where = f" in step {self.step}" if self.step else ""
+        if self._resume_hint is None:
+            return TrainingFailed(f"{who} {what}{where}; rerun the same command")
+        return TrainingInterrupted(
+            f"{who} {what}{where}; rerun the same command to go on {self._resume_hint()}"
+        )
 
     def _end(self, error: BaseException) -> str:
         """Tell why, unless another rank did; return the name of the error that was told."""
         kind = type(error).__name__
+        self.stop_watching()
         if threading.current_thread() is threading.main_thread():
             ignore_signals()  # torchrun is about to ask for what is happening here
         try:
@@ -190,12 +261,15 @@ class World:
 
 
 @contextmanager
-def joined(device_name: str, tell: Callable[[BaseException], None]) -> Iterator[World]:
+def joined(
+    device_name: str, tell: Callable[[BaseException], None], timeout_seconds: float
+) -> Iterator[World]:
     """Be one of the ranks that torchrun started, or alone where it started none.
 
     Args:
         device_name: auto, cpu or cuda. Of several ranks on CUDA each takes the GPU of its number.
         tell: Prints an error; called by the first rank that has one.
+        timeout_seconds: A rank that is silent for longer ends all.
 
     Raises:
         TrainingError: If there is no such device, or none for this rank.
@@ -208,8 +282,10 @@ def joined(device_name: str, tell: Callable[[BaseException], None]) -> Iterator[
         return
     import torch.distributed as dist
 
-    world = World(where, device, _own_part_of_store(), tell)
+    end_with_parent(os.getppid())
+    world = World(where, device, _own_part_of_store(), tell, timeout_seconds)
     with world.telling():
+        world.watch_others(world._store.clone())
         if device.type == "cuda":
             device = world.device = _own_gpu(where)
         dist.init_process_group(
@@ -217,11 +293,12 @@ def joined(device_name: str, tell: Callable[[BaseException], None]) -> Iterator[
             store=dist.PrefixStore("group", world._store),
             rank=where.rank,
             world_size=where.size,
-            timeout=_COLLECTIVE_TIMEOUT,
+            timeout=timedelta(seconds=timeout_seconds),
             device_id=device if device.type == "cuda" else None,
         )
         yield world
         world.from_main(lambda: None)  # rank 0 has the last word
+        world.stop_watching()
         # Not after an error: NCCL would wait for collectives that never come, and torchrun for us.
         dist.destroy_process_group()
 

@@ -10,7 +10,7 @@ class TrainingFailed(TrainingError):
 
 
 class TrainingDiverged(TrainingFailed):
-    """The loss or the gradients are no longer finite numbers."""
+    """The loss, the gradients or the weights are no longer finite numbers."""
 
 
 class TrainingInterrupted(Exception):

@@ -1,20 +1,40 @@
-"""Ctrl-C and SIGTERM: finish the step, save, stop."""
+"""Signals that ask a training to end: finish the step, save, stop."""
 
+import contextlib
+import os
 import signal
+import sys
 from types import FrameType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal is gone. SIGUSR1 and SIGUSR2: what schedulers send before a time limit.
+SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # Windows has the first two
+)
 
 
-def ignore_signals() -> None:
-    """Take no signal any more: this process is ending, with a status of its own."""
+class StopAsked(Exception):
+    """A signal came while something runs that has nothing to save; the message names it."""
+
+
+def ignore_signals(*, but_ctrl_c: bool = False) -> None:
+    """Take no signal any more: this process is ending, with a status of its own.
+
+    Args:
+        but_ctrl_c: Ctrl-C leaves at once.
+    """
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        leaves = but_ctrl_c and number == signal.SIGINT
+        signal.signal(number, _leave if leaves else signal.SIG_IGN)
 
 
 class InterruptRequest:
-    """While entered, remembers the first signal in `name`; a second one ends at once.
+    """While entered, remembers the first signal in `name`; Ctrl-C after it leaves at once.
+
+    Other signals may come again and change nothing: schedulers send theirs twice, and have SIGKILL
+    for a process that takes too long. A SIGHUP that is ignored, as under nohup, stays so.
 
     Args:
         is_one_of_many: Of the ranks of torchrun, which asks the others to end as soon as one has.
@@ -28,19 +48,33 @@ class InterruptRequest:
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._remember)
+            previous = signal.getsignal(number)
+            if number.name == "SIGHUP" and previous is signal.SIG_IGN:
+                continue
+            self._previous[number] = previous
+            signal.signal(number, self._remember)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None and self._is_one_of_many:
             ignore_signals()
-        else:
-            self._restore()
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        self._restore()
-
-    def _restore(self) -> None:
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            _leave(number, frame)
+        self.name = self.name or signal.Signals(number).name
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End this process as a kill would, which every file of a run outlives.
+
+    An exception would meet waits on its way out: for wandb, for a disk, for other ranks.
+    """
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, b"\nkvlab: interrupted again, so left at once; what was saved before is kept\n")
+    os._exit(128 + number)

@@ -5,8 +5,8 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from modeling.generate import generate_text
 from modeling.gpt import GPT
 from tracking.atomic import write_text
 from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
+from tracking.configuration import PASSES, flat, may_change, sequences_per_step
 from tracking.errors import RunError
 from tracking.failures import is_out_of_memory
 from tracking.metrics import MetricsLog, NoMetrics
@@ -46,7 +47,7 @@ from training.hardware import (
     pick_autocast_dtype,
     reset_peak_memory,
 )
-from training.interrupt import InterruptRequest
+from training.interrupt import InterruptRequest, StopAsked
 from training.optim import build_optimizers, set_learning_rate
 from training.pace import Pace, in_words
 from training.parallel import Parallel, build_model
@@ -72,9 +73,27 @@ class Recipe:
     seed: int
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a run's numbers depend on besides its recipe and its data."""
+
+    numerics: dict[str, str | int | bool]
+    versions: dict[str, str]
+    git_commit: str | None
+
+
 @dataclass
 class Progress:
-    """What a checkpoint remembers besides tensors; steps are whole optimizer steps done."""
+    """What a checkpoint remembers besides tensors; steps are whole optimizer steps done.
+
+    Attributes:
+        possible_flops: What the machines that trained it could have done in `train_seconds`.
+        peak_memory_bytes: The most of all processes that trained it, one after the other.
+        resumes: How many of them went on with what another had saved, and saved in turn.
+        numerics_changed: What was another then, so that a resumed run is not one to the bit.
+        versions_changed: Likewise the versions of packages and the commit.
+        unfinished: What the last step measured, while its validation is still to come.
+    """
 
     step: int = 0
     train_seconds: float = 0.0
@@ -82,6 +101,12 @@ class Progress:
     wall_seconds: float = 0.0
     last_loss: float = math.nan
     best_nll: float = math.inf
+    possible_flops: float = 0.0
+    peak_memory_bytes: int = 0
+    resumes: int = 0
+    numerics_changed: list[str] = field(default_factory=list)
+    versions_changed: list[str] = field(default_factory=list)
+    unfinished: dict[str, float] | None = None
 
 
 def train(
@@ -109,8 +134,9 @@ def train(
 
     Raises:
         TrainingError: If the settings do not fit together, or the checkpoint belongs to other data.
-        TrainingFailed: If the loss is no longer a finite number, or memory runs out; the weights
-            after the last step are saved first, unless the failure may have touched them.
+        TrainingFailed: If loss, gradients or weights are no longer finite numbers, or memory runs
+            out; the weights after the last step are saved first, unless the failure may have
+            touched them.
         TrainingInterrupted: After a signal or `trainer.max_minutes`, with a checkpoint of the last
             step saved.
     """
@@ -130,10 +156,15 @@ def train(
     autocast_dtype = pick_autocast_dtype(trainer.precision, device)
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
 
-    record_numerics = numerics(device, autocast_dtype, trainer, world.size)
+    origin = Origin(
+        numerics=numerics(device, autocast_dtype, trainer, world.size),
+        versions=versions(),
+        git_commit=git_commit(Path(__file__).parent),
+    )
     # Before the memory is watched, which its matrices are no part of.
-    peak_flops = measure_matmul_flops(device, autocast_dtype or torch.float32)
-    mfu_per_speed = training_flops_per_token(recipe.model, context) / (peak_flops * world.size)
+    peak_flops = measure_matmul_flops(device, autocast_dtype or torch.float32) * world.size
+    flops_per_token = training_flops_per_token(recipe.model, context)
+    mfu_per_speed = flops_per_token / peak_flops
     reset_peak_memory(device)
 
     torch.manual_seed(recipe.seed)
@@ -157,10 +188,12 @@ def train(
     checkpoint = checkpoints.newest()
     if checkpoint is not None:
         with same_version(checkpoint.path):
-            progress = _resume(checkpoint, checkpoints, prepared, record_numerics, say)
+            progress = _resume(checkpoint, checkpoints, recipe, prepared, origin, peak_flops, say)
         del checkpoint  # its tensors
+    peak_memory_before = progress.peak_memory_bytes
     parallel = Parallel(model, loss_of, world, sharded=sharded)
-    metrics.drop_after(progress.step)
+    # A step whose validation is still to come is yet to be recorded.
+    metrics.drop_after(progress.step - (progress.unfinished is not None))
     say(f"{run.path.name}: {num_parameters(recipe.model).total:,} parameters; {budget.describe()}")
     epochs = windows.describe(budget.num_distinct_tokens)
     say(f"{epochs}; {device}, {autocast_dtype or torch.float32}")
@@ -171,7 +204,8 @@ def train(
     def save(random_state: dict[str, Tensor], *, is_best: bool = False) -> None:
         metrics.sync()
         with time_limit.timing_a_save():
-            state = _state(recipe, progress, prepared, record_numerics)
+            progress.peak_memory_bytes = max(peak_memory_before, peak_memory_bytes(device))
+            state = _state(recipe, progress, prepared, origin)
             checkpoints.save(progress.step, state, random_state, is_best=is_best)
 
     first_samples = (
@@ -183,9 +217,45 @@ def train(
     started = time.perf_counter() - progress.wall_seconds
     pace = Pace(progress.step, budget.num_steps, time.perf_counter())
     rescue = Rescue(
-        *(progress, trainer, recipe.optim.learning_rate, store, save, model, device),
+        *(progress, trainer, recipe.optim.learning_rate, budget, store, save, model),
+        *(parallel.broken_parameter, device),
         ranks=world.size,
     )
+
+    def give_way() -> None:
+        """End what can be done again, once a signal asks for it."""
+        if reason := world.first_reason(interrupt.name):
+            raise StopAsked(reason)
+
+    def conclude(measured: dict[str, float]) -> float:
+        """Validate a step where that is due and record it; returns the nats, or infinity."""
+        is_last = progress.step == budget.num_steps
+        record = measured if progress.step % trainer.log_every_steps == 0 or is_last else {}
+        nll = math.inf
+        progress.unfinished = measured
+        if progress.step % trainer.eval_every_steps == 0 and not is_last:
+            result = _validate(model, prepared, recipe, device, trainer.eval_tokens, give_way)
+            nll = result.nll
+            record = record | {
+                "validation/nll_part": nll,
+                "validation/perplexity_part": result.perplexity,
+            }
+            mean_speed = progress.step * budget.tokens_per_step / progress.train_seconds
+            say(
+                f"step {progress.step}: loss {measured['train/loss']:.3f}, validation perplexity "
+                f"{result.perplexity:.2f} on its first {result.tokens_scored:,} tokens, "
+                f"{mean_speed:,.0f} tokens/s, MFU {mean_speed * mfu_per_speed:.2f}, gradient "
+                f"norm {measured['train/grad_norm']:.2f}, learning rate "
+                f"{measured['train/learning_rate']:.1e}, "
+                f"{in_words(measured['progress/seconds_left'])} left"
+            )
+        if record:
+            tokens_seen = progress.step * budget.tokens_per_step
+            metrics.append({"step": progress.step, "progress/tokens": tokens_seen} | record)
+            mirror.log(record, tokens_seen)
+        progress.unfinished = None
+        return nll
+
     with (
         contextlib.closing(metrics),
         contextlib.closing(batches),
@@ -204,7 +274,16 @@ def train(
         rescue,
     ):
         model.train()
+        if progress.unfinished is not None:
+            try:
+                nll = conclude(progress.unfinished)
+            except StopAsked as asked:
+                raise _interrupted(asked, progress, budget) from None
+            if nll < progress.best_nll:
+                progress.best_nll = nll
+                save(rng_tensors(device), is_best=True)
         for step in range(progress.step, budget.num_steps):
+            world.step = step + 1
             step_started = time.perf_counter()
             rate = learning_rate(
                 recipe.schedule, recipe.optim.learning_rate, step, budget.num_steps
@@ -230,12 +309,14 @@ def train(
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+            rescue.require_finite_weights()
 
             progress.step = step + 1
             rescue.watching()
             progress.last_loss = loss
             seconds = time.perf_counter() - step_started
             progress.train_seconds += seconds
+            progress.possible_flops += seconds * peak_flops
             progress.wall_seconds = time.perf_counter() - started
             pace.step_done(time.perf_counter())
             speed = budget.tokens_per_step / seconds
@@ -246,91 +327,100 @@ def train(
                 f"gradient norm {norm:.2f}, learning rate {rate:.1e}"
             )
 
-            record: dict[str, float] = {}
-            if progress.step % trainer.log_every_steps == 0 or is_last:
-                record = {
-                    "train/loss": loss,
-                    "train/perplexity": math.exp(min(loss, 700)),
-                    "train/learning_rate": rate,
-                    "train/grad_norm": norm,
-                    "perf/tokens_per_second": speed,
-                    "perf/mfu": speed * mfu_per_speed,
-                    "progress/seconds_left": pace.seconds_left,
-                }
-            if progress.step % trainer.eval_every_steps == 0 and not is_last:
-                result = _validate(model, prepared, recipe, device, trainer.eval_tokens)
-                record["validation/nll_part"] = result.nll
-                record["validation/perplexity_part"] = result.perplexity
-                mean_speed = progress.step * budget.tokens_per_step / progress.train_seconds
-                say(
-                    f"step {progress.step}: loss {loss:.3f}, validation perplexity "
-                    f"{result.perplexity:.2f} on its first {result.tokens_scored:,} tokens, "
-                    f"{mean_speed:,.0f} tokens/s, MFU {mean_speed * mfu_per_speed:.2f}, gradient "
-                    f"norm {norm:.2f}, learning rate {rate:.1e}, {in_words(pace.seconds_left)} left"
-                )
-            if record:
-                tokens_seen = progress.step * budget.tokens_per_step
-                metrics.append({"step": progress.step, "progress/tokens": tokens_seen} | record)
-                mirror.log(record, tokens_seen)
+            measured = {
+                "train/loss": loss,
+                "train/perplexity": math.exp(min(loss, 700)),
+                "train/learning_rate": rate,
+                "train/grad_norm": norm,
+                "perf/tokens_per_second": speed,
+                "perf/mfu": speed * mfu_per_speed,
+                "progress/seconds_left": pace.seconds_left,
+            }
+            nll = math.inf
+            # Made again by the run that goes on from this step.
+            with contextlib.suppress(StopAsked):
+                nll = conclude(measured)
             profiled()
-            stopping = world.first_reason(
-                interrupt.name or time_limit.reason_to_stop(pace.longest_step_seconds)
-            )
+            # The evaluation at the end is made whatever the time.
+            too_late = None if is_last else time_limit.reason_to_stop(pace.longest_step_seconds)
+            stopping = world.first_reason(interrupt.name or too_late)
             if progress.step % trainer.checkpoint_every_steps == 0 or is_last or stopping:
-                nll = record.get("validation/nll_part", math.inf)
                 is_best = nll < progress.best_nll
                 progress.best_nll = min(nll, progress.best_nll)
                 save(rng_tensors(device), is_best=is_best)
-            if stopping and not is_last:
-                raise TrainingInterrupted(
-                    f"{stopping}: checkpoint saved at step {progress.step} of "
-                    f"{budget.num_steps}; rerun the same command to go on"
-                )
+                # It takes long enough for a signal to come.
+                stopping = stopping or world.first_reason(interrupt.name)
+            if stopping:
+                raise _interrupted(stopping, progress, budget)
 
-    with rescue:
-        measured = _summarise(recipe, budget, progress, model, prepared, device, mfu_per_speed)
-    summary = {"run_name": run.path.name} | measured
-    _report(summary, mirror)
-    if trainer.sample_tokens > 0:
-        text = _sample(recipe, model, prepared)
+        try:
+            measured_at_end = _summarise(
+                *(recipe, budget, progress, model, prepared, device, flops_per_token, give_way)
+            )
+            peak = max(peak_memory_before, peak_memory_bytes(device))
+            summary = {"run_name": run.path.name} | measured_at_end
+            summary |= {"peak_memory_bytes": peak, "versions": origin.versions}
+            summary |= {"git_commit": origin.git_commit}
+            _report(summary, mirror)
+            if trainer.sample_tokens > 0:
+                text = _sample(recipe, model, prepared)
+                if world.is_main:
+                    write_text(run.samples_path, text + "\n")
+                say(f"sample:\n{text}\n")
+            give_way()
+        except StopAsked as asked:
+            raise _interrupted(asked, progress, budget) from None
+        checkpoints.make_whole()
+        # Last: a run with a summary is a finished one.
         if world.is_main:
-            write_text(run.samples_path, text + "\n")
-        say(f"sample:\n{text}\n")
-    checkpoints.make_whole()
-    # Last: a run with a summary is a finished one.
-    if world.is_main:
-        run.write_summary(summary)
+            run.write_summary(summary)
     return summary
 
 
+def _interrupted(reason: object, progress: Progress, budget: Budget) -> TrainingInterrupted:
+    """Say that a run was stopped after its last checkpoint, and that a rerun goes on."""
+    if progress.step == budget.num_steps:
+        return TrainingInterrupted(
+            f"{reason}: all {progress.step} steps are saved; rerun the same command to finish"
+        )
+    return TrainingInterrupted(
+        f"{reason}: checkpoint saved at step {progress.step} of {budget.num_steps}; rerun the "
+        "same command to go on"
+    )
+
+
 def _state(
-    recipe: Recipe,
-    progress: Progress,
-    prepared: PreparedData,
-    record_numerics: dict[str, Any],
+    recipe: Recipe, progress: Progress, prepared: PreparedData, origin: Origin
 ) -> dict[str, Any]:
     """Return what a checkpoint says of itself: enough to rebuild the model and find its data."""
     values = dataclasses.asdict(progress)
     # JSON has no infinity or NaN.
-    finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+    settings = dataclasses.asdict(recipe)
     return {
         "progress": finite,
-        "seed": recipe.seed,
-        "model": dataclasses.asdict(recipe.model),
+        "seed": settings.pop("seed"),
+        "model": settings.pop("model"),
+        "settings": settings,
         "data": {
             "folder": str(prepared.folder.resolve()),
             "fingerprint": prepared.fingerprint,
             "tokenizer_sha256": prepared.tokenizer_sha256,
         },
-        "numerics": record_numerics,
+        **dataclasses.asdict(origin),
     }
 
 
 def _resume(
     checkpoint: Checkpoint,
     checkpoints: RunCheckpoints,
+    recipe: Recipe,
     prepared: PreparedData,
-    record_numerics: dict[str, Any],
+    origin: Origin,
+    peak_flops: float,
     say: Callable[[str], None],
 ) -> Progress:
     """Put a checkpoint back and return the progress it recorded."""
@@ -340,8 +430,27 @@ def _resume(
             f"{checkpoint.path} was trained on data with fingerprint {fingerprint[:12]}, but "
             f"{prepared.folder} now has {prepared.fingerprint[:12]}; give the run another run_name"
         )
+    _require_same_recipe(checkpoint, recipe, say)
+    progress = _recorded(checkpoint, peak_flops)
+    checkpoints.put_back(checkpoint)
+    progress.resumes += 1
+    after = f"after step {progress.step}"
+    numerics_then = checkpoint.value("numerics", dict)
+    for key, now in origin.numerics.items():
+        if (was := numerics_then.get(key)) != now:
+            say(f"resuming, but not bit for bit: {key} was {was}, is {now}")
+            progress.numerics_changed.append(f"{key}: {was} -> {now} {after}")
+    software = flat({"versions": origin.versions, "git_commit": origin.git_commit})
+    for key, (was, now) in _changed(flat(checkpoint.state), software).items():
+        progress.versions_changed.append(f"{key.split('.')[-1]}: {was} -> {now} {after}")
+    say(f"resuming {checkpoint.path.parent.parent.name} {after}")
+    return progress
+
+
+def _recorded(checkpoint: Checkpoint, peak_flops: float) -> Progress:
+    """Return what a checkpoint says of how far the run was."""
     recorded = checkpoint.value("progress", dict)
-    types = {field: type(value) for field, value in vars(Progress()).items()}
+    types = {name: type(value) for name, value in vars(Progress()).items()} | {"unfinished": dict}
     progress = Progress(
         **{
             key: checkpoint.value(f"progress.{key}", types[key])
@@ -354,13 +463,38 @@ def _resume(
             f"{checkpoint.path} is damaged: its state is that of step {progress.step}; remove that "
             "folder to go on from an older checkpoint"
         )
-    numerics_then = checkpoint.value("numerics", dict)
-    for key, now in record_numerics.items():
-        if numerics_then.get(key) != now:
-            say(f"resuming, but not bit for bit: {key} was {numerics_then.get(key)}, is {now}")
-    checkpoints.put_back(checkpoint)
-    say(f"resuming {checkpoint.path.parent.parent.name} after step {progress.step}")
+    for key in progress.unfinished or {}:
+        checkpoint.value(f"progress.unfinished.{key}", float)
+    if "possible_flops" not in recorded:  # as all did before it was counted
+        progress.possible_flops = progress.train_seconds * peak_flops
     return progress
+
+
+def _require_same_recipe(
+    checkpoint: Checkpoint, recipe: Recipe, say: Callable[[str], None]
+) -> None:
+    """Refuse a checkpoint of other settings, whatever config.yaml says; say which may be others."""
+    state = checkpoint.state
+    # Absent from checkpoints of earlier versions.
+    settings = state.get("settings", {})
+    old = flat({"seed": state["seed"], "model": state["model"], **settings})
+    new = flat(dataclasses.asdict(recipe))
+    changed = _changed(old, new)
+    is_same_step = sequences_per_step(old) == sequences_per_step(new)
+    barred = [key for key in changed if not (may_change(key) or (is_same_step and key in PASSES))]
+    listed = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changed.items())
+    if barred:
+        raise TrainingError(
+            f"{checkpoint.path} was trained with other settings ({listed}); give the run another "
+            "run_name"
+        )
+    if changed:
+        say(f"resuming with other settings: {listed}")
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys that both have with different values; one alone is another version's."""
+    return {key: (old[key], new[key]) for key in new if key in old and old[key] != new[key]}
 
 
 def _compiled(
@@ -392,7 +526,8 @@ def _validate(
     prepared: PreparedData,
     recipe: Recipe,
     device: torch.device,
-    max_tokens: int | None = None,
+    max_tokens: int | None,
+    give_way: Callable[[], None],
 ) -> Score:
     """Score the validation split in float32, leaving model mode and random state as they were."""
     context, stride = recipe.eval.windows(recipe.model)
@@ -405,6 +540,7 @@ def _validate(
         recipe.eval.batch_size,
         device,
         max_tokens,
+        give_way,
     )
     model.train()
     return result
@@ -417,10 +553,11 @@ def _summarise(
     model: GPT,
     prepared: PreparedData,
     device: torch.device,
-    mfu_per_speed: float,
+    flops_per_token: float,
+    give_way: Callable[[], None],
 ) -> dict[str, Any]:
     """Measure the finished model on the whole validation split; what summary.json holds."""
-    result = _validate(model, prepared, recipe, device)
+    result = _validate(model, prepared, recipe, device, None, give_way)
     model.eval()
     context = recipe.model.max_position_embeddings
     cache = measure_kv_cache(model, recipe.eval.cache_batch_size, context)
@@ -444,12 +581,12 @@ def _summarise(
         / mha_cache_bytes_per_token(recipe.model, model.embed_tokens.weight.dtype),
         "tokens_per_second": speed,
         "data_wait_share": progress.data_seconds / progress.train_seconds,
-        "mfu": speed * mfu_per_speed,
-        "peak_memory_bytes": peak_memory_bytes(device),
+        "mfu": budget.num_tokens * flops_per_token / progress.possible_flops,
         "wall_seconds": progress.wall_seconds,
+        "resumes": progress.resumes,
+        "numerics_changed": progress.numerics_changed,
+        "versions_changed": progress.versions_changed,
         "finished": True,
-        "versions": versions(),
-        "git_commit": git_commit(Path(__file__).parent),
     }
 
 

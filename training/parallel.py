@@ -6,6 +6,7 @@ With either, the loss of a step is the mean over all tokens of all ranks.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -71,6 +72,7 @@ class Parallel:
 
     def __init__(self, model: GPT, loss_of: LossOf, world: World, *, sharded: bool) -> None:
         self._model = model
+        self._world = world
         self._ddp: Any = None
         self.loss_of = loss_of
         if world.size > 1 and not sharded:
@@ -96,3 +98,19 @@ class Parallel:
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), max_norm)
         # Of sharded gradients each rank knows its part.
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    @torch.no_grad()
+    def broken_parameter(self) -> str | None:
+        """Name the first parameter that is infinite or NaN on any rank, the same on all, or None.
+
+        Sums are enough, which carry on what is not finite: one pass over the weights, at any step.
+        """
+        parameters: list[tuple[str, Any]] = list(self._model.named_parameters())
+        # Of sharded parameters each rank looks at its part.
+        parts = [p.to_local() if hasattr(p, "to_local") else p for _, p in parameters]
+        first = math.inf
+        if not torch.stack([part.sum() for part in parts]).sum().isfinite():
+            # A sum of finite numbers may overflow.
+            first = next((n for n, p in enumerate(parts) if not p.isfinite().all()), math.inf)
+        first = self._world.least(first)
+        return None if math.isinf(first) else parameters[int(first)][0]

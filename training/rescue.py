@@ -13,6 +13,7 @@ from tracking.checkpoints import CheckpointStore
 from tracking.disk import one_line
 from tracking.errors import RunError
 from tracking.failures import is_out_of_memory
+from training.budget import Budget
 from training.errors import TrainingDiverged, TrainingFailed
 from training.rng import rng_tensors
 from training.settings import TrainerSettings
@@ -32,9 +33,11 @@ class Rescue:
         progress: Its `step` counts the whole steps done.
         trainer: For the advice.
         learning_rate: The peak, for the advice.
+        budget: Says which sequences a step reads.
         store: The run's checkpoints.
         save: Saves the state after the last whole step, with the random state that it is given.
         model: Its gradients are freed before saving.
+        broken_parameter: Names the first that is not finite on any rank, if all call it.
         device: Of the random state.
         ranks: How many there are. One of several that is out of memory cannot save without the
             others; losses that are no numbers all see.
@@ -45,9 +48,11 @@ class Rescue:
         progress: _Progress,
         trainer: TrainerSettings,
         learning_rate: float,
+        budget: Budget,
         store: CheckpointStore,
         save: Callable[[dict[str, Tensor]], None],
         model: nn.Module,
+        broken_parameter: Callable[[], str | None],
         device: torch.device,
         *,
         ranks: int = 1,
@@ -56,9 +61,11 @@ class Rescue:
         self._progress = progress
         self._trainer = trainer
         self._learning_rate = learning_rate
+        self._budget = budget
         self._store = store
         self._save = save
         self._model = model
+        self._broken_parameter = broken_parameter
         self._device = device
         self.watching()
 
@@ -84,12 +91,39 @@ class Rescue:
         """
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        other = "" if self._trainer.precision == "float32" else ", or set trainer.precision=float32"
         raise TrainingDiverged(
-            f"step {self._progress.step + 1}: the loss is {loss} and the gradient norm {norm}, so "
-            f"training stopped before the weights were touched; "
-            f"{self._save_what_is_safe(together=True)}; the "
-            "same command would fail at the same step: lower optim.learning_rate "
+            f"step {self._progress.step + 1} ({self._sequences()}): the loss is {loss} and the "
+            f"gradient norm {norm}, so training stopped before the weights were touched; "
+            f"{self._save_what_is_safe(together=True)}; {self._what_to_lower()}"
+        )
+
+    def require_finite_weights(self) -> None:
+        """Refuse to go on with, or to save, what a step has made of the weights.
+
+        Raises:
+            TrainingDiverged: If some are infinite or NaN.
+        """
+        if (broken := self._broken_parameter()) is None:
+            return
+        raise TrainingDiverged(
+            f"step {self._progress.step + 1} ({self._sequences()}) made weights infinite or NaN, "
+            f"first those of {broken}, and nothing was saved; there is {self._checkpoint()}; "
+            f"{self._what_to_lower()}"
+        )
+
+    def _sequences(self) -> str:
+        """Name the data of the step at hand."""
+        step, budget = self._progress.step, self._budget
+        first = budget.first_sequence(step, 0)
+        return (
+            f"training sequences {first} to {first + budget.sequences_per_step - 1}, after "
+            f"{step * budget.tokens_per_step:,} tokens"
+        )
+
+    def _what_to_lower(self) -> str:
+        other = "" if self._trainer.precision == "float32" else ", or set trainer.precision=float32"
+        return (
+            "the same command would fail at the same step: lower optim.learning_rate "
             f"({self._learning_rate:g}) or trainer.max_grad_norm ({self._trainer.max_grad_norm:g})"
             f"{other}, and give the run another run_name"
         )
@@ -121,15 +155,17 @@ class Rescue:
         Before the first step there is nothing to lose, and a checkpoint would tie the run to the
         configuration that failed.
         """
-        step, saved = self._progress.step, self._store.steps()
-        kept = [number for number in saved if number <= step]
-        there = f"a checkpoint of step {kept[-1]}" if kept else "no checkpoint yet"
-        if step in kept or step == 0:
+        step, there = self._progress.step, self._checkpoint()
+        if step in self._store.steps() or step == 0:
             return f"there is {there}"
         if self._doing == "updating the weights":
             return f"some weights may have changed, so nothing was saved; there is {there}"
         if not together:
             return f"nothing was saved, as the other ranks did not fail; there is {there}"
+        if broken := self._broken_parameter():
+            return (
+                f"nothing was saved, as weights of {broken} are infinite or NaN; there is {there}"
+            )
         self._model.zero_grad(set_to_none=True)
         try:
             self._save(
@@ -138,6 +174,11 @@ class Rescue:
         except (RunError, OSError, RuntimeError, MemoryError) as error:
             return f"the state could not be saved ({one_line(error)}); there is {there}"
         return f"the state after step {step} is saved"
+
+    def _checkpoint(self) -> str:
+        """Name the newest checkpoint that a rerun would find."""
+        kept = [number for number in self._store.steps() if number <= self._progress.step]
+        return f"a checkpoint of step {kept[-1]}" if kept else "no checkpoint yet"
 
     def _advice(self) -> str:
         if self._doing == "evaluating":

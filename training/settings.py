@@ -113,6 +113,8 @@ class TrainerSettings:
     """torch.compile the model; where that fails, a warning, and training goes on without."""
     parallelism: str = "ddp"
     """With several ranks: ddp (each has the whole model) or fsdp (each has a part)."""
+    rank_timeout_seconds: float = 600.0
+    """With several ranks: end the run when one has not answered for so long."""
     activation_checkpointing: bool = False
     """Keep only what each block gets, and compute the block again in the backward pass."""
     profile: bool = False
@@ -144,6 +146,9 @@ class TrainerSettings:
         ]
         found.append(
             _in_range("trainer.max_grad_norm", self.max_grad_norm, 0, math.inf, low_open=True)
+        )
+        found.append(
+            _in_range("trainer.rank_timeout_seconds", self.rank_timeout_seconds, 10, math.inf)
         )
         found.append(_in_range("trainer.z_loss_weight", self.z_loss_weight, 0, math.inf))
         # The first token of the split is not scored.

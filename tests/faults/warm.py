@@ -81,7 +81,7 @@ def _act(folder, arguments, module, environment, breaking):
     for stream in (1, 2):
         os.dup2(output, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdin = open(0, closefd=False)  # noqa: PTH123, SIM115 (multiprocessing closed it)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 (multiprocessing closed it)
     os.environ.update(environment)
     if breaking:
         import warm_faults

@@ -66,7 +66,7 @@ def test_half_an_environment_is_refused_by_name(monkeypatch, values):
 
 
 def test_a_process_alone_makes_no_process_group_and_gets_back_what_it_gave():
-    with joined("cpu", tell=pytest.fail) as world:
+    with joined("cpu", pytest.fail, 600.0) as world:
         assert not dist.is_initialized()
         assert world.mean(0.1) == 0.1
         assert world.any(True)
@@ -151,7 +151,7 @@ def test_a_lost_connection_says_where_a_rerun_goes_on(two_ranks):
     ended, told = two_ranks(work)
     assert ended[0].kind == "TrainingInterrupted"
     assert isinstance(told[0], TrainingInterrupted)
-    assert "another rank died" in str(told[0])
+    assert str(told[0]).startswith("rank 1 died or lost its connection; rerun")
     assert str(told[0]).endswith("from step 7")
 
 
@@ -395,7 +395,7 @@ def test_one_rank_killed_ends_all_and_the_rerun_gives_the_same_bits(train, finis
     status, err = stop_at(train, tmp_path, 7, 2, signal.SIGKILL, 0, dropout)
     assert status != 0
     (line,) = lines_of_ours(err)
-    assert "another rank died" in line
+    assert re.match(r"kvlab: rank 0 died or lost its connection in step \d+; rerun", line)
     step = int(re.search(r"go on from the checkpoint of step (\d+)", line).group(1))
     assert step in CheckpointStore(tmp_path / "run" / "checkpoints", 1, read_only=True).steps()
     rerun = train(tmp_path, 2, dropout, *RECIPE)
@@ -424,7 +424,7 @@ def test_a_sharded_run_resumes_on_as_many_ranks_and_on_other_numbers(train, fini
     runs = tmp_path / "first"
     status, err = stop_at(train, runs, 12, 2, signal.SIGKILL, 1, "trainer=fsdp")
     assert status != 0
-    assert "another rank died" in err
+    assert "rank 1 died or lost its connection in step 1" in err
     folders = sorted((runs / "run" / "checkpoints").glob("0*"))
     assert any("-shard-00002" in path.name for path in folders[-1].iterdir())
     for path in folders[-1].iterdir():

@@ -17,14 +17,26 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_the_first_signal_is_remembered_and_the_handlers_come_back():
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_remembered_and_the_handlers_come_back(number):
     before = [signal.getsignal(number) for number in SIGNALS]
     with InterruptRequest() as request:
         assert request.name is None
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert request.name == "SIGTERM"
-        assert [signal.getsignal(number) for number in SIGNALS] == before
+        os.kill(os.getpid(), number)
+        assert request.name == number.name
+        for later in SIGNALS:
+            if later != signal.SIGINT:  # schedulers ask twice
+                os.kill(os.getpid(), later)
+        assert request.name == number.name
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with InterruptRequest() as request:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert request.name is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_an_error_gives_the_handlers_back_to_a_process_alone():

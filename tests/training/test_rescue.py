@@ -9,6 +9,7 @@ from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
 from tracking.failures import is_out_of_memory
 from tracking.metrics import read_metrics
+from training.budget import make_budget
 from training.errors import TrainingFailed
 from training.rescue import Rescue
 
@@ -96,9 +97,10 @@ def test_a_loss_that_is_no_number_loses_no_step(
     fail_in(8, factor=bad)
     with pytest.raises(
         TrainingFailed,
-        match=r"step 8: the loss is (nan|inf).*the state after step 7 is saved; the same command "
-        r"would fail at the same step: lower optim.learning_rate \(0.008\) or "
-        r"trainer.max_grad_norm \(1\), and give the run another run_name",
+        match=r"step 8 \(training sequences 28 to 31, after 896 tokens\): the loss is (nan|inf).*"
+        r"the state after step 7 is saved; the same command would fail at the same step: "
+        r"lower optim.learning_rate \(0.008\) or trainer.max_grad_norm \(1\), and give the run "
+        r"another run_name",
     ):
         run_training(recipe, "failed")
     monkeypatch.undo()
@@ -138,10 +140,13 @@ def test_out_of_memory_in_a_validation_keeps_the_step(recipe, run_training, fold
             match=r"step 5 while evaluating.*state after step 5 is saved; lower eval.batch_size",
         ):
             run_training(recipe, "failed")
+        # The validation that is missing comes first.
+        with pytest.raises(TrainingFailed, match=r"step 5 .*there is a checkpoint of step 5"):
+            run_training(recipe, "failed")
         with pytest.raises(TrainingFailed, match=r"step 10 while evaluating.*step 10 is saved"):
-            run_training(recipe, "failed")
+            run_training(recipe, "failed", eval_every_steps=10)
         with pytest.raises(TrainingFailed, match=r"step 12 .*there is a checkpoint of step 12"):
-            run_training(recipe, "failed")
+            run_training(recipe, "failed", eval_every_steps=100)
     assert_same_weights(run_training(recipe, "whole"), run_training(recipe, "failed"))
 
 
@@ -171,9 +176,11 @@ def rescue(recipe, tmp_path):
             Progress(),
             dataclasses.replace(recipe.trainer, **trainer_changes),
             0.01,
+            make_budget(recipe.trainer, recipe.schedule, 32),
             CheckpointStore(tmp_path, 1),
             save,
             torch.nn.Linear(1, 1),
+            lambda: None,
             torch.device("cpu"),
             ranks=ranks,
         )
@@ -240,3 +247,20 @@ def test_the_advice_leaves_every_rank_an_equal_share(rescue, size, advice):
     )
     with pytest.raises(TrainingFailed, match=f"nothing was saved.*{advice}"):
         fail_in_a_pass(guard, out_of_memory)
+
+
+@pytest.mark.parametrize("place", ["_summarise", "_sample", "RunCheckpoints.make_whole"])
+def test_out_of_memory_after_the_last_step_is_one_line_too(
+    recipe, run_training, folder_of, monkeypatch, place
+):
+    def failing(*args):
+        raise OUT_OF_MEMORY
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"training.loop.{place}", failing)
+        with pytest.raises(
+            TrainingFailed, match=r"step 12 .*there is a checkpoint of step 12; low"
+        ):
+            run_training(recipe, "failed")
+    assert folder_of("failed").read_summary() is None
+    assert run_training(recipe, "failed").read_summary()["finished"]

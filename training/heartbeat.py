@@ -1,0 +1,68 @@
+"""A sign of life from each rank, so that one that is stopped or gone is noticed, and named."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class Heartbeat:
+    """Gives this rank's sign of life in a thread of its own, and watches those of others.
+
+    The thread goes on while the rank works at anything, a preparation of hours say. It counts its
+    own turns, not the clock's: a job that is suspended as a whole has missed nothing.
+
+    Args:
+        store: torchrun's key-value store, by a connection that nothing else waits on.
+        rank: This one.
+        watched: The ranks to watch, each from its first sign of life on.
+        limit_seconds: How long one may be silent.
+        on_silence: Called once, in the thread, with a rank that has been silent for longer.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        rank: int,
+        watched: Sequence[int],
+        limit_seconds: float,
+        on_silence: Callable[[int], None],
+    ) -> None:
+        self._store = store
+        self._rank = rank
+        self._watched = watched
+        self._limit_seconds = limit_seconds
+        self._on_silence = on_silence
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Begin."""
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def stop(self) -> None:
+        """Watch no more, and say nothing more."""
+        self._stopped.set()
+
+    def _beat(self) -> None:
+        pause = min(5.0, self._limit_seconds / 10)
+        last: dict[int, bytes] = {}
+        silent = dict.fromkeys(self._watched, 0.0)
+        turn = 0
+        try:
+            while not self._stopped.wait(pause):
+                turn += 1
+                self._store.set(_key(self._rank), str(turn))
+                for rank in self._watched:
+                    now = self._store.get(_key(rank)) if self._store.check([_key(rank)]) else None
+                    is_silent = now is not None and now == last.get(rank)
+                    silent[rank] = silent[rank] + pause if is_silent else 0.0
+                    if now is not None:
+                        last[rank] = now
+                    if silent[rank] > self._limit_seconds and not self._stopped.is_set():
+                        self._on_silence(rank)
+                        return
+        except RuntimeError:  # the store is gone with its host, and torchrun with it
+            return
+
+
+def _key(rank: int) -> str:
+    return f"alive/{rank}"
