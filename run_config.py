@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -662,10 +662,20 @@ def _refused_by_the_machine(error: BaseException) -> str:
 
 
 def complain(message: object) -> None:
-    """Print one line on stderr, in which nothing commands a terminal."""
+    """Print one line on stderr."""
     with contextlib.suppress(BrokenPipeError):
-        line = printable(" ".join(str(message).split()))
-        print(f"kvlab: {line}", file=sys.stderr, flush=True)
+        say(f"kvlab: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def say(text: str, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print text that anybody may have written: nothing in it commands the terminal.
+
+    Args:
+        text: Any.
+        end: What follows it.
+        file: Where to; stdout if not given.
+    """
+    print(printable(text), end=end, file=file, flush=True)
 
 
 def _status_of(error: BaseException) -> int:

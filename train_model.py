@@ -12,6 +12,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import run_config  # noqa: E402
+from guards.printable import printable  # noqa: E402
 
 if TYPE_CHECKING:
     from data.prepared import PreparedData
@@ -25,8 +26,6 @@ def main(config: run_config.TrainConfig) -> None:
     Of several ranks that torchrun started, each calls this; rank 0 alone prepares, writes, prints.
     """
     # PyTorch takes seconds to import, which `--help` and a misspelt key need not wait for.
-    from tqdm import tqdm
-
     from data.pipeline import prepare
     from data.prepared import PreparedData
     from modeling.accounting import match_cache, mha_yardstick
@@ -47,11 +46,13 @@ def main(config: run_config.TrainConfig) -> None:
 
     with joined(config.trainer.device, run_config.tell) as world:
         world.share_of(budget.sequences_per_pass)
-        folder = world.from_main(lambda: str(prepare(config.data, config.tokenizer, print).folder))
+        folder = world.from_main(
+            lambda: str(prepare(config.data, config.tokenizer, run_config.say).folder)
+        )
         prepared = PreparedData(Path(folder))
         asked = config.model
         config = _with_tokenizer(config, prepared)
-        say = tqdm.write if world.is_main else _say_nothing
+        say = _say_beside_the_bar if world.is_main else _say_nothing
         if config.fair_lr:
             config = _with_fair_rate(config, prepared, world, say)
         yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
@@ -223,6 +224,13 @@ def _start(run: "RunFolder", config: run_config.TrainConfig) -> dict[str, Any] |
         return summary
     run.write_config(run_config.as_yaml(config))
     return None
+
+
+def _say_beside_the_bar(text: str) -> None:
+    """Print text that anybody may have written, a sample say, above the bar of progress."""
+    from tqdm import tqdm
+
+    tqdm.write(printable(text))
 
 
 def _say_nothing(line: str) -> None:
