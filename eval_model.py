@@ -44,6 +44,8 @@ def main(config: run_config.EvalConfig) -> None:
     facts = _facts(evaluated, device, started)
     if left_out:
         facts["Left out"] = "; ".join(left_out)
+    if notes := [note for run in evaluated for note in run.notes]:
+        facts["Not as trained"] = "; ".join(notes)
     # Scoring may have taken hours: kept at once.
     folder = new_report(Path(config.reports_dir), config.name_of_report, groups, facts)
     _print_tables(groups)
@@ -71,6 +73,7 @@ def _evaluate(
         EvaluationError: If there is no run, or none of the baseline.
     """
     from evaluation.comparison import choose_runs, evaluate_run, require_baseline
+    from tracking.failures import is_out_of_memory
 
     found: list[EvaluatedRun] = []
     left_out: list[str] = []
@@ -84,11 +87,17 @@ def _evaluate(
         _warn(f"evaluating {run.name}")
         try:
             found.append(evaluate_run(run, config.split, config.eval, device, say))
-        except run_config.USER_ERRORS as error:
+        except (*run_config.USER_ERRORS, MemoryError, RuntimeError) as error:
+            is_users = isinstance(error, run_config.USER_ERRORS)
+            if not is_users and (config.run is not None or not is_out_of_memory(error)):
+                raise
             if config.run is not None:
                 raise run_config.ConfigError(f"{run.name}: {error}") from error
-            left_out.append(f"{run.name}: {error}")
+            left_out.append(f"{run.name}: {' '.join(str(error).split())}")
             _warn(f"left out: {left_out[-1]}")
+            continue
+        for note in found[-1].notes:
+            _warn(note)
     if not found:
         raise run_config.ConfigError("no run could be evaluated; see the lines above")
     return found, left_out
