@@ -285,9 +285,11 @@ def _require_text(resolved: dict[str, Any]) -> None:
     for key, value in flat(resolved).items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and not _CAN_BE_WRITTEN.fullmatch(text):
-                raise ConfigError(
-                    f"{key} ({text!a}) holds bytes that are no text; give it in UTF-8"
-                )
+                raise _no_text(key, text)
+
+
+def _no_text(key: str, text: str) -> ConfigError:
+    return ConfigError(f"{key} ({text!a}) holds bytes that are no text; give it in UTF-8")
 
 
 # Bytes that are not UTF-8 arrive from the command line as lone surrogates.
@@ -324,9 +326,20 @@ def explain(error: BaseException, schema: type) -> str:
         return " ".join(text.split("Config search path")[0].split())
     if isinstance(causes[-1], YAMLError):  # says in its last lines where
         return " ".join(text.split())
-    reason = str(causes[-1]).splitlines()[0].strip() or type(error).__name__
+    if section := re.search(r"is not a subclass of (\w+)\. value: (.*)", text):
+        names = [entry.name for entry in dataclasses.fields(schema)]
+        types = [getattr(entry.type, "__name__", "") for entry in dataclasses.fields(schema)]
+        name = names[types.index(section.group(1))] if section.group(1) in types else key
+        return f"{name}: {section.group(2)} is no section of keys, such as {name}.KEY=..."
+    composing = re.search(r"In '(.+)': \w+ raised while composing config:\n(.*)", text)
+    in_file = f" (in conf/{composing.group(1)}.yaml or one of that name)" if composing else ""
+    reason = composing.group(2) if composing else str(causes[-1]).splitlines()[0]
+    if "is not Optional" in reason or "Incompatible value 'None'" in reason:
+        reason = "null is not allowed"
     merging = re.search(r"Error merging override (.*)", text)
-    where = merging.group(1) if merging else key
+    reason = re.sub(r"\b(List|Dict)Config\b", lambda kind: kind.group(1).lower(), reason)
+    where = key or (merging.group(1) if merging else "")
+    reason = f"{reason.strip() or type(error).__name__}{in_file}"
     return f"{where}: {reason}" if where else reason
 
 
@@ -431,6 +444,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             sys.exit(status)
 
     try:
+        _require_sound(arguments)
         if is_help:
             print(help_text(config_name))
         elif has_flags:
@@ -472,6 +486,23 @@ def _leave(status: int) -> NoReturn:
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def _require_sound(arguments: Sequence[str]) -> None:
+    """Refuse what Hydra would without saying where, or say of what key.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if not _CAN_BE_WRITTEN.fullmatch(argument):
+            raise _no_text(key, value)
+        folder = ROOT / "conf" / key
+        # A number or a list in place of a file's name.
+        if re.fullmatch(r"\w+", key) and folder.is_dir() and not re.match(r"[A-Za-z_'\"$]", value):
+            names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            raise ConfigError(f"{key} ({value}) must be one of: {names}")
 
 
 def _require_plain_hydra(config_name: str, flags: argparse.Namespace) -> None:

@@ -141,6 +141,7 @@ def test_yaml_makes_no_objects(start, mark, tmp_path, monkeypatch):  # S3
         (["-m", "+hydra.launcher.x={_target_:evil.Class}"], "hydra.launcher.x._target_ (evil"),
         (["-m", "+hydra.launcher.x=[{_target_:evil.Class}]"], "hydra.launcher.x ([{'_target_'"),
         (["-m", "+optim@hydra.callbacks.x=adamw"], "sets hydra.callbacks.x."),
+        (["-m", "+hydra.job.env_copy=[HOME]"], "hydra.job.env_copy cannot be set"),
         (["-m", "~hydra.callbacks"], "hydra.callbacks cannot be set"),
         (["--config-dir", "."], "--config-dir is not supported"),
         (["-cd=."], "--config-dir is not supported"),
