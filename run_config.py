@@ -497,7 +497,7 @@ def _require_sound(arguments: Sequence[str]) -> None:
     for argument in arguments:
         key, _, value = argument.partition("=")
         if not _CAN_BE_WRITTEN.fullmatch(argument):
-            raise _no_text(key, value)
+            raise _no_text(key, value.strip("'"))  # for_hydra quotes
         folder = ROOT / "conf" / key
         # A number or a list in place of a file's name.
         if re.fullmatch(r"\w+", key) and folder.is_dir() and not re.match(r"[A-Za-z_'\"$]", value):

@@ -7,6 +7,8 @@ ensure_environment.ensure()
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import math  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
@@ -52,7 +54,7 @@ def main(config: run_config.TrainConfig) -> None:
         prepared = PreparedData(Path(folder))
         asked = config.model
         config = _with_tokenizer(config, prepared)
-        say = _say_beside_the_bar if world.is_main else _say_nothing
+        say = _say if world.is_main else _say_nothing
         if config.fair_lr:
             config = _with_fair_rate(config, prepared, world, say)
         yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
@@ -108,7 +110,7 @@ def _trained(
         seed=config.seed,
     )
     with run.lock() if world.is_main else contextlib.nullcontext():
-        finished = world.from_main(lambda: _start(run, config))
+        finished = world.from_main(lambda: _start(run, config, say))
         if finished is not None:
             return finished, True
         if first_lines:
@@ -211,7 +213,9 @@ def _with_tokenizer(
     return dataclasses.replace(config, model=model)
 
 
-def _start(run: "RunFolder", config: run_config.TrainConfig) -> dict[str, Any] | None:
+def _start(
+    run: "RunFolder", config: run_config.TrainConfig, say: Callable[[str], None]
+) -> dict[str, Any] | None:
     """Record the configuration of a run that is to be trained; return a finished one's summary.
 
     Raises:
@@ -222,15 +226,23 @@ def _start(run: "RunFolder", config: run_config.TrainConfig) -> dict[str, Any] |
         run_config.require_same_run(run.config_path, config)
     if summary is not None and summary.get("finished"):
         return summary
-    run.write_config(run_config.as_yaml(config))
+    text = run_config.as_yaml(config)
+    if run.config_path.is_file() and run.config_path.read_bytes() != text.encode():
+        say(f"{run.name} has a new configuration; the one that was there is replaced")
+    run.write_config(text)
     return None
 
 
-def _say_beside_the_bar(text: str) -> None:
-    """Print text that anybody may have written, a sample say, above the bar of progress."""
+def _say(line: str) -> None:
+    """Print a line above the progress bar; where nobody reads any more, training goes on."""
     from tqdm import tqdm
 
-    tqdm.write(printable(text))
+    try:
+        tqdm.write(printable(line))  # a sample, say, which anybody may have written
+        sys.stdout.flush()
+    except OSError:
+        # What is still buffered would fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_nothing(line: str) -> None:

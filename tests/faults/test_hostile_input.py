@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -169,3 +170,246 @@ def test_a_launcher_and_its_settings_may_be_typed_but_come_from_no_file(
     status, err = start("-m", *bring("searchpath", tmp_path, text, monkeypatch), "experiment=mine")
     assert status == 2
     assert "a configuration file sets hydra.sweep.dir" in err
+
+
+# A training, its evaluation and its text, from the commands
+
+
+@pytest.fixture
+def kvlab(tmp_path, corpus_folder, prepared, monkeypatch, capsys):
+    """Run an entry point in this process on the tiny corpus; returns status, output and errors."""
+    import eval_model
+    import generate_text
+    import train_model
+
+    mains = {
+        "train": train_model.main,
+        "eval": eval_model.main,
+        "generate": generate_text.main,
+    }
+    data = [
+        *("data=local", f"data.path={corpus_folder}", "data.name=tiny", "tokenizer.vocab_size=300"),
+        *("debug=smoke", "tracking=none", "match=none", "trainer.device=cpu"),
+    ]
+    given = {
+        "train": [*data, f"data.prepared_dir={prepared.folder.parent}"],
+        "eval": ["tracking=none", f"reports_dir={tmp_path}/reports", "device=cpu"],
+        "generate": ["device=cpu"],
+    }
+
+    def run(entry, *arguments):
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        others = [argument for argument in arguments if argument not in flags]
+        command = [*flags, *given[entry], f"runs_dir={tmp_path}/runs", *others]
+        monkeypatch.setattr("sys.argv", [f"{entry}.py", *command])
+        with pytest.raises(SystemExit) as end:
+            run_config.run(entry, run_config.SCHEMAS[entry], mains[entry])
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+SHORT = ("trainer.max_tokens=1024", "schedule.warmup_steps=1")
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\r\ud800"
+COMMANDS = set("\x1b\x07\x9b\u202e\r\ud800")
+
+
+@pytest.mark.slow
+def test_what_a_model_writes_commands_no_terminal(kvlab, tmp_path, monkeypatch):
+    def write(*args, **kwargs):
+        yield from HOSTILE[:-1]
+
+    monkeypatch.setattr("training.loop.generate_text", write)
+    status, out, err = kvlab("train", *SHORT, "run_name=x")
+    assert (status, err) == (0, "")
+    assert "\\x1b]0;owned\\x07" in out
+    assert not COMMANDS & set(out)
+    raw = (tmp_path / "runs" / "x" / "samples.txt").read_bytes().decode()
+    assert raw == f"def {HOSTILE[:-1]}\n"
+    monkeypatch.setattr("modeling.generate.generate_text", write)
+    status, out, err = kvlab("generate", "run=x", "prompt=a\x1bb")
+    assert status == 0, err
+    assert out.startswith("a\\x1bb\\x1b]0;owned")
+    assert not COMMANDS & set(out)
+    status, out, err = kvlab("eval", "eval.decode_speed.batch_sizes=[]")
+    assert status == 0, err
+    assert not COMMANDS & set(out + err)
+    for path in (tmp_path / "reports").rglob("report.*"):
+        assert not COMMANDS - {"\r"} & set(path.read_bytes().decode())
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "two\nlines", "\N{LINE SEPARATOR}x"])
+def test_an_error_is_one_line_that_commands_no_terminal(text, start):
+    def job(config):
+        raise run_config.DataError(f"{text}: no such column")
+
+    status, err = start(job=job)
+    assert status == 2
+    assert err.startswith("kvlab: ")
+    assert len(err.splitlines()) == 1
+    assert not COMMANDS & set(err)
+
+
+@pytest.mark.slow
+def test_names_in_a_folder_of_runs_command_no_terminal(kvlab, tmp_path):
+    folder = tmp_path / "runs" / "evil\x1b[2J\x07"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    (folder / "summary.json").write_text('{"\\u001b[2J": 1}')
+    assert kvlab("train", *SHORT, "run_name=x")[0] == 0
+    status, out, err = kvlab("eval", "eval.decode_speed.batch_sizes=[]")
+    assert status == 0
+    assert "left out: " in err
+    assert not COMMANDS & set(out + err)
+    (report,) = (tmp_path / "reports").rglob("report.md")
+    assert "Left out: `" in report.read_text()
+    assert not COMMANDS & set(report.read_text())
+
+
+CANARY = "canary0123456789" * 3
+
+
+@pytest.mark.slow
+def test_no_key_is_written_or_said(kvlab, tmp_path, corpus_folder, monkeypatch):  # S7
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, CANARY)
+    own = f"data.prepared_dir={tmp_path}/prepared"
+    said = [
+        kvlab("train", *SHORT, own, "run_name=x"),
+        kvlab("eval", "eval.decode_speed.batch_sizes=[]"),
+        kvlab("generate", "run=x", "max_new_tokens=4"),
+        kvlab("train", own, "run_name=${oc.env:HF_TOKEN}"),
+        kvlab("train", own, "optim.learning_rate=-1"),
+        kvlab("train", own, "run_name=x", "seed=1"),
+        kvlab("generate", "run=none"),
+    ]
+    assert [status for status, _, _ in said] == [0, 0, 0, 2, 2, 2, 2], said
+    assert CANARY not in "".join(out + err for _, out, err in said)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"runs", "reports", "prepared"} <= {
+        path.relative_to(tmp_path).parts[0] for path in written
+    }
+    for path in written:
+        assert CANARY.encode() not in path.read_bytes(), path
+        assert CANARY not in str(path)
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_gets_no_traceback(kvlab, tmp_path):
+    assert kvlab("train", *SHORT, "run_name=x")[0] == 0
+    place = f"runs_dir={tmp_path}/runs"
+    commands = (
+        ["generate_text.py", place, "run=x", "max_new_tokens=50"],
+        ["eval_model.py", place, f"reports_dir={tmp_path}/r", "tracking=none", "eval=default"],
+        ["train_model.py", "--help"],
+    )
+    for command in commands:
+        reading, writing = os.pipe()
+        os.close(reading)  # as `head` does, but at once
+        done = subprocess.run(
+            [sys.executable, str(ROOT / command[0]), *command[1:]],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        os.close(writing)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.stderr.count("nobody reads the output any more") <= 1
+    assert (tmp_path / "r" / "comparison" / "results.json").exists()  # before anything was printed
+
+
+@pytest.mark.slow
+def test_a_terminal_that_knows_no_unicode_is_written_to(kvlab, tmp_path):
+    assert kvlab("train", *SHORT, "run_name=x")[0] == 0
+    command = ["generate_text.py", f"runs_dir={tmp_path}/runs", "run=x", "prompt=é\N{SNOWMAN}"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / command[0]), *command[1:], "max_new_tokens=4"],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"\\xe9\\u2603")
+
+
+@pytest.mark.slow
+def test_what_the_machine_refuses_is_one_line(start):
+    import torch
+
+    def job(config):
+        torch.empty(2**50)
+
+    status, err = start(job=job)
+    assert status == 1
+    assert err.startswith("kvlab: out of memory (")
+    assert err.endswith("; lower trainer.micro_batch_size, eval.batch_size or data.num_workers\n")
+    for error, said in (
+        (MemoryError(), "out of memory (MemoryError)"),
+        (OSError(28, "No space left on device", "/x"), "/x: No space left on device; mend that"),
+        (OSError(24, "Too many open files"), "Too many open files; mend that"),
+        (BrokenPipeError(32, "Broken pipe"), "nobody reads the output any more"),
+        (KeyboardInterrupt(), "interrupted"),
+    ):
+
+        def failing(config, error=error):
+            raise error
+
+        status, err = start(job=failing)
+        assert status == (130 if isinstance(error, KeyboardInterrupt) else 1)
+        assert err.startswith(f"kvlab: {said}")
+        assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_run_too_large_for_the_memory_is_left_out_and_the_others_are_kept(kvlab, monkeypatch):
+    import evaluation.comparison as comparison
+
+    assert kvlab("train", *SHORT, "run_name=x")[0] == 0
+    assert kvlab("train", *SHORT, "run_name=y")[0] == 0
+    right = comparison.measure_kv_cache
+    calls = []
+
+    def too_large(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return right(*args)
+
+    monkeypatch.setattr(comparison, "measure_kv_cache", too_large)
+    quick = "eval.decode_speed.batch_sizes=[]"
+    status, _, err = kvlab("eval", quick)
+    assert status == 0
+    assert "left out: x: [enforce fail] DefaultCPUAllocator" in err
+    calls.clear()
+    status, _, err = kvlab("eval", quick, "run=x")
+    assert status == 1
+    assert "kvlab: out of memory (" in err
+    assert "lower eval.batch_size" in err
+
+
+# Names and tokenizers
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/abs", "a/../..", "a\nb", "x" * 300, ".hidden", "a b", "a\\b", "~"]
+)
+@pytest.mark.parametrize("entry", ["train", "generate"])
+def test_a_run_name_that_could_leave_its_folder_is_refused(name, entry, kvlab, tmp_path):  # S4
+    key = {"train": "run_name", "generate": "run"}[entry]
+    status, _, err = kvlab(entry, f"{key}='{name}'")
+    assert status == 2
+    assert "run_name" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_a_link_to_elsewhere_is_not_followed(kvlab, tmp_path):  # S4
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "x").symlink_to(tmp_path / "elsewhere")
+    for entry, key in (("train", "run_name"), ("generate", "run")):
+        status, _, err = kvlab(entry, f"{key}=x")
+        assert status == 2
+        assert "is a symbolic link" in err
+    assert list((tmp_path / "elsewhere").iterdir()) == []
