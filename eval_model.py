@@ -13,6 +13,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 import run_config  # noqa: E402
+from run_config import say  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +27,9 @@ def main(config: run_config.EvalConfig) -> None:
     from evaluation.report import (
         DECODE_NOTE,
         decode_sections,
-        new_folder,
+        new_report,
         require_writable,
-        write_report,
+        update_report,
     )
     from evaluation.variants import add_decode_speed, compare
     from training.hardware import pick_device
@@ -40,21 +41,23 @@ def main(config: run_config.EvalConfig) -> None:
     groups = compare(evaluated, config.eval.baseline, is_one_study=config.study is not None)
     for variant in (variant for group in groups for variant in group.variants):
         left_out += [f"{name} repeats a seed of {variant.label}" for name in variant.ignored]
-    _print_tables(groups)
-    folder = new_folder(Path(config.reports_dir), config.name_of_report)
     facts = _facts(evaluated, device, started)
     if left_out:
         facts["Left out"] = "; ".join(left_out)
-    write_report(folder, groups, facts)  # scoring may have taken hours: kept at once
+    if notes := [note for run in evaluated for note in run.notes]:
+        facts["Not as trained"] = "; ".join(notes)
+    # Scoring may have taken hours: kept at once.
+    folder = new_report(Path(config.reports_dir), config.name_of_report, groups, facts)
+    _print_tables(groups)
     if config.eval.decode_speed.batch_sizes and config.eval.decode_speed.contexts:
-        print("timing decoding", file=sys.stderr)
-        add_decode_speed(groups, config.eval, device, print)
+        _warn("timing decoding")
+        add_decode_speed(groups, config.eval, device, say)
         tables = [part for group in groups for part in decode_sections(group.results, "simple")]
         for part in [*tables, DECODE_NOTE]:
-            print(f"\n{part}")
-        write_report(folder, groups, facts)
+            say(f"\n{part}")
+        update_report(folder, groups, facts)
     _mirror(config, folder, groups)
-    print(f"\n{folder}/report.html, report.md, results.json")
+    say(f"\n{folder}/report.html, report.md, results.json")
 
 
 def _evaluate(
@@ -70,6 +73,7 @@ def _evaluate(
         EvaluationError: If there is no run, or none of the baseline.
     """
     from evaluation.comparison import choose_runs, evaluate_run, require_baseline
+    from tracking.failures import is_out_of_memory
 
     found: list[EvaluatedRun] = []
     left_out: list[str] = []
@@ -82,19 +86,25 @@ def _evaluate(
     for run in runs:
         _warn(f"evaluating {run.name}")
         try:
-            found.append(evaluate_run(run, config.split, config.eval, device, print))
-        except run_config.USER_ERRORS as error:
+            found.append(evaluate_run(run, config.split, config.eval, device, say))
+        except (*run_config.USER_ERRORS, MemoryError, RuntimeError) as error:
+            is_users = isinstance(error, run_config.USER_ERRORS)
+            if not is_users and (config.run is not None or not is_out_of_memory(error)):
+                raise
             if config.run is not None:
                 raise run_config.ConfigError(f"{run.name}: {error}") from error
-            left_out.append(f"{run.name}: {error}")
+            left_out.append(f"{run.name}: {' '.join(str(error).split())}")
             _warn(f"left out: {left_out[-1]}")
+            continue
+        for note in found[-1].notes:
+            _warn(note)
     if not found:
         raise run_config.ConfigError("no run could be evaluated; see the lines above")
     return found, left_out
 
 
 def _warn(line: str) -> None:
-    print(line, file=sys.stderr)
+    say(line, file=sys.stderr)
 
 
 def _print_tables(groups: "Sequence[Group]") -> None:
@@ -105,15 +115,15 @@ def _print_tables(groups: "Sequence[Group]") -> None:
     for group in groups:
         if group is not groups[0]:
             fields = differing_fields(groups[0].protocol, group.protocol)
-            print(f"\nIn a table of their own, since their protocol cards differ in {fields}:")
+            say(f"\nIn a table of their own, since their protocol cards differ in {fields}:")
         if group.runs[0].windows is not None:
-            print(f"\n{protocol_line(group.runs[0].row)}")
-        print(f"\n{table(group.results, 'simple')}")
+            say(f"\n{protocol_line(group.runs[0].row)}")
+        say(f"\n{table(group.results, 'simple')}")
         for difference in group.differs:
-            print(f"\nNot equal, besides the attention: {difference}")
+            say(f"\nNot equal, besides the attention: {difference}")
         if sentences := headline(group.results):
-            print(f"\n{sentences}")
-    print(f"\n{note([result for group in groups for result in group.results])}")
+            say(f"\n{sentences}")
+    say(f"\n{note([result for group in groups for result in group.results])}")
 
 
 def _facts(
@@ -145,7 +155,7 @@ def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group
     from tracking.wandb_mirror import WandbMirror
 
     tracking = dataclasses.replace(config.tracking, group=config.tracking.group or config.study)
-    mirror = WandbMirror(tracking, folder, folder.name, dataclasses.asdict(config), print)
+    mirror = WandbMirror(tracking, folder, folder.name, dataclasses.asdict(config), say)
     results = [result for group in groups for result in group.results]
     rows = [run.row for group in groups for run in group.runs]
     for name, columns, items in (

@@ -4,8 +4,6 @@ import ensure_environment
 
 ensure_environment.ensure()
 
-import sys  # noqa: E402
-
 import run_config  # noqa: E402
 
 
@@ -18,7 +16,7 @@ def main(config: run_config.GenerateConfig) -> None:
     from training.hardware import pick_device
 
     run = RunFolder(config.runs_dir, config.run)
-    loaded = load_run(run, pick_device(config.device), lambda line: print(line, file=sys.stderr))
+    loaded = load_run(run, pick_device(config.device), run_config.complain)
     pieces = generate_text(
         loaded.model,
         loaded.prepared.tokenizer(),
@@ -30,8 +28,8 @@ def main(config: run_config.GenerateConfig) -> None:
     )
     for number, piece in enumerate(pieces):
         # The prompt is shown only once the first piece shows that the request is a valid one.
-        print((config.prompt if number == 0 else "") + piece, end="", flush=True)
-    print()
+        run_config.say((config.prompt if number == 0 else "") + piece, end="")
+    run_config.say("")
 
 
 if __name__ == "__main__":

@@ -4,30 +4,41 @@ Every entry point calls `run`, which composes the configuration, merges it into 
 misspelt key has nowhere to go), checks every value, and only then calls the job.
 """
 
+import argparse
+import contextlib
 import dataclasses
 import difflib
+import errno
+import io
 import math
 import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from data.errors import DataError
 from data.settings import DataSettings, TokenizerSettings
 from evaluation.errors import EvaluationError
 from evaluation.settings import EvalSettings
+from guards.printable import printable
 from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems
 from modeling.errors import ModelConfigError
 from tracking.configuration import (
@@ -225,11 +236,22 @@ def _divide(numerator: int, denominator: int) -> int:
     return numerator // denominator
 
 
+def _root_folder(name: str, default: str | None = None) -> str:
+    """Stand in for `${oc.env:...}`, which would let a file put a key into what is written."""
+    if name != "PROJECT_ROOT":
+        raise ValueError(
+            f"a configuration cannot read the environment variable {name}, whose value would be "
+            "written to config.yaml and reports; write the value itself"
+        )
+    return str(ROOT)
+
+
 def register() -> None:
     """Make the schemas and the YAML arithmetic known to Hydra; calling it twice does no harm."""
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)
+    OmegaConf.register_new_resolver("oc.env", _root_folder, replace=True)
     OmegaConf.register_new_resolver("divide", _divide, replace=True)
     OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
 
@@ -243,6 +265,7 @@ def checked(config: DictConfig, schema: type[Config]) -> Config:
     try:
         # Hydra lets `+key=value` add anything; a fresh schema does not.
         resolved = OmegaConf.to_container(config, resolve=True)
+        _require_text(cast(dict[str, Any], resolved))
         fresh = OmegaConf.merge(OmegaConf.structured(schema), _literal(resolved))
         missing = sorted(OmegaConf.missing_keys(fresh))
         if missing:
@@ -256,6 +279,22 @@ def checked(config: DictConfig, schema: type[Config]) -> Config:
     if problems:
         raise ConfigError("; ".join(problems))
     return typed
+
+
+def _require_text(resolved: dict[str, Any]) -> None:
+    """Refuse text that no file or file name can hold, before hours of training end with it."""
+    for key, value in flat(resolved).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not _CAN_BE_WRITTEN.fullmatch(text):
+                raise _no_text(key, text)
+
+
+def _no_text(key: str, text: str) -> ConfigError:
+    return ConfigError(f"{key} ({text!a}) holds bytes that are no text; give it in UTF-8")
+
+
+# Bytes that are not UTF-8 arrive from the command line as lone surrogates.
+_CAN_BE_WRITTEN = re.compile(r"[^\0\ud800-\udfff]*")
 
 
 def _literal(node: Any) -> Any:
@@ -286,9 +325,22 @@ def explain(error: BaseException, schema: type) -> str:
         return "this launcher is a package of its own; run: pip install hydra-submitit-launcher"
     if "Available options" in text:
         return " ".join(text.split("Config search path")[0].split())
-    reason = str(causes[-1]).splitlines()[0].strip() or type(error).__name__
+    if isinstance(causes[-1], YAMLError):  # says in its last lines where
+        return " ".join(text.split())
+    if section := re.search(r"is not a subclass of (\w+)\. value: (.*)", text):
+        names = [entry.name for entry in dataclasses.fields(schema)]
+        types = [getattr(entry.type, "__name__", "") for entry in dataclasses.fields(schema)]
+        name = names[types.index(section.group(1))] if section.group(1) in types else key
+        return f"{name}: {section.group(2)} is no section of keys, such as {name}.KEY=..."
+    composing = re.search(r"In '(.+)': \w+ raised while composing config:\n(.*)", text)
+    in_file = f" (in conf/{composing.group(1)}.yaml or one of that name)" if composing else ""
+    reason = composing.group(2) if composing else str(causes[-1]).splitlines()[0]
+    if "is not Optional" in reason or "Incompatible value 'None'" in reason:
+        reason = "null is not allowed"
     merging = re.search(r"Error merging override (.*)", text)
-    where = merging.group(1) if merging else key
+    reason = re.sub(r"\b(List|Dict)Config\b", lambda kind: kind.group(1).lower(), reason)
+    where = key or (merging.group(1) if merging else "")
+    reason = f"{reason.strip() or type(error).__name__}{in_file}"
     return f"{where}: {reason}" if where else reason
 
 
@@ -320,6 +372,7 @@ def _keys(schema: type, prefix: str = "") -> list[str]:
 
 _started_here = False
 _run_told_of = ""  # of several runs, whose errors are told
+_less_memory = ""  # what to lower where there is not enough
 
 
 def _is_started_here() -> bool:
@@ -327,10 +380,10 @@ def _is_started_here() -> bool:
     return _started_here
 
 
-def _tell_of(name: str) -> None:
+def _tell_of(name: str, config_name: str) -> None:
     """Remember whose errors are told, in the module, which a pickled function has a copy of."""
-    global _run_told_of
-    _run_told_of = name
+    global _run_told_of, _less_memory
+    _run_told_of, _less_memory = name, _LESS_MEMORY[config_name]
 
 
 def _run_name(config: DictConfig) -> str:
@@ -345,17 +398,25 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     """Compose, check, call the job once (or once per run of a multirun), and exit.
 
     Exit status: 0 done, 2 bad configuration or data, 75 interrupted with a resumable checkpoint,
-    1 anything else. In a multirun a run that fails is reported by name and the others go on; where
-    a launcher such as submitit's runs them in other processes, the first that failed is.
+    130 interrupted without one, 1 anything else. In a multirun a run that fails is reported by name
+    and the others go on; where a launcher such as submitit's runs them in other processes, the
+    first that failed is.
     """
     global _started_here
     _started_here = True
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     register()
     os.environ["PROJECT_ROOT"] = str(ROOT)
     # Hydra would replace a traceback by a hint; here it hands every exception on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     arguments = for_hydra(config_name, sys.argv[1:])
-    is_multirun = bool({"-m", "--multirun"} & set(arguments))
+    is_help = bool({"--help", "-h"} & set(arguments))
+    has_flags = not is_help and any(argument.startswith("-") for argument in arguments)
+    # Hydra's own parser: what is looked at here has to be what Hydra will see.
+    flags = get_args_parser().parse_args(arguments if has_flags else [])
+    is_multirun: bool = flags.multirun
     statuses: list[int] = []
     broken: list[str] = []
 
@@ -363,7 +424,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     def task(config: DictConfig) -> None:
         register()
         name = _run_name(config) if is_multirun else ""
-        _tell_of(name)
+        _tell_of(name, config_name)
         reason = ""
         try:
             job(checked(config, schema))
@@ -384,9 +445,11 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             sys.exit(status)
 
     try:
-        if {"--help", "-h"} & set(arguments):
+        _require_sound(arguments)
+        if is_help:
             print(help_text(config_name))
-        elif any(argument.startswith("-") for argument in arguments):
+        elif has_flags:
+            _require_plain_hydra(config_name, flags)
             sys.argv[1:] = arguments
             conf = str(ROOT / "conf")
             # For the processes of a launcher.
@@ -396,24 +459,138 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
         else:
             # A single run needs no launcher, which would compose everything twice.
             task(composed(config_name, arguments))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        _tell_for_all_ranks(ConfigError(explain(error, schema)))
-        sys.exit(EXIT_BAD_INPUT)
+    except _COMPOSING_FAILED as error:
+        is_plain = isinstance(error, ConfigError)
+        _tell_for_all_ranks(error if is_plain else ConfigError(explain(error, schema)))
+        _leave(EXIT_BAD_INPUT)
     except JobFailed as failed:
         complain(
             f"a job ended with status {failed.status}: {failed.reason}; "
             f"submitit keeps each job's output in .multirun/.submitit of the runs folder"
         )
-        sys.exit(failed.status)
+        _leave(failed.status)
     except KeyboardInterrupt as interrupted:
         tell(interrupted)
-        sys.exit(EXIT_BEFORE_TRAINING)
+        _leave(EXIT_BEFORE_TRAINING)
     if broken:
         complain(
             f"{len(broken)} of {len(statuses)} runs failed: {', '.join(broken)}; the same command "
             "tries them again"
         )
-    sys.exit(max(statuses, default=0))
+    _leave(max(statuses, default=0))
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit, without the traceback of Python's own last flush where nobody reads the output."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
+
+
+def _require_sound(arguments: Sequence[str]) -> None:
+    """Refuse what Hydra would without saying where, or say of what key.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if not _CAN_BE_WRITTEN.fullmatch(argument):
+            raise _no_text(key, value.strip("'"))  # for_hydra quotes
+        folder = ROOT / "conf" / key
+        # A number or a list in place of a file's name.
+        if re.fullmatch(r"\w+", key) and folder.is_dir() and not re.match(r"[A-Za-z_'\"$]", value):
+            names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            raise ConfigError(f"{key} ({value}) must be one of: {names}")
+
+
+def _require_plain_hydra(config_name: str, flags: argparse.Namespace) -> None:
+    """Refuse what makes Hydra import, call or write something before the job is even checked.
+
+    Hydra calls what `_target_` names in its callbacks, its launcher and its logging; a file that
+    somebody else wrote could set them. Below `hydra`, files of kvlab and the command line decide.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    for flag in ("config_dir", "config_name", "config_path", "experimental_rerun"):
+        if getattr(flags, flag) is not None:
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} is not supported; hydra.searchpath=[file:///FOLDER] "
+                "adds a folder with files like those in conf/"
+            )
+    register()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parser = OverridesParser.create(loader)
+        typed = []
+        for text, override in zip(
+            flags.overrides, parser.parse_overrides(flags.overrides), strict=True
+        ):
+            key = override.key_or_group
+            if key == "hydra/launcher" or key.startswith("hydra.launcher."):
+                typed.append(text)
+            elif re.match(r"hydra\b", key) and key != "hydra.searchpath":
+                raise ConfigError(
+                    f"{key} cannot be set; of Hydra's own keys kvlab takes hydra/launcher, "
+                    "hydra.launcher.* and hydra.searchpath"
+                )
+        expected = _flat_hydra(hydra.compose(config_name, typed, return_hydra_config=True))
+        for key, value in expected.items():
+            if "_target_" in f"{key} {value}" and not _is_of_an_installed_package(key, value):
+                raise ConfigError(f"hydra.{key} ({value}) cannot be set; use hydra/launcher=...")
+        for config in _composed_as_hydra_will(config_name, flags):
+            found = _flat_hydra(config)
+            for key in sorted({*expected, *found}):
+                if found.get(key) != expected.get(key):
+                    raise ConfigError(
+                        f"a configuration file sets hydra.{key}, which may run code; remove it "
+                        "there (the command line takes hydra/launcher and hydra.launcher.*)"
+                    )
+
+
+def _is_of_an_installed_package(key: str, target: Any) -> bool:
+    return key in ("launcher._target_", "sweeper._target_") and str(target).startswith(
+        ("hydra._internal.core_plugins.", "hydra_plugins.")
+    )
+
+
+def _flat_hydra(config: DictConfig) -> dict[str, Any]:
+    """Return Hydra's own settings with dotted keys, but for those that say what was chosen."""
+    node = cast(dict[str, Any], OmegaConf.to_container(config.hydra, resolve=False))
+    told = r"(overrides|runtime|searchpath|sweeper\.params|job\.override_dirname)\b"
+    return {key: value for key, value in flat(node).items() if not re.match(told, key)}
+
+
+def _composed_as_hydra_will(config_name: str, flags: argparse.Namespace) -> Iterator[DictConfig]:
+    """Compose what Hydra will: once, or for a multirun the whole and each job of it."""
+    mode = RunMode.MULTIRUN if flags.multirun else RunMode.RUN
+    loader = GlobalHydra.instance().config_loader()
+    whole = loader.load_configuration(config_name, flags.overrides, mode)
+    yield whole
+    if not flags.multirun:
+        return
+    params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
+    given = OverridesParser.create(loader).parse_overrides([*params, *whole.hydra.overrides.task])
+    # A plain value says nothing of Hydra: jobs that differ in such are composed once.
+    choices = [
+        override
+        for override in given
+        if re.match(r"hydra\b", override.key_or_group)
+        or override.package is not None
+        or loader.get_group_options(override.key_or_group)
+    ]
+    for batch in BasicSweeper.split_arguments(choices, None):
+        for job in batch:
+            yield loader.load_sweep_config(whole, job)
+
+
+_COMPOSING_FAILED = (
+    *(HydraException, OmegaConfBaseException, YAMLError),
+    *(ValueError, OSError, RecursionError),
+)
 
 
 # Their values are text as it stands: Hydra's grammar would strip "def " and refuse "f(x)".
@@ -480,15 +657,57 @@ def tell(error: BaseException) -> None:
         complain("interrupted")
     elif isinstance(error, (*USER_ERRORS, TrainingInterrupted)):
         complain(f"{whose}{error}")
+    elif refused := _refused_by_the_machine(error):
+        complain(f"{whose}{refused}")
     else:
         traceback.print_exception(error)
         if whose:
             complain(f"{whose}{type(error).__name__}, see above")
 
 
+_LESS_MEMORY = {
+    "train": "lower trainer.micro_batch_size, eval.batch_size or data.num_workers",
+    "eval": "lower eval.batch_size or eval.cache_batch_size, or the contexts of eval.decode_speed",
+    "generate": "lower max_new_tokens or shorten the prompt",
+    "prepare": "lower data.num_workers or data.shard_tokens",
+}
+_OF_THE_MACHINE = {
+    *(errno.EAGAIN, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ENOSPC, errno.EROFS, errno.ESTALE),
+}
+
+
+def _refused_by_the_machine(error: BaseException) -> str:
+    """Say what the machine refused, if that is what an error says; else return ''."""
+    if isinstance(error, BrokenPipeError):
+        return "nobody reads the output any more"
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; mend that and run the same command again"
+    is_known = isinstance(error, MemoryError)
+    if not is_known and "torch" in sys.modules:
+        from tracking.failures import is_out_of_memory
+
+        is_known = is_out_of_memory(error)
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"out of memory ({reason}); {_less_memory}" if is_known else ""
+
+
 def complain(message: object) -> None:
     """Print one line on stderr."""
-    print("kvlab: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        say(f"kvlab: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def say(text: str, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print text that anybody may have written: nothing in it commands the terminal.
+
+    Args:
+        text: Any.
+        end: What follows it.
+        file: Where to; stdout if not given.
+    """
+    print(printable(text), end=end, file=file, flush=True)
 
 
 def _status_of(error: BaseException) -> int:

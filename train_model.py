@@ -14,6 +14,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import run_config  # noqa: E402
+from guards.printable import printable  # noqa: E402
 
 if TYPE_CHECKING:
     from data.prepared import PreparedData
@@ -48,7 +49,9 @@ def main(config: run_config.TrainConfig) -> None:
     timeout = config.trainer.rank_timeout_seconds
     with joined(config.trainer.device, run_config.tell, timeout) as world:
         world.share_of(budget.sequences_per_pass)
-        folder = world.from_main(lambda: str(prepare(config.data, config.tokenizer, print).folder))
+        folder = world.from_main(
+            lambda: str(prepare(config.data, config.tokenizer, run_config.say).folder)
+        )
         prepared = PreparedData(Path(folder))
         asked = config.model
         config = _with_tokenizer(config, prepared)
@@ -110,7 +113,7 @@ def _trained(
         seed=config.seed,
     )
     with run.lock() if world.is_main else contextlib.nullcontext():
-        finished = world.from_main(lambda: _start(run, config))
+        finished = world.from_main(lambda: _start(run, config, say))
         if finished is not None:
             return finished, True
         if first_lines:
@@ -216,7 +219,9 @@ def _with_tokenizer(
     return dataclasses.replace(config, model=model)
 
 
-def _start(run: "RunFolder", config: run_config.TrainConfig) -> dict[str, Any] | None:
+def _start(
+    run: "RunFolder", config: run_config.TrainConfig, say: Callable[[str], None]
+) -> dict[str, Any] | None:
     """Record the configuration of a run that is to be trained; return a finished one's summary.
 
     Raises:
@@ -227,7 +232,10 @@ def _start(run: "RunFolder", config: run_config.TrainConfig) -> dict[str, Any] |
         run_config.require_same_run(run.config_path, config)
     if summary is not None and summary.get("finished"):
         return summary
-    run.write_config(run_config.as_yaml(config))
+    text = run_config.as_yaml(config)
+    if run.config_path.is_file() and run.config_path.read_bytes() != text.encode():
+        say(f"{run.name} has a new configuration; the one that was there is replaced")
+    run.write_config(text)
     return None
 
 
@@ -236,7 +244,7 @@ def _say(line: str) -> None:
     from tqdm import tqdm
 
     try:
-        tqdm.write(line)
+        tqdm.write(printable(line))  # a sample, say, which anybody may have written
         sys.stdout.flush()
     except OSError:
         # What is still buffered would fail again at the end.

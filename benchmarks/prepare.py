@@ -163,7 +163,7 @@ def speed() -> None:
             split="train",
             cache_dir=str(folder / "cache"),
         )
-        wrapped = AutoTokenizer.from_pretrained(tokenizer)
+        wrapped = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         raw = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
         systems: dict[str, Callable[[], np.ndarray]] = {
             "kvlab": lambda: by_kvlab(folder, tokenizer),

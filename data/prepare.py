@@ -9,6 +9,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 import run_config  # noqa: E402
+from run_config import say  # noqa: E402
 
 if TYPE_CHECKING:
     from data.prepared import PreparedData
@@ -22,30 +23,30 @@ def main(config: run_config.PrepareConfig) -> None:
         # The united splits of a mixture have the shards of its corpora.
         own = [split for split in prepared.splits if prepared.parts_of(split) == [split]]
         shards = sum(prepared.num_shards[split] for split in own)
-        print(f"{prepared.folder}: {shards} shards and the tokenizer are what was written")
+        say(f"{prepared.folder}: {shards} shards and the tokenizer are what was written")
     elif config.command == "inspect":
         from data.inspection import describe
 
-        print(describe(_existing(config) if config.folder else _prepared(config)))
+        say(describe(_existing(config) if config.folder else _prepared(config)))
     else:
         prepared = _prepared(config)
         for split, counts in prepared.splits.items():
-            print(
+            say(
                 f"{split}: {counts.documents:,} documents, {counts.tokens:,} tokens, "
                 f"{counts.utf8_bytes:,} bytes, {counts.words:,} words"
             )
-        print(
+        say(
             f"vocabulary {prepared.vocab_size:,}; validation perplexity of a unigram model "
             f"{prepared.baselines['unigram_perplexity']:.2f}, of a bigram model "
             f"{prepared.baselines['bigram_perplexity']:.2f}"
         )
-        print(prepared.folder)
+        say(str(prepared.folder))
 
 
 def _prepared(config: run_config.PrepareConfig) -> "PreparedData":
     from data.pipeline import prepare
 
-    return prepare(config.data, config.tokenizer, print)
+    return prepare(config.data, config.tokenizer, say)
 
 
 def _existing(config: run_config.PrepareConfig) -> "PreparedData":

@@ -12,6 +12,7 @@ TOKENIZER_KINDS = ("bpe", "bytes", "pretrained")
 MIN_VOCAB_SIZE = 257
 MAX_VOCAB_SIZE = 2**20
 MAX_SHARD_TOKENS = 2**30
+MAX_WORKERS = 1024
 
 # A mixture leaves these to its corpora.
 _OF_ONE_CORPUS = (
@@ -19,7 +20,7 @@ _OF_ONE_CORPUS = (
     *("document_start", "count_line_ends_as_words", "validation_fraction", "max_train_tokens"),
 )
 
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
@@ -32,8 +33,8 @@ def _label_problems(key: str, value: str) -> list[str]:
     if _LABEL.fullmatch(value):
         return []
     return [
-        f"{key} ({value!r}) must be letters, digits, '.', '_' and '-', as it becomes part of "
-        "folder names"
+        f"{key} ({value!r}) must be letters, digits, '.', '_' and '-', at most 100, as it becomes "
+        "part of folder names"
     ]
 
 
@@ -147,9 +148,10 @@ class DataSettings:
             found.append(
                 f"data.shard_tokens ({self.shard_tokens}) must lie between 1 and {MAX_SHARD_TOKENS}"
             )
-        if self.num_workers is not None and self.num_workers < 1:
+        if self.num_workers is not None and not 1 <= self.num_workers <= MAX_WORKERS:
             found.append(
-                f"data.num_workers ({self.num_workers}) must be at least 1, or null for all cores"
+                f"data.num_workers ({self.num_workers}) must lie between 1 and {MAX_WORKERS}, or "
+                "be null for all cores"
             )
         return found
 

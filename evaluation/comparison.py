@@ -4,9 +4,10 @@ import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
+from torch import Tensor
 
 from data.prepared import PreparedData, SplitCounts, TokenStream
 from evaluation.errors import EvaluationError
@@ -50,6 +51,7 @@ class EvaluatedRun:
         settings: The recorded configuration with dotted keys; the model as it was trained.
         curve: "tokens" and "perplexity": the validations during the training.
         sample: The text that the run wrote at its end.
+        notes: What a reader of its numbers should know, a line each.
     """
 
     row: dict[str, Any]
@@ -58,6 +60,7 @@ class EvaluatedRun:
     settings: dict[str, Any]
     curve: dict[str, list[float]]
     sample: str | None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -80,7 +83,9 @@ def load_run(
         decode_path: How the model reads its cache, if not as its configuration says.
 
     Raises:
-        EvaluationError: If there is no checkpoint, or its corpus is gone or another one.
+        EvaluationError: If there is no checkpoint, if a finished run's is not that of its last
+            step, or if its corpus is gone or another one.
+        RunError: If a file of it is damaged.
     """
     # Read-only: another process may be training this run and in the middle of a save.
     store = CheckpointStore(run.checkpoints_path, keep_last=1, say=say, read_only=True)
@@ -89,21 +94,126 @@ def load_run(
         raise EvaluationError(f"{run.path} has no checkpoint; train it first, or name another run")
     # By its step, so that a damaged one is refused: an older one would pass for the finished model.
     checkpoint = store.load(steps[-1], names=["model"])
-    state = checkpoint.state
+    state, tensors = checkpoint.state, checkpoint.tensors["model"]
     with same_version(checkpoint.path):
-        folder, trained_on = Path(state["data"]["folder"]), state["data"]["fingerprint"]
-        config = GPTConfig(**state["model"])
+        trained_on = {key: _of_type(str, state["data"], key) for key in _DATA_KEYS}
+        _of_type(int, state, "seed")
+        config = _model_config(state["model"])
         if decode_path is not None:
             config.attention = config.attention | {"decode_path": decode_path}
+        _require_shapes(config, tensors)
         model = GPT(config)
-        model.load_state_dict(checkpoint.tensors["model"])
-    prepared = PreparedData(folder)
-    if prepared.fingerprint != trained_on:
-        raise EvaluationError(
-            f"{run.path.name} was trained on other data than {folder} now holds (fingerprint "
-            f"{trained_on[:12]}, not {prepared.fingerprint[:12]}); train it again"
-        )
+        model.load_state_dict(tensors)
+    _require_last_step(run, checkpoint.step, config)
+    prepared = _prepared(run, trained_on)
     return LoadedRun(model.to(device).eval(), prepared, state)
+
+
+_DATA_KEYS = ("folder", "fingerprint", "tokenizer_sha256")
+
+
+def _of_type(kind: type, values: dict[str, Any], key: str) -> Any:
+    if type(values[key]) is not kind:
+        raise TypeError(f"its {key} is no {kind.__name__}: {str(values[key])[:60]}")
+    return values[key]
+
+
+def _model_config(fields: dict[str, Any]) -> GPTConfig:
+    """Return a checkpoint's model; a dataclass alone looks at no type."""
+    config = GPTConfig(**fields)
+    for key, annotation in get_type_hints(GPTConfig).items():
+        accepted = dict if get_origin(annotation) is dict else annotation
+        value = getattr(config, key)
+        is_wrong_bool = isinstance(value, bool) and annotation is not bool
+        if is_wrong_bool or not isinstance(value, float | int if accepted is float else accepted):
+            raise TypeError(f"its model.{key} is {str(value)[:60]}")
+    return config
+
+
+def _require_shapes(config: GPTConfig, tensors: dict[str, Tensor]) -> None:
+    """Refuse a model that is not as large as its weights, before there is memory for it.
+
+    Raises:
+        RuntimeError: Naming what differs.
+    """
+    layers = {name.split(".")[1] for name in tensors if name.startswith("layers.")}
+    if len(layers) != config.num_hidden_layers:
+        raise RuntimeError(
+            f"its model has {config.num_hidden_layers} layers and weights of {len(layers)}"
+        )
+    with torch.device("meta"):
+        expected = GPT(config).state_dict()
+    for name in sorted({*expected, *tensors}):
+        ours, theirs = (
+            tuple(some[name].shape) if name in some else None for some in (expected, tensors)
+        )
+        if ours != theirs:
+            raise RuntimeError(f"its weights {name} are {theirs}, not {ours} as its model says")
+
+
+def _require_last_step(run: RunFolder, step: int, config: GPTConfig) -> None:
+    """Refuse an older checkpoint of a finished run: it would pass for the finished model.
+
+    Raises:
+        EvaluationError: Naming both steps.
+    """
+    summary = run.read_summary() or {}
+    if summary.get("finished") is not True:
+        return
+    sequences = sequences_per_step(_recorded(run))
+    tokens = summary.get("tokens_trained")
+    if not sequences or type(tokens) is not int:
+        raise EvaluationError(
+            f"{run.path} does not say for how many steps it was trained ({PASSES[0]} and "
+            f"{PASSES[1]} in {run.config_path.name}, tokens_trained in {run.summary_path.name}); "
+            "put them back, or train it again"
+        )
+    steps = tokens / (sequences * config.max_position_embeddings)
+    if step != steps:
+        raise EvaluationError(
+            f"the newest checkpoint of {run.path} is of step {step}, but it was trained for "
+            f"{steps:g}; put its last checkpoint back, or remove {run.summary_path.name} and run "
+            "its training command again"
+        )
+
+
+def _recorded(run: RunFolder) -> dict[str, Any]:
+    """Return a run's configuration.
+
+    Raises:
+        EvaluationError: If it is empty.
+        RunError: If it cannot be read.
+    """
+    recorded = read_configuration(run.config_path)
+    if not recorded:
+        raise EvaluationError(f"{run.config_path} is empty; put it back, or train the run again")
+    return recorded
+
+
+def _prepared(run: RunFolder, trained_on: dict[str, str]) -> PreparedData:
+    """Open the data that a run was trained on.
+
+    Raises:
+        DataError: If it is damaged.
+        EvaluationError: If it is gone or another.
+    """
+    folder = Path(trained_on["folder"])
+    if not folder.is_dir():
+        raise EvaluationError(
+            f"{run.name} was trained on the data in {folder}, which is not there; bring it back, "
+            "or train the run again"
+        )
+    prepared = PreparedData(folder)
+    for what, theirs, ours in (
+        ("with another tokenizer", trained_on["tokenizer_sha256"], prepared.tokenizer_sha256),
+        ("on other data", trained_on["fingerprint"], prepared.fingerprint),
+    ):
+        if ours != theirs:
+            raise EvaluationError(
+                f"{run.name} was trained {what} than {folder} now holds (fingerprint "
+                f"{theirs[:12]}, not {ours[:12]}); bring that back, or train the run again"
+            )
+    return prepared
 
 
 def choose_runs(
@@ -187,6 +297,9 @@ def evaluate_run(
     )
     recorded, curve, sample = _settings(run, model), _curve(run), run.read_sample()
     windows = _score(loaded, stream, settings, device) if settings.perplexity else None
+    notes = []
+    if windows is not None and split == "validation" and not settings.decode:
+        notes = _unlike_its_summary(run, settings, model, windows.nll)
     row = {
         "run_name": run.path.name,
         "attention": config.attention["name"],
@@ -210,7 +323,7 @@ def evaluate_run(
         "git_commit": summary.get("git_commit"),
         "protocol": _protocol(loaded, split, settings),
     }
-    return EvaluatedRun(row, config, windows, recorded, curve, sample)
+    return EvaluatedRun(row, config, windows, recorded, curve, sample, notes)
 
 
 def _score(
@@ -220,6 +333,27 @@ def _score(
     scorer = CachedScorer(model, cache_dtype_of(settings.cache_dtype)) if settings.decode else model
     context, stride = settings.windows(model.config)
     return score(scorer, stream, context, stride, settings.batch_size, device)
+
+
+def _unlike_its_summary(
+    run: RunFolder, settings: EvalSettings, model: GPT, nll: float
+) -> list[str]:
+    """Say so where a run no longer scores what it scored at its end, in the same windows."""
+    told = (run.read_summary() or {}).get("validation_nll")
+    recorded = _recorded(run)
+    context, stride = (recorded.get(f"eval.{key}") for key in ("context", "stride"))
+    if type(told) is not float or not all(type(n) in (int, type(None)) for n in (context, stride)):
+        return []
+    then = dataclasses.replace(settings, context=context, stride=stride)
+    if then.windows(model.config) != settings.windows(model.config):
+        return []
+    # Another device, batch or version of PyTorch changes the last bits of each token's likelihood.
+    if abs(nll - told) <= 1000 * torch.finfo(model.embed_tokens.weight.dtype).eps * told:
+        return []
+    return [
+        f"{run.name} scores {nll:.5f} nats per token, but scored {told:.5f} at the end of its "
+        "training: its weights, its data or the code are not those of then"
+    ]
 
 
 def _quality(windows: Score | None, counts: SplitCounts) -> dict[str, Any]:
@@ -238,7 +372,7 @@ def _quality(windows: Score | None, counts: SplitCounts) -> dict[str, Any]:
 
 def _settings(run: RunFolder, model: GPT) -> dict[str, Any]:
     """Return the recorded configuration, with the model that was trained, complete."""
-    recorded = read_configuration(run.config_path) if run.config_path.exists() else {}
+    recorded = _recorded(run)
     recipe = {
         key: value
         for key, value in recorded.items()

@@ -10,6 +10,7 @@ from typing import IO, Any, get_args
 
 from evaluation.headline import pairing_notes
 from evaluation.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
+from guards.printable import printable
 from tracking.atomic import write_text
 
 Variant = dict[str, Any]
@@ -104,7 +105,7 @@ def write_html(
         groups=[_group(group, curves) for group in groups],
         facts=facts,
     )
-    write_text(path, page)
+    write_text(path, printable(page))
 
 
 def _group(group: Mapping[str, Any], curves: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

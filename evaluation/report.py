@@ -4,7 +4,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from evaluation.headline import headline, pairing_notes
 from evaluation.html_report import write_html
 from evaluation.plots import plot_all
 from evaluation.variants import Group, plain
+from guards.printable import printable
 from tracking.atomic import write_text
+from tracking.disk import write_failure
 
 QUALITY = (
     *("variant", "positions", "seeds", "parameters", "perplexity", "95 % (text)", "95 % (seeds)"),
@@ -271,35 +275,70 @@ def require_writable(parent: Path) -> None:
         )
 
 
-def new_folder(parent: Path, name: str) -> Path:
-    """Make a folder for a report; one that is there is kept, and the new one numbered.
+def new_report(parent: Path, name: str, groups: Sequence[Group], facts: Mapping[str, str]) -> Path:
+    """Write a report to a folder of its own; one that is there is kept, and the new one numbered.
+
+    Args:
+        parent: The folder of all reports.
+        name: The report's, if there is none of that name yet.
+        groups: What was compared.
+        facts: What the report says of itself: command, date, hardware, versions, commit.
 
     Raises:
-        EvaluationError: If it cannot be made.
+        EvaluationError: If there are too many of that name.
+        RunError: If it cannot be written; nothing is left of it then.
     """
     for number in range(1, 100_000):
         folder = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
+        if os.path.lexists(folder):
             continue
-        except OSError as error:
-            raise EvaluationError(
-                f"cannot make {folder} ({error.strerror}); set reports_dir to a folder that you "
-                "may write to"
-            ) from error
+        with _written_beside(folder, groups, facts) as written:
+            try:
+                written.rename(folder)
+            except OSError:
+                if not os.path.lexists(folder):
+                    raise
+                continue  # another process was faster
         return folder
     raise EvaluationError(f"{parent} holds too many reports called {name}; set report_name")
 
 
-def write_report(folder: Path, groups: Sequence[Group], facts: Mapping[str, str]) -> None:
-    """Write results.json, variants.json, windows.json, plots, report.md and report.html.
+def update_report(folder: Path, groups: Sequence[Group], facts: Mapping[str, str]) -> None:
+    """Write a report again, with results that have come since; each file at once.
 
     Args:
-        folder: Where; it exists.
-        groups: What was compared.
-        facts: What the report says of itself: command, date, hardware, versions, commit.
+        folder: Where `new_report` wrote it.
+        groups: As there.
+        facts: As there.
+
+    Raises:
+        RunError: If it cannot be written; the one that is there stays.
     """
+    with _written_beside(folder, groups, facts) as written:
+        for path in sorted(written.iterdir()):
+            path.replace(folder / path.name)
+
+
+@contextmanager
+def _written_beside(
+    folder: Path, groups: Sequence[Group], facts: Mapping[str, str]
+) -> Iterator[Path]:
+    """Write a report beside where it belongs, to be moved: half of one is never seen there."""
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        _write_report(temporary, folder.name, groups, facts)
+        yield temporary
+    except OSError as error:
+        raise write_failure(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_report(
+    folder: Path, title: str, groups: Sequence[Group], facts: Mapping[str, str]
+) -> None:
+    """Write results.json, variants.json, windows.json, plots, report.md and report.html."""
     runs = [run for group in groups for run in group.runs]
     variants = [result for group in groups for result in group.results]
     _write_json(folder / "results.json", [run.row for run in runs])
@@ -316,10 +355,10 @@ def write_report(folder: Path, groups: Sequence[Group], facts: Mapping[str, str]
         plot_all(folder, group.results, some, f"-{number}" if number > 1 else "")
         for number, (group, some) in enumerate(zip(groups, curves, strict=True), start=1)
     ]
-    write_text(folder / "report.md", _markdown(folder.name, groups, facts, plots))
+    write_text(folder / "report.md", printable(_markdown(title, groups, facts, plots)))
     write_html(
         folder / "report.html",
-        title=folder.name,
+        title=title,
         headline=" ".join(_headlines(groups)),
         groups=[_as_section(group) for group in groups],
         curves={name: curve for some in curves for name, curve in some.items()},

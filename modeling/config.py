@@ -5,6 +5,8 @@ from typing import Any
 
 NORMS = ("rms_norm", "layer_norm")
 MLPS = ("swiglu", "gelu", "relu")
+MAX_LAYERS = 1000
+"""More would be built for hours, and until memory ends, before anything fails."""
 POSITION_EMBEDDINGS = ("none", "learned")
 CACHE_DTYPE_NAMES = ("float32", "bfloat16", "float16", "int8")
 """What a KV cache can be told to store."""
@@ -73,6 +75,10 @@ class GPTConfig:
         ):
             if getattr(self, key) < 1:
                 found.append(f"model.{key} ({getattr(self, key)}) must be at least 1")
+        if self.num_hidden_layers > MAX_LAYERS:
+            found.append(
+                f"model.num_hidden_layers ({self.num_hidden_layers}) must be at most {MAX_LAYERS}"
+            )
         if self.vocab_size is not None and self.vocab_size < 2:
             found.append(f"model.vocab_size ({self.vocab_size}) must be at least 2")
         end = self.end_of_document_id

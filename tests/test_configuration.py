@@ -123,7 +123,7 @@ def test_grouped_query_attentions_run_without_rope():
         ("trainer.max_tokens=abc", "'abc' of type 'str' could not be converted to Integer"),
         ("trainer.max_tokens=1e3", "could not be converted to Integer"),
         ("trainer.compile=maybe", "'maybe' is not a valid bool"),
-        ("optim.learning_rate=null", "'optim.learning_rate' is not Optional"),
+        ("optim.learning_rate=null", "optim.learning_rate: null is not allowed"),
         ("model.attention.head_dim=abc", "head_dim ('abc') must be of type int"),
         ("model.attention.head_dim=true", "head_dim (True) must be of type int"),
         ("run_name=???", "run_name must be given"),

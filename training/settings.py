@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 PARALLELISMS = ("ddp", "fsdp")
+# Beyond, the machine would end the process or be busy for ever, before anything is refused.
+_MAX = {"max_tokens": 2**53, "micro_batch_size": 2**16, "num_threads": 2**10}
 
 
 def _in_range(key: str, value: float, low: float, high: float, *, low_open: bool = False) -> str:
@@ -133,7 +135,7 @@ class TrainerSettings:
     def problems(self) -> list[str]:
         """Return every value out of its range, naming the key."""
         found = [
-            _in_range(f"trainer.{key}", getattr(self, key), 1, math.inf)
+            _in_range(f"trainer.{key}", getattr(self, key), 1, _MAX.get(key, math.inf))
             for key in (
                 "max_tokens",
                 "micro_batch_size",
@@ -156,7 +158,8 @@ class TrainerSettings:
         found.append(_in_range("trainer.sample_tokens", self.sample_tokens, 0, math.inf))
         for key in ("num_threads", "overfit_batches"):
             if getattr(self, key) is not None:
-                found.append(_in_range(f"trainer.{key}", getattr(self, key), 1, math.inf))
+                high = _MAX.get(key, math.inf)
+                found.append(_in_range(f"trainer.{key}", getattr(self, key), 1, high))
         if self.max_minutes is not None:
             found.append(
                 _in_range("trainer.max_minutes", self.max_minutes, 0, math.inf, low_open=True)

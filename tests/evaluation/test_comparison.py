@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import math
 import shutil
 
@@ -10,64 +11,18 @@ from evaluation.comparison import choose_runs, evaluate_run, load_run
 from evaluation.errors import EvaluationError
 from evaluation.perplexity import windows
 from evaluation.settings import EvalSettings
-from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
-from modeling.gpt import GPT
+from tests.evaluation.runs import CONFIG, SUMMARY, quiet, write_run
 from tracking.checkpoints import CheckpointStore
 from tracking.errors import RunError
 from tracking.metrics import MetricsLog
-from tracking.run_folder import RunFolder
 
 CPU = torch.device("cpu")
-CONFIG = {
-    "vocab_size": 300,
-    "max_position_embeddings": 32,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "attention": {
-        "name": "mqa",
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "v_head_dim": 8,
-        "qk_rope_head_dim": 8,
-    },
-}
-SUMMARY = {"finished": True, "validation_nll": 1.5, "validation_perplexity": 4.5}
-
-
-def quiet(line):
-    del line
 
 
 @pytest.fixture
 def make_run(tmp_path, prepared):
-    """Write a run with an untrained model; changes go into its checkpoint's state."""
-
-    def make(name="run", finished=True, **changes):
-        run = RunFolder(tmp_path / "runs", name)
-        run.create()
-        torch.manual_seed(0)
-        model = GPT(GPTConfig(**CONFIG))
-        state = {
-            "seed": 3,
-            "model": CONFIG,
-            "data": {
-                "folder": str(prepared.folder),
-                "fingerprint": prepared.fingerprint,
-                "tokenizer_sha256": prepared.tokenizer_sha256,
-            },
-        }
-        store = CheckpointStore(run.checkpoints_path, 1, quiet)
-        store.save(1, {"model": model.state_dict()}, state | changes)
-        if finished:
-            run.write_summary(SUMMARY | {"tokens_trained": 7, "tokens_per_second": 1.5})
-        return run
-
-    return make
+    return functools.partial(write_run, tmp_path / "runs", prepared)
 
 
 def test_a_row_has_every_documented_key(make_run, prepared):
@@ -95,7 +50,7 @@ def len_of(prepared):
 
 def test_what_a_run_recorded_is_read_back(make_run):
     run = make_run()
-    trainer = "trainer:\n  micro_batch_size: 4\n  gradient_accumulation_steps: 2\n"
+    trainer = "trainer:\n  micro_batch_size: 1\n  gradient_accumulation_steps: 2\n"
     run.write_config(
         f"seed: 3\noptim:\n  learning_rate: 3e-4\nmodel:\n  hidden_size: 99\n{trainer}"
     )
@@ -109,7 +64,7 @@ def test_what_a_run_recorded_is_read_back(make_run):
     assert found.settings["optim.learning_rate"] == 3e-4
     assert found.settings["model.hidden_size"] == 16  # of the model that was trained
     assert found.settings["model.attention.attention_dropout"] == 0.0  # which it did not record
-    assert found.settings["trainer.sequences_per_step"] == 8
+    assert found.settings["trainer.sequences_per_step"] == 2
     assert "trainer.micro_batch_size" not in found.settings
     assert found.curve == {"tokens": [14], "perplexity": [5.0]}
     assert found.sample == "def f"
@@ -123,7 +78,7 @@ def test_weights_that_are_no_numbers_are_refused(make_run):
     checkpoint = store.load(1)
     for tensor in checkpoint.tensors["model"].values():
         tensor.fill_(math.nan)
-    store.save(2, checkpoint.tensors, checkpoint.state)
+    store.save(1, checkpoint.tensors, checkpoint.state)
     with pytest.raises(EvaluationError, match="not finite numbers; its weights are broken"):
         evaluate_run(run, "validation", EvalSettings(), CPU, quiet)
 
@@ -162,10 +117,13 @@ def test_a_split_that_is_not_there_lists_those_that_are(make_run):
 def test_data_that_is_gone_or_another_is_refused(make_run, prepared, tmp_path):
     gone = str(tmp_path / "gone")
     data = {"folder": gone, "fingerprint": "x" * 64, "tokenizer_sha256": "y" * 64}
-    with pytest.raises(ValueError, match=r"gone.*is no prepared corpus"):
+    with pytest.raises(EvaluationError, match=r"the data in .*gone, which is not there; bring it"):
         load_run(make_run("gone", data=data), CPU, quiet)
     shutil.copytree(prepared.folder, gone)
     assert PreparedData(tmp_path / "gone").fingerprint == prepared.fingerprint
+    with pytest.raises(EvaluationError, match=r"with another tokenizer.*fingerprint yyyyyyyyyyyy"):
+        load_run(make_run("gone", data=data), CPU, quiet)
+    data["tokenizer_sha256"] = prepared.tokenizer_sha256
     with pytest.raises(EvaluationError, match=r"trained on other data.*fingerprint xxxxxxxxxxxx"):
         load_run(make_run("gone", data=data), CPU, quiet)
 

@@ -14,19 +14,20 @@ from evaluation.headline import headline
 from evaluation.perplexity import Score
 from evaluation.report import (
     budget_table,
-    new_folder,
+    new_report,
     note,
     protocol_line,
     require_writable,
     run_table,
     table,
-    write_report,
+    update_report,
 )
 from evaluation.settings import DecodeSettings, EvalSettings
 from evaluation.statistics import seed_interval, text_interval, unpaired_seed_interval
 from evaluation.variants import add_decode_speed, compare, differing_fields, require_one_protocol
 from tests.evaluation.models import model
 from tracking.configuration import flat
+from tracking.errors import RunError
 
 WINDOWS, TOKENS = 200, 8
 TEXT = 2.0 + 0.3 * np.random.default_rng(0).normal(size=WINDOWS)  # nats per token, by window
@@ -446,7 +447,7 @@ def test_the_protocol_line_says_what_the_card_does():
 
 def test_a_report_holds_rows_windows_plots_and_pages(tmp_path):
     groups = compare(study(mha=0.0, mla=0.05), None)
-    write_report(tmp_path, groups, FACTS)
+    tmp_path = new_report(tmp_path, "x", groups, FACTS)
     assert {path.name for path in tmp_path.iterdir()} == {
         *("results.json", "variants.json", "windows.json", "report.md", "report.html"),
         *("pareto.png", "curves.png"),
@@ -470,13 +471,13 @@ def test_a_report_holds_rows_windows_plots_and_pages(tmp_path):
 def test_a_sample_cannot_end_its_fence(tmp_path):
     one = run("mha")
     one = dataclasses.replace(one, sample="```\n# heading")
-    write_report(tmp_path, compare([one], None), FACTS)
+    tmp_path = new_report(tmp_path, "x", compare([one], None), FACTS)
     assert "````text\n```\n# heading\n````" in (tmp_path / "report.md").read_text()
 
 
 def test_groups_have_tables_of_their_own(tmp_path):
     groups = compare([run("mha"), run("gqa", card=CARD | {"context": 16})], None)
-    write_report(tmp_path, groups, FACTS)
+    tmp_path = new_report(tmp_path, "x", groups, FACTS)
     page = (tmp_path / "report.html").read_text()
     for name in ("mha", "gqa"):
         assert f"tiny, validation split: {name}, trained on" in page
@@ -490,7 +491,7 @@ def test_groups_have_tables_of_their_own(tmp_path):
 
 def test_a_report_without_perplexity_shows_the_cache(tmp_path):
     groups = compare([run("mha", scored=False), run("mla", scored=False)], None)
-    write_report(tmp_path, groups, FACTS)
+    tmp_path = new_report(tmp_path, "x", groups, FACTS)
     text = (tmp_path / "report.md").read_text()
     assert "KV bytes/token" in text
     assert "perplexity" not in text.split("\n\n")[1].splitlines()[0]
@@ -500,11 +501,18 @@ def test_a_report_without_perplexity_shows_the_cache(tmp_path):
 
 
 def test_a_report_that_is_there_is_kept_and_the_next_numbered(tmp_path):
-    folders = [new_folder(tmp_path / "reports", "study") for _ in range(3)]
+    groups = compare([run("mha")], None)
+    folders = [new_report(tmp_path / "reports", "study", groups, FACTS) for _ in range(3)]
     assert [folder.name for folder in folders] == ["study", "study-2", "study-3"]
+    assert (folders[1] / "report.md").read_text().startswith("# study-2\n")
+    first = (folders[0] / "report.md").read_bytes()
+    update_report(folders[1], groups, {"Command": "another"})
+    assert "`another`" in (folders[1] / "report.md").read_text()
+    assert (folders[0] / "report.md").read_bytes() == first
+    assert len(list((tmp_path / "reports").iterdir())) == 3
     (tmp_path / "file").write_text("")
-    with pytest.raises(EvaluationError, match="set reports_dir"):
-        new_folder(tmp_path / "file", "study")
+    with pytest.raises(RunError, match=r"cannot write .*file/study: Not a directory"):
+        new_report(tmp_path / "file", "study", groups, FACTS)
     with pytest.raises(EvaluationError, match=r"cannot write to .*file; set reports_dir"):
         require_writable(tmp_path / "file" / "reports")
     require_writable(tmp_path / "not" / "there")
