@@ -13,7 +13,7 @@ import numpy as np
 from data.encoding import Encoded, LoneSurrogateError, encode_in_order, num_cores
 from data.errors import DataError
 from data.journal import Journal
-from data.prepared import SplitCounts, label_of
+from data.manifest import SplitCounts, label_of
 from data.settings import DataSettings
 from data.shards import ShardWriter, Tokens
 from data.sources import TEST, TRAIN, VALIDATION, Corpus, Document, Part

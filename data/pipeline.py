@@ -14,10 +14,11 @@ from typing import Any
 
 from data.baselines import MAX_COUNTED_TOKENS, count_baselines
 from data.errors import DataError
-from data.files import sha256_of_file, sync_folder, write_bytes_synced
+from data.files import sha256_of_file, sync_folder
 from data.journal import Journal
+from data.manifest import MANIFEST, label_of, write_manifest
 from data.packing import Packer, Source
-from data.prepared import FORMAT_VERSION, MANIFEST, TOKENIZER_FOLDER, PreparedData, label_of
+from data.prepared import FORMAT_VERSION, TOKENIZER_FOLDER, PreparedData
 from data.settings import DataSettings, TokenizerSettings
 from data.shards import Tokens, TokenStream, token_dtype
 from data.sources import TEST, TRAIN, VALIDATION, open_corpus, source_identity
@@ -273,7 +274,6 @@ class Preparation:
         if len(streams[TRAIN]) > MAX_COUNTED_TOKENS:
             say(f"baselines count the first {MAX_COUNTED_TOKENS:,} training tokens")
         manifest = {
-            "format_version": FORMAT_VERSION,
             "name": data.name,
             "source": self._description(sources),
             "settings": {
@@ -292,11 +292,7 @@ class Preparation:
             "baselines": count_baselines(streams[TRAIN], streams[VALIDATION], vocab_size),
             "created_by": _libraries(),
         }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        new = folder / f"{MANIFEST}.new"
-        write_bytes_synced(new, text.encode("utf-8", "backslashreplace"))
-        sync_folder(folder)
-        new.replace(folder / MANIFEST)
+        write_manifest(folder, manifest)
 
     def _checked(self, begun: Begun | None, identity: dict[str, Any]) -> Begun | None:
         """Return what an earlier preparation left, if it can be continued, or remove it."""
