@@ -108,6 +108,14 @@ class TrainingWindows:
             ([0], np.cumsum(_quotas([weight for _, weight in streams.values()])))
         )
 
+    @property
+    def tokens_dropped(self) -> int:
+        """Tokens of all streams that fill no window, and are in no epoch trained on.
+
+        With the trained ones they are all targets there are: every token but a stream's first.
+        """
+        return sum(stream.dropped_tokens for stream in self.streams)
+
     def describe(self, num_tokens: int) -> str:
         """Say how often training on so many tokens reads each stream."""
         quotas = np.diff(self._starts) / MIXTURE_BLOCK

@@ -1,12 +1,14 @@
 """Text to token ids, on all cores, in the order in which it came."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
+import signal
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -210,7 +212,7 @@ def encode_in_order(
     try:
         waiting: deque[Any] = deque()
         for batch in chain(first, batches):
-            waiting.append(pool.submit(_encode_in_worker, str(tokenizer_folder), batch))
+            waiting.append(_submitted(pool, tokenizer_folder, batch))
             if len(waiting) >= 2 * num_workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -222,6 +224,31 @@ def encode_in_order(
         ) from error
     finally:
         pool.shutdown(wait=True, kill_workers=True)
+
+
+def _submitted(pool: Any, tokenizer_folder: Path, batch: Sequence[str]) -> Any:
+    """Hand a batch to a pool, which may have to start processes for it."""
+    try:
+        with _without_interrupts():
+            return pool.submit(_encode_in_worker, str(tokenizer_folder), batch)
+    except OSError as error:
+        raise DataError(
+            f"cannot start a process that encodes text ({error.strerror}); set data.num_workers=1"
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that never hear Ctrl-C: it is this one's to end them.
+
+    A signal mask is inherited, from the first instruction on; an interrupt that comes meanwhile
+    is delivered at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(parent: int) -> None:

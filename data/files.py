@@ -2,17 +2,27 @@
 
 import errno
 import hashlib
+import json
+import math
 import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 from data.errors import DataError
+from guards.regular_file import read_regular_file, require_regular_file
 
 # Disk full, quota reached, file-size limit reached.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HASH = "content_sha256"
 
 
 def sha256_of_file(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file's bytes."""
+    """Return the hexadecimal sha256 of a regular file's bytes.
+
+    Raises:
+        OSError: If it cannot be read or is a link, a pipe or the like.
+    """
+    require_regular_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -31,22 +41,101 @@ def write_bytes_synced(path: Path, *chunks: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        if error.errno in _FULL:
-            raise DataError(
-                f"no room to write {path} ({error.strerror}); free space or set "
-                "data.prepared_dir to another disk"
-            ) from error
-        raise DataError(f"cannot write {path} ({error.strerror}); see to the folder") from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> DataError:
+    """Say what kept something from being written below data.prepared_dir.
+
+    Args:
+        path: What was to be written, if the error names nothing.
+        error: Of the operating system.
+    """
+    where, reason = error.filename or path, error.strerror or error
+    if error.errno in _FULL:
+        return DataError(
+            f"no room to write {where} ({reason}); free space or set data.prepared_dir to another "
+            "disk"
+        )
+    return DataError(
+        f"cannot write {where} ({reason}); see to the folder, or set data.prepared_dir to another"
+    )
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, so that a rename survives a power cut."""
+    """Make the names in `folder` durable, so that a rename survives a power cut.
+
+    Raises:
+        OSError: If that fails, naming the folder.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
         # Some network file systems cannot sync a folder, and need not.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
+            raise OSError(error.errno, error.strerror, str(folder)) from error
     finally:
         os.close(handle)
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Add a hash of the content itself, which tells damage (though not a forgery).
+
+    Args:
+        content: JSON values.
+    """
+    return content | {_HASH: _hash_of(content)}
+
+
+def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
+    """Read a JSON object from a regular file.
+
+    Args:
+        path: The file.
+        max_bytes: More than any honest file of this kind holds.
+
+    Raises:
+        OSError: If it cannot be read, is a link, a pipe or the like, or too large.
+        ValueError: If it holds something else, or numbers that are none.
+    """
+    data = read_regular_file(path, max_bytes)
+    try:
+        content = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content
+
+
+def unsealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what was `sealed`.
+
+    Raises:
+        ValueError: If the content is not what was sealed.
+    """
+    content = dict(content)
+    found = content.pop(_HASH, None)
+    try:
+        expected = _hash_of(content)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+    if found != expected:
+        raise ValueError(f"its content does not have the {_HASH} that it states")
+    return content
+
+
+def _hash_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large a number")
+    return number

@@ -5,14 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.errors import DataError
-from data.files import sha256_of_file, sync_folder, write_bytes_synced
-from data.shards import Tokens, open_shard, write_array
+from data.files import (
+    read_json,
+    sealed,
+    sha256_of_file,
+    sync_folder,
+    unsealed,
+    write_bytes_synced,
+)
+from data.shards import Shard, Tokens, write_array
 
 _NAME = "journal.json"
 _ARRAYS = "journal-"
+# Shards and arrays are files of their own; a shard is a line here.
+_MAX_BYTES = 2**26
 
 
 class Journal:
@@ -50,7 +57,8 @@ class Journal:
             path = self._folder / f"{_ARRAYS}{self._number:06d}-{name}.npy"
             written[name] = array, {"file": path.name, **write_array(path, array)}
         recorded = {name: entry for name, (_, entry) in written.items()}
-        text = json.dumps({"number": self._number, "state": state, "arrays": recorded})
+        record = {"number": self._number, "state": state, "arrays": recorded}
+        text = json.dumps(sealed(record))
         new = self._folder / f"{_NAME}.new"
         write_bytes_synced(new, text.encode())
         # The files that it names must be durable before it is.
@@ -73,7 +81,7 @@ class Journal:
         """
         arrays = {}
         try:
-            record = json.loads((self._folder / _NAME).read_bytes())
+            record = unsealed(read_json(self._folder / _NAME, _MAX_BYTES))
             state = record["state"]
             for entry in _files_in(record):
                 path = self._folder / entry["file"]
@@ -81,11 +89,18 @@ class Journal:
                 if path.name != entry["file"] or sha256_of_file(path) != entry["sha256"]:
                     return None
             for name, entry in record["arrays"].items():
-                # Read, not mapped: a later commit removes the file.
-                arrays[name] = np.array(open_shard(self._folder / entry["file"]))
+                shard = Shard(self._folder / entry["file"])
+                arrays[name] = shard.read(0, len(shard))
             self._number = int(record["number"])
             self._written = {name: (arrays[name], record["arrays"][name]) for name in arrays}
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        except (
+            FileNotFoundError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ):
             return None
         except OSError as error:
             raise DataError(

@@ -6,12 +6,13 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError
+from data.files import sha256_of_file
 from data.rows import ROWS_AT_ONCE, RowTexts, bad_text
 from data.settings import DataSettings
 from data.sources import TEST, TRAIN, VALIDATION, Corpus, Document, Part, choose_splits, join_rows
@@ -27,6 +28,7 @@ _SPLIT_WORDS = {
     "val": VALIDATION,
     "test": TEST,
 }
+_NUMBERED = re.compile(r"(.*?)(\d{2,5})([-_]of[-_])(\d{2,5})(\D.*|)")
 _MAX_LISTED = 8
 _NOT_UTF8 = "convert the file or set data.invalid_utf8=replace"
 
@@ -203,7 +205,7 @@ def _rows(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
         options["encoding_errors"] = "replace"
     try:
         # Streaming copies nothing, but the builder insists on a folder for its lock.
-        with tempfile.TemporaryDirectory() as cache:
+        with _temporary_folder() as cache:
             rows = datasets.load_dataset(
                 file.builder,
                 # A data file is a pattern to datasets: an unescaped '[' would match no file.
@@ -222,6 +224,16 @@ def _rows(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
         raise DataError(_explain(file, settings, texts.columns, error)) from error
     if texts.num_rows == 0 and file.builder != "text":
         raise DataError(f"{file.path} holds no rows; restore or remove it")
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"no folder for temporary files can be made ({error}); free space, or set TMPDIR to a "
+            "folder that can be written to"
+        ) from error
 
 
 def _parquet_columns(file: LocalFile, texts: RowTexts) -> list[str] | None:
@@ -271,37 +283,84 @@ def open_local(settings: DataSettings) -> Corpus:
     chosen = choose_splits(settings, by_split)
     for name in by_split.keys() - chosen.keys():
         unused += [file.relative for file in by_split[name]]
+    used = [(file, name) for name in chosen for file in by_split[name]]
+    # Before anything is read, so that a change in the meantime is seen.
+    states = [_state(file) for file, _ in used]
     notes = []
     if unused:
         notes.append(f"not used in {settings.path}: {_shortened(sorted(unused))}")
     if len(files) > 1:
         counts = ", ".join(f"{name} {len(some)}" for name, some in by_split.items())
         notes.append(f"files per split in {settings.path}: {counts}")
+    missing = _missing_of_series([file.relative for file in files] + unused)
+    if missing:
+        notes.append(
+            f"not there in {settings.path}, by the numbers of the others: {_shortened(missing)}"
+        )
+
+    def account(documents: Sequence[int]) -> dict[str, Any]:
+        entries = []
+        for (file, name), state, number in zip(used, states, documents, strict=True):
+            entry = {"file": file.relative, "split": name, "bytes": state[0], "documents": number}
+            entries.append(entry | ({"sha256": _hash(file, state)} if number else {}))
+        return {"files": entries}
+
     return Corpus(
         # A part for each file: formats may differ, an error names its file, and what is done is
         # not read again.
-        parts=[
-            Part(split, partial(_documents, file, settings))
-            for name, split in chosen.items()
-            for file in by_split[name]
-        ],
+        parts=[Part(chosen[name], partial(_documents, file, settings)) for file, name in used],
         validation_fraction=settings.validation_fraction,
         description={
             "source": "local",
             "path": settings.path,
-            "files": [
-                {"file": file.relative, "split": name, "bytes": file.path.stat().st_size}
-                for name, some in by_split.items()
-                if name in chosen
-                for file in some
-            ],
             "unused_files": sorted(unused),
         },
+        account=account,
         notes=notes,
-        text_bytes=sum(_text_bytes(file, settings) for name in chosen for file in by_split[name]),
+        text_bytes=sum(_text_bytes(file, settings) for file, _ in used),
         text_bytes_are_known=all(
-            file.builder != "json" and file.path.suffix not in _COMPRESSED
-            for name in chosen
-            for file in by_split[name]
+            file.builder != "json" and file.path.suffix not in _COMPRESSED for file, _ in used
         ),
     )
+
+
+def _missing_of_series(names: list[str]) -> list[str]:
+    """Name what is absent of files that count themselves, as in x-00001-of-00003.jsonl."""
+    series: dict[tuple[str, ...], set[int]] = {}
+    for name in names:
+        if found := _NUMBERED.fullmatch(name):
+            before, number, of, total, after = found.groups()
+            series.setdefault((before, of, total, after), set()).add(int(number))
+    missing = []
+    for (before, of, total, after), there in series.items():
+        # Some count from 0, some from 1.
+        first = int(int(total) in there and 0 not in there)
+        absent = sorted({*range(first, first + int(total))} - there)
+        missing += [f"{before}{number:0{len(total)}d}{of}{total}{after}" for number in absent]
+    return missing
+
+
+def _state(file: LocalFile) -> tuple[int, int]:
+    try:
+        status = file.path.stat()
+    except OSError as error:
+        raise DataError(f"{file.path} cannot be read ({error.strerror})") from error
+    return status.st_size, status.st_mtime_ns
+
+
+def _hash(file: LocalFile, state: tuple[int, int]) -> str:
+    """Return the sha256 of a file that was read.
+
+    Raises:
+        DataError: If it is no longer in that state.
+    """
+    try:
+        # A link may be what was read: the Hub's cache is made of them.
+        sha256 = sha256_of_file(file.path.resolve())
+    except OSError as error:
+        raise DataError(
+            f"{file.path} cannot be read again ({error.strerror}); prepare again"
+        ) from error
+    if _state(file) != state:
+        raise DataError(f"{file.path} was changed while it was read; prepare again")
+    return sha256

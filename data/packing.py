@@ -13,7 +13,7 @@ import numpy as np
 from data.encoding import Encoded, LoneSurrogateError, encode_in_order, num_cores
 from data.errors import DataError
 from data.journal import Journal
-from data.prepared import SplitCounts, label_of
+from data.manifest import SplitCounts, label_of
 from data.settings import DataSettings
 from data.shards import ShardWriter, Tokens
 from data.sources import TEST, TRAIN, VALIDATION, Corpus, Document, Part
@@ -94,6 +94,7 @@ class Packer:
         )
         self._full: set[str] = set()
         self.num_read = 0
+        self._documents = [0] * len(self._units)  # taken from each of them
         self.leaks = {f"{TRAIN} in {split}": 0 for split in (TEST, VALIDATION)}
         self.leaks[f"{VALIDATION} in {TEST}"] = 0
         state, arrays = begun or ({}, {})
@@ -104,6 +105,7 @@ class Packer:
         if "position" in state:
             self._position = Position(*state["position"])
             self.num_read = state["num_read"]
+            self._documents = state["documents"]
             self.leaks = state["leaks"]
             for split, known in self._held_out.items():
                 self._held_out_arrays[split] = arrays[f"held_out-{split}"]
@@ -167,6 +169,13 @@ class Packer:
             for label, writer in self._writers.items()
         }
 
+    def documents_of(self, source: Source) -> list[int]:
+        """Return how many documents, empty ones left out, each part of a source has given."""
+        given = {
+            id(part): number for (_, part), number in zip(self._units, self._documents, strict=True)
+        }
+        return [given[id(part)] for part in source.corpus.parts]
+
     def _num_workers(self) -> int:
         """Choose as many processes as asked for, or as there are cores and batches for."""
         if self._settings.num_workers is not None:
@@ -213,6 +222,7 @@ class Packer:
             if self._is_full(source, part):
                 continue
             self.num_read += 1
+            self._documents[position.part] += 1
             if self._leaks(split, int(encoded.digests[index])) and (
                 split == TRAIN and self._settings.drop_leaked_documents
             ):
@@ -259,6 +269,7 @@ class Packer:
         state = self._base_state | {
             "position": self._position,
             "num_read": self.num_read,
+            "documents": self._documents,
             "leaks": self.leaks,
             "splits": splits,
         }

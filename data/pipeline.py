@@ -1,5 +1,6 @@
 """Preparation: corpus to tokenizer to token shards, once, whole or not at all."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -10,14 +11,15 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.baselines import MAX_COUNTED_TOKENS, count_baselines
 from data.errors import DataError
-from data.files import sha256_of_file, sync_folder, write_bytes_synced
+from data.files import cannot_write, sha256_of_file, sync_folder
 from data.journal import Journal
+from data.manifest import MANIFEST, label_of, write_manifest
 from data.packing import Packer, Source
-from data.prepared import FORMAT_VERSION, MANIFEST, TOKENIZER_FOLDER, PreparedData, label_of
+from data.prepared import FORMAT_VERSION, TOKENIZER_FOLDER, PreparedData
 from data.settings import DataSettings, TokenizerSettings
 from data.shards import Tokens, TokenStream, token_dtype
 from data.sources import TEST, TRAIN, VALIDATION, open_corpus, source_identity
@@ -30,10 +32,17 @@ from data.tokenizer import (
     save_tokenizer,
     vocab_size_of,
 )
+from guards.printable import printable
+from guards.regular_file import read_regular_file
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 # Of a preparation that was interrupted: its state, and its arrays.
 Begun = tuple[dict[str, Any], dict[str, Tokens]]
 
+# How often one that waits for another preparation says so.
+_REPEAT_S = 60.0
 # They change where and how fast a corpus is prepared, not what it is.
 _NOT_CONTENT = ("prepared_dir", "num_workers")
 
@@ -132,26 +141,52 @@ def prepare(
     import filelock
 
     folder = prepared_folder(data, tokenizer)
-    if folder.exists():
-        return PreparedData(folder)
     try:
+        if folder.exists():
+            return PreparedData(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"data.prepared_dir: cannot create {folder.parent} ({error})") from error
     lock = filelock.FileLock(folder.with_name(folder.name + ".lock"))
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        say(f"another process prepares {folder}; waiting for it")
-        lock.acquire()
+        try:
+            _acquire(lock, folder, say)
+            if not folder.exists():
+                _prepare_locked(data, tokenizer, folder, say)
+        finally:
+            lock.release()
+    except BrokenPipeError:  # of whoever reads what is said
+        raise
     except OSError as error:
-        raise DataError(f"data.prepared_dir: cannot write to {folder.parent} ({error})") from error
-    try:
-        if not folder.exists():
-            _prepare_locked(data, tokenizer, folder, say)
-    finally:
-        lock.release()
+        raise cannot_write(folder, error) from error
+    except MemoryError as error:
+        raise DataError(
+            f"no memory left to prepare {data.name}; rerun the same command with smaller "
+            "data.num_workers, data.shard_tokens or tokenizer.max_training_bytes"
+        ) from error
     return PreparedData(folder)
+
+
+def _acquire(lock: "FileLock", folder: Path, say: Callable[[str], None]) -> None:
+    """Wait for the lock, saying now and then for whom, and write into it who has it."""
+    from filelock import Timeout
+
+    path, timeout = Path(lock.lock_file), 0.0
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout:
+            say(f"{_holder(path)} prepares {folder}; waiting for it")
+            timeout = _REPEAT_S
+    with contextlib.suppress(OSError):  # what is said to others is not worth an error
+        path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+
+
+def _holder(path: Path) -> str:
+    # For one that is just beginning, or where the file cannot be shared, nothing is there.
+    with contextlib.suppress(OSError, ValueError):
+        return printable(read_regular_file(path, 1000).decode()) or "another process"
+    return "another process"
 
 
 def _prepare_locked(
@@ -168,7 +203,7 @@ def _prepare_locked(
         preparation = Preparation(data, tokenizer, partial, say)
         try:
             preparation.run()
-        except Exception:
+        except BaseException:  # Ctrl-C, too
             if preparation.has_whole_shards():
                 say(f"what is done is kept in {partial}: the same command goes on there")
             else:
@@ -273,9 +308,8 @@ class Preparation:
         if len(streams[TRAIN]) > MAX_COUNTED_TOKENS:
             say(f"baselines count the first {MAX_COUNTED_TOKENS:,} training tokens")
         manifest = {
-            "format_version": FORMAT_VERSION,
             "name": data.name,
-            "source": self._description(sources),
+            "source": self._description(sources, packer),
             "settings": {
                 "data": _content(data),
                 "tokenizer": dataclasses.asdict(self._tokenizer),
@@ -292,11 +326,7 @@ class Preparation:
             "baselines": count_baselines(streams[TRAIN], streams[VALIDATION], vocab_size),
             "created_by": _libraries(),
         }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        new = folder / f"{MANIFEST}.new"
-        write_bytes_synced(new, text.encode("utf-8", "backslashreplace"))
-        sync_folder(folder)
-        new.replace(folder / MANIFEST)
+        write_manifest(folder, manifest)
 
     def _checked(self, begun: Begun | None, identity: dict[str, Any]) -> Begun | None:
         """Return what an earlier preparation left, if it can be continued, or remove it."""
@@ -340,13 +370,13 @@ class Preparation:
                     union[key] = union[key] + value if key in union else value
         return splits | unions
 
-    def _description(self, sources: list[Source]) -> dict[str, Any]:
-        if not self._data.corpora:
-            return sources[0].corpus.description
-        return {
-            "source": "mixture",
-            "corpora": {source.name: source.corpus.description for source in sources},
+    def _description(self, sources: list[Source], packer: Packer) -> dict[str, Any]:
+        described = {
+            source.name: source.corpus.described(packer.documents_of(source)) for source in sources
         }
+        if not self._data.corpora:
+            return described[""]
+        return {"source": "mixture", "corpora": described}
 
 
 def _too_little(split: str, source: Source, num_read: int) -> str:

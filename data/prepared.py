@@ -2,45 +2,23 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError
 from data.files import sha256_of_file
-from data.shards import TokenStream, open_shard, token_dtype
-from data.sources import TRAIN
+from data.manifest import SplitCounts, label_of, read_manifest
+from data.shards import Shard, TokenStream, token_dtype
+from data.sources import TRAIN, VALIDATION
 from data.tokenizer import TOKENIZER_FILES, load_tokenizer
+from guards.regular_file import require_regular_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+# Of the tokens: part of a prepared folder's name and of the fingerprint, which results state.
 FORMAT_VERSION = 2
-MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
-
-
-def label_of(split: str, corpus: str) -> str:
-    """Name a split of one of the corpora that are mixed; `corpus` is '' where there is only one."""
-    return f"{split}.{corpus}" if corpus else split
-
-
-@dataclass(frozen=True)
-class SplitCounts:
-    """Size of one split.
-
-    Attributes:
-        documents: Documents, each followed by one end-of-document token.
-        tokens: Tokens, end-of-document tokens included.
-        utf8_bytes: UTF-8 bytes of the original text.
-        words: Whitespace-separated words of the original text, plus one per line where the
-            corpus counts line ends.
-    """
-
-    documents: int
-    tokens: int
-    utf8_bytes: int
-    words: int
 
 
 class PreparedData:
@@ -70,44 +48,20 @@ class PreparedData:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        path = self.folder / MANIFEST
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if manifest["format_version"] != FORMAT_VERSION:
-                raise self._broken(
-                    f"{path} has format {manifest['format_version']}, not {FORMAT_VERSION}"
-                )
-            self.name: str = manifest["name"]
-            self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
-            self.end_of_document_id: int = manifest["tokenizer"]["end_of_document_id"]
-            hashes = manifest["tokenizer"]["sha256"]
-            self._tokenizer_hashes = {name: str(hashes[name]) for name in TOKENIZER_FILES}
-            self.tokenizer_sha256: str = self._tokenizer_hashes[TOKENIZER_FILES[0]]
-            self.source: dict[str, Any] = manifest["source"]
-            self.baselines: dict[str, float] = manifest["baselines"]
-            self.leaks: dict[str, int] = manifest["leaks"]
-            self.dropped_leaks: bool = manifest["settings"]["data"]["drop_leaked_documents"]
-            self.weights: dict[str, float] = manifest["weights"]
-            self._shards: dict[str, list[dict[str, Any]]] = {}
-            self.splits: dict[str, SplitCounts] = {}
-            for split, entry in manifest["splits"].items():
-                counts = {key: int(entry[key]) for key in SplitCounts.__dataclass_fields__}
-                self.splits[split] = SplitCounts(**counts)
-                self._shards[split] = [
-                    {
-                        "file": str(shard["file"]),
-                        "tokens": int(shard["tokens"]),
-                        "sha256": str(shard["sha256"]),
-                    }
-                    for shard in entry["shards"]
-                ]
-        except FileNotFoundError as error:
-            raise DataError(f"{path} is missing: {self.folder} is no prepared corpus") from error
-        except DataError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._broken(f"{path} is damaged ({type(error).__name__}: {error})") from error
-        self._check_shards()
+        manifest = read_manifest(self.folder)
+        self.name: str = manifest.name
+        self.vocab_size: int = manifest.vocab_size
+        self.end_of_document_id: int = manifest.end_of_document_id
+        self._tokenizer_hashes = manifest.tokenizer_sha256
+        self.tokenizer_sha256: str = manifest.tokenizer_sha256[TOKENIZER_FILES[0]]
+        self.source: dict[str, Any] = manifest.source
+        self.baselines: dict[str, float] = manifest.baselines
+        self.leaks: dict[str, int] = manifest.leaks
+        self.dropped_leaks: bool = manifest.dropped_leaks
+        self.weights: dict[str, float] = manifest.weights
+        self.splits: dict[str, SplitCounts] = manifest.splits
+        self._shards = manifest.shards
+        self._check_files()
 
     @property
     def fingerprint(self) -> str:
@@ -116,7 +70,7 @@ class PreparedData:
             "format_version": FORMAT_VERSION,
             "tokenizer": self.tokenizer_sha256,
             "weights": self.weights,
-            "shards": {split: [s["sha256"] for s in some] for split, some in self._shards.items()},
+            "shards": {split: [s.sha256 for s in some] for split, some in self._shards.items()},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -141,19 +95,38 @@ class PreparedData:
         return [label for label in united if label in self.splits] or [split]
 
     def stream(self, split: str) -> TokenStream:
-        """Open a split's tokens.
+        """Open a split's tokens, once they are known to be what was written.
+
+        A process reads each file in full the first time.
 
         Raises:
-            DataError: If there is no such split.
+            DataError: If there is no such split, or a shard is not what was written.
         """
         if split not in self.splits:
             raise DataError(
                 f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}"
             )
-        return TokenStream([self.folder / s["file"] for s in self._shards[split]], self.vocab_size)
+        shards = self._shards[split]
+        try:
+            return TokenStream(
+                [self.folder / shard.file for shard in shards],
+                self.vocab_size,
+                [shard.sha256 for shard in shards],
+            )
+        except DataError as error:
+            raise self._broken(error) from error
 
     def training_streams(self) -> dict[str, tuple[TokenStream, float]]:
-        """Open the training tokens of each corpus by its name, with its share in training."""
+        """Open the training tokens of each corpus by its name, with its share in training.
+
+        What training reads later, the validation split and the tokenizer, is looked at as well:
+        that it is damaged should not come out after hours.
+
+        Raises:
+            DataError: If any of it is not what was written.
+        """
+        self.stream(VALIDATION)
+        self._check_tokenizer()
         if not self.weights:
             return {self.name: (self.stream(TRAIN), 1.0)}
         return {
@@ -162,7 +135,12 @@ class PreparedData:
         }
 
     def tokenizer(self) -> "Tokenizer":
-        """Open the tokenizer that made the tokens."""
+        """Open the tokenizer that made the tokens.
+
+        Raises:
+            DataError: If it is not what was written.
+        """
+        self._check_tokenizer()
         return load_tokenizer(self.folder / TOKENIZER_FOLDER)
 
     def verify(self) -> None:
@@ -171,40 +149,55 @@ class PreparedData:
         Raises:
             DataError: Naming the first file that is not what was written.
         """
-        expected = {
-            self.folder / TOKENIZER_FOLDER / name: sha256
-            for name, sha256 in self._tokenizer_hashes.items()
-        }
+        self._check_tokenizer()
         for shards in self._shards.values():
-            expected |= {self.folder / shard["file"]: shard["sha256"] for shard in shards}
-        for path, sha256 in expected.items():
-            if not path.is_file() or sha256_of_file(path) != sha256:
-                raise self._broken(f"{path} is missing or not what was written (sha256 differs)")
+            position = 0
+            for entry in shards:
+                try:
+                    shard = Shard(self.folder / entry.file)
+                    shard.verify(entry.sha256, self.vocab_size, position)
+                except DataError as error:
+                    raise self._broken(error) from error
+                position += entry.tokens
 
-    def _check_shards(self) -> None:
+    def _check_tokenizer(self) -> None:
+        for name, sha256 in self._tokenizer_hashes.items():
+            path = self.folder / TOKENIZER_FOLDER / name
+            try:
+                found = sha256_of_file(path)
+            except OSError as error:
+                raise self._broken(f"{path} cannot be read ({error.strerror})") from error
+            if found != sha256:
+                raise self._broken(f"{path} is not what was written (sha256 differs)")
+
+    def _check_files(self) -> None:
+        """Look at every file without reading it."""
         dtype = token_dtype(self.vocab_size)
         for split, shards in self._shards.items():
-            for shard in shards:
-                path = self.folder / shard["file"]
-                if path.parent != self.folder:
-                    raise self._broken(f"{path} lies outside the folder")
+            for entry in shards:
+                path = self.folder / entry.file
                 try:
-                    tokens = open_shard(path)
+                    shard = Shard(path)
                 except DataError as error:
-                    raise self._broken(str(error)) from error
-                if tokens.shape != (shard["tokens"],) or tokens.dtype != dtype:
+                    raise self._broken(error) from error
+                if len(shard) != entry.tokens or shard.dtype != dtype:
                     raise self._broken(
-                        f"shard {path} holds {tokens.shape} {tokens.dtype} instead of "
-                        f"({shard['tokens']},) {dtype}"
+                        f"shard {path} holds {len(shard)} {shard.dtype} instead of "
+                        f"{entry.tokens} {dtype}"
                     )
-            total = sum(shard["tokens"] for shard in shards)
+            total = sum(entry.tokens for entry in shards)
             if total != self.splits[split].tokens:
                 raise self._broken(
                     f"the shards of split {split} hold {total} tokens instead of "
                     f"{self.splits[split].tokens}"
                 )
-        if not (self.folder / TOKENIZER_FOLDER / TOKENIZER_FILES[0]).is_file():
-            raise self._broken(f"{self.folder / TOKENIZER_FOLDER} holds no tokenizer")
+        for name in TOKENIZER_FILES:
+            path = self.folder / TOKENIZER_FOLDER / name
+            try:
+                require_regular_file(path)
+            except OSError as error:
+                raise self._broken(f"{path} cannot be read ({error.strerror})") from error
 
-    def _broken(self, what: str) -> DataError:
-        return DataError(f"{what}; delete {self.folder} and prepare again")
+    def _broken(self, what: object) -> DataError:
+        again = f"delete {self.folder} and prepare again"
+        return DataError(str(what) if again in str(what) else f"{what}; {again}")

@@ -1,10 +1,16 @@
 """Token shards: writing a split's tokens to .npy files and reading them as one stream."""
 
 import bisect
+import errno
+import hashlib
+import os
+import stat
+import time
+import weakref
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +20,19 @@ from data.files import sha256_of_file, write_bytes_synced
 
 Tokens = npt.NDArray[np.integer[Any]]
 
-_MAX_MAPPED = 64
+_MAX_OPEN = 64
+# Tokens are of the first two, a journal's hashes of the third; in this machine's order of bytes.
+_DTYPES = tuple(np.dtype(kind) for kind in (np.uint16, np.uint32, np.uint64))
+# Longer than any header of one dimension.
+_MAX_HEADER_BYTES = 4096
+_CHUNK_BYTES = 2**22
+# Longer than any file system's clock needs to tell two moments apart.
+_TICK_NS = 3 * 10**9
+
+# What tells one state of a file from another: device, inode, size, time of the last change.
+Identity = tuple[int, int, int, int]
+# Shards that this process has found to be what was written, with the hash and the vocabulary.
+_verified: set[tuple[Identity, str, int]] = set()
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -113,50 +131,194 @@ def _npy_header(tokens: Tokens) -> bytes:
     return header.getvalue()
 
 
-def open_shard(path: Path) -> Tokens:
-    """Memory-map one shard.
+class Shard:
+    """A .npy file of whole numbers, read by position.
+
+    Not mapped to memory: a file that is cut short under a map ends the process without a word.
+
+    Args:
+        path: A regular file.
+
+    Attributes:
+        dtype: Of the numbers.
+        identity: Which state of which file this is.
 
     Raises:
-        DataError: If the file is missing or is no array of the size it states.
+        DataError: If the file is missing, a link, a pipe or the like, or no array of the size it
+            states.
     """
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"shard {path} is missing") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"shard {path} cannot be read ({error})") from error
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            # Opening a pipe would wait for a writer.
+            self._file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError as error:
+            raise DataError(f"shard {path} is missing") from error
+        except OSError as error:
+            link = error.errno == errno.ELOOP
+            self._refuse("it is a symbolic link" if link else error.strerror or error, error)
+        weakref.finalize(self, os.close, self._file)
+        status = os.fstat(self._file)
+        if not stat.S_ISREG(status.st_mode):
+            self._refuse("it is not a regular file")
+        self.identity: Identity = (
+            status.st_dev,
+            status.st_ino,
+            status.st_size,
+            status.st_mtime_ns,
+        )
+        self.dtype, self._length, self._begin = self._read_header(status.st_size)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, start: int, length: int) -> Tokens:
+        """Read numbers [start, start + length), which must lie inside.
+
+        Raises:
+            DataError: If the file cannot be read or has become shorter.
+        """
+        size = self.dtype.itemsize
+        data = self._bytes(self._begin + start * size, length * size)
+        return np.frombuffer(data, self.dtype)
+
+    def verify(self, sha256: str, vocab_size: int, position: int) -> None:
+        """Read everything once, in bounded memory.
+
+        Args:
+            sha256: Of the whole file.
+            vocab_size: Every number must be below it.
+            position: Of the first token in its split, for the message.
+
+        Raises:
+            DataError: If the file is not what was written, or holds something outside the
+                vocabulary.
+        """
+        digest = hashlib.sha256(self._bytes(0, self._begin))
+        at_once = _CHUNK_BYTES // self.dtype.itemsize
+        for start in range(0, self._length, at_once):
+            tokens = self.read(start, min(at_once, self._length - start))
+            require_in_vocabulary(tokens, vocab_size, self._path, position + start)
+            digest.update(tokens.view(np.uint8).data)
+        if digest.hexdigest() != sha256:
+            raise DataError(f"{self._path} is not what was written (sha256 differs)")
+
+    def _read_header(self, size: int) -> tuple[np.dtype[Any], int, int]:
+        header = BytesIO(self._bytes(0, min(size, _MAX_HEADER_BYTES)))
+        try:
+            version = np.lib.format.read_magic(header)
+            if version != (1, 0):
+                raise ValueError(f"format {version} instead of (1, 0)")
+            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(
+                header, _MAX_HEADER_BYTES
+            )
+        # The header is a Python literal, and a bad one raises whatever the parser does.
+        except Exception as error:
+            self._refuse(f"its header is damaged: {error}", error)
+        if dtype not in _DTYPES or is_fortran or len(shape) != 1:
+            self._refuse(f"it holds {shape} {dtype} instead of a row of whole numbers")
+        begin = header.tell()
+        if shape[0] < 0 or size != begin + shape[0] * dtype.itemsize:
+            self._refuse(f"it has {size} bytes, which {shape[0]} numbers of {dtype} do not fill")
+        return dtype, shape[0], begin
+
+    def _bytes(self, start: int, length: int) -> bytes:
+        """Read exactly so many bytes."""
+        pieces: list[bytes] = []
+        while length:
+            try:
+                piece = os.pread(self._file, length, start)
+            except OSError as error:
+                self._refuse(f"at byte {start}: {error.strerror}", error)
+            if not piece:
+                self._refuse(f"it ends at byte {start}: it was cut short while it was in use")
+            if len(piece) == length and not pieces:
+                return piece
+            pieces.append(piece)
+            start += len(piece)
+            length -= len(piece)
+        return b"".join(pieces)
+
+    def _refuse(self, what: object, cause: Exception | None = None) -> NoReturn:
+        raise DataError(f"shard {self._path} cannot be read ({what})") from cause
+
+
+def require_in_vocabulary(
+    tokens: npt.NDArray[np.integer[Any]], vocab_size: int, path: Path, position: int
+) -> None:
+    """Refuse an id outside the vocabulary.
+
+    Args:
+        tokens: Ids.
+        vocab_size: They must be below it.
+        path: Where they are from.
+        position: Of the first one in its split.
+
+    Raises:
+        DataError: Naming the first such id and its position.
+    """
+    if len(tokens) and tokens.max() >= vocab_size:
+        first = int(np.argmax(tokens >= vocab_size))
+        raise DataError(
+            f"{path} holds token {tokens[first]} at position {position + first} of its split, "
+            f"outside the vocabulary of {vocab_size}; delete {path.parent} and prepare again"
+        )
 
 
 class TokenStream:
-    """The tokens of one split, in order, across its memory-mapped shards.
+    """The tokens of one split, in order, across its shards.
 
     Args:
         paths: Shard files in order.
         vocab_size: Every id must be below it; checked as windows are read.
+        sha256: Hashes of the files. If given, a file that this process has not read in its
+            present state is read once, and refused if its hash or an id is wrong.
 
     Raises:
-        DataError: If a shard cannot be opened.
+        DataError: If a shard cannot be opened or is not what was written.
     """
 
-    def __init__(self, paths: Sequence[Path], vocab_size: int) -> None:
+    def __init__(
+        self, paths: Sequence[Path], vocab_size: int, sha256: Sequence[str] | None = None
+    ) -> None:
         self._paths = list(paths)
         self._vocab_size = vocab_size
-        self._mapped: dict[int, Tokens] = {}
+        self._open: dict[int, Shard] = {}
+        self._identities: list[Identity] = []
         # Shard k holds the tokens [starts[k], starts[k + 1]).
         self._starts = [0]
-        for path in self._paths:
-            self._starts.append(self._starts[-1] + len(open_shard(path)))
+        for k, path in enumerate(self._paths):
+            shard = Shard(path)
+            if sha256 is not None:
+                self._verify(shard, sha256[k])
+            self._identities.append(shard.identity)
+            self._starts.append(self._starts[-1] + len(shard))
+
+    def _verify(self, shard: Shard, sha256: str) -> None:
+        known = shard.identity, sha256, self._vocab_size
+        if known not in _verified:
+            shard.verify(sha256, self._vocab_size, self._starts[-1])
+            # A file system's clock ticks: another change in the same tick would look the same.
+            if abs(time.time_ns() - shard.identity[3]) > _TICK_NS:
+                _verified.add(known)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def _shard(self, k: int) -> Tokens:
-        if k not in self._mapped:
-            # Each map holds a file open, of which a process may have few.
-            if len(self._mapped) >= _MAX_MAPPED:
-                del self._mapped[next(iter(self._mapped))]
-            self._mapped[k] = open_shard(self._paths[k])
-        return self._mapped[k]
+    def _shard(self, k: int) -> Shard:
+        if k not in self._open:
+            # A process may have few files open.
+            if len(self._open) >= _MAX_OPEN:
+                del self._open[next(iter(self._open))]
+            shard = Shard(self._paths[k])
+            if shard.identity != self._identities[k]:
+                raise DataError(
+                    f"shard {self._paths[k]} was changed while it was in use; restore it, or "
+                    f"delete {self._paths[k].parent} and prepare again"
+                )
+            self._open[k] = shard
+        return self._open[k]
 
     def window(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """Read consecutive tokens.
@@ -170,7 +332,8 @@ class TokenStream:
 
         Raises:
             IndexError: If the window does not lie inside the stream.
-            DataError: If a shard holds an id outside the vocabulary.
+            DataError: If a shard holds an id outside the vocabulary, or was cut short or exchanged
+                since the stream was opened.
         """
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"window [{start}, {start + length}) of a stream of {len(self)}")
@@ -180,14 +343,9 @@ class TokenStream:
             position = start + filled
             k = bisect.bisect_right(self._starts, position) - 1
             offset = position - self._starts[k]
-            piece = self._shard(k)[offset : offset + length - filled]
-            out[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        if length and out.max() >= self._vocab_size:
-            at = start + int(np.argmax(out >= self._vocab_size))
-            path = self._paths[bisect.bisect_right(self._starts, at) - 1]
-            raise DataError(
-                f"{path} holds token {out[at - start]} at position {at} of its split, outside the "
-                f"vocabulary of {self._vocab_size}; delete {path.parent} and prepare again"
-            )
+            number = min(length - filled, self._starts[k + 1] - position)
+            piece = out[filled : filled + number]
+            piece[:] = self._shard(k).read(offset, number)
+            require_in_vocabulary(piece, self._vocab_size, self._paths[k], position)
+            filled += number
         return out

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -43,6 +43,8 @@ class Corpus:
         notes: Lines the user should see, such as files that are not used.
         text_bytes: UTF-8 bytes of all texts, as far as that can be told before reading them.
         text_bytes_are_known: Whether that is of the texts alone, and not a guess.
+        account: Adds to the description, once all is read, what is known of each part then: takes
+            the number of documents taken from each.
     """
 
     parts: list[Part]
@@ -51,6 +53,18 @@ class Corpus:
     notes: list[str] = field(default_factory=list)
     text_bytes: int | None = None
     text_bytes_are_known: bool = False
+    account: Callable[[Sequence[int]], dict[str, Any]] | None = None
+
+    def described(self, documents: Sequence[int]) -> dict[str, Any]:
+        """Return the description of what was read.
+
+        Args:
+            documents: Taken from each part.
+
+        Raises:
+            DataError: If a part is no longer what was read.
+        """
+        return self.description | (self.account(documents) if self.account else {})
 
     @property
     def splits(self) -> tuple[str, ...]:

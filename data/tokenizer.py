@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.errors import DataError
-from data.files import write_bytes_synced
+from data.files import read_json, write_bytes_synced
 from data.settings import TokenizerSettings, is_hub_name
+from guards.regular_file import read_regular_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,6 +19,8 @@ END_OF_TEXT = "<|endoftext|>"
 # Where a text may be cut: no match of GPT-2's pattern goes from a non-space to a space.
 CUT = re.compile(r"(?<=\S)(?=[ \n])")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+# A vocabulary of some hundred thousand takes 20 MB.
+_MAX_BYTES = 2**28
 
 
 def _byte_level(model: "Model") -> "Tokenizer":
@@ -187,17 +190,32 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     Raises:
         DataError: If the folder holds no tokenizer.
     """
-    from tokenizers import Tokenizer
-
     path = folder / TOKENIZER_FILES[0]
-    if not path.is_file():
-        raise DataError(f"no tokenizer at {path}")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise DataError(f"{path} is not a tokenizer ({error})") from error
+        text = read_regular_file(path, _MAX_BYTES).decode()
+    except OSError as error:
+        raise DataError(f"no tokenizer at {path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a tokenizer (it is not UTF-8)") from error
+    tokenizer = _parsed(text, path)
     # Not stored in the file; without it a document could contain its own end.
     tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _parsed(text: str, path: Path) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(text)
+        ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    except BaseException as error:
+        # What panics in Rust is no Exception, and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{path} is not a tokenizer ({error})") from error
+    if not ids:
+        raise DataError(f"{path} is not a tokenizer (its vocabulary is empty)")
     return tokenizer
 
 
@@ -209,10 +227,13 @@ def end_of_document_id(folder: Path) -> int:
     """
     path = folder / TOKENIZER_FILES[1]
     try:
-        token = json.loads(path.read_text(encoding="utf-8"))["eos_token"]
-    except (OSError, ValueError, KeyError) as error:
+        token = read_json(path, _MAX_BYTES).get("eos_token")
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} does not name an eos_token ({error})") from error
-    token_id = load_tokenizer(folder).token_to_id(str(token))
+    if not isinstance(token, str):
+        raise DataError(f"{path} does not name an eos_token; it must be a text")
+    # A text that UTF-8 cannot hold is in no vocabulary.
+    token_id = load_tokenizer(folder).token_to_id(token.encode("utf-8", "replace").decode())
     if token_id is None:
         raise DataError(f"{path}: eos_token {token!r} is not in the vocabulary")
     return token_id

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from texts import sentences
 
-from data import encoding, journal, local_source, packing, pipeline
+from data import encoding, files, journal, local_source, packing, pipeline, shards
 from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
@@ -191,7 +191,7 @@ def test_exception_midway_leaves_nothing(local, byte_level, corpus, quiet, monke
 HARNESS = """
 import json, os, signal, sys
 import datasets
-from data import encoding, journal, local_source, packing, pipeline
+from data import encoding, files, journal, local_source, packing, pipeline
 from data.settings import DataSettings, TokenizerSettings
 
 packing._BATCH_CHARACTERS = 150
@@ -329,7 +329,7 @@ def name_a_shard_outside(folder):
 
 def flip_last_byte(path):
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[-2] ^= 1
     path.write_bytes(content)
 
 
@@ -413,7 +413,7 @@ def test_a_complete_preparation_that_was_not_renamed_is_not_done_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", no_rename)
-        with pytest.raises(OSError, match="went away"):
+        with pytest.raises(DataError, match=r"cannot write .*went away.*data\.prepared_dir"):
             prepare(local(), byte_level, lambda _: None)
     assert_nothing_looks_finished(prepared_folder(local(), byte_level))
     monkeypatch.setattr(pipeline, "open_corpus", lambda *_: pytest.fail("read the corpus again"))
@@ -655,9 +655,10 @@ def test_prepared_dir_that_cannot_be_made_is_named(local, byte_level, corpus, tm
 
 
 def edit_manifest(folder, change):
-    manifest = json.loads((folder / "manifest.json").read_text())
+    """Forge a manifest: its hash is that of the changed content."""
+    manifest = files.unsealed(json.loads((folder / "manifest.json").read_text()))
     change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(files.sealed(manifest)))
 
 
 DAMAGES = {
@@ -665,11 +666,15 @@ DAMAGES = {
     "shard cut": (lambda f: os.truncate(f / "train-00000.npy", 300), "train-00000.npy"),
     "shard of another size": (
         lambda f: np.save(f / "train-00000.npy", np.zeros(3, np.uint16)),
-        r"\(3,\) uint16 instead of \(500,\) uint16",
+        "holds 3 uint16 instead of 500 uint16",
     ),
     "shard of another type": (
+        lambda f: np.save(f / "train-00000.npy", np.zeros(500, np.uint32)),
+        "holds 500 uint32 instead of 500 uint16",
+    ),
+    "shard of signed numbers": (
         lambda f: np.save(f / "train-00000.npy", np.zeros(500, np.int64)),
-        r"int64 instead of .* uint16",
+        r"\(500,\) int64 instead of a row of whole numbers",
     ),
     "pickle for a shard": (
         lambda f: np.save(f / "train-00000.npy", np.array([{}], object), allow_pickle=True),
@@ -683,7 +688,7 @@ DAMAGES = {
     ),
     "another format": (
         lambda f: edit_manifest(f, lambda m: m.update(format_version=0)),
-        "has format 0, not 2",
+        "has format 0, not 3",
     ),
     "shard outside": (
         lambda f: edit_manifest(
@@ -693,7 +698,13 @@ DAMAGES = {
     ),
     "tokenizer missing": (
         lambda f: (f / "tokenizer" / "tokenizer.json").unlink(),
-        "holds no tokenizer",
+        "tokenizer.json cannot be read",
+    ),
+    "manifest edited by hand": (
+        lambda f: (f / "manifest.json").write_text(
+            (f / "manifest.json").read_text().replace('"utf8_bytes": ', '"utf8_bytes": 1')
+        ),
+        "manifest.json is damaged .*does not have the content_sha256",
     ),
 }
 
@@ -711,20 +722,25 @@ def test_verify_names_the_file_with_a_flipped_bit(prepared):
     prepared.verify()
     path = prepared.folder / "train-00001.npy"
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[-2] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"train-00001\.npy.*sha256 differs"):
         PreparedData(prepared.folder).verify()
 
 
-def test_token_outside_the_vocabulary_is_refused_when_read(prepared):
+def test_token_outside_the_vocabulary_is_refused_when_the_stream_is_opened(prepared):
     path = prepared.folder / "train-00001.npy"
     tokens = np.load(path, allow_pickle=False)
-    tokens[20] = 60_000
+    tokens[[20, 30]] = 60_000
     np.save(path, tokens)
-    stream = PreparedData(prepared.folder).stream("train")
+    again = PreparedData(prepared.folder)
     with pytest.raises(DataError, match=r"train-00001\.npy holds token 60000 at position 520"):
-        stream.window(510, 20)
+        again.stream("train")
+    # Without hashes it is found in the window that holds it.
+    stream = shards.TokenStream([prepared.folder / "train-00000.npy", path], 257)
+    stream.window(510, 10)
+    with pytest.raises(DataError, match=r"train-00001\.npy holds token 60000 at position 520"):
+        stream.window(510, 11)
 
 
 def test_unknown_split_lists_those_there_are(prepared):
