@@ -144,8 +144,7 @@ class World:
         """Let an error of one rank end them all, told once; a process alone just raises it.
 
         Args:
-            resume_hint: Says where a rerun begins, should another rank die; without it that is an
-                error as any other.
+            resume_hint: Says where a rerun begins, should another rank be lost.
 
         Raises:
             AlreadyTold: In place of whatever was raised within.
@@ -160,7 +159,7 @@ class World:
             raise
         except BaseException as error:
             reason = error
-            if self._resume_hint is not None and is_lost_rank(error):
+            if is_lost_rank(error):
                 timed_out = "timed out" in str(error).lower()
                 reason = self._loss(self._lost_ranks(), timed_out=timed_out)
             raise AlreadyTold(self._end(reason)) from error
@@ -282,7 +281,6 @@ def joined(
         return
     import torch.distributed as dist
 
-    end_with_parent(os.getppid())
     world = World(where, device, _own_part_of_store(), tell, timeout_seconds)
     with world.telling():
         world.watch_others(world._store.clone())
@@ -318,6 +316,8 @@ def _own_part_of_store() -> Any:
 
     global _worlds_joined
     _worlds_joined += 1
+    if _worlds_joined == 1:
+        end_with_parent(os.getppid())
     store, _, _ = next(dist.rendezvous("env://"))
     return dist.PrefixStore(f"kvlab-{_worlds_joined}", store)
 

@@ -354,13 +354,17 @@ def train(
                 raise _interrupted(stopping, progress, budget)
 
         try:
-            measured_at_end = _summarise(
+            results = _summarise(
                 *(recipe, budget, progress, model, prepared, device, flops_per_token, give_way)
             )
-            peak = max(peak_memory_before, peak_memory_bytes(device))
-            summary = {"run_name": run.path.name} | measured_at_end
-            summary |= {"peak_memory_bytes": peak, "versions": origin.versions}
-            summary |= {"git_commit": origin.git_commit}
+            summary = {
+                "run_name": run.path.name,
+                **results,
+                "peak_memory_bytes": max(peak_memory_before, peak_memory_bytes(device)),
+                "versions": origin.versions,
+                "git_commit": origin.git_commit,
+                "finished": True,
+            }
             _report(summary, mirror)
             if trainer.sample_tokens > 0:
                 text = _sample(recipe, model, prepared)
@@ -586,7 +590,6 @@ def _summarise(
         "resumes": progress.resumes,
         "numerics_changed": progress.numerics_changed,
         "versions_changed": progress.versions_changed,
-        "finished": True,
     }
 
 

@@ -350,3 +350,34 @@ def test_a_rank_that_waits_for_a_silent_rank_0_ends_itself_with_its_name(monkeyp
         "rank 0 has not answered for 0.2 s (trainer.rank_timeout_seconds) in step 5; rerun" in line
     )
     assert line.endswith(f"go on {hint}" if hint else "rerun the same command")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("gloo/transport/tcp/pair.cc:534] Connection closed by peer", "died or lost its connectio"),
+        (
+            "gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 7000ms",
+            "has not answered fo",
+        ),
+    ],
+)
+def test_of_several_ranks_those_are_lost_that_find_none_lost(error, says):
+    store, told, ended = dist.HashStore(), [], []
+
+    def rank(number):
+        world = World(Place(number, 4), torch.device("cpu"), store, told.append, 7.0)
+        try:
+            with world.telling(lambda: "from the beginning"):
+                raise RuntimeError(error)
+        except AlreadyTold as told_of:
+            ended.append(told_of.kind)
+
+    threads = [threading.Thread(target=rank, args=(number,), daemon=True) for number in (0, 1, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert ended == ["TrainingInterrupted"] * 3
+    (line,) = map(str, told)
+    assert line.startswith(f"rank 2 {says}")

@@ -83,12 +83,6 @@ def test_forgetting_the_random_state_would_be_noticed(recipe, run_training, die_
         assert_same_bits(final_tensors(whole), final_tensors(broken))
 
 
-def test_looking_at_the_validation_split_does_not_change_training(recipe, run_training):
-    often = run_training(recipe, "often", eval_every_steps=1, log_every_steps=1)
-    never = run_training(recipe, "never", eval_every_steps=1000, log_every_steps=5)
-    assert_same_bits(final_tensors(often), final_tensors(never))
-
-
 def test_four_passes_of_one_sequence_equal_one_pass_of_four(recipe, run_training):
     no_dropout = recipe.model.attention | {"attention_dropout": 0.0}
     model = dataclasses.replace(recipe.model, attention=no_dropout)
