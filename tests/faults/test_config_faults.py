@@ -204,9 +204,9 @@ def test_an_experiment_brings_no_environment_variable(experiment, monkeypatch):
     [("train", "trainer.sample_prompt"), ("generate", "prompt"), ("train", "data.path")],
 )
 def test_bytes_that_are_no_text_are_refused_before_training(entry, key, start):
-    status, err = start(f"{key}=caf\udce9", entry=entry)
+    status, err = start(f"{key}=x\udce9", entry=entry)
     assert status == 2
-    assert f"{key} ('caf\\udce9') holds bytes that are no text" in err
+    assert f"{key} ('x\\udce9') holds bytes that are no text" in err
     err.encode()
 
 
@@ -235,3 +235,102 @@ def test_a_name_that_could_leave_its_folder_is_refused(entry, key, name, start):
     assert status == 2
     assert key.replace("study", "") in err or "experiment" in err
     assert err.count("\n") == 1
+
+
+@pytest.fixture
+def train(tmp_path, corpus_folder, prepared, monkeypatch, capsys):
+    """Run train_model.py in this process on the tiny corpus."""
+    import train_model
+
+    given = [
+        *("data=local", f"data.path={corpus_folder}", "data.name=tiny", "tokenizer.vocab_size=300"),
+        *("debug=smoke", "tracking=none", "trainer.device=cpu", "run_name=x"),
+        *(f"data.prepared_dir={prepared.folder.parent}", f"runs_dir={tmp_path}/runs"),
+    ]
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["train_model.py", *given, *arguments])
+        with pytest.raises(SystemExit) as end:
+            run_config.run("train", run_config.TrainConfig, train_model.main)
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_goes_on_only_as_it_was(train, tmp_path):  # C6
+    status, _, err = train("trainer.max_minutes=0.0001")
+    assert status == 75, err
+    folder = tmp_path / "runs" / "x"
+
+    def content():
+        return {
+            path: path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        }
+
+    before = content()
+    assert any(path.name == "model.safetensors" for path in before)
+    for change, told in (
+        ("attention=mqa", "model.attention.num_key_value_heads: 4 -> 1"),
+        ("optim.learning_rate=0.5", "optim.learning_rate: 0.008 -> 0.5"),
+        ("seed=3", "seed: 0 -> 3"),
+        ("trainer.max_tokens=4096", "trainer.max_tokens: 2048 -> 4096"),
+    ):
+        status, _, err = train(change)
+        assert (status, err.count("\n")) == (2, 1), err
+        assert told in err
+        assert "choose another name with run_name=..." in err
+        assert content() == before, change
+    status, out, err = train("trainer.keep_last=3", "trainer.log_every_steps=2")
+    assert status == 0, err
+    assert "resuming x after step" in out
+
+
+@pytest.mark.slow
+def test_the_configuration_of_a_run_without_a_checkpoint_is_replaced_and_that_is_said(
+    train, tmp_path
+):  # C6
+    folder = tmp_path / "runs" / "x"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 5\n")
+    status, out, err = train("trainer.max_minutes=0.0001")
+    assert status == 75, err
+    assert "x has a new configuration; the one that was there is replaced" in out
+    assert "seed: 0" in (folder / "config.yaml").read_text()
+    status, out, _ = train("trainer.max_minutes=0.0001")
+    assert "has a new configuration" not in out
+
+
+def test_what_a_run_recorded_is_read_as_data(tmp_path, monkeypatch):  # S3
+    monkeypatch.chdir(tmp_path)
+    saved = tmp_path / "config.yaml"
+    for text in (
+        "optim: !!python/object/apply:os.system ['touch MARK']\n",
+        "!!python/object/new:os.system ['touch MARK']\n",
+    ):
+        saved.write_text(text)
+        with pytest.raises(run_config.ConfigError, match=r"config\.yaml cannot be read"):
+            run_config.require_same_run(saved, default_config())
+    saved.write_text(run_config.as_yaml(default_config()))
+    with saved.open("a") as file:
+        file.write("hydra: {callbacks: {x: {_target_: pathlib.Path.touch, _args_: [MARK]}}}\n")
+        file.write("_target_: os.system\ncommand: touch MARK\n")
+    with pytest.raises(run_config.ConfigError, match=r"_target_: os.system -> None"):
+        run_config.require_same_run(saved, default_config())
+    assert not (tmp_path / "MARK").exists()
+
+
+def test_an_unknown_component_lists_those_there_are(start):  # S3, C4
+    for choice, known in (("attention=os.system", "mla_no_rope"), ("tokenizer=evil.C", "bytes")):
+        status, err = start(choice)
+        assert status == 2
+        assert f"Available options in '{choice.partition('=')[0]}'" in err
+        assert known in err
+    for override, known in (
+        ("model.attention.name=evil.Class", "available: gqa, mha"),
+        ("optim.name=evil.Class", "must be adamw or muon"),
+        ("data.source=evil.Class", "python_stdlib"),
+    ):
+        assert known in refusal(override)

@@ -1,6 +1,8 @@
 """What somebody else wrote (configurations, runs, tokenizers, texts) runs and commands nothing."""
 
+import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -413,3 +415,56 @@ def test_a_run_that_is_a_link_to_elsewhere_is_not_followed(kvlab, tmp_path):  # 
         assert status == 2
         assert "is a symbolic link" in err
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stdin", ["closed", "terminal"])
+def test_a_tokenizers_own_code_is_neither_run_nor_asked_about(
+    stdin, mark, prepared, tmp_path
+):  # S5
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(prepared.folder / "tokenizer", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": ["own.Own", "own.Own"]}
+    config["tokenizer_class"] = "Own"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text('{"auto_map": {"AutoConfig": "own.Own"}}')
+    (folder / "own.py").write_text(f"open({str(mark)!r}, 'w')\nclass Own: pass\n")
+    for name in ("tokenizer.model", "pytorch_model.bin", "vocab.pkl"):
+        (folder / name).write_bytes(pickle_of(f"touch {mark}"))
+    (tmp_path / "texts").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / "texts" / f"{split}.txt").write_text(f"some {split} text\n")
+    main, other = pty.openpty()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "data.prepare", "data=local", f"data.path={tmp_path}/texts"),
+            *("tokenizer=pretrained", f"tokenizer.path={folder}"),
+            f"data.prepared_dir={tmp_path}/prepared",
+        ],
+        cwd=ROOT,
+        stdin=other if stdin == "terminal" else subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    os.close(main)
+    os.close(other)
+    assert not mark.exists()
+    assert done.returncode == 2
+    assert "code of its own, which is never run" in done.stderr
+    assert "[y/N]" not in done.stdout + done.stderr
+    assert not list((tmp_path / "prepared").glob("*/manifest.json"))
+
+
+def pickle_of(command):
+    """A pickle, written by hand, that runs a command where it is loaded."""
+    return f"cposix\nsystem\n(V{command}\ntR.".encode()
+
+
+def test_the_pickle_would_run_where_it_is_loaded(mark):
+    import pickle
+
+    pickle.loads(pickle_of("touch MARK"))  # noqa: S301
+    assert mark.exists()
