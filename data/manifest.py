@@ -258,6 +258,6 @@ def _mapping(value: object) -> dict[str, Any]:
 
 def _mapping_of(check: Callable[[object], Value]) -> Callable[[object], dict[str, Value]]:
     def checked(value: object) -> dict[str, Value]:
-        return {key: check(one) for key, one in _mapping(value).items()}
+        return {key: _get(_mapping(value), key, check) for key in _mapping(value)}
 
     return checked
