@@ -1,5 +1,6 @@
 """Checkpoints that were damaged, or made by somebody else: found, named, never run, never huge."""
 
+import io
 import json
 import os
 import pickle
@@ -229,7 +230,7 @@ def test_a_hash_that_says_nothing_would_be_noticed(originals, tmp_path, monkeypa
     genuine = originals / kind / "00000020" / "manifest.json"
     listed = json.loads(genuine.read_text())["files"]
     monkeypatch.setattr(manifest, "_sha256", lambda path: listed[path.name]["sha256"])
-    with pytest.raises((AssertionError, RunError)):
+    with pytest.raises(AssertionError):
         require_found(originals, tmp_path / "c", kind, FILES[kind][0], damage)
 
 
@@ -339,7 +340,8 @@ def test_a_loader_that_runs_pickles_would_be_noticed(originals, tmp_path, monkey
     def load_anything(path, device):
         if make.startswith("raw"):
             return pickle.loads(path.read_bytes())  # noqa: S301
-        return torch.load(path, weights_only=False)
+        # Not by its name, by which PyTorch, too, takes it for safetensors.
+        return torch.load(io.BytesIO(path.read_bytes()), weights_only=False)
 
     monkeypatch.setattr(checkpoints, "load_file", load_anything)
     path = shutil.copytree(originals / "whole" / "00000020", tmp_path / "00000020")
@@ -359,8 +361,6 @@ def entry(begin, end, shape=(1,), dtype="F32"):
 
 def zip_bomb():
     """Return a small zip, as torch.save writes them, that unpacks to 200 MB."""
-    import io
-
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(200_000_000))
@@ -410,6 +410,7 @@ def test_a_zip_bomb_is_not_unpacked(originals, tmp_path):
     assert "refusing to run code" in refused_quickly(path)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_tensors_take_their_share_of_time_and_memory(originals, tmp_path):
     path = shutil.copytree(originals / "whole" / "00000020", tmp_path / "00000020")
     many = {f"t{number}": entry(4 * number, 4 * number + 4) for number in range(100_000)}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tracking.atomic import read_json, write_json, write_text
-from tracking.errors import RunError
+from tracking.errors import RunError, WriteFailed
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,28 @@ def test_write_text_failing_leaves_the_old_file_and_nothing_else(tmp_path, monke
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_an_error_of_writing_is_not_hidden_by_one_of_tidying_up(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "unlink", fail)
+    with pytest.raises(WriteFailed, match=r"cannot write .*x: Read-only file system"):
+        write_text(tmp_path / "x", "text")
+
+
+def test_text_that_is_no_unicode_is_one_line_and_leaves_nothing(tmp_path):
+    with pytest.raises(RunError, match=r"cannot write .*x: '\\ud800' is no letter") as caught:
+        write_text(tmp_path / "x", "a\ud800")
+    str(caught.value).encode()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 21, "9" * 5000])
+def test_numbers_that_nothing_writes_are_not_read(tmp_path, number):
+    (tmp_path / "x.json").write_text(f'{{"a": [{number}]}}')
+    with pytest.raises(RunError, match=r"x\.json is not valid JSON \(the number") as caught:
+        read_json(tmp_path / "x.json")
+    assert len(str(caught.value)) < 300

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracking.errors import RunError
+from tracking.errors import RunError, WriteFailed
 from tracking.metrics import MetricsLog, read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -155,3 +156,43 @@ def test_sync_reaches_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", synced.append)
     log.sync()
     assert len(synced) == 1
+
+
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" + "0" * 30, "9" * 5000]
+)
+def test_numbers_that_nothing_writes_are_refused_by_the_line(tmp_path, value):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{{"step": 2, "loss": {value}}}\n{{"step": 3}}\n')
+    before = path.read_bytes()
+    for read in (read_metrics, lambda path: MetricsLog(path).drop_after(2)):
+        with pytest.raises(RunError, match=r"metrics\.jsonl is damaged in line 2") as caught:
+            read(path)
+        assert len(str(caught.value)) < 500
+    assert path.read_bytes() == before
+
+
+def test_an_error_is_told_where_the_line_cannot_be_taken_back(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append({"step": 1})
+
+    def fail(*args):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "write", fail)
+    monkeypatch.setattr(os, "ftruncate", fail)
+    with pytest.raises(WriteFailed, match=r"cannot write .*metrics\.jsonl: Read-only file system"):
+        log.append({"step": 2})
+
+
+def test_an_error_of_opening_is_one_line_and_leaves_nothing_open(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    monkeypatch.setattr("tracking.metrics.fsync_folder", fail)
+    with pytest.raises(WriteFailed, match="Read-only file system"):
+        log.append({"step": 1})
+    monkeypatch.undo()
+    log.append({"step": 1})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
