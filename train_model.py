@@ -101,7 +101,8 @@ def _trained(
     from training.distributed import newest_checkpoint_hint
     from training.errors import TrainingInterrupted
     from training.interrupt import ignore_signals
-    from training.loop import Recipe, train
+    from training.loop import train
+    from training.resumption import Recipe
 
     recipe = Recipe(
         model=config.model,

@@ -11,6 +11,7 @@ tells why, once for all.
 import json
 import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ _LOST = "lost"
 _ENDED = "ended"
 _REASON = "ended/reason"
 _STOP = "stop"
+_MAIN = "main"
 
 _worlds_joined = 0
 
@@ -172,6 +174,8 @@ class World:
         Args:
             store: As this world's, by a connection of its own.
         """
+        if self.is_main:
+            self._store.set(_MAIN, json.dumps([*_family(), os.getpid()]))
         watched = range(1, self.size) if self.is_main else [0]
         limit, give_up = self._timeout_seconds, self._give_up
         self._heartbeat = Heartbeat(store, self.rank, watched, limit, give_up)
@@ -243,12 +247,32 @@ class World:
 
     def _wait_for(self, key: str) -> str:
         pause = 0.001
+        is_gone = False
         while not self._store.check([key]):
             if self._store.check([_REASON]):
                 raise AlreadyTold(self._store.get(_REASON).decode())
+            if is_gone:  # since before it was asked for the key and for a reason
+                raise self._loss([0], timed_out=False)
             time.sleep(pause)
             pause = min(2 * pause, 0.2)
+            is_gone = self._is_main_gone()
         return self._store.get(key).decode()
+
+    def _is_main_gone(self) -> bool:
+        """Tell whether rank 0 is a process of this machine that has ended.
+
+        torchrun's SIGTERM, which says so too, also comes when all are to stop, and rank 0 saves.
+        """
+        if not self._store.check([_MAIN]):
+            return False
+        *family, pid = json.loads(self._store.get(_MAIN))
+        if family != _family():
+            return False
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
 
     def _reduced(self, value: float, operation: str) -> float:
         import torch.distributed as dist
@@ -308,6 +332,11 @@ def alone(device_name: str = "auto") -> World:
         TrainingError: If there is no such device.
     """
     return World(Place(), pick_device(device_name))
+
+
+def _family() -> list[str | int]:
+    """Return what ranks whose process ids name the same processes have in common."""
+    return [socket.gethostname(), os.getppid()]
 
 
 def _own_part_of_store() -> Any:

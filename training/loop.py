@@ -1,12 +1,10 @@
 """The training loop, from top to bottom."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,15 @@ from data.batches import TrainingWindows, read_ahead
 from data.prepared import PreparedData
 from evaluation.kv_cache import measure_kv_cache
 from evaluation.perplexity import Score, score
-from evaluation.settings import EvalSettings
 from modeling.accounting import (
     mha_cache_bytes_per_token,
     num_parameters,
     training_flops_per_token,
 )
-from modeling.config import GPTConfig, SamplingSettings
 from modeling.generate import generate_text
 from modeling.gpt import GPT
 from tracking.atomic import write_text
-from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
-from tracking.configuration import PASSES, flat, may_change, sequences_per_step
-from tracking.errors import RunError
+from tracking.checkpoints import CheckpointStore, same_version
 from tracking.failures import is_out_of_memory
 from tracking.metrics import MetricsLog, NoMetrics
 from tracking.run_folder import RunFolder
@@ -39,7 +33,7 @@ from training.allocator import tune
 from training.budget import Budget, make_budget
 from training.checkpointing import RunCheckpoints
 from training.distributed import World, alone
-from training.errors import TrainingError, TrainingInterrupted
+from training.errors import TrainingInterrupted
 from training.hardware import (
     choose_determinism,
     measure_matmul_flops,
@@ -54,59 +48,10 @@ from training.parallel import Parallel, build_model
 from training.profile import profiled_steps
 from training.record import git_commit, numerics, versions
 from training.rescue import Rescue
+from training.resumption import Origin, Progress, Recipe, resume, state_of
 from training.rng import rng_tensors, use_stream_of_rank
 from training.schedule import learning_rate
-from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 from training.time_limit import TimeLimit
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a run's numbers, besides the data."""
-
-    model: GPTConfig
-    optim: OptimSettings
-    schedule: ScheduleSettings
-    trainer: TrainerSettings
-    eval: EvalSettings
-    sampling: SamplingSettings
-    seed: int
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a run's numbers depend on besides its recipe and its data."""
-
-    numerics: dict[str, str | int | bool]
-    versions: dict[str, str]
-    git_commit: str | None
-
-
-@dataclass
-class Progress:
-    """What a checkpoint remembers besides tensors; steps are whole optimizer steps done.
-
-    Attributes:
-        possible_flops: What the machines that trained it could have done in `train_seconds`.
-        peak_memory_bytes: The most of all processes that trained it, one after the other.
-        resumes: How many of them went on with what another had saved, and saved in turn.
-        numerics_changed: What was another then, so that a resumed run is not one to the bit.
-        versions_changed: Likewise the versions of packages and the commit.
-        unfinished: What the last step measured, while its validation is still to come.
-    """
-
-    step: int = 0
-    train_seconds: float = 0.0
-    data_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    last_loss: float = math.nan
-    best_nll: float = math.inf
-    possible_flops: float = 0.0
-    peak_memory_bytes: int = 0
-    resumes: int = 0
-    numerics_changed: list[str] = field(default_factory=list)
-    versions_changed: list[str] = field(default_factory=list)
-    unfinished: dict[str, float] | None = None
 
 
 def train(
@@ -188,7 +133,7 @@ def train(
     checkpoint = checkpoints.newest()
     if checkpoint is not None:
         with same_version(checkpoint.path):
-            progress = _resume(checkpoint, checkpoints, recipe, prepared, origin, peak_flops, say)
+            progress = resume(checkpoint, checkpoints, recipe, prepared, origin, peak_flops, say)
         del checkpoint  # its tensors
     peak_memory_before = progress.peak_memory_bytes
     parallel = Parallel(model, loss_of, world, sharded=sharded)
@@ -205,7 +150,7 @@ def train(
         metrics.sync()
         with time_limit.timing_a_save():
             progress.peak_memory_bytes = max(peak_memory_before, peak_memory_bytes(device))
-            state = _state(recipe, progress, prepared, origin)
+            state = state_of(recipe, progress, prepared, origin)
             checkpoints.save(progress.step, state, random_state, is_best=is_best)
 
     first_samples = (
@@ -391,114 +336,6 @@ def _interrupted(reason: object, progress: Progress, budget: Budget) -> Training
         f"{reason}: checkpoint saved at step {progress.step} of {budget.num_steps}; rerun the "
         "same command to go on"
     )
-
-
-def _state(
-    recipe: Recipe, progress: Progress, prepared: PreparedData, origin: Origin
-) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: enough to rebuild the model and find its data."""
-    values = dataclasses.asdict(progress)
-    # JSON has no infinity or NaN.
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
-    settings = dataclasses.asdict(recipe)
-    return {
-        "progress": finite,
-        "seed": settings.pop("seed"),
-        "model": settings.pop("model"),
-        "settings": settings,
-        "data": {
-            "folder": str(prepared.folder.resolve()),
-            "fingerprint": prepared.fingerprint,
-            "tokenizer_sha256": prepared.tokenizer_sha256,
-        },
-        **dataclasses.asdict(origin),
-    }
-
-
-def _resume(
-    checkpoint: Checkpoint,
-    checkpoints: RunCheckpoints,
-    recipe: Recipe,
-    prepared: PreparedData,
-    origin: Origin,
-    peak_flops: float,
-    say: Callable[[str], None],
-) -> Progress:
-    """Put a checkpoint back and return the progress it recorded."""
-    fingerprint = checkpoint.value("data.fingerprint", str)
-    if fingerprint != prepared.fingerprint:
-        raise TrainingError(
-            f"{checkpoint.path} was trained on data with fingerprint {fingerprint[:12]}, but "
-            f"{prepared.folder} now has {prepared.fingerprint[:12]}; give the run another run_name"
-        )
-    _require_same_recipe(checkpoint, recipe, say)
-    progress = _recorded(checkpoint, peak_flops)
-    checkpoints.put_back(checkpoint)
-    progress.resumes += 1
-    after = f"after step {progress.step}"
-    numerics_then = checkpoint.value("numerics", dict)
-    for key, now in origin.numerics.items():
-        if (was := numerics_then.get(key)) != now:
-            say(f"resuming, but not bit for bit: {key} was {was}, is {now}")
-            progress.numerics_changed.append(f"{key}: {was} -> {now} {after}")
-    software = flat({"versions": origin.versions, "git_commit": origin.git_commit})
-    for key, (was, now) in _changed(flat(checkpoint.state), software).items():
-        progress.versions_changed.append(f"{key.split('.')[-1]}: {was} -> {now} {after}")
-    say(f"resuming {checkpoint.path.parent.parent.name} {after}")
-    return progress
-
-
-def _recorded(checkpoint: Checkpoint, peak_flops: float) -> Progress:
-    """Return what a checkpoint says of how far the run was."""
-    recorded = checkpoint.value("progress", dict)
-    types = {name: type(value) for name, value in vars(Progress()).items()} | {"unfinished": dict}
-    progress = Progress(
-        **{
-            key: checkpoint.value(f"progress.{key}", types[key])
-            for key, value in recorded.items()
-            if value is not None
-        }
-    )
-    if progress.step != checkpoint.step:
-        raise RunError(
-            f"{checkpoint.path} is damaged: its state is that of step {progress.step}; remove that "
-            "folder to go on from an older checkpoint"
-        )
-    for key in progress.unfinished or {}:
-        checkpoint.value(f"progress.unfinished.{key}", float)
-    if "possible_flops" not in recorded:  # as all did before it was counted
-        progress.possible_flops = progress.train_seconds * peak_flops
-    return progress
-
-
-def _require_same_recipe(
-    checkpoint: Checkpoint, recipe: Recipe, say: Callable[[str], None]
-) -> None:
-    """Refuse a checkpoint of other settings, whatever config.yaml says; say which may be others."""
-    state = checkpoint.state
-    # Absent from checkpoints of earlier versions.
-    settings = state.get("settings", {})
-    old = flat({"seed": state["seed"], "model": state["model"], **settings})
-    new = flat(dataclasses.asdict(recipe))
-    changed = _changed(old, new)
-    is_same_step = sequences_per_step(old) == sequences_per_step(new)
-    barred = [key for key in changed if not (may_change(key) or (is_same_step and key in PASSES))]
-    listed = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changed.items())
-    if barred:
-        raise TrainingError(
-            f"{checkpoint.path} was trained with other settings ({listed}); give the run another "
-            "run_name"
-        )
-    if changed:
-        say(f"resuming with other settings: {listed}")
-
-
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys that both have with different values; one alone is another version's."""
-    return {key: (old[key], new[key]) for key in new if key in old and old[key] != new[key]}
 
 
 def _compiled(

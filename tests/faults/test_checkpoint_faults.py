@@ -1,5 +1,6 @@
 """Checkpoints that were damaged, or made by somebody else: found, named, never run, never huge."""
 
+import dataclasses
 import io
 import json
 import os
@@ -21,11 +22,11 @@ from tracking import checkpoints, manifest
 from tracking.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, same_version
 from tracking.errors import RunError
 from tracking.shards import shapes
-from training import loop
 from training.checkpointing import RunCheckpoints
 from training.distributed import alone
 from training.errors import TrainingError
 from training.optim import build_optimizers, optimizer_tensors
+from training.resumption import Origin, Progress, resume
 from training.settings import OptimSettings
 
 GROUPS = ("model", "optimizer", "rng")
@@ -656,17 +657,25 @@ STATE = {
 }
 
 
+@dataclasses.dataclass
+class Same:
+    """The part of a recipe that STATE has."""
+
+    seed: int = 3
+
+
 def resumed(state, fingerprint="f" * 64):
+    origin = Origin({"dtype": "float32"}, {}, None)
     put_back = types.SimpleNamespace(put_back=lambda checkpoint: None)
     prepared = types.SimpleNamespace(fingerprint=fingerprint, folder=Path("/data"))
     checkpoint = Checkpoint(20, Path("/runs/run/checkpoints/00000020"), {}, state)
     with same_version(checkpoint.path):
-        return loop._resume(checkpoint, put_back, prepared, {"dtype": "float32"}, lambda line: None)
+        return resume(checkpoint, put_back, Same(), prepared, origin, 1.0, lambda line: None)
 
 
 def test_an_honest_state_is_resumed():
     progress = resumed(STATE)
-    assert progress == loop.Progress(step=20, train_seconds=1.5)
+    assert progress == Progress(step=20, train_seconds=1.5, possible_flops=1.5, resumes=1)
 
 
 def test_other_data_is_still_the_trainings_own_error():

@@ -29,7 +29,8 @@ from tests.evaluation.runs import CONFIG, SUMMARY, quiet, write_run
 from tests.evaluation.test_variants import CARD, run
 from tracking.checkpoints import CheckpointStore
 from tracking.errors import RunError
-from training.loop import Recipe, _validate
+from training.loop import _validate
+from training.resumption import Recipe
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
 CPU = torch.device("cpu")

@@ -16,7 +16,8 @@ from tracking.settings import TrackingSettings
 from tracking.wandb_mirror import WandbMirror
 from training import loop
 from training.errors import TrainingDiverged, TrainingError
-from training.loop import Recipe, train
+from training.loop import train
+from training.resumption import Recipe
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
 

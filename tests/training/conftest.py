@@ -8,7 +8,8 @@ from modeling.config import GPTConfig, SamplingSettings
 from tracking.run_folder import RunFolder
 from tracking.settings import TrackingSettings
 from tracking.wandb_mirror import WandbMirror
-from training.loop import Recipe, train
+from training.loop import train
+from training.resumption import Recipe
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
 

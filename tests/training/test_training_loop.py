@@ -15,7 +15,7 @@ from tracking.errors import RunError
 from tracking.metrics import read_metrics
 from training import loop
 from training.errors import TrainingError, TrainingInterrupted
-from training.loop import Progress
+from training.resumption import Progress
 
 
 class Killed(Exception):
@@ -225,7 +225,7 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(
     def newer(**known):
         return known["no_such_field"] if known else Progress()
 
-    monkeypatch.setattr("training.loop.Progress", newer)
+    monkeypatch.setattr("training.resumption.Progress", newer)
     with pytest.raises(RunError, match="another version of kvlab"):
         run_training(recipe, "run")
 

@@ -1,0 +1,174 @@
+"""What a checkpoint says of a run besides its tensors, and going on from there."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from data.prepared import PreparedData
+from evaluation.settings import EvalSettings
+from modeling.config import GPTConfig, SamplingSettings
+from tracking.checkpoints import Checkpoint
+from tracking.configuration import PASSES, flat, may_change, sequences_per_step
+from tracking.errors import RunError
+from training.checkpointing import RunCheckpoints
+from training.errors import TrainingError
+from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run's numbers, besides the data."""
+
+    model: GPTConfig
+    optim: OptimSettings
+    schedule: ScheduleSettings
+    trainer: TrainerSettings
+    eval: EvalSettings
+    sampling: SamplingSettings
+    seed: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run's numbers depend on besides its recipe and its data."""
+
+    numerics: dict[str, str | int | bool]
+    versions: dict[str, str]
+    git_commit: str | None
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers besides tensors; steps are whole optimizer steps done.
+
+    Attributes:
+        possible_flops: What the machines that trained it could have done in `train_seconds`.
+        peak_memory_bytes: The most of all processes that trained it, one after the other.
+        resumes: How many of them went on with what another had saved, and saved in turn.
+        numerics_changed: What was another then, so that a resumed run is not one to the bit.
+        versions_changed: Likewise the versions of packages and the commit.
+        unfinished: What the last step measured, while its validation is still to come.
+    """
+
+    step: int = 0
+    train_seconds: float = 0.0
+    data_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    last_loss: float = math.nan
+    best_nll: float = math.inf
+    possible_flops: float = 0.0
+    peak_memory_bytes: int = 0
+    resumes: int = 0
+    numerics_changed: list[str] = field(default_factory=list)
+    versions_changed: list[str] = field(default_factory=list)
+    unfinished: dict[str, float] | None = None
+
+
+def state_of(
+    recipe: Recipe, progress: Progress, prepared: PreparedData, origin: Origin
+) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: enough to rebuild the model and find its data."""
+    values = dataclasses.asdict(progress)
+    # JSON has no infinity or NaN.
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+    settings = dataclasses.asdict(recipe)
+    return {
+        "progress": finite,
+        "seed": settings.pop("seed"),
+        "model": settings.pop("model"),
+        "settings": settings,
+        "data": {
+            "folder": str(prepared.folder.resolve()),
+            "fingerprint": prepared.fingerprint,
+            "tokenizer_sha256": prepared.tokenizer_sha256,
+        },
+        **dataclasses.asdict(origin),
+    }
+
+
+def resume(
+    checkpoint: Checkpoint,
+    checkpoints: RunCheckpoints,
+    recipe: Recipe,
+    prepared: PreparedData,
+    origin: Origin,
+    peak_flops: float,
+    say: Callable[[str], None],
+) -> Progress:
+    """Put a checkpoint back and return the progress it recorded."""
+    fingerprint = checkpoint.value("data.fingerprint", str)
+    if fingerprint != prepared.fingerprint:
+        raise TrainingError(
+            f"{checkpoint.path} was trained on data with fingerprint {fingerprint[:12]}, but "
+            f"{prepared.folder} now has {prepared.fingerprint[:12]}; give the run another run_name"
+        )
+    _require_same_recipe(checkpoint, recipe, say)
+    progress = _recorded(checkpoint, peak_flops)
+    checkpoints.put_back(checkpoint)
+    progress.resumes += 1
+    after = f"after step {progress.step}"
+    numerics_then = checkpoint.value("numerics", dict)
+    for key, now in origin.numerics.items():
+        if (was := numerics_then.get(key)) != now:
+            say(f"resuming, but not bit for bit: {key} was {was}, is {now}")
+            progress.numerics_changed.append(f"{key}: {was} -> {now} {after}")
+    software = flat({"versions": origin.versions, "git_commit": origin.git_commit})
+    for key, (was, now) in _changed(flat(checkpoint.state), software).items():
+        progress.versions_changed.append(f"{key.split('.')[-1]}: {was} -> {now} {after}")
+    say(f"resuming {checkpoint.path.parent.parent.name} {after}")
+    return progress
+
+
+def _recorded(checkpoint: Checkpoint, peak_flops: float) -> Progress:
+    """Return what a checkpoint says of how far the run was."""
+    recorded = checkpoint.value("progress", dict)
+    types = {name: type(value) for name, value in vars(Progress()).items()} | {"unfinished": dict}
+    progress = Progress(
+        **{
+            key: checkpoint.value(f"progress.{key}", types[key])
+            for key, value in recorded.items()
+            if value is not None
+        }
+    )
+    if progress.step != checkpoint.step:
+        raise RunError(
+            f"{checkpoint.path} is damaged: its state is that of step {progress.step}; remove that "
+            "folder to go on from an older checkpoint"
+        )
+    for key in progress.unfinished or {}:
+        checkpoint.value(f"progress.unfinished.{key}", float)
+    if "possible_flops" not in recorded:  # as all did before it was counted
+        progress.possible_flops = progress.train_seconds * peak_flops
+    return progress
+
+
+def _require_same_recipe(
+    checkpoint: Checkpoint, recipe: Recipe, say: Callable[[str], None]
+) -> None:
+    """Refuse a checkpoint of other settings, whatever config.yaml says; say which may be others."""
+    state = checkpoint.state
+    # Absent from checkpoints of earlier versions.
+    settings = state.get("settings", {})
+    old = flat({"seed": state["seed"], "model": state["model"], **settings})
+    new = flat(dataclasses.asdict(recipe))
+    changed = _changed(old, new)
+    is_same_step = sequences_per_step(old) == sequences_per_step(new)
+    barred = [key for key in changed if not (may_change(key) or (is_same_step and key in PASSES))]
+    listed = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changed.items())
+    if barred:
+        raise TrainingError(
+            f"{checkpoint.path} was trained with other settings ({listed}); give the run another "
+            "run_name"
+        )
+    if changed:
+        say(f"resuming with other settings: {listed}")
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys that both have with different values; one alone is another version's."""
+    return {key: (old[key], new[key]) for key in new if key in old and old[key] != new[key]}
