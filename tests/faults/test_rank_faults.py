@@ -66,7 +66,10 @@ def ranks(corpus_folder, prepared, tmp_path_factory):
 
 
 def ended(process, within=240):
-    out, err = process.communicate(timeout=within)
+    try:
+        out, err = process.communicate(timeout=within)
+    finally:
+        process.kill()  # its ranks follow
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
