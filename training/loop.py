@@ -280,6 +280,7 @@ def train(
                 raise _interrupted(asked, progress, budget) from None
             if nll < progress.best_nll:
                 progress.best_nll = nll
+                save(rng_tensors(device))
                 checkpoints.protect(progress.step)
         for step in range(progress.step, budget.num_steps):
             world.step = step + 1
