@@ -496,12 +496,13 @@ def _require_sound(arguments: Sequence[str]) -> None:
         ConfigError: Naming the key.
     """
     for argument in arguments:
-        key, _, value = argument.partition("=")
+        key, assigned, value = argument.partition("=")
         if not _CAN_BE_WRITTEN.fullmatch(argument):
             raise _no_text(key, value.strip("'"))  # for_hydra quotes
         folder = ROOT / "conf" / key
         # A number or a list in place of a file's name.
-        if re.fullmatch(r"\w+", key) and folder.is_dir() and not re.match(r"[A-Za-z_'\"$]", value):
+        is_choice = assigned and re.fullmatch(r"\w+", key) and folder.is_dir()
+        if is_choice and not re.match(r"[A-Za-z_'\"$]", value):
             names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
             raise ConfigError(f"{key} ({value}) must be one of: {names}")
 
