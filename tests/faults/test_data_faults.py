@@ -276,7 +276,7 @@ def test_a_wrong_width_for_the_vocabulary_is_refused(folder):
         (lambda m: m["tokenizer"].update(end_of_document_id=257), "not below 'vocab_size' 257"),
         (lambda m: m["baselines"].update(bigram_perplexity=None), "'bigram_perplexity': a number"),
         (lambda m: m["source"].update(corpora=[1]), "'source': an object is needed, not list"),
-        (lambda m: m.update(weights={"one": True}), "'weights': a number above 0"),
+        (lambda m: m.update(weights={"one": True}), "'weights': 'one': a number above 0"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused_by_key(folder, change, message):
@@ -569,6 +569,16 @@ def start_preparing(corpus, workers, tmp_path):
     )
 
 
+def is_alive(group):
+    """Look for a process of a group, and wait a little if there is one."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    time.sleep(0.02)
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_keeps_what_is_done_and_shows_no_traceback(tmp_path, workers):
@@ -588,10 +598,8 @@ def test_ctrl_c_keeps_what_is_done_and_shows_no_traceback(tmp_path, workers):
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1] == "kvlab: interrupted"
     assert f"what is done is kept in {partial}" in out
-    with pytest.raises(ProcessLookupError):  # nobody stays of the group
-        for _ in range(500):
-            os.killpg(process.pid, 0)
-            time.sleep(0.02)
+    # Nobody stays of the group.
+    assert any(not is_alive(process.pid) for _ in range(500))
     lines = []
     redone = prepare(settings, BYTES, lines.append)
     assert lines[0].startswith("going on preparing")
