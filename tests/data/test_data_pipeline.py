@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -726,6 +727,22 @@ def test_verify_names_the_file_with_a_flipped_bit(prepared):
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"train-00001\.npy.*sha256 differs"):
         PreparedData(prepared.folder).verify()
+
+
+def test_the_fingerprint_is_of_shards_tokenizer_and_weights_alone(prepared):
+    """Published results state it: another format of the manifest must not change it."""
+    manifest = json.loads((prepared.folder / "manifest.json").read_text())
+    content = {
+        "format_version": 2,
+        "tokenizer": manifest["tokenizer"]["sha256"]["tokenizer.json"],
+        "weights": {},
+        "shards": {
+            split: [shard["sha256"] for shard in entry["shards"]]
+            for split, entry in manifest["splits"].items()
+        },
+    }
+    text = json.dumps(content, sort_keys=True)
+    assert prepared.fingerprint == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_token_outside_the_vocabulary_is_refused_when_the_stream_is_opened(prepared):

@@ -276,7 +276,7 @@ def test_a_wrong_width_for_the_vocabulary_is_refused(folder):
         (lambda m: m["tokenizer"].update(end_of_document_id=257), "not below 'vocab_size' 257"),
         (lambda m: m["baselines"].update(bigram_perplexity=None), "'bigram_perplexity': a number"),
         (lambda m: m["source"].update(corpora=[1]), "'source': an object is needed, not list"),
-        (lambda m: m.update(weights={"one": True}), "'weights': a number above 0"),
+        (lambda m: m.update(weights={"one": True}), "'weights': 'one': a number above 0"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused_by_key(folder, change, message):
@@ -557,14 +557,6 @@ runpy.run_module("data.prepare", run_name="__main__")
 """
 
 
-def has_members(group):
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def start_preparing(corpus, workers, tmp_path):
     return subprocess.Popen(
         [sys.executable, "-c", SLOWLY, *overrides(corpus, shard_tokens=2000, num_workers=workers)],
@@ -575,6 +567,16 @@ def start_preparing(corpus, workers, tmp_path):
         text=True,
         start_new_session=True,
     )
+
+
+def is_alive(group):
+    """Look for a process of a group, and wait a little if there is one."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    time.sleep(0.02)
+    return True
 
 
 @pytest.mark.slow
@@ -596,10 +598,8 @@ def test_ctrl_c_keeps_what_is_done_and_shows_no_traceback(tmp_path, workers):
     assert "Traceback" not in err
     assert err.strip().splitlines()[-1] == "kvlab: interrupted"
     assert f"what is done is kept in {partial}" in out
-    deadline = time.monotonic() + 10
-    while has_members(process.pid):
-        assert time.monotonic() < deadline, "a worker stayed"
-        time.sleep(0.02)
+    # Nobody stays of the group.
+    assert any(not is_alive(process.pid) for _ in range(500))
     lines = []
     redone = prepare(settings, BYTES, lines.append)
     assert lines[0].startswith("going on preparing")

@@ -29,7 +29,7 @@ from tests.evaluation.runs import CONFIG, SUMMARY, quiet, write_run
 from tests.evaluation.test_variants import CARD, run
 from tracking.checkpoints import CheckpointStore
 from tracking.errors import RunError
-from training.loop import _validate
+from training.loop import _validate as validate
 from training.resumption import Recipe
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
@@ -195,10 +195,10 @@ def test_validating_leaves_the_model_in_training_and_its_likelihoods_alone(make_
     )
     torch.manual_seed(0)
     trained = GPT(config).train()
-    first = _validate(trained, prepared, recipe, CPU)
+    first = validate(trained, prepared, recipe, CPU, None, lambda: None)
     assert trained.training
     assert all(module.training for module in trained.modules())
-    assert _validate(trained, prepared, recipe, CPU) == first
+    assert validate(trained, prepared, recipe, CPU, None, lambda: None) == first
     alone = score(trained.eval(), prepared.stream("validation"), 32, 32)
     assert alone.window_nll == first.window_nll
     assert not trained.training
