@@ -97,11 +97,12 @@ def test_a_full_disk_is_one_line_with_path_and_sizes_and_nothing_is_lost(small_d
     run, store, log = started(small_disk)
     before = content_of(run.path)
     fill(small_disk)
-    with pytest.raises(WriteFailed, match=re.escape(name) if "0003" not in name else "") as caught:
+    with pytest.raises(WriteFailed, match=r"\d+ bytes needed, \d+ bytes free") as caught:
         WRITES[name](run, store, log)
     line = str(caught.value)
+    # A checkpoint that cannot fit is refused before its name is needed.
+    assert str(run.path / name) in line or name == "checkpoints/00000003"
     assert str(run.path) in line
-    assert re.search(r"\d+ bytes needed, \d+ bytes free", line)
     assert "No space left on device" in line or "not enough disk space" in line
     assert "\n" not in line
     require_nothing_lost(run, before)
@@ -138,7 +139,7 @@ def test_a_disk_that_became_read_only_is_one_line_and_nothing_is_lost(small_disk
 
 
 SMALL = (
-    *("debug=smoke", "tracking=none", "trainer.keep_last=2", "trainer.max_tokens=65536"),
+    *("debug=smoke", "tracking=none", "trainer.keep_last=2", "trainer.max_tokens=16384"),
     *("trainer.checkpoint_every_steps=5", "trainer.log_every_steps=1", "run_name=run"),
 )
 """Enough steps to be in the middle of when one is seen in the log."""

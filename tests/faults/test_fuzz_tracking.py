@@ -55,6 +55,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def put(path, data):
+    """Write a file anew: some file systems flush one that is cut and written again."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
 def some(genuine, random):
     """Return a damaged JSON file, damaged as text or as values."""
     if random.random() < 0.3:
@@ -67,7 +73,7 @@ def fuzz_summary(folder):
     run.create()
 
     def read(random):
-        run.summary_path.write_bytes(some(SUMMARY, random))
+        put(run.summary_path, some(SUMMARY, random))
         summary = run.read_summary()
         # As the entry points use it.
         if summary.get("finished"):
@@ -88,7 +94,7 @@ def fuzz_metrics(folder):
         if random.random() < 0.5:
             damaged[random.randrange(len(lines))] = mutated_json(random.choice(METRICS), random)
         data = b"\n".join(damaged) + b"\n" * random.randint(0, 1)
-        path.write_bytes(mutated_bytes(data, random) if random.random() < 0.5 else data)
+        put(path, mutated_bytes(data, random) if random.random() < 0.5 else data)
         records = read_metrics(path)
         # A second reading of what is kept: nothing is written that would be refused.
         MetricsLog(path).drop_after(1)
@@ -110,7 +116,7 @@ def fuzz_config(folder):
     genuine = read_configuration(path)
 
     def read(random):
-        path.write_bytes(mutated_bytes(CONFIG.encode(), random))
+        put(path, mutated_bytes(CONFIG.encode(), random))
         differences(genuine, read_configuration(path))
 
     return read
@@ -121,7 +127,7 @@ def fuzz_samples(folder):
     run.create()
 
     def read(random):
-        run.samples_path.write_bytes(mutated_bytes("def f(x):\n    ü\n".encode(), random))
+        put(run.samples_path, mutated_bytes("def f(x):\n    ü\n".encode(), random))
         assert len(run.read_sample()) <= 20_000
 
     return read
@@ -131,7 +137,7 @@ def fuzz_lock_owner(folder):
     path = folder / ".lock-owner.json"
 
     def read(random):
-        path.write_bytes(some({"pid": 7, "host": "a", "since": "2026-01-01"}, random))
+        put(path, some({"pid": 7, "host": "a", "since": "2026-01-01"}, random))
         text = run_folder._owner(path)
         assert len(text) < 2000
         assert "\x1b" not in text
@@ -146,7 +152,7 @@ def fuzz_best(folder):
         save(store, step, "whole")
 
     def read(random):
-        (folder / "checkpoints" / "best.json").write_bytes(some({"step": 10, "before": 20}, random))
+        put(folder / "checkpoints" / "best.json", some({"step": 10, "before": 20}, random))
         assert store.protected_step() in (10, 20, None)
 
     return read
@@ -158,7 +164,7 @@ def fuzz_manifest(folder):
 
     def read(random):
         data = some(genuine, random)
-        (path / "manifest.json").write_bytes(data)
+        put(path / "manifest.json", data)
         found = manifest.read_manifest(path)
         for name in found.files:
             manifest.verify_file(path, found, name)
@@ -178,7 +184,7 @@ def fuzz_state(folder):
     path = save(CheckpointStore(folder, 1), 20, "whole")
 
     def read(random):
-        (path / "state.json").write_bytes(some(STATE, random))
+        put(path / "state.json", some(STATE, random))
         listed(path)
         state = read_state(path)
         try:
@@ -206,7 +212,7 @@ def fuzz_tensors(folder):
     def read(random):
         forged = random.random() < 0.6
         new = safetensors(mutated_json(header, random), data) if forged else None
-        file.write_bytes(new or mutated_bytes(genuine, random))
+        put(file, new or mutated_bytes(genuine, random))
         listed(path)
         for tensor in read_checkpoint(path, names=["model"]).tensors["model"].values():
             assert tensor.numel() * tensor.element_size() <= len(file.read_bytes())
@@ -238,7 +244,7 @@ def fuzz_shards(folder):
             new = safetensors(mutated_json(header, random), data)
         else:
             new = mutated_bytes(genuine, random)
-        file.write_bytes(new)
+        put(file, new)
         listed(path)
         for tensor in read_checkpoint(path).tensors["model"].values():
             assert tensor.numel() * tensor.element_size() <= 2 * len(genuine)
@@ -257,25 +263,25 @@ def fuzz_any_file_of_a_checkpoint(folder):
     def read(random):
         name = random.choice(names)
         damaged = mutated_bytes(contents[name], random)
-        (path / name).write_bytes(damaged)
+        put(path / name, damaged)
         try:
             read_checkpoint(path)
             assert damaged == contents[name]
         finally:
-            (path / name).write_bytes(contents[name])
+            put(path / name, contents[name])
 
     return read
 
 
 INPUTS = {
-    fuzz_summary: 8_000,
-    fuzz_metrics: 5_000,
+    fuzz_summary: 11_000,
+    fuzz_metrics: 4_000,
     fuzz_config: 1_500,
     fuzz_samples: 2_000,
-    fuzz_lock_owner: 7_000,
-    fuzz_best: 12_000,
-    fuzz_manifest: 7_000,
-    fuzz_state: 4_000,
+    fuzz_lock_owner: 14_000,
+    fuzz_best: 7_000,
+    fuzz_manifest: 6_000,
+    fuzz_state: 3_500,
     fuzz_tensors: 2_000,
     fuzz_shards: 600,
     fuzz_any_file_of_a_checkpoint: 2_000,

@@ -351,8 +351,9 @@ def test_first_save_is_verified_and_a_difference_stops_it(store, tmp_path, monke
     assert names_in(tmp_path / "checkpoints") == []
 
 
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
 def test_files_are_synced_then_the_folder_then_renamed_and_old_ones_deleted_last(
-    store, tmp_path, monkeypatch
+    store, tmp_path, monkeypatch, kind
 ):
     for step in (10, 20):
         store.save(step, *content(step))
@@ -367,24 +368,34 @@ def test_files_are_synced_then_the_folder_then_renamed_and_old_ones_deleted_last
 
         monkeypatch.setattr(os, name, wrapper)
 
-    record("fsync", lambda fd: (Path(f"/proc/self/fd/{fd}").readlink().name,))
+    def name_of(file):
+        number = file if isinstance(file, int) else file.fileno()
+        return (Path(f"/proc/self/fd/{number}").readlink().name,)
+
+    record("fsync", name_of)
     record("rename", lambda a, b: (Path(a).name, Path(b).name))
     record("replace", lambda a, b: (Path(b).name,))
     record("unlink", lambda path: (Path(path).name,))
-    store.save(30, *content(30))
+    if kind == "sharded":
+        save_sharded(store, 30)
+    else:
+        store.save(30, *content(30))
     monkeypatch.undo()
     publish = calls.index(("rename", ".tmp-30", "00000030"))
     before, after = calls[:publish], calls[publish + 1 :]
     last = {call[1:]: index for index, call in enumerate(before) if call[0] == "fsync"}
     order = [index for index, call in enumerate(before) if call == ("replace", "manifest.json")]
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        assert last[(name,)] < order[0]
+    part = "-shard-00001" if kind == "sharded" else ""
+    for name in ("model", "optimizer"):
+        assert last[(f"{name}{part}.safetensors",)] < order[0]
     assert before.index(("replace", "state.json")) < order[0]
     assert before[-1] == ("fsync", ".tmp-30")
     assert after[0] == ("fsync", "checkpoints")
     assert after[1] == ("rename", "00000010", ".tmp-removed-10")
     assert {call[0] for call in after[2:]} == {"unlink"}
-    assert not any(call[0] in ("unlink", "rename") for call in before)
+    # But that the shards got their names, nothing was moved or removed.
+    assert not any(call[0] == "unlink" for call in before)
+    assert all("-shard-" in call[2] for call in before if call[0] == "rename")
 
 
 MUTATING = ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir", "chmod")
