@@ -168,6 +168,8 @@ def test_summary_has_every_documented_key_and_its_perplexity_is_that_of_the_weig
     }
     assert summary["validation_perplexity"] == pytest.approx(math.exp(summary["validation_nll"]))
     assert summary["kv_cache_bytes_measured"] == summary["kv_cache_bytes_per_token"]
+    # Windows of 32 tokens and the next one; the stream's first token is no target.
+    assert summary["tokens_dropped"] == (prepared.splits["train"].tokens - 1) % 32
     assert folder.samples_path.read_text().startswith("def ")
 
 
