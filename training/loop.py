@@ -308,6 +308,7 @@ def train(
                 "peak_memory_bytes": max(peak_memory_before, peak_memory_bytes(device)),
                 "versions": origin.versions,
                 "git_commit": origin.git_commit,
+                "tokens_dropped": windows.tokens_dropped,
                 "finished": True,
             }
             _report(summary, mirror)

@@ -490,6 +490,15 @@ def test_an_unlisted_file_is_refused_by_name(originals, tmp_path, kind):
     assert "\x1b" not in str(caught.value)
 
 
+def test_a_hidden_file_is_no_damage_unless_it_could_be_read_as_tensors(originals, tmp_path, kind):
+    newest = shutil.copytree(originals / kind, tmp_path / "checkpoints") / "00000020"
+    (newest / ".DS_Store").write_bytes(b"of a file manager")
+    assert_holds(read_checkpoint(newest), 20)
+    write_shard(newest / ".model.safetensors", {"w": (torch.zeros(6, 7), 0)})
+    with pytest.raises(RunError, match="does not belong to the checkpoint"):
+        read_checkpoint(newest)
+
+
 def test_shapes_of_honest_shards_are_those_of_the_tensors(originals):
     found = shapes(originals / "sharded" / "00000020")
     tensors, _ = content(20)
