@@ -86,7 +86,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise RunError(f"{path} is damaged: unexpected keys {sorted(content)}")
     step, files = _checked_step(content["step"], path), _checked_files(content["files"], path)
     for name in modes:
-        # What a file manager or a network disk leaves is hidden, and no reader takes it for tensors.
+        # What a file manager or a network disk leaves is hidden, and is read by nothing.
         is_harmless = name.startswith(".") and not name.endswith(".safetensors")
         if name not in files and name != FILE_NAME and not is_harmless:
             raise RunError(
