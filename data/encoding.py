@@ -1,6 +1,5 @@
 """Text to token ids, on all cores, in the order in which it came."""
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -8,7 +7,7 @@ import os
 import re
 import signal
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -229,31 +228,18 @@ def encode_in_order(
 def _submitted(pool: Any, tokenizer_folder: Path, batch: Sequence[str]) -> Any:
     """Hand a batch to a pool, which may have to start processes for it."""
     try:
-        with _without_interrupts():
-            return pool.submit(_encode_in_worker, str(tokenizer_folder), batch)
+        return pool.submit(_encode_in_worker, str(tokenizer_folder), batch)
     except OSError as error:
         raise DataError(
             f"cannot start a process that encodes text ({error.strerror}); set data.num_workers=1"
         ) from error
 
 
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Start processes that never hear Ctrl-C: it is this one's to end them.
-
-    A signal mask is inherited, from the first instruction on; an interrupt that comes meanwhile
-    is delivered at the end.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start_worker(parent: int) -> None:
     # The processes are the parallelism.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Ctrl-C reaches the whole group; it is the parent's to end its processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
 
 

@@ -124,7 +124,7 @@ def _disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """Say what failed while something of the Hub was read, and what to do; no full stop."""
     from huggingface_hub import constants
 

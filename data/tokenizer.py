@@ -128,7 +128,9 @@ def load_pretrained(path: str) -> BuiltTokenizer:
         wrapped = load() if is_local else watched(what, load, alternative)
     except DataError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not _is_of_the_library(error):
+            raise
         where = " from the local cache (HF_HUB_OFFLINE=1)" if not is_local and is_offline() else ""
         raise DataError(
             f"tokenizer.path ({path!r}): cannot load a tokenizer{where}: {explain(error)}"
@@ -203,6 +205,11 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     return tokenizer
 
 
+def _is_of_the_library(error: BaseException) -> bool:
+    # What panics in Rust is no Exception, and its class cannot be imported.
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def _parsed(text: str, path: Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
@@ -210,8 +217,7 @@ def _parsed(text: str, path: Path) -> "Tokenizer":
         tokenizer = Tokenizer.from_str(text)
         ids = tokenizer.get_vocab(with_added_tokens=True).values()
     except BaseException as error:
-        # What panics in Rust is no Exception, and its class cannot be imported.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not _is_of_the_library(error):
             raise
         raise DataError(f"{path} is not a tokenizer ({error})") from error
     if not ids:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
 from data.settings import DataSettings, TokenizerSettings
 from data.shards import TokenStream
+from data.tokenizer import load_pretrained, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 BYTES = TokenizerSettings(name="bytes", kind="bytes")
@@ -168,6 +170,27 @@ def test_a_file_of_another_corpus_is_refused_by_name(folder, other, name):
 
 def test_the_undamaged_folder_is_read(genuine, folder):
     assert read_everything(folder) == read_everything(genuine.folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////w=="}},
+    ],
+    ids=["merge", "map of characters"],
+)
+def test_a_tokenizer_that_makes_the_library_panic_is_refused(folder, change, capfd):
+    path = folder / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text()) | change
+    if "model" in change:  # longer than the second part of a merge
+        content["model"]["continuing_subword_prefix"] = "####"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"tokenizer\.json is not a tokenizer"):
+        load_tokenizer(path.parent)
+    with pytest.raises(DataError, match=r"tokenizer\.path .*cannot load a tokenizer"):
+        load_pretrained(str(path.parent))
+    assert "panicked" in capfd.readouterr().err
 
 
 def test_two_shards_of_equal_size_cannot_change_places(folder):
@@ -567,6 +590,36 @@ def start_preparing(corpus, workers, tmp_path):
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_processes_that_encode_do_not_hear_ctrl_c(corpus, genuine, monkeypatch):
+    commit = packing.Packer._commit
+    told = set()
+
+    def interrupt_children(self):
+        commit(self)
+        for children in Path("/proc/self/task").glob("*/children"):
+            for child in set(map(int, children.read_text().split())) - told:
+                wait_until_ignored(child)
+                os.kill(child, signal.SIGINT)
+                told.add(child)
+
+    monkeypatch.setattr(packing, "_BATCH_CHARACTERS", 200)
+    monkeypatch.setattr(packing.Packer, "_commit", interrupt_children)
+    prepared = prepare(settings_for(corpus, num_workers=2), BYTES, quiet)
+    assert len(told) >= 2
+    assert prepared.fingerprint == genuine.fingerprint
+
+
+def wait_until_ignored(process):
+    """Wait until a process that is starting ignores SIGINT."""
+    for _ in range(1000):
+        (line,) = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+        if int(line, 16) >> (signal.SIGINT - 1) & 1:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"process {process} would be interrupted")
 
 
 def is_alive(group):
