@@ -5,7 +5,6 @@ misspelt key has nowhere to go), checks every value, and only then calls the job
 """
 
 import argparse
-import contextlib
 import dataclasses
 import difflib
 import errno
@@ -236,8 +235,14 @@ def _divide(numerator: int, denominator: int) -> int:
     return numerator // denominator
 
 
+# Where things are, and whose: a cluster's conf/local may need them.
+_HARMLESS_VARIABLE = re.compile(r"HOME|USER|LOGNAME|SCRATCH|TMPDIR|SLURM_JOB_ID|SLURM_TMPDIR")
+
+
 def _root_folder(name: str, default: str | None = None) -> str:
     """Stand in for `${oc.env:...}`, which would let a file put a key into what is written."""
+    if _HARMLESS_VARIABLE.fullmatch(name):
+        return os.environ.get(name, default or "")
     if name != "PROJECT_ROOT":
         raise ValueError(
             f"a configuration cannot read the environment variable {name}, whose value would be "
@@ -502,7 +507,8 @@ def _require_sound(arguments: Sequence[str]) -> None:
         folder = ROOT / "conf" / key
         # A number or a list in place of a file's name.
         is_choice = assigned and re.fullmatch(r"\w+", key) and folder.is_dir()
-        if is_choice and not re.match(r"[A-Za-z_'\"$]", value):
+        is_there = "/" not in value and (folder / f"{value}.yaml").is_file()
+        if is_choice and not is_there and not re.match(r"[A-Za-z_'\"$]", value):
             names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
             raise ConfigError(f"{key} ({value}) must be one of: {names}")
 
@@ -696,8 +702,10 @@ def _refused_by_the_machine(error: BaseException) -> str:
 
 def complain(message: object) -> None:
     """Print one line on stderr."""
-    with contextlib.suppress(BrokenPipeError):
+    try:
         say(f"kvlab: {' '.join(str(message).split())}", file=sys.stderr)
+    except OSError:  # nobody reads any more, and the exit status is still to be right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def say(text: str, end: str = "\n", file: TextIO | None = None) -> None:

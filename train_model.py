@@ -49,9 +49,7 @@ def main(config: run_config.TrainConfig) -> None:
     timeout = config.trainer.rank_timeout_seconds
     with joined(config.trainer.device, run_config.tell, timeout) as world:
         world.share_of(budget.sequences_per_pass)
-        folder = world.from_main(
-            lambda: str(prepare(config.data, config.tokenizer, run_config.say).folder)
-        )
+        folder = world.from_main(lambda: str(prepare(config.data, config.tokenizer, _say).folder))
         prepared = PreparedData(Path(folder))
         asked = config.model
         config = _with_tokenizer(config, prepared)

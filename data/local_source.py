@@ -302,7 +302,9 @@ def open_local(settings: DataSettings) -> Corpus:
         entries = []
         for (file, name), state, number in zip(used, states, documents, strict=True):
             entry = {"file": file.relative, "split": name, "bytes": state[0], "documents": number}
-            entries.append(entry | ({"sha256": _hash(file, state)} if number else {}))
+            # Where a limit ends the reading early, most of a file may be no part of this.
+            is_read = number and not (name == TRAIN and settings.max_train_tokens)
+            entries.append(entry | ({"sha256": _hash(file, state)} if is_read else {}))
         return {"files": entries}
 
     return Corpus(

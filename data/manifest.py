@@ -16,6 +16,8 @@ from data.tokenizer import TOKENIZER_FILES
 MANIFEST = "manifest.json"
 # Of the manifest alone: the name and the fingerprint of prepared data do not depend on it.
 MANIFEST_VERSION = 3
+# Read, too: without a hash of its own, but with those of all files.
+_UNSEALED_VERSION = 2
 # It lists every source file; a million of them fit.
 _MAX_BYTES = 2**29
 _MAX_VOCABULARY = 2**32
@@ -117,9 +119,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = read_json(path, _MAX_BYTES)
         version = content.get("format_version")
-        if version != MANIFEST_VERSION or type(version) is not int:
+        if type(version) is not int or version not in (_UNSEALED_VERSION, MANIFEST_VERSION):
             raise DataError(f"{path} has format {version}, not {MANIFEST_VERSION}; {again}")
-        return _manifest(unsealed(content))
+        return _manifest(content if version == _UNSEALED_VERSION else unsealed(content))
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: {folder} is no prepared corpus") from error
     except OSError as error:

@@ -283,6 +283,7 @@ class TokenStream:
         self, paths: Sequence[Path], vocab_size: int, sha256: Sequence[str] | None = None
     ) -> None:
         self._paths = list(paths)
+        self._sha256 = sha256
         self._vocab_size = vocab_size
         self._open: dict[int, Shard] = {}
         self._identities: list[Identity] = []
@@ -291,14 +292,14 @@ class TokenStream:
         for k, path in enumerate(self._paths):
             shard = Shard(path)
             if sha256 is not None:
-                self._verify(shard, sha256[k])
+                self._verify(shard, sha256[k], self._starts[k])
             self._identities.append(shard.identity)
             self._starts.append(self._starts[-1] + len(shard))
 
-    def _verify(self, shard: Shard, sha256: str) -> None:
+    def _verify(self, shard: Shard, sha256: str, position: int) -> None:
         known = shard.identity, sha256, self._vocab_size
         if known not in _verified:
-            shard.verify(sha256, self._vocab_size, self._starts[-1])
+            shard.verify(sha256, self._vocab_size, position)
             # A file system's clock ticks: another change in the same tick would look the same.
             if abs(time.time_ns() - shard.identity[3]) > _TICK_NS:
                 _verified.add(known)
@@ -313,10 +314,14 @@ class TokenStream:
                 del self._open[next(iter(self._open))]
             shard = Shard(self._paths[k])
             if shard.identity != self._identities[k]:
-                raise DataError(
-                    f"shard {self._paths[k]} was changed while it was in use; restore it, or "
-                    f"delete {self._paths[k].parent} and prepare again"
-                )
+                if self._sha256 is None:
+                    raise DataError(
+                        f"shard {self._paths[k]} was changed while it was in use; restore it, or "
+                        f"delete {self._paths[k].parent} and prepare again"
+                    )
+                # Some network file systems number their files anew.
+                self._verify(shard, self._sha256[k], self._starts[k])
+                self._identities[k] = shard.identity
             self._open[k] = shard
         return self._open[k]
 

@@ -326,6 +326,7 @@ def _written_beside(
     """Write a report beside where it belongs, to be moved: half of one is never seen there."""
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with this number
         temporary.mkdir(parents=True, exist_ok=True)
         _write_report(temporary, folder.name, groups, facts)
         yield temporary

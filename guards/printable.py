@@ -1,6 +1,10 @@
 """Showing text that somebody else wrote."""
 
+import re
 import unicodedata
+
+# What joins and parts letters in Persian, emoji and hyphenated words is invisible, no command.
+_HARMLESS = "\n\t\u200c\u200d\u00ad"
 
 
 def printable(text: str) -> str:
@@ -10,12 +14,13 @@ def printable(text: str) -> str:
         text: Any text, also with lone surrogates.
 
     Returns:
-        The same, where line feeds and tabs stay, and all other control, format, surrogate and
-        private characters are Python's escapes: every encoding of Unicode can hold it.
+        The same, where line ends are line feeds, and control, format, surrogate and private
+        characters are Python's escapes, but for tabs and what joins letters: every encoding of
+        Unicode can hold it.
     """
     return "".join(
         letter
-        if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co")
+        if letter in _HARMLESS or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co")
         else letter.encode("unicode_escape").decode()
-        for letter in text
+        for letter in re.sub("\r\n", "\n", text)
     )

@@ -5,6 +5,8 @@ import os
 import stat
 from pathlib import Path
 
+_PIECE_BYTES = 1 << 20
+
 
 def read_regular_file(path: Path, max_bytes: int) -> bytes:
     """Read a whole file that must be one: no link out of its folder, no pipe, nothing endless.
@@ -25,13 +27,14 @@ def read_regular_file(path: Path, max_bytes: int) -> bytes:
         raise
     try:
         _require_plain(os.fstat(descriptor), path, max_bytes)
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            data = file.read(max_bytes + 1)
+        data = bytearray()
+        while len(data) <= max_bytes and (piece := os.read(descriptor, _PIECE_BYTES)):
+            data += piece
     finally:
         os.close(descriptor)
     if len(data) > max_bytes:  # it grew
         raise _refused(errno.EFBIG, f"it holds more than {max_bytes} bytes", path)
-    return data
+    return bytes(data)
 
 
 def require_regular_file(path: Path, max_bytes: int | None = None) -> None:

@@ -1,6 +1,7 @@
 """What all tests share: no network, no wandb, and a corpus small enough to train on in seconds."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,12 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the other worker has the other core
+
+# A shell may start this where Ctrl-C and a closing terminal are ignored, which processes inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 LINE = "def f{0}(x):\n    return x + {0}  # the {0}. function\n"
 

@@ -487,7 +487,7 @@ def test_prepare_inspect_and_verify(prepare, tmp_path):
     for words in (["verify"], ["verify", f"folder={folder}"]):
         broken = prepare(*words)
         assert broken.returncode == 2
-        assert f"{shard} is missing or not what was written" in last_line(broken)
+        assert f"{shard} is not what was written" in last_line(broken)
     wrong = prepare("verify", f"folder={tmp_path}")
     assert wrong.returncode == 2
     assert "is no prepared corpus" in last_line(wrong)

@@ -397,7 +397,8 @@ class CheckpointStore:
     def _require_no_link(self) -> None:
         if self._folder.is_symlink():
             raise RunError(
-                f"{self._folder} is a symbolic link; remove it, or make the runs folder the link"
+                f"{self._folder} is a symbolic link; move the folder that it leads to into its "
+                "place, or make the folder of all runs the link"
             )
 
     def _path(self, step: int) -> Path:

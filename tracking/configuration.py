@@ -12,7 +12,7 @@ from tracking.disk import one_line
 from tracking.errors import RunError
 
 # Ten times what is written; PyYAML is slow.
-_MAX_BYTES = 64 << 10
+_MAX_BYTES = 4 << 20
 _MAX_DEPTH = 20
 
 # A run may be resumed with other values of these: they change what is watched, and where it runs;

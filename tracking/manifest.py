@@ -67,6 +67,8 @@ def read_manifest(folder: Path) -> Manifest:
     for name, mode in modes.items():
         # What reads a folder of shards opens all of them, and would wait at a pipe.
         if not stat.S_ISREG(mode):
+            if not _could_be_read(name):
+                continue
             raise RunError(f"{folder / printable(name)} is damaged: it is not a regular file")
         if _is_pickle(folder / name):
             raise RunError(
@@ -86,14 +88,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise RunError(f"{path} is damaged: unexpected keys {sorted(content)}")
     step, files = _checked_step(content["step"], path), _checked_files(content["files"], path)
     for name in modes:
-        # What a file manager or a network disk leaves is hidden, and is read by nothing.
-        is_harmless = name.startswith(".") and not name.endswith(".safetensors")
-        if name not in files and name != FILE_NAME and not is_harmless:
+        if name not in files and name != FILE_NAME and _could_be_read(name):
             raise RunError(
                 f"{folder / printable(name)} does not belong to the checkpoint, or {FILE_NAME} is "
                 "damaged, which does not list it"
             )
     return Manifest(step, files)
+
+
+def _could_be_read(name: str) -> bool:
+    """Tell what takes part in a checkpoint from a note or a file manager's folder beside it."""
+    return name.endswith((".safetensors", ".json"))
 
 
 def verify_file(folder: Path, manifest: Manifest, name: str) -> None:

@@ -18,8 +18,8 @@ from tracking.disk import one_line, write_failure
 from tracking.errors import RunError, WriteFailed
 from tracking.plain_json import load_plain
 
-# Some million records.
-_MAX_BYTES = 256 << 20
+# Far more steps than anybody trains.
+_MAX_BYTES = 64 << 30
 
 
 class MetricsLog:

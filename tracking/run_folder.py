@@ -1,5 +1,6 @@
 """The folder of one run: its name, the paths in it, its lock, configuration and summary."""
 
+import errno
 import os
 import re
 import socket
@@ -125,6 +126,8 @@ class RunFolder:
                 "another run_name"
             ) from None
         except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", None) in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+                raise write_failure(lock_path, error) from error
             raise RunError(
                 f"cannot lock {self.path}: {one_line(error)}; put the runs folder on a file "
                 "system that supports locks and that you may write to"

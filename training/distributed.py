@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from training.ranks import Place, place
 
 # For the others to find, too, that a rank is lost.
 _LOSS_SECONDS = 3.0
+# For the last words of a rank that gives another up.
+_LAST_WORDS_SECONDS = 15.0
 _LOST = "lost"
 _ENDED = "ended"
 _REASON = "ended/reason"
@@ -141,6 +143,16 @@ class World:
             return value
         return json.loads(self._wait_for(key))
 
+    def meet(self) -> None:
+        """Wait until every rank is here, for as long as each gives signs of life."""
+        if self.size == 1:
+            return
+        self._turn += 1
+        key = f"meeting/{self._turn}"
+        if self._store.add(key, 1) == self.size:
+            self._store.set(f"{key}/all", "")
+        self._wait_for(f"{key}/all")
+
     @contextmanager
     def telling(self, resume_hint: Callable[[], str] | None = None) -> Iterator[None]:
         """Let an error of one rank end them all, told once; a process alone just raises it.
@@ -188,9 +200,13 @@ class World:
 
     def _give_up(self, rank: int) -> None:
         """Tell that a rank is silent, and end this process, from the heartbeat's thread."""
-        self._end(self._loss([rank], timed_out=True))
-        # The main thread may be waiting for that rank in a call that nothing interrupts.
-        os._exit(1)
+        # The main thread may wait for that rank in a call that nothing interrupts; telling asks a
+        # disk, which may hang.
+        threading.Timer(_LAST_WORDS_SECONDS, os._exit, [1]).start()
+        try:
+            self._end(self._loss([rank], timed_out=True))
+        finally:
+            os._exit(1)
 
     def _lost_ranks(self) -> list[int]:
         """Return the ranks that have not found by themselves that one is lost."""
@@ -336,7 +352,11 @@ def alone(device_name: str = "auto") -> World:
 
 def _family() -> list[str | int]:
     """Return what ranks whose process ids name the same processes have in common."""
-    return [socket.gethostname(), os.getppid()]
+    family: list[str | int] = [socket.gethostname(), os.getppid()]
+    with suppress(OSError):  # Linux alone has these, and the containers that need them
+        family.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        family.append(str(Path("/proc/self/ns/pid").readlink()))
+    return family
 
 
 def _own_part_of_store() -> Any:
@@ -370,6 +390,10 @@ def newest_checkpoint_hint(folder: Path) -> str:
         folder: Of a run's checkpoints.
     """
     from tracking.checkpoints import CheckpointStore
+    from tracking.errors import RunError
 
-    steps = CheckpointStore(folder, 1, read_only=True).steps()
+    try:
+        steps = CheckpointStore(folder, 1, read_only=True).steps()
+    except RunError as error:
+        return f"({error})"
     return f"from the checkpoint of step {steps[-1]}" if steps else "from the beginning"

@@ -4,6 +4,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+# In a row, after which the store is taken to be gone.
+_FAILURES = 3
+
 
 class Heartbeat:
     """Gives this rank's sign of life in a thread of its own, and watches those of others.
@@ -46,22 +49,27 @@ class Heartbeat:
         pause = min(5.0, self._limit_seconds / 10)
         last: dict[int, bytes] = {}
         silent = dict.fromkeys(self._watched, 0.0)
-        turn = 0
-        try:
-            while not self._stopped.wait(pause):
-                turn += 1
+        turn = failures = 0
+        while failures < _FAILURES and not self._stopped.wait(pause):
+            turn += 1
+            try:
                 self._store.set(_key(self._rank), str(turn))
-                for rank in self._watched:
-                    now = self._store.get(_key(rank)) if self._store.check([_key(rank)]) else None
-                    is_silent = now is not None and now == last.get(rank)
-                    silent[rank] = silent[rank] + pause if is_silent else 0.0
-                    if now is not None:
-                        last[rank] = now
-                    if silent[rank] > self._limit_seconds and not self._stopped.is_set():
-                        self._on_silence(rank)
-                        return
-        except RuntimeError:  # the store is gone with its host, and torchrun with it
-            return
+                found = {rank: self._found(rank) for rank in self._watched}
+                failures = 0
+            except RuntimeError:  # busy for too long, or gone with its host, and torchrun with it
+                failures += 1
+                continue
+            for rank, now in found.items():
+                is_silent = now is not None and now == last.get(rank)
+                silent[rank] = silent[rank] + pause if is_silent else 0.0
+                if now is not None:
+                    last[rank] = now
+                if silent[rank] > self._limit_seconds and not self._stopped.is_set():
+                    self._on_silence(rank)
+                    return
+
+    def _found(self, rank: int) -> bytes | None:
+        return self._store.get(_key(rank)) if self._store.check([_key(rank)]) else None
 
 
 def _key(rank: int) -> str:

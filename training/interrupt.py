@@ -34,7 +34,8 @@ class InterruptRequest:
     """While entered, remembers the first signal in `name`; Ctrl-C after it leaves at once.
 
     Other signals may come again and change nothing: schedulers send theirs twice, and have SIGKILL
-    for a process that takes too long. A SIGHUP that is ignored, as under nohup, stays so.
+    for a process that takes too long. A SIGHUP that is ignored, as under nohup, stays so, and so
+    does what a launcher does at SIGUSR1 or SIGUSR2.
 
     Args:
         is_one_of_many: Of the ranks of torchrun, which asks the others to end as soon as one has.
@@ -50,6 +51,9 @@ class InterruptRequest:
         for number in SIGNALS:
             previous = signal.getsignal(number)
             if number.name == "SIGHUP" and previous is signal.SIG_IGN:
+                continue
+            # A launcher's own, which has the job queued again, as submitit's.
+            if number.name.startswith("SIGUSR") and callable(previous):
                 continue
             self._previous[number] = previous
             signal.signal(number, self._remember)

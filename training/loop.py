@@ -90,6 +90,8 @@ def train(
     budget = make_budget(trainer, recipe.schedule, context)
     windows = TrainingWindows(prepared.training_streams(), context, recipe.seed)
     world = world or alone(trainer.device)
+    # To verify the data takes each rank its time, which is no silence.
+    world.meet()
     device = world.device
     share = world.share_of(budget.sequences_per_pass)
     sharded = trainer.parallelism == "fsdp" and world.size > 1
@@ -202,9 +204,9 @@ def train(
         return nll
 
     with (
+        InterruptRequest(is_one_of_many=world.size > 1) as interrupt,
         contextlib.closing(metrics),
         contextlib.closing(batches),
-        InterruptRequest(is_one_of_many=world.size > 1) as interrupt,
         tqdm(
             total=budget.num_steps,
             initial=progress.step,
@@ -224,7 +226,7 @@ def train(
                 nll = conclude(progress.unfinished)
             except StopAsked as asked:
                 raise _interrupted(asked, progress, budget) from None
-            if nll < progress.best_nll:
+            if world.any(nll < progress.best_nll):
                 progress.best_nll = nll
                 save(rng_tensors(device), is_best=True)
         for step in range(progress.step, budget.num_steps):

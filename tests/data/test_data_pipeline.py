@@ -729,6 +729,19 @@ def test_verify_names_the_file_with_a_flipped_bit(prepared):
         PreparedData(prepared.folder).verify()
 
 
+def test_a_folder_prepared_before_manifests_had_a_hash_is_read_and_verified(prepared):
+    path = prepared.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["content_sha256"]
+    path.write_text(json.dumps(manifest | {"format_version": 2}))
+    again = PreparedData(prepared.folder)
+    assert again.fingerprint == prepared.fingerprint
+    again.verify()
+    path.write_text(json.dumps(manifest))  # a present one has its hash
+    with pytest.raises(DataError, match="damaged"):
+        PreparedData(prepared.folder)
+
+
 def test_the_fingerprint_is_of_shards_tokenizer_and_weights_alone(prepared):
     """Published results state it: another format of the manifest must not change it."""
     manifest = json.loads((prepared.folder / "manifest.json").read_text())

@@ -171,7 +171,7 @@ SECRET = "canary-0123456789-canary-0123456789-canary"
     [
         ("train", "tracking.tags=['${oc.env:WANDB_API_KEY}']"),
         ("train", "run_name=${oc.env:WANDB_API_KEY}"),
-        ("train", "run_name=${oc.env:HOME,x}"),
+        ("train", "run_name=${oc.env:PATH,x}"),
         ("train", "run_name=${oc.decode:${oc.env:WANDB_API_KEY}}"),
         ("train", "run_name=${env:WANDB_API_KEY}"),
         ("eval", "report_name=${oc.env:WANDB_API_KEY}"),

@@ -288,5 +288,5 @@ def files_of(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in Path(folder).rglob("*")
-        if path.is_file()
+        if path.is_file() and path.suffix != ".lock"  # it names its last holder
     }
