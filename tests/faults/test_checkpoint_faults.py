@@ -330,8 +330,8 @@ def test_a_pickle_in_a_checkpoint_is_never_run(originals, tmp_path, monkeypatch,
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path = shutil.copytree(originals / kind / "00000020", tmp_path / "00000020")
     said = require_not_run(path, tmp_path / "MARK", PICKLES[make], *PLACES[place])
-    # The two oldest protocols begin like any text or bytes: refused as what they are not, or ignored
-    # like a note beside the checkpoint.
+    # The two oldest protocols begin like any text or bytes: refused as what they are not, or not
+    # read, like a note beside the checkpoint.
     is_marked = make not in ("raw-0", "raw-1")
     is_part = PLACES[place][0].endswith((".safetensors", ".json", ".pt"))
     assert ("refusing to run code from" in said) == is_marked

@@ -2,6 +2,10 @@
 
 import dataclasses
 import functools
+import os
+import pty
+import subprocess
+import sys
 import typing
 
 import pytest
@@ -189,6 +193,27 @@ def test_no_environment_variable_comes_into_a_configuration(
     assert status == 2
     assert SECRET not in err
     assert "environment variable" in err or "env" in err
+
+
+def test_a_place_may_be_named_by_the_environment(monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    composed = run_config.composed("train", ["runs_dir=${oc.env:SCRATCH}/runs"])
+    assert run_config.checked(composed, run_config.TrainConfig).runs_dir == "/scratch/me/runs"
+
+
+def test_an_error_that_nobody_can_read_changes_no_status():
+    code = "import run_config, sys; run_config.complain('lost'); sys.exit(75)"
+    main, other = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"input(); {code}"],
+        cwd=run_config.ROOT,
+        stdin=subprocess.PIPE,
+        stderr=other,
+    )
+    os.close(other)
+    os.close(main)  # the terminal is closed
+    process.communicate(b"\n")
+    assert process.returncode == 75
 
 
 def test_an_experiment_brings_no_environment_variable(experiment, monkeypatch):

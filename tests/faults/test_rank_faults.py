@@ -304,6 +304,42 @@ def test_a_silent_rank_is_named_once_and_one_that_gives_signs_is_not():
     others[0].stop()
 
 
+def test_a_store_that_fails_now_and_then_silences_nobody():
+    class Busy(Store):
+        calls = 0
+
+        def set(self, key, value):
+            self.calls += 1
+            if self.calls % 3:
+                raise RuntimeError("the store is busy")
+            super().set(key, value)
+
+    store = Busy()
+    heart = Heartbeat(store, 1, [], 0.1, pytest.fail)
+    heart.start()
+    wait_for(lambda: store.calls > 10, seconds=10)
+    heart.stop()
+    assert int(store["alive/1"]) > 6
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_tell_why_it_gives_up_ends_all_the_same():
+    code = """
+import os, torch
+from training.distributed import World
+from training.ranks import Place
+world = World(Place(1, 2), torch.device("cpu"), torch.distributed.HashStore(), print, 10)
+def hint():
+    raise RuntimeError("the disk does not answer")
+world._resume_hint = hint
+world._give_up(0)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60, check=False
+    )
+    assert result.returncode == 1
+
+
 def test_a_rank_that_has_not_begun_is_waited_for():
     silent = []
     watching = Heartbeat(Store(), 0, [1], 0.1, silent.append)

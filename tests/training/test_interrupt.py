@@ -39,6 +39,14 @@ def test_a_hangup_that_is_ignored_stays_so():
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
+def test_what_a_launcher_does_at_a_signal_stays_its_own():
+    seen = []
+    signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))  # as submitit does
+    with InterruptRequest() as request:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert (request.name, seen) == (None, [signal.SIGUSR2])
+
+
 def test_an_error_gives_the_handlers_back_to_a_process_alone():
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(ZeroDivisionError), InterruptRequest():
