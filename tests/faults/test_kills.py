@@ -155,10 +155,11 @@ def kill_and_resume(tmp_path, command, name, reference, ranks, *extra, wanted=KI
     """Kill trainings and run them again until enough are killed; compare each that ends."""
     whole, seconds = reference
     moments = random.Random(f"{SEED} {name}")
-    kills, finished = Counter(), 0
+    kills, finished, outlived = Counter(), 0, 0
     while kills.total() < wanted:
         folder = command.runs / f"{name}-{finished}"
         arguments = command(folder.name, *extra)
+        began = time.monotonic()
         with started(tmp_path, arguments, ranks) as processes:
             victim = processes[moments.randrange(ranks)]
             victim.join(moments.uniform(0, 1.05 * seconds))
@@ -168,24 +169,37 @@ def kill_and_resume(tmp_path, command, name, reference, ranks, *extra, wanted=KI
             victim.join()
             if victim.exitcode == -signal.SIGKILL:
                 kills[where_killed(folder)] += 1
-                end_the_others(processes)
+                outlived += end_the_others(processes)
                 continue
             require_success(tmp_path, processes)
+        # The machine may be less busy than when the undisturbed run was timed.
+        seconds = min(seconds, time.monotonic() - began)
         assert_same_run(folder, whole)
         finished += 1
     run(tmp_path, command(f"{name}-{finished}", *extra), ranks)
     assert_same_run(command.runs / f"{name}-{finished}", whole)
     print(f"{name}: {kills.total()} kills in {finished + 1} runs: {dict(kills)}")
+    # One may be slow on a busy machine; not each that waits for a rank that died in a save.
+    assert outlived <= max(1, wanted // 10)
     return kills
 
 
 def end_the_others(processes):
-    """Ask them to end when one has died, as torchrun does, which makes them 30 seconds later."""
+    """Ask them to end when one has died, and make them 30 seconds later, as torchrun does.
+
+    Returns:
+        How many had to be made to.
+    """
     for process in processes:
         process.terminate()
+    deadline = time.monotonic() + 30
+    made = 0
     for process in processes:
-        process.join(20)
-        assert not process.is_alive(), "a rank outlived another by 20 seconds"
+        process.join(max(0, deadline - time.monotonic()))
+        made += process.is_alive()
+        process.kill()
+        process.join()
+    return made
 
 
 def test_a_training_killed_at_any_moment_ends_as_if_nothing_had_happened(
@@ -270,6 +284,7 @@ def test_a_preparation_killed_at_any_moment_ends_with_the_same_bytes(
     wanted = (KILLS + workers - 1) // 2  # of each half
     while kills.total() < wanted:
         folder = tmp_path / f"killed-{finished}"
+        began = time.monotonic()
         process = prepare(folder)
         process.join(moments.uniform(0, 1.05 * seconds))
         process.kill()
@@ -278,6 +293,7 @@ def test_a_preparation_killed_at_any_moment_ends_with_the_same_bytes(
             kills["shards written" if any(folder.rglob("*.npy")) else "no shard yet"] += 1
             continue
         require_success(tmp_path, [process])
+        seconds = min(seconds, time.monotonic() - began)
         assert files_of(folder) == expected
         finished += 1
     assert prepared_in_peace(tmp_path / f"killed-{finished}") == expected

@@ -12,6 +12,7 @@ from training.interrupt import SIGNALS, InterruptRequest
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever another test left
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
