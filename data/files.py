@@ -3,13 +3,13 @@
 import errno
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from data.errors import DataError
 from guards.regular_file import read_regular_file, require_regular_file
+from guards.strict_json import load_strict
 
 # Disk full, quota reached, file-size limit reached.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -99,11 +99,7 @@ def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
         OSError: If it cannot be read, is a link, a pipe or the like, or too large.
         ValueError: If it holds something else, or numbers that are none.
     """
-    data = read_regular_file(path, max_bytes)
-    try:
-        content = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
-    except RecursionError as error:
-        raise ValueError("its values are nested too deeply") from error
+    content = load_strict(read_regular_file(path, max_bytes))
     if not isinstance(content, dict):
         raise ValueError("it holds no JSON object")
     return content
@@ -128,14 +124,3 @@ def unsealed(content: dict[str, Any]) -> dict[str, Any]:
 
 def _hash_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"{text} is too large a number")
-    return number

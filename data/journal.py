@@ -93,14 +93,7 @@ class Journal:
                 arrays[name] = shard.read(0, len(shard))
             self._number = int(record["number"])
             self._written = {name: (arrays[name], record["arrays"][name]) for name in arrays}
-        except (
-            FileNotFoundError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
         except OSError as error:
             raise DataError(

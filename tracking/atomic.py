@@ -72,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is empty")
     try:
         value = load_plain(data)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RunError(f"{path} is not valid JSON ({one_line(error)})") from error
     if not isinstance(value, dict):
         raise RunError(f"{path} must hold a JSON object, not a {type(value).__name__}")

@@ -11,7 +11,7 @@ from guards.regular_file import read_regular_file
 from tracking.disk import one_line
 from tracking.errors import RunError
 
-# Ten times what is written; PyYAML is slow.
+# Many times what is written, of a mixture of a hundred corpora too; PyYAML is slow.
 _MAX_BYTES = 4 << 20
 _MAX_DEPTH = 20
 

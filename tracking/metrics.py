@@ -176,7 +176,7 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """Parse one complete line."""
     try:
         record = load_plain(line)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RunError(
             f"{path} is damaged in line {number} ({one_line(error)}); correct or delete that line"
         ) from error
@@ -191,7 +191,7 @@ def _is_whole(line: bytes) -> bool:
     """Tell whether a line without its newline is a complete record."""
     try:
         return isinstance(load_plain(line), dict)
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
 
 

@@ -1,8 +1,9 @@
 """Which Python values survive a round trip through JSON unchanged, and JSON that is read back."""
 
-import json
 import math
 from typing import Any
+
+from guards.strict_json import load_strict
 
 # More than any count, size or seed; Python itself takes integers that no float can hold.
 _MAX_DIGITS = 20
@@ -49,22 +50,10 @@ def load_plain(data: bytes) -> Any:
         data: UTF-8 text.
 
     Raises:
-        ValueError, RecursionError: If it is not JSON, or holds a number that is not finite or has
-            more digits than any that is written.
+        ValueError: If it is not JSON, nested too deeply, or holds a number that is not finite or
+            has more digits than any that is written.
     """
-    return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_short)
-
-
-def _refuse_constant(name: str) -> None:
-    """Refuse NaN and Infinity, which Python's JSON reader takes though JSON has no such values."""
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:20]} is too large")
-    return value
+    return load_strict(data, parse_int=_short)
 
 
 def _short(text: str) -> int:
