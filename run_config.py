@@ -490,7 +490,7 @@ def _leave(status: int) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
     sys.exit(status)
 
 
@@ -704,8 +704,8 @@ def complain(message: object) -> None:
     """Print one line on stderr."""
     try:
         say(f"kvlab: {' '.join(str(message).split())}", file=sys.stderr)
-    except OSError:  # nobody reads any more, and the exit status is still to be right
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    except OSError:  # the exit status is still to be right
+        silence(sys.stderr)
 
 
 def say(text: str, end: str = "\n", file: TextIO | None = None) -> None:
@@ -717,6 +717,11 @@ def say(text: str, end: str = "\n", file: TextIO | None = None) -> None:
         file: Where to; stdout if not given.
     """
     print(printable(text), end=end, file=file, flush=True)
+
+
+def silence(stream: TextIO) -> None:
+    """Drop what a stream takes from now on and still holds: nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _status_of(error: BaseException) -> int:

@@ -7,7 +7,6 @@ ensure_environment.ensure()
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import math  # noqa: E402
-import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -246,8 +245,7 @@ def _say(line: str) -> None:
         tqdm.write(printable(line))  # a sample, say, which anybody may have written
         sys.stdout.flush()
     except OSError:
-        # What is still buffered would fail again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        run_config.silence(sys.stdout)
 
 
 def _say_nothing(line: str) -> None:

@@ -295,11 +295,12 @@ def evaluate_run(
     cache = measure_kv_cache(
         model, settings.cache_batch_size, config.max_position_embeddings, cache_dtype
     )
-    recorded, curve, sample = _settings(run, model), _curve(run), run.read_sample()
+    recorded, curve, sample = _recorded(run), _curve(run), run.read_sample()
     windows = _score(loaded, stream, settings, device) if settings.perplexity else None
     notes = []
     if windows is not None and split == "validation" and not settings.decode:
-        notes = _unlike_its_summary(run, settings, model, windows.nll)
+        told = summary.get("validation_nll")
+        notes = _unlike_its_summary(run.name, told, recorded, settings, model, windows.nll)
     row = {
         "run_name": run.path.name,
         "attention": config.attention["name"],
@@ -323,7 +324,7 @@ def evaluate_run(
         "git_commit": summary.get("git_commit"),
         "protocol": _protocol(loaded, split, settings),
     }
-    return EvaluatedRun(row, config, windows, recorded, curve, sample, notes)
+    return EvaluatedRun(row, config, windows, _settings(recorded, model), curve, sample, notes)
 
 
 def _score(
@@ -336,11 +337,14 @@ def _score(
 
 
 def _unlike_its_summary(
-    run: RunFolder, settings: EvalSettings, model: GPT, nll: float
+    name: str,
+    told: Any,
+    recorded: dict[str, Any],
+    settings: EvalSettings,
+    model: GPT,
+    nll: float,
 ) -> list[str]:
     """Say so where a run no longer scores what it scored at its end, in the same windows."""
-    told = (run.read_summary() or {}).get("validation_nll")
-    recorded = _recorded(run)
     context, stride = (recorded.get(f"eval.{key}") for key in ("context", "stride"))
     if type(told) is not float or not all(type(n) in (int, type(None)) for n in (context, stride)):
         return []
@@ -351,7 +355,7 @@ def _unlike_its_summary(
     if abs(nll - told) <= 1000 * torch.finfo(model.embed_tokens.weight.dtype).eps * told:
         return []
     return [
-        f"{run.name} scores {nll:.5f} nats per token, but scored {told:.5f} at the end of its "
+        f"{name} scores {nll:.5f} nats per token, but scored {told:.5f} at the end of its "
         "training: its weights, its data or the code are not those of then"
     ]
 
@@ -370,9 +374,8 @@ def _quality(windows: Score | None, counts: SplitCounts) -> dict[str, Any]:
     }
 
 
-def _settings(run: RunFolder, model: GPT) -> dict[str, Any]:
+def _settings(recorded: dict[str, Any], model: GPT) -> dict[str, Any]:
     """Return the recorded configuration, with the model that was trained, complete."""
-    recorded = _recorded(run)
     recipe = {
         key: value
         for key, value in recorded.items()

@@ -14,6 +14,7 @@ from tracking.shards import read_into, shapes, write_shards
 from training.distributed import World
 from training.muon import Muon
 from training.optim import load_optimizer_tensors, optimizer_tensors
+from training.parallel import local_part
 from training.rng import set_rng_tensors
 
 Kind = tuple[torch.Size, torch.dtype]
@@ -235,9 +236,7 @@ def _require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
         RunError: Naming the first tensor that holds NaN or an infinity.
     """
     for name, tensor in tensors.items():
-        # Of a sharded one each rank looks at its own part.
-        part = getattr(tensor, "_local_tensor", tensor)
-        if not part.isfinite().all():
+        if not local_part(tensor).isfinite().all():
             raise RunError(
                 f"{path} cannot be gone on from: {name} holds values that are not finite; remove "
                 "that folder to go on from an older checkpoint, or train with another run_name"

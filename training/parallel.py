@@ -47,6 +47,12 @@ def build_model(make: Callable[[], GPT], world: World, *, sharded: bool) -> GPT:
     return model
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """Return the part of a sharded tensor that this rank holds; any other tensor as it is."""
+    sharded: Any = tensor
+    return sharded.to_local() if hasattr(sharded, "to_local") else tensor
+
+
 class _Loss(nn.Module):
     """The loss as a module's `forward`, which is what DDP watches."""
 
@@ -105,9 +111,8 @@ class Parallel:
 
         Sums are enough, which carry on what is not finite: one pass over the weights, at any step.
         """
-        parameters: list[tuple[str, Any]] = list(self._model.named_parameters())
-        # Of sharded parameters each rank looks at its part.
-        parts = [p.to_local() if hasattr(p, "to_local") else p for _, p in parameters]
+        parameters = list(self._model.named_parameters())
+        parts = [local_part(parameter) for _, parameter in parameters]
         first = math.inf
         if not torch.stack([part.sum() for part in parts]).sum().isfinite():
             # A sum of finite numbers may overflow.
