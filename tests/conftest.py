@@ -1,5 +1,6 @@
 """What all tests share: no network, no wandb, and a corpus small enough to train on in seconds."""
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -58,3 +59,42 @@ def prepared(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory):
         prepared_dir=str(tmp_path_factory.mktemp("prepared")),
     )
     return prepare(data, TokenizerSettings(name="bpe", kind="bpe", vocab_size=300), lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(corpus_folder: Path, prepared) -> list[str]:
+    """What chooses that corpus, and where it is prepared, on a command line."""
+    return [
+        *("data=local", f"data.path={corpus_folder}", "data.name=tiny"),
+        *("tokenizer.vocab_size=300", f"data.prepared_dir={prepared.folder.parent}"),
+    ]
+
+
+@pytest.fixture
+def folder_of(tmp_path: Path):
+    """The folder of a run by its name."""
+    from tracking.run_folder import RunFolder
+
+    return lambda name: RunFolder(tmp_path / "runs", name)
+
+
+@pytest.fixture
+def run_training(prepared, folder_of):
+    """Train a recipe in a folder of its own; returns the folder."""
+    from tracking.settings import TrackingSettings
+    from tracking.wandb_mirror import WandbMirror
+    from training.loop import train
+
+    def run(recipe, name, say=lambda _: None, wandb=False, **trainer_changes):
+        changed = dataclasses.replace(recipe.trainer, **trainer_changes)
+        folder = folder_of(name)
+        folder.create()
+        tracking = TrackingSettings(name="t", wandb=wandb, mode="offline" if wandb else "disabled")
+        mirror = WandbMirror(tracking, folder.path, name, {}, say)
+        try:
+            train(dataclasses.replace(recipe, trainer=changed), prepared, folder, mirror, say)
+        finally:
+            mirror.finish()
+        return folder
+
+    return run

@@ -14,8 +14,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from processes import wait_for_step
+from weights import assert_same_bits, final_tensors
 
-from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from tracking.run_folder import RunFolder, list_finished_runs
 from training.fair_rate import choose
@@ -25,16 +25,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def kvlab(tmp_path, corpus_folder, prepared):
+def kvlab(tmp_path, tiny_data):
     """Run an entry point on the tiny corpus, with runs and reports in tmp_path."""
-    data = [
-        "data=local",
-        f"data.path={corpus_folder}",
-        "data.name=tiny",
-        "tokenizer.vocab_size=300",
-        f"data.prepared_dir={prepared.folder.parent}",
-    ]
-    smoke = [*data, "debug=smoke", "tracking=none", f"runs_dir={tmp_path}/runs"]
+    smoke = [*tiny_data, "debug=smoke", "tracking=none", f"runs_dir={tmp_path}/runs"]
     arguments = {
         "train_model.py": smoke,
         "eval_model.py": ["tracking=none", f"runs_dir={tmp_path}/runs", f"reports_dir={tmp_path}"],
@@ -62,17 +55,12 @@ def kvlab(tmp_path, corpus_folder, prepared):
     return run
 
 
+def weights_of(runs, name):
+    return final_tensors(RunFolder(runs, name))
+
+
 def last_line(result):
     return result.stderr.strip().splitlines()[-1]
-
-
-def weights(runs, name):
-    store = CheckpointStore(runs / name / "checkpoints", 1, read_only=True)
-    return {
-        f"{group}/{key}": tensor
-        for group, tensors in store.load_newest().tensors.items()
-        for key, tensor in tensors.items()
-    }
 
 
 def test_train_compare_and_generate(kvlab, tmp_path):
@@ -291,7 +279,7 @@ LONGER = ["trainer.max_tokens=20480", "trainer.checkpoint_every_steps=7", "atten
 @pytest.fixture
 def reference(kvlab, tmp_path):
     assert kvlab("train_model.py", *LONGER, "run_name=whole").returncode == 0
-    return weights(tmp_path / "runs", "whole")
+    return weights_of(tmp_path / "runs", "whole")
 
 
 def test_kill_and_rerun_gives_the_same_weights_bit_for_bit(kvlab, tmp_path, reference):
@@ -303,9 +291,8 @@ def test_kill_and_rerun_gives_the_same_weights_bit_for_bit(kvlab, tmp_path, refe
         process.communicate()
         assert process.returncode == -signal.SIGKILL
     assert kvlab("train_model.py", *LONGER, "run_name=killed").returncode == 0
-    killed = weights(runs, "killed")
-    assert killed.keys() == reference.keys()
-    assert [key for key in killed if not torch.equal(killed[key], reference[key])] == []
+    killed = weights_of(runs, "killed")
+    assert_same_bits(killed, reference)
     steps = [record["step"] for record in read_metrics(runs / "killed" / "metrics.jsonl")]
     assert steps == list(range(1, 81))
 
@@ -324,8 +311,8 @@ def test_sigterm_saves_exits_75_and_the_lock_keeps_a_second_process_out(kvlab, t
     assert process.returncode == 75
     assert re.search(r"SIGTERM: checkpoint saved at step \d+ of 80; rerun", err)
     assert kvlab("train_model.py", *LONGER, "run_name=stopped").returncode == 0
-    stopped = weights(runs, "stopped")
-    assert [key for key in stopped if not torch.equal(stopped[key], reference[key])] == []
+    stopped = weights_of(runs, "stopped")
+    assert_same_bits(stopped, reference)
 
 
 @pytest.mark.parametrize(
@@ -389,13 +376,13 @@ def test_fair_lr_trains_a_grid_once_and_then_each_seed_at_its_best_rate(kvlab, t
     assert names == ["mha-smoke-tiny-seed0"]
 
     # Broken off: the summary and the last checkpoint are not there yet.
-    whole = weights(runs / "lr_grid", grid[0.016].name)
+    whole = weights_of(runs / "lr_grid", grid[0.016].name)
     (grid[0.016] / "summary.json").unlink()
     shutil.rmtree(max((grid[0.016] / "checkpoints").glob("[0-9]*")))
     second = kvlab("train_model.py", *fair)
     assert second.returncode == 0, second.stderr
     assert "resuming mha-smoke-tiny-lr0.016 after step 4" in second.stdout
-    again = weights(runs / "lr_grid", grid[0.016].name)
+    again = weights_of(runs / "lr_grid", grid[0.016].name)
     assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
     assert "mha-smoke-tiny-seed0 is finished" in second.stdout
 

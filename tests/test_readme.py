@@ -114,7 +114,7 @@ def test_the_pareto_plot_is_drawn_from_the_committed_study(study, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, corpus_folder, prepared):
+def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, tiny_data):
     names = ("guards", "modeling", "data", "tracking", "training", "evaluation", "conf")
     ignored = shutil.ignore_patterns("__pycache__", "prepared", "local")
     for name in names:
@@ -138,9 +138,7 @@ def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, corpus_fold
 
     trained = run(
         "train_model.py",
-        *("attention=gated", "debug=smoke", "data=local", f"data.path={corpus_folder}"),
-        *("data.name=tiny", "tokenizer.vocab_size=300"),
-        f"data.prepared_dir={prepared.folder.parent}",
+        *("attention=gated", "debug=smoke", *tiny_data),
     )
     assert trained.returncode == 0, trained.stderr
     compared = run("eval_model.py")

@@ -263,14 +263,13 @@ def test_a_name_that_could_leave_its_folder_is_refused(entry, key, name, start):
 
 
 @pytest.fixture
-def train(tmp_path, corpus_folder, prepared, monkeypatch, capsys):
+def train(tmp_path, tiny_data, monkeypatch, capsys):
     """Run train_model.py in this process on the tiny corpus."""
     import train_model
 
     given = [
-        *("data=local", f"data.path={corpus_folder}", "data.name=tiny", "tokenizer.vocab_size=300"),
-        *("debug=smoke", "tracking=none", "trainer.device=cpu", "run_name=x"),
-        *(f"data.prepared_dir={prepared.folder.parent}", f"runs_dir={tmp_path}/runs"),
+        *(*tiny_data, "debug=smoke", "tracking=none", "trainer.device=cpu", "run_name=x"),
+        f"runs_dir={tmp_path}/runs",
     ]
 
     def run(*arguments):

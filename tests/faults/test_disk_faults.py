@@ -146,15 +146,8 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def train(corpus_folder, prepared):
+def train(tiny_data):
     """Run train_model.py as a user does."""
-    data = [
-        "data=local",
-        f"data.path={corpus_folder}",
-        "data.name=tiny",
-        "tokenizer.vocab_size=300",
-        f"data.prepared_dir={prepared.folder.parent}",
-    ]
 
     def start(runs, *extra, limit=None):
         bound = {"preexec_fn": lambda: limit_files(0, limit)} if limit else {}
@@ -162,7 +155,7 @@ def train(corpus_folder, prepared):
             [
                 sys.executable,
                 str(ROOT / "train_model.py"),
-                *data,
+                *tiny_data,
                 *SMALL,
                 f"runs_dir={runs}",
                 *extra,

@@ -1,19 +1,16 @@
 """Signals to a training at every moment of its life, and a terminal that is gone."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
+import forks
 import pytest
-import torch
+from weights import assert_same_bits, final_tensors
 
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
+from tracking.run_folder import RunFolder
 
-FORKS = Path(__file__).with_name("train_in_forks.py")
 STEPS = 12
 SETTINGS = [
     *("debug=smoke", "tracking=none", "model.attention.attention_dropout=0.1"),
@@ -24,52 +21,9 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def train_in_forks(corpus_folder, prepared, tmp_path_factory):
+def train_in_forks(tiny_data, tmp_path_factory):
     """Train as several cases say, one after the other; returns what became of each."""
-    folder = tmp_path_factory.mktemp("interrupts")
-    data = [
-        *("data=local", f"data.path={corpus_folder}", "data.name=tiny"),
-        *("tokenizer.vocab_size=300", f"data.prepared_dir={prepared.folder.parent}"),
-    ]
-
-    def run(cases, **environment):
-        cases = [
-            case
-            | {
-                "arguments": [*data, *SETTINGS, f"runs_dir={folder}", f"run_name={case['run']}"],
-                **{name: str(folder / f"{n}.{name}") for name in ("out", "err", "note")},
-            }
-            for n, case in enumerate(cases)
-        ]
-        for case in cases:
-            Path(case["note"]).unlink(missing_ok=True)
-        done = subprocess.run(
-            [sys.executable, str(FORKS)],
-            input=json.dumps(cases),
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        )
-        assert done.returncode == 0, done.stderr
-        results = json.loads(done.stdout)
-        for case, result in zip(cases, results, strict=True):
-            for name in ("out", "err"):
-                path = Path(case[name])
-                result[name] = path.read_text() if path.exists() else ""
-        return results
-
-    run.folder = folder
-    return run
-
-
-def store_of(run):
-    return CheckpointStore(run / "checkpoints", 1, read_only=True)
-
-
-def final_tensors(run):
-    tensors = store_of(run).load(STEPS).tensors
-    return {f"{group}/{key}": t for group, own in tensors.items() for key, t in own.items()}
+    return forks.runner(tmp_path_factory.mktemp("interrupts"), [*tiny_data, *SETTINGS])
 
 
 def records(run):
@@ -81,9 +35,9 @@ def records(run):
 
 
 def assert_equal_to(run, reference):
-    one, other = final_tensors(run), final_tensors(reference)
-    assert one.keys() == other.keys()
-    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    one, other = (RunFolder(folder.parent, folder.name) for folder in (run, reference))
+    assert CheckpointStore(one.checkpoints_path, 1, read_only=True).steps()[-1] == STEPS
+    assert_same_bits(final_tensors(one), final_tensors(other))
     assert records(run) == records(reference)
     assert [record["step"] for record in records(run)] == list(range(1, STEPS + 1))
     keys = ("validation_nll", "train_loss", "tokens_trained", "finished")

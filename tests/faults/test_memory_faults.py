@@ -1,66 +1,34 @@
 """Memory that is really used up: a limit on the address space, set in the middle of a run."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
-import torch
+from weights import assert_same_bits, final_tensors
 
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
+from tracking.run_folder import RunFolder
 
-FORKS = Path(__file__).with_name("train_in_forks.py")
 STEPS = 8
 
 
 @pytest.fixture(scope="module")
-def train_in_forks(corpus_folder, prepared, tmp_path_factory):
+def train_in_forks(tiny_data, tmp_path_factory):
     """Train as several cases say, one after the other; returns what became of each."""
-    folder = tmp_path_factory.mktemp("memory")
-    arguments = [
-        *("data=local", f"data.path={corpus_folder}", "data.name=tiny"),
-        *("tokenizer.vocab_size=300", f"data.prepared_dir={prepared.folder.parent}"),
-        *("debug=smoke", "tracking=none", f"runs_dir={folder}", "trainer.num_threads=1"),
+    settings = [
+        *("debug=smoke", "tracking=none", "trainer.num_threads=1"),
         *("trainer.micro_batch_size=64", f"trainer.max_tokens={STEPS * 64 * 64}"),
         *("trainer.tune_allocator=false", "eval.batch_size=32", "trainer.eval_every_steps=5"),
         *("trainer.checkpoint_every_steps=2", "trainer.sample_tokens=0"),
     ]
-
-    def run(cases):
-        cases = [
-            case
-            | {
-                "arguments": [*arguments, f"run_name={case['run']}"],
-                **{name: str(folder / f"{n}.{name}") for name in ("out", "err", "note")},
-            }
-            for n, case in enumerate(cases)
-        ]
-        done = subprocess.run(
-            [sys.executable, str(FORKS)],
-            input=json.dumps(cases),
-            capture_output=True,
-            text=True,
-            check=False,
-            # What is freed is returned, so that the limit is one on what is used.
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
-        )
-        assert done.returncode == 0, done.stderr
-        results = json.loads(done.stdout)
-        for case, result in zip(cases, results, strict=True):
-            result["err"] = Path(case["err"]).read_text()
-        return results
-
-    run.folder = folder
-    return run
-
-
-def tensors_of(run):
-    newest = CheckpointStore(run / "checkpoints", 1, read_only=True).load(STEPS)
-    return {f"{group}/{key}": t for group, own in newest.tensors.items() for key, t in own.items()}
+    # What is freed is returned, so that the limit is one on what is used.
+    return forks.runner(
+        tmp_path_factory.mktemp("memory"),
+        [*tiny_data, *settings],
+        MALLOC_MMAP_THRESHOLD_="65536",
+    )
 
 
 ROOM_BYTES = 1 << 20
@@ -87,8 +55,9 @@ def test_used_up_memory_is_one_line_with_sizes_and_advice_and_loses_no_step(trai
         assert re.search(r"you tried to allocate \d+ bytes", line), line
     assert results[-1]["status"] == 0, results[-1]["err"]
     whole, run = (train_in_forks.folder / name for name in ("whole", "starved"))
-    one, other = tensors_of(whole), tensors_of(run)
-    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    one, other = (RunFolder(folder.parent, folder.name) for folder in (whole, run))
+    assert CheckpointStore(other.checkpoints_path, 1, read_only=True).steps()[-1] == STEPS
+    assert_same_bits(final_tensors(one), final_tensors(other))
     keys = ("step", "train/loss", "train/grad_norm", "validation/nll_part")
     recorded = [
         [[r.get(key) for key in keys] for r in read_metrics(folder / "metrics.jsonl")]

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from weights import assert_same_bits, final_tensors
 
 from evaluation.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings
@@ -12,11 +13,8 @@ from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from tracking.run_folder import RunFolder
-from tracking.settings import TrackingSettings
-from tracking.wandb_mirror import WandbMirror
 from training import loop
 from training.errors import TrainingDiverged, TrainingError
-from training.loop import train
 from training.resumption import Recipe
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
@@ -65,37 +63,8 @@ def recipe(prepared) -> Recipe:
     )
 
 
-@pytest.fixture
-def run_training(prepared, tmp_path):
-    """Train a recipe in the folder of a name; returns the folder."""
-
-    def run(recipe, name, say=lambda line: None, wandb=False, **trainer_changes):
-        folder = RunFolder(tmp_path / "runs", name)
-        folder.create()
-        tracking = TrackingSettings(name="t", wandb=wandb, mode="offline" if wandb else "disabled")
-        mirror = WandbMirror(tracking, folder.path, name, {}, say)
-        changed = dataclasses.replace(recipe.trainer, **trainer_changes)
-        try:
-            train(dataclasses.replace(recipe, trainer=changed), prepared, folder, mirror, say)
-        finally:
-            mirror.finish()
-        return folder
-
-    return run
-
-
 def checkpoints(folder):
     return CheckpointStore(folder.checkpoints_path, 1, read_only=True)
-
-
-def final_tensors(folder):
-    tensors = checkpoints(folder).load_newest().tensors
-    return {f"{group}/{key}": t for group, own in tensors.items() for key, t in own.items()}
-
-
-def assert_same_bits(one, other):
-    assert one.keys() == other.keys()
-    assert [key for key in one if not torch.equal(one[key], other[key])] == []
 
 
 def files_of(folder):

@@ -35,12 +35,11 @@ main()
 
 
 @pytest.fixture(scope="module")
-def ranks(corpus_folder, prepared, tmp_path_factory):
+def ranks(tiny_data, tmp_path_factory):
     """Start a training on ranks: ranks(name of the run, fault, ...); wait for it by `ended`."""
     folder = tmp_path_factory.mktemp("ranks")
     arguments = [
-        *("data=local", f"data.path={corpus_folder}", "data.name=tiny"),
-        *("tokenizer.vocab_size=300", f"data.prepared_dir={prepared.folder.parent}"),
+        *tiny_data,
         *("debug=smoke", "tracking=none", f"runs_dir={folder}"),
         *(f"trainer.max_tokens={STEPS * 4 * 64}", "trainer.eval_every_steps=100"),
         *("trainer.checkpoint_every_steps=4", "trainer.sample_tokens=0"),

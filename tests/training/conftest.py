@@ -1,14 +1,7 @@
-import dataclasses
-from pathlib import Path
-
 import pytest
 
 from evaluation.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings
-from tracking.run_folder import RunFolder
-from tracking.settings import TrackingSettings
-from tracking.wandb_mirror import WandbMirror
-from training.loop import train
 from training.resumption import Recipe
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
@@ -54,27 +47,3 @@ def recipe(prepared) -> Recipe:
         sampling=SamplingSettings(),
         seed=1,
     )
-
-
-@pytest.fixture
-def folder_of(tmp_path: Path):
-    """The folder of a run by its name."""
-    return lambda name: RunFolder(tmp_path / "runs", name)
-
-
-@pytest.fixture
-def run_training(prepared, folder_of):
-    """Train a recipe in a folder of its own; returns the folder."""
-
-    def run(recipe: Recipe, name: str, say=lambda _: None, **trainer_changes) -> RunFolder:
-        changed = dataclasses.replace(recipe.trainer, **trainer_changes)
-        folder = folder_of(name)
-        folder.create()
-        mirror = WandbMirror(
-            TrackingSettings(name="none", wandb=False), folder.path, name, {}, lambda _: None
-        )
-        recipe = dataclasses.replace(recipe, trainer=changed)
-        train(recipe, prepared, folder, mirror, say)
-        return folder
-
-    return run

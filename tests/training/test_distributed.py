@@ -242,17 +242,9 @@ RECIPE = [
 
 
 @pytest.fixture(scope="module")
-def train(corpus_folder, prepared, tmp_path_factory):
+def train(tiny_data, tmp_path_factory):
     """Start a training of the tiny corpus on some ranks: train(folder of runs, ranks, ...)."""
-    data = [
-        "data=local",
-        f"data.path={corpus_folder}",
-        "data.name=tiny",
-        "tokenizer.vocab_size=300",
-        f"data.prepared_dir={prepared.folder.parent}",
-        "debug=smoke",
-        "tracking=none",
-    ]
+    data = [*tiny_data, "debug=smoke", "tracking=none"]
     here = tmp_path_factory.mktemp("here")
 
     def start(runs, ranks, *extra):
