@@ -10,7 +10,7 @@ import shlex  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import run_config  # noqa: E402
 from run_config import say  # noqa: E402
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     import torch
 
     from evaluation.comparison import EvaluatedRun
+    from evaluation.outside import Text
     from evaluation.variants import Group
+    from interop.harness import Tasks
+    from interop.hugging_face import HuggingFaceModel, TransformersModel
+    from modeling.gpt import GPT
 
 
 def main(config: run_config.EvalConfig) -> None:
     """Evaluate the runs that the configuration chooses, print the tables, write the report."""
+    from evaluation.comparison import require_baseline
     from evaluation.report import (
         DECODE_NOTE,
         decode_sections,
@@ -37,15 +42,30 @@ def main(config: run_config.EvalConfig) -> None:
     device = pick_device(config.device)
     started = datetime.datetime.now(datetime.UTC)
     require_writable(Path(config.reports_dir))  # before hours of scoring
-    evaluated, left_out = _evaluate(config, device)
+    given = _given_text(config)
+    tasks = _load_tasks(config)
+    # By its name, and its files fetched, before hours of scoring.
+    outside = _find_outside(config.outside())
+    evaluated: list[EvaluatedRun] = []
+    left_out: list[str] = []
+    if given is None:
+        evaluated, left_out = _evaluate(config, outside, device, tasks)
+    else:
+        require_baseline([found.kind for found in outside], config.eval.baseline)
+    evaluated += _evaluate_outside(config, outside, given, evaluated, device, tasks, left_out)
     groups = compare(evaluated, config.eval.baseline, is_one_study=config.study is not None)
     for variant in (variant for group in groups for variant in group.variants):
         left_out += [f"{name} repeats a seed of {variant.label}" for name in variant.ignored]
     facts = _facts(evaluated, device, started)
+    if outside:
+        loaded = "; ".join(
+            f"{found.label}: {found.described}, {_class(found, config)}" for found in outside
+        )
+        facts["From elsewhere"] = loaded
     if left_out:
         facts["Left out"] = "; ".join(left_out)
     if notes := [note for run in evaluated for note in run.notes]:
-        facts["Not as trained"] = "; ".join(notes)
+        facts["Notes"] = "; ".join(notes)
     # Scoring may have taken hours: kept at once.
     folder = new_report(Path(config.reports_dir), config.name_of_report, groups, facts)
     _print_tables(groups)
@@ -60,8 +80,25 @@ def main(config: run_config.EvalConfig) -> None:
     say(f"\n{folder}/report.html, report.md, results.json")
 
 
+def _load_tasks(config: run_config.EvalConfig) -> "Tasks | None":
+    """Find the tasks that `eval.tasks` names, before hours of scoring; None if it names none."""
+    asked = config.eval
+    if not asked.tasks:
+        return None
+    from interop.harness import load_tasks, require_accelerate
+
+    if config.outside() and config.hf_modules == "transformers":
+        require_accelerate()
+    _warn(f"loading {', '.join(asked.tasks)}")
+    folder = None if asked.task_folder is None else Path(asked.task_folder)
+    return load_tasks(asked.tasks, folder, asked.num_fewshot, asked.task_limit)
+
+
 def _evaluate(
-    config: run_config.EvalConfig, device: "torch.device"
+    config: run_config.EvalConfig,
+    outside: "Sequence[HuggingFaceModel]",
+    device: "torch.device",
+    tasks: "Tasks | None",
 ) -> "tuple[list[EvaluatedRun], list[str]]":
     """Evaluate the chosen runs; where none was named, one that cannot be is told and left out.
 
@@ -73,20 +110,29 @@ def _evaluate(
         EvaluationError: If there is no run, or none of the baseline.
     """
     from evaluation.comparison import choose_runs, evaluate_run, require_baseline
+    from evaluation.errors import EvaluationError
     from tracking.failures import is_out_of_memory
 
     found: list[EvaluatedRun] = []
     left_out: list[str] = []
-    runs = choose_runs(config.runs_path, config.patterns(), left_out.append, config.study)
+    try:
+        runs = choose_runs(config.runs_path, config.patterns(), left_out.append, config.study)
+    except EvaluationError as error:
+        if not config.outside() or config.run is not None or config.study is not None:
+            raise
+        raise run_config.ConfigError(
+            f"{error}, or say which text hf models are scored on with data_folder=FOLDER, a "
+            "prepared one (python -m data.prepare)"
+        ) from error
     # By their summaries, before hours of scoring.
-    attentions = (str((run.read_summary() or {}).get("attention")) for run in runs)
-    require_baseline(attentions, config.eval.baseline)
+    attentions = [str((run.read_summary() or {}).get("attention")) for run in runs]
+    require_baseline([*attentions, *(found.kind for found in outside)], config.eval.baseline)
     for line in left_out:
         _warn(f"left out: {line}")
     for run in runs:
         _warn(f"evaluating {run.name}")
         try:
-            found.append(evaluate_run(run, config.split, config.eval, device, say))
+            found.append(evaluate_run(run, config.split, config.eval, device, say, tasks))
         except (*run_config.USER_ERRORS, MemoryError, RuntimeError) as error:
             is_users = isinstance(error, run_config.USER_ERRORS)
             if not is_users and (config.run is not None or not is_out_of_memory(error)):
@@ -103,13 +149,163 @@ def _evaluate(
     return found, left_out
 
 
+def _find_outside(names: "Sequence[str]") -> "list[HuggingFaceModel]":
+    """Look at the models that `hf` names; those with one label are shown as they were named."""
+    if not names:
+        return []
+    from interop.hugging_face import find
+
+    found = [find(name) for name in names]
+    labels = [one.label for one in found]
+    return [
+        dataclasses.replace(one, label=f"hf:{name}") if labels.count(one.label) > 1 else one
+        for one, name in zip(found, names, strict=True)
+    ]
+
+
+def _evaluate_outside(
+    config: run_config.EvalConfig,
+    outside: "Sequence[HuggingFaceModel]",
+    given: "Text | None",
+    runs: "Sequence[EvaluatedRun]",
+    device: "torch.device",
+    tasks: "Tasks | None",
+    left_out: list[str],
+) -> "list[EvaluatedRun]":
+    """Evaluate each model from elsewhere on the text that is given, else on each of the runs.
+
+    One that cannot be is told, and `left_out` gets a line.
+
+    Raises:
+        ConfigError: If nothing could be.
+    """
+    from evaluation.outside import texts_of
+
+    if not outside:
+        return []
+    texts = texts_of(runs, config.split) if given is None else [given]
+    found: list[EvaluatedRun] = []
+    for source in outside:
+        _warn(f"evaluating {source.label}")
+        try:
+            some = _evaluate_one_outside(config, source, texts, device, tasks)
+        # Whatever a foreign folder makes a library raise must not lose what was scored before.
+        except (*run_config.USER_ERRORS, ArithmeticError, ImportError, *_OF_LIBRARIES) as error:
+            reason = " ".join(f"{source.label}: {error or type(error).__name__}".split())
+            if not runs and len(outside) == 1:
+                raise run_config.ConfigError(reason) from error
+            left_out.append(reason)
+            _warn(f"left out: {reason}")
+            continue
+        for note in (note for one in some for note in one.notes):
+            _warn(note)
+        found += some
+    if not runs and not found:
+        raise run_config.ConfigError("no model could be evaluated; see the lines above")
+    return found
+
+
+_OF_LIBRARIES = (AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+
+
+def _evaluate_one_outside(
+    config: run_config.EvalConfig,
+    source: "HuggingFaceModel",
+    texts: "Sequence[Text]",
+    device: "torch.device",
+    tasks: "Tasks | None",
+) -> "list[EvaluatedRun]":
+    from evaluation.outside import Origin, evaluate_outside
+    from interop.hugging_face import load, load_into_kvlab
+
+    model: GPT | TransformersModel = (
+        load_into_kvlab(source, device, config.eval.decode_path)
+        if config.hf_modules == "kvlab"
+        else load(source, device)
+    )
+    found = []
+    for text in texts:
+        origin = Origin(
+            name=name_on(source.label, text, texts),
+            kind=source.kind,
+            tokenizer=source.tokenizer,
+            tokenizer_sha256=source.tokenizer_sha256,
+            end_of_document=source.end_of_document,
+        )
+        found.append(evaluate_outside(origin, model, text, config.split, config.eval, device))
+    if tasks is None:
+        return found
+    answers, protocol, notes = _answers(config, tasks, source, model)
+    return [
+        dataclasses.replace(
+            one,
+            row=one.row | {"protocol": one.row["protocol"] | {"tasks": protocol}} | answers,
+            notes=[*one.notes, *notes],
+        )
+        for one in found
+    ]
+
+
+def _answers(
+    config: run_config.EvalConfig,
+    tasks: "Tasks",
+    source: "HuggingFaceModel",
+    model: "GPT | TransformersModel",
+) -> "tuple[dict[str, Any], str, list[str]]":
+    """Return a row's `tasks`, if there are any, how they came about, and notes."""
+    from evaluation.tasks import answers_of
+    from modeling.gpt import GPT
+
+    def ask() -> tuple[dict[str, dict[str, Any]], list[str]]:
+        if isinstance(model, GPT):
+            end = source.tokenizer.token_to_id(source.end_of_document)
+            assert end is not None  # `find` looked
+            found, notes = tasks.score(model, source.tokenizer, end, config.eval.batch_size)
+        else:
+            tokenizer = source.tokenizer_of_transformers()
+            found, notes = tasks.score_pretrained(model.model, tokenizer, config.eval.batch_size)
+        return found, [f"{source.label}: {note}" for note in notes]
+
+    protocol = tasks.protocol if isinstance(model, GPT) else tasks.protocol_of_transformers
+    answers, notes = answers_of(ask, source.label, config.eval)
+    return answers, protocol, notes
+
+
+def name_on(label: str, text: "Text", texts: "Sequence[Text]") -> str:
+    """Name a model, and where there are several texts, which it was scored on."""
+    return label if len(texts) == 1 else f"{label} on {text.readings[0][0].folder.name}"
+
+
+def _given_text(config: run_config.EvalConfig) -> "Text | None":
+    """Open what `data_folder` names, before models are fetched; None if it names nothing.
+
+    Raises:
+        DataError: If it cannot be read, or does not have the split.
+    """
+    from data.prepared import PreparedData
+    from evaluation.outside import Text
+
+    if not config.data_folder:
+        return None
+    prepared = PreparedData(Path(config.data_folder))
+    prepared.stream(config.split)
+    return Text([(prepared, None)])
+
+
+def _class(found: "HuggingFaceModel", config: run_config.EvalConfig) -> str:
+    if config.hf_modules == "kvlab":
+        return f"{found.architecture} in kvlab's modules"
+    return found.architecture
+
+
 def _warn(line: str) -> None:
     say(line, file=sys.stderr)
 
 
 def _print_tables(groups: "Sequence[Group]") -> None:
+    from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
     from evaluation.headline import headline
-    from evaluation.report import note, protocol_line, table
+    from evaluation.report import across_table, note, protocol_line, table, task_sections
     from evaluation.variants import differing_fields
 
     for group in groups:
@@ -119,11 +315,17 @@ def _print_tables(groups: "Sequence[Group]") -> None:
         if group.runs[0].windows is not None:
             say(f"\n{protocol_line(group.runs[0].row)}")
         say(f"\n{table(group.results, 'simple')}")
+        for part in task_sections(group.results, group.protocol, "simple"):
+            say(f"\n{part}")
         for difference in group.differs:
             say(f"\nNot equal, besides the attention: {difference}")
         if sentences := headline(group.results):
             say(f"\n{sentences}")
     say(f"\n{note([result for group in groups for result in group.results])}")
+    for found in across_tokenizers(groups):
+        text = f"{found['corpus']}, {found['split']} split, {found['utf8_bytes']:,} bytes"
+        say(f"\n{ACROSS_TITLE}; {text}\n\n{across_table(found['variants'], 'simple')}")
+        say(f"\n{ACROSS_NOTE}")
 
 
 def _facts(
@@ -133,7 +335,7 @@ def _facts(
     from evaluation.machine import describe_hardware
     from training.record import git_commit, versions
 
-    trained = [run.row["versions"] or {} for run in runs]
+    trained = [run.row["versions"] or {} for run in runs if not run.is_outside]
     commits = sorted({str(run.row["git_commit"]) for run in runs if run.row["git_commit"]})
     facts = {
         "Command": shlex.join(["python", "eval_model.py", *sys.argv[1:]]),
@@ -141,9 +343,10 @@ def _facts(
         "Hardware": describe_hardware(device),
         "Evaluated with": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "Evaluated at commit": git_commit(run_config.ROOT) or "not in a repository",
-        "Trained at commit": ", ".join(commits) or "not recorded",
     }
-    if any(versions != trained[0] for versions in trained) or trained[0] != versions():
+    if trained:
+        facts["Trained at commit"] = ", ".join(commits) or "not recorded"
+    if any(found != versions() for found in trained):
         described = {", ".join(f"{n} {v}" for n, v in found.items()) for found in trained if found}
         facts["Trained with"] = "; ".join(sorted(described)) or "not recorded"
     return facts
@@ -152,6 +355,7 @@ def _facts(
 def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group]") -> None:
     """Send tables and plots to wandb."""
     from evaluation.report import RUN_COLUMNS, VARIANT_COLUMNS
+    from evaluation.tasks import TASK_COLUMNS, task_rows
     from tracking.wandb_mirror import WandbMirror
 
     tracking = dataclasses.replace(config.tracking, group=config.tracking.group or config.study)
@@ -167,6 +371,8 @@ def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group
     if points:
         columns = [key for key in points[0] if key != "ms_by_round"]
         mirror.table("decode", columns, [[point[key] for key in columns] for point in points])
+    if answers := [*task_rows(results)]:
+        mirror.table("tasks", TASK_COLUMNS, answers)
     for path in sorted(folder.glob("*.png")):
         mirror.image(path.stem, path)
     mirror.finish()

@@ -38,6 +38,7 @@ from data.settings import DataSettings, TokenizerSettings
 from evaluation.errors import EvaluationError
 from evaluation.settings import EvalSettings
 from guards.printable import printable
+from interop.errors import ExportMismatch, InteropError
 from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems
 from modeling.errors import ModelConfigError
 from tracking.configuration import (
@@ -59,6 +60,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 75
 EXIT_BEFORE_TRAINING = 130
 _LONGEST_WAIT_SECONDS = 60.0
+EXPORT_DTYPES = ("float32", "bfloat16", "float16")
 PREPARE_COMMANDS = ("prepare", "verify", "inspect")
 
 
@@ -75,11 +77,15 @@ class JobFailed(Exception):
         self.status = status
 
 
-USER_ERRORS = (ConfigError, DataError, EvaluationError, ModelConfigError, RunError, TrainingError)
+USER_ERRORS = (
+    *(ConfigError, DataError, EvaluationError, InteropError, ModelConfigError, RunError),
+    TrainingError,
+)
 # By class name, which is what one rank knows of another's error; 1 for all others.
 _STATUS_OF = {error.__name__: EXIT_BAD_INPUT for error in USER_ERRORS} | {
     TrainingFailed.__name__: EXIT_FAILED,
     WriteFailed.__name__: EXIT_FAILED,
+    ExportMismatch.__name__: EXIT_FAILED,
     TrainingInterrupted.__name__: EXIT_INTERRUPTED,
     KeyboardInterrupt.__name__: EXIT_BEFORE_TRAINING,
 }
@@ -99,6 +105,8 @@ class TrainConfig:
     run_name: str = "???"
     runs_dir: str = "???"
     study: str | None = None
+    init_from: str | None = None
+    init_sha256: str | None = None
     seed: int = 0
     match: str = "params"
     match_cache_ratio: float = 0.25
@@ -126,6 +134,10 @@ class TrainConfig:
             found.append(f"seed ({self.seed}) must be from 0 to 2^63 - 1")
         if self.match not in ("params", "cache", "none"):
             found.append(f"match ('{self.match}') must be params, cache or none")
+        if self.init_from is not None and self.match == "cache":
+            found.append(
+                "match=cache changes widths, which init_from decides; leave one of them out"
+            )
         if not 0.0 < self.match_cache_ratio <= 1.0:
             found.append(f"match_cache_ratio ({self.match_cache_ratio}) must be in (0, 1]")
         factors = self.fair_lr_factors
@@ -139,6 +151,14 @@ class TrainConfig:
         return found
 
 
+HF_MODULES = ("transformers", "kvlab")
+
+
+def _names(value: Any) -> list[str]:
+    """Return one name or several as a list."""
+    return [str(name) for name in (value if isinstance(value, list) else [value])]
+
+
 @dataclass
 class EvalConfig:
     """Everything `eval_model.py` reads."""
@@ -148,6 +168,9 @@ class EvalConfig:
     report_name: str | None = None
     study: str | None = None
     run: Any = None
+    hf: Any = None
+    hf_modules: str = "transformers"
+    data_folder: str | None = None
     split: str = "validation"
     device: str = "auto"
     eval: EvalSettings = field(default_factory=EvalSettings)
@@ -159,6 +182,25 @@ class EvalConfig:
         found += _name_problems("experiment", self.study)
         if isinstance(self.run, dict):
             found.append(f"run ({self.run}) must be a name or a list of names: run=[mha-*,mla-*]")
+        if self.hf is not None and (isinstance(self.hf, dict) or not all(self.outside())):
+            found.append(f"hf ({self.hf}) must be a folder or a name of the Hub, or a list of them")
+        if self.hf is not None and self.hf_modules == "transformers":
+            for key in ("cache_dtype", "decode_path"):
+                value = getattr(self.eval, key)
+                if value not in (None, "float32"):
+                    found.append(
+                        f"eval.{key}={value} is kvlab's, and hf models are in transformers' "
+                        "modules; set hf_modules=kvlab, or leave it out"
+                    )
+        if self.hf_modules not in HF_MODULES:
+            found.append(f"hf_modules ('{self.hf_modules}') must be {' or '.join(HF_MODULES)}")
+        if self.data_folder is not None and (self.run is not None or self.study is not None):
+            found.append(
+                "data_folder is what hf models are scored on where there are no runs; leave it out "
+                "beside run=... or experiment=..., which bring their text"
+            )
+        elif self.data_folder is not None and not self.outside():
+            found.append("data_folder needs hf=..., the models that are scored on it")
         return found
 
     @property
@@ -173,9 +215,11 @@ class EvalConfig:
 
     def patterns(self) -> list[str] | None:
         """Return the names that `run` gives, as a list; None if it gives none."""
-        if self.run is None:
-            return None
-        return [str(name) for name in (self.run if isinstance(self.run, list) else [self.run])]
+        return None if self.run is None else _names(self.run)
+
+    def outside(self) -> list[str]:
+        """Return the models that `hf` names, each once."""
+        return [] if self.hf is None else list(dict.fromkeys(_names(self.hf)))
 
 
 @dataclass
@@ -218,12 +262,70 @@ class PrepareConfig:
         return found
 
 
-Config = TypeVar("Config", TrainConfig, EvalConfig, GenerateConfig, PrepareConfig)
+@dataclass
+class ExportConfig:
+    """Everything `export_model.py` reads."""
+
+    runs_dir: str = "???"
+    run: str | None = None
+    study: str | None = None
+    hf: str | None = None
+    data_folder: str | None = None
+    out: str = "???"
+    dtype: str = "float32"
+    device: str = "auto"
+    convert: str | None = None
+    num_key_value_heads: int | None = None
+    kv_lora_rank: int | None = None
+    qk_rope_head_dim: int | None = None
+    calibration_tokens: int = 65_536
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the keys at the root."""
+        found = _name_problems("study", self.study)
+        if (self.run is None) == (self.hf is None):
+            found.append("one of run=NAME and hf=FOLDER must be given, and not both")
+        if (self.hf is None) != (self.data_folder is None):
+            found.append(
+                "data_folder, a prepared folder with the model's tokenizer, goes with hf and hf "
+                "with it: give both or neither"
+            )
+        if self.dtype not in EXPORT_DTYPES:
+            found.append(f"dtype ('{self.dtype}') must be one of {', '.join(EXPORT_DTYPES)}")
+        if self.convert not in (None, "gqa", "mqa", "mla"):
+            found.append(f"convert ('{self.convert}') must be null, gqa, mqa or mla")
+        for key, conversion in (
+            ("num_key_value_heads", "gqa"),
+            ("kv_lora_rank", "mla"),
+            ("qk_rope_head_dim", "mla"),
+            ("calibration_tokens", "mla"),
+        ):
+            value = getattr(self, key)
+            if value != getattr(ExportConfig, key) and self.convert != conversion:
+                found.append(f"{key} ({value}) goes with convert={conversion}; leave it out")
+            least = 0 if key == "calibration_tokens" else 1
+            if value is not None and value < least:
+                found.append(f"{key} ({value}) must be at least {least}")
+        return found
+
+    @property
+    def runs_path(self) -> Path:
+        """The folder of the runs: a study has one for itself."""
+        return Path(self.runs_dir, self.study or "")
+
+    @property
+    def out_path(self) -> Path:
+        """The folder to write."""
+        return Path(self.out).expanduser().resolve()
+
+
+Config = TypeVar("Config", TrainConfig, EvalConfig, GenerateConfig, ExportConfig, PrepareConfig)
 
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "generate": GenerateConfig,
+    "export": ExportConfig,
     "prepare": PrepareConfig,
 }
 
@@ -233,6 +335,11 @@ def _divide(numerator: int, denominator: int) -> int:
     if denominator < 1 or numerator % denominator:
         raise ValueError(f"{numerator} is not divisible by {denominator}")
     return numerator // denominator
+
+
+def _name_or(folder: str | None, otherwise: str) -> str:
+    """Name a run in YAML's `${name_or:folder,otherwise}` after a folder, if there is one."""
+    return otherwise if folder is None else Path(folder).expanduser().resolve().name
 
 
 # Where things are, and whose: a cluster's conf/local may need them.
@@ -258,6 +365,7 @@ def register() -> None:
         store.store(name=f"{name}_schema", node=schema)
     OmegaConf.register_new_resolver("oc.env", _root_folder, replace=True)
     OmegaConf.register_new_resolver("divide", _divide, replace=True)
+    OmegaConf.register_new_resolver("name_or", _name_or, replace=True)
     OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
 
 
@@ -676,6 +784,7 @@ _LESS_MEMORY = {
     "train": "lower trainer.micro_batch_size, eval.batch_size or data.num_workers",
     "eval": "lower eval.batch_size or eval.cache_batch_size, or the contexts of eval.decode_speed",
     "generate": "lower max_new_tokens or shorten the prompt",
+    "export": "lower calibration_tokens, or set device=cpu",
     "prepare": "lower data.num_workers or data.shard_tokens",
 }
 _OF_THE_MACHINE = {

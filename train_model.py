@@ -8,7 +8,7 @@ import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import math  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Mapping  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
@@ -16,9 +16,13 @@ import run_config  # noqa: E402
 from guards.printable import printable  # noqa: E402
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from data.prepared import PreparedData
     from tracking.run_folder import RunFolder
     from training.distributed import World
+
+    Initial = Callable[[], Mapping[str, Tensor]]
 
 
 def main(config: run_config.TrainConfig) -> None:
@@ -38,7 +42,10 @@ def main(config: run_config.TrainConfig) -> None:
     from training.summary import describe_run
 
     check(config.model)
-    if config.match == "cache":
+    initial = None
+    if config.init_from is not None:
+        config, initial = _begun_with(Path(config.init_from).expanduser(), config)
+    elif config.match == "cache":
         model = match_cache(config.model, config.match_cache_ratio)
         config = dataclasses.replace(config, model=model)
     config.eval.windows(config.model)
@@ -50,14 +57,16 @@ def main(config: run_config.TrainConfig) -> None:
         world.share_of(budget.sequences_per_pass)
         folder = world.from_main(lambda: str(prepare(config.data, config.tokenizer, _say).folder))
         prepared = PreparedData(Path(folder))
+        if initial is not None:
+            _require_its_tokenizer(str(config.init_from), prepared)
         asked = config.model
         config = _with_tokenizer(config, prepared)
         say = _say if world.is_main else _say_nothing
         if config.fair_lr:
-            config = _with_fair_rate(config, prepared, world, say)
+            config = _with_fair_rate(config, prepared, world, say, initial)
         yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
         sheet = budget_sheet(config.model, mha_yardstick(yardstick))
-        summary, was_finished = _trained(run, config, prepared, world, say, sheet)
+        summary, was_finished = _trained(run, config, prepared, world, say, sheet, initial)
         if was_finished:
             say(
                 f"{config.run_name} is finished: validation perplexity "
@@ -70,6 +79,46 @@ def main(config: run_config.TrainConfig) -> None:
         say(describe_run(summary, prepared.name, prepared.baselines, run.path, arguments))
 
 
+def _begun_with(
+    folder: Path, config: run_config.TrainConfig
+) -> "tuple[run_config.TrainConfig, Initial | None]":
+    """Return the configuration with the model of a folder, and what reads its weights.
+
+    Where the folder is gone, a run that has begun goes on without it.
+    """
+    from interop.initial import initial_model, recorded_model, sha256_of_model
+    from tracking.configuration import read_configuration
+    from tracking.run_folder import RunFolder
+
+    run = RunFolder(config.runs_path, config.run_name)
+    if not folder.is_dir() and (run.summary_path.exists() or _has_checkpoint(run)):
+        recorded = read_configuration(run.config_path)
+        model, sha256 = recorded_model(recorded), recorded.get("init_sha256")
+        return dataclasses.replace(config, model=model, match="none", init_sha256=sha256), None
+    asked = config.model
+    model, sha256 = initial_model(folder, asked).config, sha256_of_model(folder)
+    if config.init_sha256 not in (None, sha256):
+        raise run_config.ConfigError(
+            f"{folder} holds another model than init_sha256 ({config.init_sha256}) says; it has "
+            f"{sha256}"
+        )
+    # match=none, since the MLP has its width.
+    config = dataclasses.replace(config, model=model, match="none", init_sha256=sha256)
+    # Read again where they are needed: a training would keep them besides its own.
+    return config, lambda: initial_model(folder, asked).weights
+
+
+def _require_its_tokenizer(folder: str, prepared: "PreparedData") -> None:
+    from interop.initial import require_same_tokenizer
+
+    what_to_do = f"set tokenizer=pretrained tokenizer.path={folder}"
+    require_same_tokenizer(Path(folder).expanduser(), prepared, what_to_do)
+
+
+def _has_checkpoint(run: "RunFolder") -> bool:
+    return any(run.checkpoints_path.glob("[0-9]*"))
+
+
 def _trained(
     run: "RunFolder",
     config: run_config.TrainConfig,
@@ -77,6 +126,7 @@ def _trained(
     world: "World",
     say: Callable[[str], None],
     first_lines: str = "",
+    initial: "Initial | None" = None,
 ) -> tuple[dict[str, Any], bool]:
     """Train a run, or go on with it, unless it is finished.
 
@@ -87,6 +137,7 @@ def _trained(
         world: The ranks that train it.
         say: Prints a line.
         first_lines: Said before the training, if there is any.
+        initial: Reads the weights that it begins with; random ones if not given.
 
     Returns:
         What summary.json holds, and whether the run was finished before.
@@ -116,6 +167,16 @@ def _trained(
             return finished, True
         if first_lines:
             say(first_lines)
+        if _has_checkpoint(run):
+            initial = None  # its weights are the checkpoint's
+        if initial is not None:
+            model = config.model
+            say(
+                f"begins with the weights in {config.init_from}, which decides the model: "
+                f"{model.attention['name']}, {model.num_hidden_layers} layers of width "
+                f"{model.hidden_size}; the context is this training's, "
+                f"{model.max_position_embeddings} tokens (model.max_position_embeddings)"
+            )
         tracking = dataclasses.replace(
             config.tracking, wandb=config.tracking.wandb and world.is_main
         )
@@ -123,7 +184,7 @@ def _trained(
         failed = True
         try:
             with world.telling(lambda: newest_checkpoint_hint(run.checkpoints_path)):
-                summary = train(recipe, prepared, run, mirror, say, world)
+                summary = train(recipe, prepared, run, mirror, say, world, initial)
             failed = False
         except TrainingInterrupted:
             ignore_signals(but_ctrl_c=True)  # schedulers ask twice
@@ -138,6 +199,7 @@ def _with_fair_rate(
     prepared: "PreparedData",
     world: "World",
     say: Callable[[str], None],
+    initial: "Initial | None",
 ) -> run_config.TrainConfig:
     """Return the configuration with the learning rate that a grid of runs speaks for.
 
@@ -177,7 +239,8 @@ def _with_fair_rate(
             optim=dataclasses.replace(config.optim, learning_rate=rate),
         )
         try:
-            summary, _ = _trained(RunFolder(one.runs_path, one.run_name), one, prepared, world, say)
+            folder = RunFolder(one.runs_path, one.run_name)
+            summary, _ = _trained(folder, one, prepared, world, say, initial=initial)
             nlls[rate] = summary["validation_nll"]
         except (TrainingDiverged, BrokenWeights):
             nlls[rate] = math.inf
@@ -226,7 +289,7 @@ def _start(
         ConfigError: If the run exists with another configuration.
     """
     summary = run.read_summary()
-    if summary is not None or any(run.checkpoints_path.glob("[0-9]*")):
+    if summary is not None or _has_checkpoint(run):
         run_config.require_same_run(run.config_path, config)
     if summary is not None and summary.get("finished"):
         return summary

@@ -40,13 +40,16 @@ class Documents(NamedTuple):
 def read_documents(stream: TokenStream, end_of_document_id: int) -> Documents:
     """Measure every document of a stream, in 16 bytes of memory for each."""
     lengths, digests = array("q"), array("Q")
-    for tokens in _documents(stream, end_of_document_id):
+    for tokens in split_documents(stream, end_of_document_id):
         lengths.append(len(tokens))
         digests.append(digest(tokens.tobytes()))
     return Documents(np.array(lengths, dtype=np.int64), np.array(digests, dtype=np.uint64))
 
 
-def _documents(stream: TokenStream, end_of_document_id: int) -> Iterator[npt.NDArray[np.int64]]:
+def split_documents(
+    stream: TokenStream, end_of_document_id: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the tokens of each document of a stream, without the one that ends it."""
     rest: list[npt.NDArray[np.int64]] = []
     for start in range(0, len(stream), _CHUNK_TOKENS):
         chunk = stream.window(start, min(_CHUNK_TOKENS, len(stream) - start))

@@ -1,5 +1,6 @@
 """Tokenizers, all stored in one format: tokenizer.json with a tokenizer_config.json."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -95,8 +96,12 @@ class BuiltTokenizer(NamedTuple):
     commit: str | None = None
 
 
-def load_pretrained(path: str) -> BuiltTokenizer:
+def load_pretrained(path: str, key: str = "tokenizer.path") -> BuiltTokenizer:
     """Load a fast tokenizer from the Hub or a folder; its code, if it has any, is not run.
+
+    Args:
+        path: A folder, or a name of the Hub.
+        key: The setting that names it, for messages.
 
     Raises:
         DataError: If it cannot be found or reached, is not a fast one, or has no eos token.
@@ -106,16 +111,16 @@ def load_pretrained(path: str) -> BuiltTokenizer:
 
     folder = Path(path).expanduser()
     is_local = folder.is_dir()
-    what, alternative = f"tokenizer {path!r}", "use a folder on this machine in tokenizer.path"
+    what, alternative = f"tokenizer {path!r}", f"use a folder on this machine in {key}"
     commit = None
     if not is_local:
         if not is_hub_name(path):
-            raise DataError(f"tokenizer.path: no such folder: {path}")
+            raise DataError(f"{key}: no such folder: {path}")
         check_reachable(what, alternative)
         if is_offline():
             commit = cached_commit("model", path, "main")
         else:
-            commit = resolve("model", path, None, "tokenizer.path", alternative)
+            commit = resolve("model", path, None, key, alternative)
 
     def load() -> Any:
         from transformers import AutoTokenizer
@@ -133,14 +138,12 @@ def load_pretrained(path: str) -> BuiltTokenizer:
             raise
         where = " from the local cache (HF_HUB_OFFLINE=1)" if not is_local and is_offline() else ""
         raise DataError(
-            f"tokenizer.path ({path!r}): cannot load a tokenizer{where}: {explain(error)}"
+            f"{key} ({path!r}): cannot load a tokenizer{where}: {explain(error)}"
         ) from error
     if not wrapped.is_fast:
-        raise DataError(f"tokenizer.path ({path!r}): this tokenizer has no fast version")
+        raise DataError(f"{key} ({path!r}): this tokenizer has no fast version")
     if wrapped.eos_token is None:
-        raise DataError(
-            f"tokenizer.path ({path!r}): this tokenizer has no eos_token to end documents with"
-        )
+        raise DataError(f"{key} ({path!r}): this tokenizer has no eos_token to end documents with")
     tokenizer = wrapped.backend_tokenizer
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -181,9 +184,19 @@ def save_tokenizer(tokenizer: "Tokenizer", end_of_document: str, folder: Path) -
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
     }
-    texts = (tokenizer.to_str(pretty=True), json.dumps(config, indent=2) + "\n")
-    for name, text in zip(TOKENIZER_FILES, texts, strict=True):
-        write_bytes_synced(folder / name, text.encode())
+    contents = (_as_stored(tokenizer), (json.dumps(config, indent=2) + "\n").encode())
+    for name, content in zip(TOKENIZER_FILES, contents, strict=True):
+        write_bytes_synced(folder / name, content)
+
+
+def sha256_of_tokenizer(tokenizer: "Tokenizer") -> str:
+    """Return the hash of what `save_tokenizer` writes of a tokenizer."""
+    return hashlib.sha256(_as_stored(tokenizer)).hexdigest()
+
+
+def _as_stored(tokenizer: "Tokenizer") -> bytes:
+    text: str = tokenizer.to_str(pretty=True)
+    return text.encode()
 
 
 def load_tokenizer(folder: Path) -> "Tokenizer":

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from data.prepared import PreparedData, SplitCounts, TokenStream
+from evaluation.decode import Decodable
 from evaluation.errors import EvaluationError
 from evaluation.kv_cache import measure_generation_memory, measure_kv_cache
 from evaluation.perplexity import Score, score
 from evaluation.settings import EvalSettings
+from evaluation.tasks import TaskScorer, answers_of
 from evaluation.through_cache import CachedScorer
 from modeling.accounting import mha_cache_bytes_per_token, num_parameters
 from modeling.config import GPTConfig
@@ -46,26 +48,35 @@ class EvaluatedRun:
 
     Args:
         row: Of results.json; `protocol` is the card that says how its numbers came about.
-        model: The configuration of the model.
+        model: The configuration of the model; None if it is of another library's modules.
         windows: What was scored, window by window; None where perplexity was not asked for.
         settings: The recorded configuration with dotted keys; the model as it was trained.
         curve: "tokens" and "perplexity": the validations during the training.
         sample: The text that the run wrote at its end.
         notes: What a reader of its numbers should know, a line each.
+        prepared: The corpus whose text was scored; None where it is not at hand.
+        decodable: The model, where another library's modules are still to be timed.
     """
 
     row: dict[str, Any]
-    model: GPTConfig
+    model: GPTConfig | None
     windows: Score | None
     settings: dict[str, Any]
     curve: dict[str, list[float]]
     sample: str | None
     notes: list[str] = dataclasses.field(default_factory=list)
+    prepared: PreparedData | None = None
+    decodable: Decodable | None = None
 
     @property
     def name(self) -> str:
         """The run's name."""
         return str(self.row["run_name"])
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is a model that kvlab did not train, of which no seed is known."""
+        return self.row["seed"] is None
 
 
 def load_run(
@@ -280,8 +291,9 @@ def evaluate_run(
     settings: EvalSettings,
     device: torch.device,
     say: Callable[[str], None],
+    tasks: TaskScorer | None = None,
 ) -> EvaluatedRun:
-    """Score one run and weigh its cache.
+    """Score one run, weigh its cache, and run `tasks` on it.
 
     Raises:
         EvaluationError: If it cannot be loaded or scored.
@@ -297,21 +309,22 @@ def evaluate_run(
     )
     recorded, curve, sample = _recorded(run), _curve(run), run.read_sample()
     windows = _score(loaded, stream, settings, device) if settings.perplexity else None
-    notes = []
+    answers, notes = _run_tasks(tasks, run.name, loaded, settings)
     if windows is not None and split == "validation" and not settings.decode:
         told = summary.get("validation_nll")
-        notes = _unlike_its_summary(run.name, told, recorded, settings, model, windows.nll)
+        notes += _unlike_its_summary(run.name, told, recorded, settings, model, windows.nll)
     row = {
         "run_name": run.path.name,
         "attention": config.attention["name"],
-        "positions": _positions(config),
+        "positions": positions_of(config),
         "seed": loaded.state["seed"],
         "num_parameters": num_parameters(config).total,
         "tokens_trained": summary.get("tokens_trained"),
         "split": split,
-        **_quality(windows, loaded.prepared.splits[split]),
+        **quality_of(windows, loaded.prepared.splits[split]),
         "kv_cache_bytes_per_token": cache.bytes_per_token,
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
+        "kv_cache_tokens_measured": cache.batch_size * cache.context_length,
         "cache_ratio_to_mha": cache.bytes_per_token
         / mha_cache_bytes_per_token(config, model.embed_tokens.weight.dtype),
         "generation_peak_extra_bytes": measure_generation_memory(
@@ -322,9 +335,41 @@ def evaluate_run(
         "train_wall_seconds": summary.get("wall_seconds"),
         "versions": summary.get("versions"),
         "git_commit": summary.get("git_commit"),
-        "protocol": _protocol(loaded, split, settings),
+        "reads_whole_text": True,
+        "protocol": protocol_card(
+            loaded.prepared,
+            split,
+            settings.windows(config),
+            settings,
+            dtype=_name(model.embed_tokens.weight.dtype),
+            intra_document_mask=config.intra_document_mask,
+        )
+        | ({} if tasks is None else {"tasks": tasks.protocol}),
+        **answers,
     }
-    return EvaluatedRun(row, config, windows, _settings(recorded, model), curve, sample, notes)
+    return EvaluatedRun(
+        row,
+        config,
+        windows,
+        _settings(recorded, model),
+        curve,
+        sample,
+        notes,
+        prepared=loaded.prepared,
+    )
+
+
+def _run_tasks(
+    tasks: TaskScorer | None, name: str, loaded: LoadedRun, settings: EvalSettings
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a row's `tasks`, if there are any, and notes."""
+    if tasks is None:
+        return {}, []
+    prepared = loaded.prepared
+    tokenizer, end = prepared.tokenizer(), prepared.end_of_document_id
+    return answers_of(
+        lambda: tasks.score(loaded.model, tokenizer, end, settings.batch_size), name, settings
+    )
 
 
 def _score(
@@ -360,8 +405,8 @@ def _unlike_its_summary(
     ]
 
 
-def _quality(windows: Score | None, counts: SplitCounts) -> dict[str, Any]:
-    """Return what the scores say; nothing but empty numbers where nothing was scored."""
+def quality_of(windows: Score | None, counts: SplitCounts) -> dict[str, Any]:
+    """Return the keys of a row that say what was scored; all None where nothing was."""
     if windows is None:
         keys = ("tokens_scored", "nll", "perplexity", "word_perplexity", "bits_per_byte")
         return dict.fromkeys(keys)
@@ -381,6 +426,9 @@ def _settings(recorded: dict[str, Any], model: GPT) -> dict[str, Any]:
         for key, value in recorded.items()
         if not key.startswith("model.") and key not in PASSES
     }
+    # Each seed may begin with weights of its own; one from before the key began with random ones.
+    begins = [recipe.pop(key, None) for key in ("init_from", "init_sha256")]
+    recipe["begins_with"] = "weights of a folder" if any(begins) else "random weights"
     if (sequences := sequences_per_step(recorded)) is not None:
         recipe["trainer.sequences_per_step"] = sequences
     # By the classes, since a run from before a key does not have it.
@@ -398,11 +446,27 @@ def _curve(run: RunFolder) -> dict[str, list[float]]:
     return {"tokens": [x for x, _ in whole], "perplexity": [y for _, y in whole]}
 
 
-def _protocol(loaded: LoadedRun, split: str, settings: EvalSettings) -> dict[str, Any]:
-    model, prepared = loaded.model, loaded.prepared
+def protocol_card(
+    prepared: PreparedData,
+    split: str,
+    windows: tuple[int, int],
+    settings: EvalSettings,
+    *,
+    dtype: str,
+    intra_document_mask: bool,
+) -> dict[str, Any]:
+    """Return the card that says how a row's numbers came about.
+
+    Args:
+        prepared: The corpus; a model with another tokenizer has its own hashes and tokens.
+        split: Which.
+        windows: Context and stride.
+        settings: How it was scored.
+        dtype: Of the weights.
+        intra_document_mask: Whether attention kept to documents.
+    """
     counts = prepared.splits[split]
-    context, stride = settings.windows(model.config)
-    dtype = _name(model.embed_tokens.weight.dtype)
+    context, stride = windows
     cached = f"token by token, {settings.cache_dtype or dtype} cache"
     return {
         "corpus": prepared.name,
@@ -414,7 +478,7 @@ def _protocol(loaded: LoadedRun, split: str, settings: EvalSettings) -> dict[str
         "stride": stride,
         "dtype": dtype,
         "decode_path": cached if settings.decode else "full windows, no cache",
-        "intra_document_mask": model.config.intra_document_mask,
+        "intra_document_mask": intra_document_mask,
         "tokens": counts.tokens,
         "words": counts.words,
         "utf8_bytes": counts.utf8_bytes,
@@ -425,7 +489,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _positions(config: GPTConfig) -> str:
+def positions_of(config: GPTConfig) -> str:
+    """Name how a model is told positions."""
     rope = config.attention["qk_rope_head_dim"] > 0
     learned = config.position_embedding == "learned"
     return " + ".join(name for name, has in (("RoPE", rope), ("learned", learned)) if has) or "none"

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -64,12 +64,63 @@ class DecodePoint:
         return asdict(self)
 
 
+class Step(Protocol):
+    """A decoding step that can be timed again and again, such as `DecodeStep`."""
+
+    @property
+    def batch(self) -> int:
+        """Sequences decoded together."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Tokens of each in the cache before the step."""
+        ...
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of those tokens in the live cache."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights that a step reads."""
+        ...
+
+    @property
+    def beyond_trained(self) -> bool:
+        """Whether the model was trained on shorter contexts only."""
+        ...
+
+    def __call__(self) -> Tensor:
+        """Return the logits [b, n] behind one more token, and forget it."""
+        ...
+
+
+class Decodable(Protocol):
+    """A model of another library whose decoding step can be timed."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        ...
+
+    def decode_step(self, batch: int, context: int) -> Step:
+        """Return a step behind `context` tokens.
+
+        Raises:
+            ValueError: Saying why the model has none.
+        """
+        ...
+
+
 @torch.no_grad()
 def measure_decode(
     models: Mapping[str, GPT],
     settings: DecodeSettings,
     cache_dtype: torch.dtype | None,
     say: Callable[[str], None],
+    others: Mapping[str, tuple[Decodable, float]] | None = None,
 ) -> dict[str, list[DecodePoint]]:
     """Time a decoding step of every model at every batch and context.
 
@@ -79,25 +130,38 @@ def measure_decode(
         models: By name; in evaluation mode, all on one device.
         settings: Batches, contexts, rounds and steps.
         cache_dtype: What the caches store; each model's own if None.
-        say: Receives one line for each point that memory has no room for.
+        say: Receives one line for each point that memory has no room for, or that a model of
+            another library cannot be timed at.
+        others: Models of other libraries, by other names and on the same device, each with the
+            bytes that a token takes in its cache.
 
     Returns:
         The points of each model; those without room are missing in all.
     """
-    device = next(iter(models.values())).embed_tokens.weight.device
+    others = others or {}
+    devices = [model.embed_tokens.weight.device for model in models.values()]
+    device = [*devices, *(model.device for model, _ in others.values())][0]
     bandwidth = measure_memory_bandwidth(device)
-    found: dict[str, list[DecodePoint]] = {name: [] for name in models}
+    found: dict[str, list[DecodePoint]] = {name: [] for name in [*models, *others]}
+    others_per_token = sum(per_token for _, per_token in others.values())
     for batch in sorted(settings.batch_sizes):
         for context in sorted(settings.contexts):
             try:
-                check_memory(models.values(), batch, context, cache_dtype, device)
+                check_memory(models.values(), batch, context, cache_dtype, device, others_per_token)
             except EvaluationError as error:
                 say(str(error))
                 continue
-            steps = {
+            steps: dict[str, Step] = {
                 name: DecodeStep(model, batch, context, cache_dtype)
                 for name, model in models.items()
             }
+            for name, (model, _) in others.items():
+                try:
+                    steps[name] = model.decode_step(batch, context)
+                except ValueError as error:
+                    say(f"{name} is not timed at batch {batch} and context {context}: {error}")
+            if not steps:
+                continue
             rounds = _take_turns(steps, settings, device)
             for name, step in steps.items():
                 found[name].append(_point(step, rounds[name], bandwidth, device))
@@ -106,14 +170,19 @@ def measure_decode(
 
 
 def check_memory(
-    models: Any, batch: int, context: int, cache_dtype: torch.dtype | None, device: torch.device
+    models: Any,
+    batch: int,
+    context: int,
+    cache_dtype: torch.dtype | None,
+    device: torch.device,
+    others_per_token: float = 0.0,
 ) -> None:
     """Refuse a point whose caches would not fit together.
 
     Raises:
         EvaluationError: Saying how much is missing.
     """
-    per_token = sum(
+    per_token = others_per_token + sum(
         kv_cache_bytes_per_token(model.config, cache_dtype or model.embed_tokens.weight.dtype)
         for model in models
     )
@@ -153,6 +222,21 @@ class DecodeStep:
             last = min(context, model.config.max_position_embeddings - 1)
             self._positions = torch.tensor([last], device=device)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of the tokens before the step."""
+        return self.cache.num_bytes() * self.context // (self.context + 1)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights that a step reads."""
+        return weight_bytes(self.model)
+
+    @property
+    def beyond_trained(self) -> bool:
+        """Whether the model was trained on shorter contexts only."""
+        return self.context >= self.model.config.max_position_embeddings
+
     def __call__(self) -> Tensor:
         """Return the logits [b, n] behind one more token, and forget it."""
         logits = self.model.next_logits(self._tokens, self._positions, self.cache)
@@ -173,7 +257,7 @@ def fill_with_noise(cache: KVCache, length: int) -> None:
 
 
 def _take_turns(
-    steps: Mapping[str, DecodeStep], settings: DecodeSettings, device: torch.device
+    steps: Mapping[str, Step], settings: DecodeSettings, device: torch.device
 ) -> dict[str, list[float]]:
     """Return milliseconds per step of each model, one number per round."""
     rounds: dict[str, list[float]] = {name: [] for name in steps}
@@ -193,7 +277,7 @@ def _take_turns(
     return rounds
 
 
-def _milliseconds(step: DecodeStep, device: torch.device) -> float:
+def _milliseconds(step: Step, device: torch.device) -> float:
     synchronize(device)
     start = time.perf_counter()
     step()
@@ -201,23 +285,20 @@ def _milliseconds(step: DecodeStep, device: torch.device) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _point(
-    step: DecodeStep, rounds: list[float], bandwidth: float, device: torch.device
-) -> DecodePoint:
+def _point(step: Step, rounds: list[float], bandwidth: float, device: torch.device) -> DecodePoint:
     milliseconds = statistics.median(rounds)
-    cache_bytes = step.cache.num_bytes() * step.context // (step.context + 1)
-    bytes_read = weight_bytes(step.model) + cache_bytes
+    bytes_read = step.weight_bytes + step.cache_bytes
     return DecodePoint(
         batch=step.batch,
         context=step.context,
         ms_per_token=milliseconds,
         ms_by_round=rounds,
         tokens_per_second=1e3 * step.batch / milliseconds,
-        cache_bytes=cache_bytes,
+        cache_bytes=step.cache_bytes,
         roofline_ms=1e3 * bytes_read / bandwidth,
         memory_bandwidth=bandwidth,
         peak_extra_bytes=peak_extra_bytes(step, device),
-        beyond_trained=step.context >= step.model.config.max_position_embeddings,
+        beyond_trained=step.beyond_trained,
     )
 
 

@@ -26,16 +26,24 @@ def headline(variants: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _what(variants: Sequence[Mapping[str, Any]]) -> str:
-    seeds = sorted({len(variant["seeds"]) for variant in variants})
-    tokens = {variant["tokens_trained"] for variant in variants} - {None}
+    trained_here = [variant for variant in variants if variant["seeds"]]
+    seeds = sorted({len(variant["seeds"]) for variant in trained_here})
+    tokens = {variant["tokens_trained"] for variant in trained_here} - {None}
     number = " or ".join(map(str, seeds))
     trained = f", trained on {tokens.pop():,} tokens" if len(tokens) == 1 else ""
     best = min(variants, key=lambda variant: variant["perplexity"])
-    each = f"{number} {'seed' if seeds == [1] else 'seeds'}"
+    each = f", {number} {'seed' if seeds == [1] else 'seeds'}" if seeds else ""
     if len(variants) == 1:
-        return f"{best['name']}{trained}, {each}: perplexity {best['perplexity']:.2f}."
+        return f"{best['name']}{trained}{each}: perplexity {best['perplexity']:.2f}."
     lowest = f"{best['name']} has the lowest perplexity, {best['perplexity']:.2f}"
-    return f"{len(variants)} configurations{trained}, {each} each: {lowest}."
+    parts = []
+    if len(trained_here) == 1:
+        parts = [f"1 configuration{trained}{each}"]
+    elif trained_here:
+        parts = [f"{len(trained_here)} configurations{trained}{each} each"]
+    if outside := len(variants) - len(trained_here):
+        parts.append(f"{outside} {'model' if outside == 1 else 'models'} from elsewhere")
+    return f"{' and '.join(parts)}: {lowest}."
 
 
 def _verdict(verdict: str | None, baseline: str, variants: Sequence[Mapping[str, Any]]) -> str:
@@ -74,6 +82,8 @@ def _interval(variant: Mapping[str, Any]) -> tuple[str, Sequence[float] | None]:
 _PAIRINGS = {
     "single seed": "Single seed: a difference that another seed might turn round is not "
     "recognised; train more with -m seed=0,1,2.",
+    "one model": "One model: how another training of a model from elsewhere would have come out is "
+    "not known, so the interval over the text is the only one.",
     "other seeds": "Other seeds: no seed is in both, so the interval over seeds is Welch's t.",
     "common seeds": "Common seeds: the difference is over the seeds that both have.",
 }

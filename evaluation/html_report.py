@@ -8,8 +8,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, get_args
 
+from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE
 from evaluation.headline import pairing_notes
+from evaluation.kv_cache import cache_bytes_of
 from evaluation.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
+from evaluation.tasks import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
 from guards.printable import printable
 from tracking.atomic import write_text
 
@@ -75,6 +78,7 @@ def write_html(
     groups: Sequence[Mapping[str, Any]],
     curves: Mapping[str, dict[str, Any]],
     facts: Mapping[str, str],
+    across: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write a report that needs nothing but its own file.
 
@@ -86,6 +90,7 @@ def write_html(
             `differs`, as they stand in variants.json.
         curves: By run name: `variant`, `attention`, `tokens` and `perplexity` during training.
         facts: What to know in order to repeat it: command, date, hardware, versions, commit.
+        across: What `across_tokenizers.across_tokenizers` found.
 
     Raises:
         RunError: If the file cannot be written.
@@ -104,6 +109,9 @@ def write_html(
         headline=headline,
         groups=[_group(group, curves) for group in groups],
         facts=facts,
+        across=[_across(found) for found in across],
+        across_title=ACROSS_TITLE,
+        across_note=ACROSS_NOTE,
     )
     write_text(path, printable(page))
 
@@ -131,6 +139,8 @@ def _group(group: Mapping[str, Any], curves: Mapping[str, dict[str, Any]]) -> di
         "shares": _shares(variants),
         "pareto": _picture(partial(plot_pareto, variants), _pareto_words(variants)),
         "curves": _picture(partial(plot_curves, mine), _curve_words(mine)),
+        "tasks": [_task_table(variants, task) for task in tasks_of(variants)],
+        "task_note": f"{TASK_NOTE} {group['protocol'].get('tasks')}.",
         "decode": [_decode_part(variants, batch) for batch in batches],
         "decodes_beyond": any(p["beyond_trained"] for v in variants for p in _decode(v)),
         "samples": {v["name"]: v["sample"] for v in variants if v["sample"]},
@@ -150,7 +160,8 @@ def _described(variant: Variant) -> Cell:
     """Name a variant, its positions and its seeds."""
     seeds = variant["seeds"]
     which = "seed" if len(seeds) == 1 else "seeds"
-    return Cell(variant["name"], [("", variant["positions"]), (which, _listed(seeds))])
+    trained = (which, _listed(seeds)) if seeds else ("", "from elsewhere")
+    return Cell(variant["name"], [("", variant["positions"]), trained])
 
 
 def _numbers(
@@ -218,9 +229,11 @@ def _cache(variant: Variant) -> Cell:
     notes = (
         [] if ratio is None else [("", f"{_ratio(ratio)} of {variant['baseline'] or 'baseline'}")]
     )
-    if round(measured) != variant["kv_cache_bytes_per_token"]:
+    if variant["kv_cache_bytes_per_token"] is None:
+        notes.append(("", "as measured"))
+    elif round(measured) != variant["kv_cache_bytes_per_token"]:
         notes.append(("measured", _count(measured)))
-    return Cell(_count(variant["kv_cache_bytes_per_token"]), notes)
+    return Cell(_count(cache_bytes_of(variant)), notes)
 
 
 def _training(variant: Variant) -> Cell:
@@ -299,6 +312,16 @@ def _decode_part(variants: Sequence[Variant], batch: int) -> dict[str, Any]:
     }
 
 
+def _task_table(variants: Sequence[Variant], task: str) -> Table:
+    """Return a task's metrics with their standard errors."""
+    columns = []
+    for metric in metrics_of(variants, task):
+        pairs = [value_and_error(variant, task, metric) for variant in variants]
+        cells = [Cell(value or NONE, [("±", error)] if error else []) for value, error in pairs]
+        columns.append(Column(metric, described(variants, task), cells, metric))
+    return _table(task, [Cell(v["name"]) for v in variants], columns)
+
+
 def _unit_columns(variants: Sequence[Variant]) -> list[Column]:
     numbers = partial(_numbers, variants)
     by_seed = []
@@ -315,6 +338,35 @@ def _unit_columns(variants: Sequence[Variant]) -> list[Column]:
         numbers("bits/byte", "Other units", "bits_per_byte", lambda value: f"{value:.4f}"),
         numbers("perplexity per word", "Other units", "word_perplexity", _ppl),
     ]
+
+
+def _across(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the template shows of one text that several tokenizers read."""
+    rows = found["variants"]
+    bits = [
+        Cell(
+            f"{row['bits_per_byte']:.4f}",
+            [("text", f"{low:.4f} to {high:.4f}") for low, high in [row["bits_per_byte_ci95_text"]]]
+            if row["bits_per_byte_ci95_text"]
+            else [],
+        )
+        for row in rows
+    ]
+    numbers = partial(_numbers, rows)
+    columns = [
+        Column("bits/byte", "Quality", bits),
+        numbers("tokenizer", "Reading", "tokenizer_sha256", lambda value: value[:12]),
+        numbers("tokens", "Reading", "tokens", _count),
+        numbers("context", "Reading", "context", _count),
+        numbers("stride", "Reading", "stride", _count),
+        numbers("parameters", "Model", "num_parameters", _count),
+        numbers("KV bytes/token", "Model", "kv_cache_bytes_measured", _count),
+    ]
+    caption = f"{found['corpus']}, {found['split']} split, {_count(found['utf8_bytes'])} bytes"
+    return {
+        "caption": caption,
+        "table": Table(caption, [Cell(row["name"]) for row in rows], columns),
+    }
 
 
 PARTS = ("embeddings", "attention", "mlp", "norms")
@@ -341,6 +393,8 @@ def _shares(variants: Sequence[Variant]) -> list[tuple[str, list[tuple[str, floa
     found = []
     for variant in variants:
         budget = variant["budget"]
+        if budget[PARTS[0]] is None:
+            continue  # of another library
         shares = [(part, 100 * budget[part] / budget["total"]) for part in PARTS]
         found.append((variant["name"], shares))
     return found
@@ -364,8 +418,7 @@ def _picture(plot: Plot, words: str) -> Picture | None:
 def _pareto_words(variants: Sequence[Variant]) -> str:
     shown = [variant for variant in variants if variant["perplexity"] is not None]
     points = [
-        f"{v['name']} {_ppl(v['perplexity'])} at {_count(v['kv_cache_bytes_per_token'])} bytes"
-        for v in shown
+        f"{v['name']} {_ppl(v['perplexity'])} at {_count(cache_bytes_of(v))} bytes" for v in shown
     ]
     front = _listed([variant["name"] for variant in pareto_front(shown)])
     return (

@@ -1,6 +1,8 @@
 """The KV cache, weighed: bytes of the live tensors after a real decode."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -30,6 +32,15 @@ class CacheMeasurement:
     batch_size: int
     context_length: int
     dtype: str
+
+
+def cache_bytes_of(row: Mapping[str, Any]) -> float:
+    """Return the bytes per token that a run or variant is sorted, drawn and compared by.
+
+    The closed form, or what was measured where kvlab has no formula.
+    """
+    formula = row["kv_cache_bytes_per_token"]
+    return float(row["kv_cache_bytes_measured"] if formula is None else formula)
 
 
 @torch.no_grad()

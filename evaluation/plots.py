@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.transforms import Transform
 
+from evaluation.kv_cache import cache_bytes_of
 from evaluation.plot_labels import (
     LINE_HEIGHT,
     Anchor,
@@ -204,7 +205,7 @@ def seed_lines(curves: Mapping[str, dict[str, Any]]) -> list[SeedLine]:
 def pareto_front(variants: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return, from the smallest cache up, those that no variant with as small a cache beats."""
     front: list[dict[str, Any]] = []
-    order = sorted(variants, key=lambda v: (v["kv_cache_bytes_per_token"], v["perplexity"]))
+    order = sorted(variants, key=lambda v: (cache_bytes_of(v), v["perplexity"]))
     for variant in order:
         if not front or variant["perplexity"] < front[-1]["perplexity"]:
             front.append(variant)
@@ -348,7 +349,7 @@ def _draw_pareto(figure: Figure, look: _Look, points: Sequence[dict[str, Any]]) 
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     axes = figure.subplots()
-    sizes = [variant["kv_cache_bytes_per_token"] for variant in points]
+    sizes = [cache_bytes_of(variant) for variant in points]
     left, right = min(sizes) / 1.6, max(sizes) * 2.1  # labels want the right
     axes.set_xscale("log", base=2)
     axes.set_xlim(left, right)
@@ -383,16 +384,16 @@ def _draw_pareto(figure: Figure, look: _Look, points: Sequence[dict[str, Any]]) 
 def _staircase(points: Sequence[dict[str, Any]], right: float) -> list[tuple[float, float]]:
     """Return the corners of the Pareto front, from its smallest cache to `right`."""
     front = pareto_front(points)
-    corners = [(front[0]["kv_cache_bytes_per_token"], front[0]["perplexity"])]
+    corners = [(cache_bytes_of(front[0]), front[0]["perplexity"])]
     for variant in front[1:]:
-        x, y = variant["kv_cache_bytes_per_token"], variant["perplexity"]
+        x, y = cache_bytes_of(variant), variant["perplexity"]
         corners += [(x, corners[-1][1]), (x, y)]
     return [*corners, (right, corners[-1][1])]
 
 
 def _draw_point(axes: Axes, look: _Look, variant: dict[str, Any], transform: Transform) -> None:
     colour, marker = style_of(variant["attention"], look.theme)
-    x, y = variant["kv_cache_bytes_per_token"], variant["perplexity"]
+    x, y = cache_bytes_of(variant), variant["perplexity"]
     how: dict[str, Any] = {"color": colour, "transform": transform}
     for which, width, opacity in _INTERVALS:
         if interval := variant[f"perplexity_ci95_{which}"]:
@@ -402,7 +403,7 @@ def _draw_point(axes: Axes, look: _Look, variant: dict[str, Any], transform: Tra
 
 def _anchor(variant: dict[str, Any], transform: Transform) -> Anchor:
     name = short(variant["name"]) + (" (baseline)" if variant["is_baseline"] else "")
-    x, y, ends = variant["kv_cache_bytes_per_token"], variant["perplexity"], _extent(variant)
+    x, y, ends = cache_bytes_of(variant), variant["perplexity"], _extent(variant)
     return Anchor(x, y, min(ends), max(ends), transform, name)
 
 
@@ -427,7 +428,7 @@ def _with_margin(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _side_by_side(figure: Figure, axes: Axes, sizes: Sequence[int]) -> list[Transform]:
+def _side_by_side(figure: Figure, axes: Axes, sizes: Sequence[float]) -> list[Transform]:
     """Return a transform for each point that sets those of the same cache size apart."""
     from matplotlib.transforms import ScaledTranslation
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,16 @@ from typing import Any
 
 from tabulate import tabulate
 
+from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
 from evaluation.errors import EvaluationError
 from evaluation.headline import headline, pairing_notes
 from evaluation.html_report import write_html
 from evaluation.plots import plot_all
+from evaluation.tasks import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
 from evaluation.variants import Group, plain
-from guards.printable import printable
+from guards.printable import as_code, printable
 from tracking.atomic import write_text
+from tracking.beside import folder_beside
 from tracking.disk import write_failure
 
 QUALITY = (
@@ -42,7 +44,7 @@ RUN_COLUMNS = [
     *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "cache_ratio_to_mha"),
 ]
 """Keys of a run's row that wandb's table gets."""
-_WORDS = {"variant", "positions", "verdict", "against", "run"}
+_WORDS = {"variant", "positions", "verdict", "against", "run", "tokenizer"}
 
 
 def quality_cells(variant: Mapping[str, Any]) -> list[str]:
@@ -53,7 +55,7 @@ def quality_cells(variant: Mapping[str, Any]) -> list[str]:
     return [
         variant["name"],
         variant["positions"],
-        str(len(variant["seeds"])),
+        str(len(variant["seeds"]) or "-"),
         f"{variant['num_parameters']:,}",
         _number(variant["perplexity"]),
         _interval(variant["perplexity_ci95_text"], "{:.2f}"),
@@ -65,8 +67,8 @@ def quality_cells(variant: Mapping[str, Any]) -> list[str]:
         "-" if variant["is_baseline"] else variant["baseline"] or "-",
         _number(variant["kv_cache_bytes_per_token"]),
         _number(variant["kv_cache_bytes_measured"]),
-        "-" if ratio is None else f"{ratio:.3f}",
-        "-" if ratio is not None else f"{variant['cache_ratio_to_mha']:.3f}",
+        _ratio(ratio),
+        "-" if ratio is not None else _ratio(variant["cache_ratio_to_mha"]),
     ]
 
 
@@ -84,7 +86,7 @@ def cost_cells(variant: Mapping[str, Any], points: Sequence[tuple[int, int]]) ->
         _number(speed and round(speed)),
         _number(memory and round(memory / 2**20)),
         "-" if seconds is None else f"{seconds / 60:.1f}",
-        *(f"{timed[point]:.2f}" for point in points),
+        *(f"{timed[point]:.2f}" if point in timed else "-" for point in points),
     ]
 
 
@@ -94,6 +96,14 @@ def _number(value: float | None) -> str:
     if isinstance(value, int) or value >= 1000 or (value == int(value) and value > 1):
         return f"{value:,.0f}"
     return f"{value:.3f}"
+
+
+def _seed(seed: int | None) -> str:
+    return "-" if seed is None else str(seed)
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _interval(interval: Sequence[float] | None, style: str) -> str:
@@ -155,7 +165,7 @@ def run_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
     )
     body = [
         [
-            *(row["run_name"], str(row["seed"]), _number(row["perplexity"])),
+            *(row["run_name"], _seed(row["seed"]), _number(row["perplexity"])),
             _interval(row["perplexity_ci95"], "{:.2f}"),
             *(_number(row["word_perplexity"]), _number(row["bits_per_byte"])),
             "-" if row["delta_nll"] is None else f"{100 * math.expm1(row['delta_nll']):+.2f} %",
@@ -177,13 +187,14 @@ def budget_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
     body = []
     for variant in variants:
         budget = variant["budget"]
+        flops = budget["training_flops_per_token"]
         body.append(
             [
                 variant["name"],
-                *(f"{budget[part]:,}" for part in parts),
-                f"{budget['kv_cache_bytes_per_token']:,}",
-                f"{budget['cache_ratio_to_mha']:.3f}",
-                f"{budget['training_flops_per_token']:.3e}",
+                *(_number(budget[part]) for part in parts),
+                _number(budget["kv_cache_bytes_per_token"]),
+                _ratio(budget["cache_ratio_to_mha"]),
+                "-" if flops is None else f"{flops:.3e}",
             ]
         )
     return _laid_out(headers, body, style)
@@ -221,7 +232,33 @@ CACHE_NOTE = (
 def note(variants: Sequence[Mapping[str, Any]]) -> str:
     """Explain a table: what is in it, and how seeds were paired where that is not simply so."""
     parts = [NOTE] if any(variant["perplexity"] is not None for variant in variants) else []
-    return " ".join([*parts, CACHE_NOTE, *pairing_notes(variants)])
+    parts.append(CACHE_NOTE)
+    if any(variant["kv_cache_bytes_per_token"] is None for variant in variants):
+        parts.append("Where it is -, kvlab has no formula, and what was measured stands for it.")
+    return " ".join([*parts, *pairing_notes(variants)])
+
+
+def across_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
+    """Lay out how variants with different tokenizers compress one text, the best first.
+
+    Args:
+        rows: Of one text, as `across_tokenizers.across_tokenizers` returns them.
+        style: As for `table`.
+    """
+    headers = ["variant", "bits/byte", "95 % (text)", "tokenizer", "tokens", "context", "stride"]
+    headers += ["parameters", "KV bytes/token, measured"]
+    body = [
+        [
+            row["name"],
+            f"{row['bits_per_byte']:.4f}",
+            _interval(row["bits_per_byte_ci95_text"], "{:.4f}"),
+            row["tokenizer_sha256"][:12],
+            *(f"{row[key]:,}" for key in ("tokens", "context", "stride", "num_parameters")),
+            _number(row["kv_cache_bytes_measured"]),
+        ]
+        for row in rows
+    ]
+    return _laid_out(headers, body, style)
 
 
 def decode_sections(variants: Sequence[Mapping[str, Any]], style: str) -> list[str]:
@@ -239,9 +276,15 @@ def decode_sections(variants: Sequence[Mapping[str, Any]], style: str) -> list[s
         body = []
         for variant in variants:
             here = {p["context"]: p for p in variant["decode"] if p["batch"] == batch}
-            cells = [f"{p['ms_per_token']:.2f} ({p['roofline_ms']:.2f})" for p in here.values()]
-            last = here[contexts[-1]]
-            memory = [f"{last[key] / 1e6:,.1f}" for key in ("cache_bytes", "peak_extra_bytes")]
+            timed = [here.get(context) for context in contexts]
+            cells = [
+                f"{p['ms_per_token']:.2f} ({p['roofline_ms']:.2f})" if p else "-" for p in timed
+            ]
+            last = timed[-1]
+            memory = [
+                f"{last[key] / 1e6:,.1f}" if last else "-"
+                for key in ("cache_bytes", "peak_extra_bytes")
+            ]
             even = variant["break_even"][str(batch)]
             never = "" if variant["is_baseline"] else "-"
             body.append([variant["name"], *cells, *memory, f"{even:,}" if even else never])
@@ -250,6 +293,29 @@ def decode_sections(variants: Sequence[Mapping[str, Any]], style: str) -> list[s
         shown = _laid_out(headers, body, style)
         found += [f"decoding, batch {batch}: ms per token at a context (roofline)", shown]
     return found
+
+
+def task_sections(
+    variants: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any], style: str
+) -> list[str]:
+    """Lay the tasks of lm-evaluation-harness out: a title and a table for each; empty if none.
+
+    Args:
+        variants: Results; with `tasks` where some were run.
+        protocol: Their card; its `tasks` says how those were run.
+        style: As for `table`.
+    """
+    found: list[str] = []
+    for task in tasks_of(variants):
+        metrics = metrics_of(variants, task)
+        body = []
+        for variant in variants:
+            pairs = (value_and_error(variant, task, metric) for metric in metrics)
+            cells = [f"{value} ± {error}" if error else value or "-" for value, error in pairs]
+            body.append([variant["name"], *cells])
+        found += [f"task {plain(task)}: {plain(described(variants, task))}"]
+        found += [_laid_out(["variant", *map(plain, metrics)], body, style)]
+    return [*found, f"{TASK_NOTE} {plain(protocol['tasks'], 2000)}."] if found else []
 
 
 DECODE_NOTE = (
@@ -324,22 +390,21 @@ def _written_beside(
     folder: Path, groups: Sequence[Group], facts: Mapping[str, str]
 ) -> Iterator[Path]:
     """Write a report beside where it belongs, to be moved: half of one is never seen there."""
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with this number
-        temporary.mkdir(parents=True, exist_ok=True)
-        _write_report(temporary, folder.name, groups, facts)
-        yield temporary
-    except OSError as error:
-        raise write_failure(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with folder_beside(folder) as temporary:
+        try:
+            _write_report(temporary, folder.name, groups, facts)
+            yield temporary
+        except OSError as error:
+            raise write_failure(folder, error) from error
 
 
 def _write_report(
     folder: Path, title: str, groups: Sequence[Group], facts: Mapping[str, str]
 ) -> None:
-    """Write results.json, variants.json, windows.json, plots, report.md and report.html."""
+    """Write results.json, variants.json, windows.json, plots, report.md and report.html.
+
+    And across_tokenizers.json, where one text was read in several tokenizers' tokens.
+    """
     runs = [run for group in groups for run in group.runs]
     variants = [result for group in groups for result in group.results]
     _write_json(folder / "results.json", [run.row for run in runs])
@@ -351,17 +416,21 @@ def _write_report(
     }
     if scored:
         _write_json(folder / "windows.json", scored, indent=None)
+    across = across_tokenizers(groups)
+    if across:
+        _write_json(folder / "across_tokenizers.json", across)
     curves = [_curves(group) for group in groups]
     plots = [
         plot_all(folder, group.results, some, f"-{number}" if number > 1 else "")
         for number, (group, some) in enumerate(zip(groups, curves, strict=True), start=1)
     ]
-    write_text(folder / "report.md", printable(_markdown(title, groups, facts, plots)))
+    write_text(folder / "report.md", printable(_markdown(title, groups, facts, plots, across)))
     write_html(
         folder / "report.html",
         title=title,
         headline=" ".join(_headlines(groups)),
         groups=[_as_section(group) for group in groups],
+        across=across,
         curves={name: curve for some in curves for name, curve in some.items()},
         facts=facts,
     )
@@ -414,11 +483,15 @@ def _markdown(
     groups: Sequence[Group],
     facts: Mapping[str, str],
     plots: Sequence[Sequence[str]],
+    across: Sequence[Mapping[str, Any]],
 ) -> str:
     parts = [f"# {title}"]
     for group, some in zip(groups, plots, strict=True):
         parts += _markdown_group(group, some)
-    parts += ["## About", "\n".join(f"- {name}: {_code(value)}" for name, value in facts.items())]
+    for found in across:
+        heading = f"## {ACROSS_TITLE}: {plain(found['corpus'])}, {plain(found['split'])} split"
+        parts += [heading, across_table(found["variants"], "github"), ACROSS_NOTE]
+    parts += ["## About", "\n".join(f"- {name}: {as_code(value)}" for name, value in facts.items())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -434,6 +507,8 @@ def _markdown_group(group: Group, plots: Sequence[str]) -> list[str]:
     if group.differs:
         parts += ["Not equal, besides the attention:", "\n".join(f"- {d}" for d in group.differs)]
     parts += [f"![{_ALT[re.split('[-.]', name)[0]]}]({name})" for name in plots]
+    if tasks := task_sections(variants, group.protocol, "github"):
+        parts += ["## Tasks", *tasks]
     if sections := decode_sections(variants, "github"):
         parts += ["## Decoding", *sections, DECODE_NOTE]
     parts += ["## Budget", budget_table(variants, "github")]
@@ -442,13 +517,8 @@ def _markdown_group(group: Group, plots: Sequence[str]) -> list[str]:
     if sampled := [variant for variant in variants if variant["sample"]]:
         parts += ["## Samples"]
         parts += [f"{v['name']} (seed {v['seeds'][0]}):\n\n{_fenced(v['sample'])}" for v in sampled]
-    card = "\n".join(f"- {key}: {_code(value)}" for key, value in group.protocol.items())
+    card = "\n".join(f"- {key}: {as_code(value)}" for key, value in group.protocol.items())
     return [*parts, "## Protocol card", card]
-
-
-def _code(value: Any) -> str:
-    """Quote a value that a run may have brought, or that holds stars."""
-    return f"`{' '.join(str(value).replace('`', '?').split())}`"
 
 
 def _fenced(text: str) -> str:

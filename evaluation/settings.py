@@ -56,6 +56,14 @@ class EvalSettings:
     decode_path: str | None = None
     """How a step reads the cache, see model.attention.decode_path; null takes the run's own."""
     decode_speed: DecodeSettings = field(default_factory=DecodeSettings)
+    tasks: list[str] = field(default_factory=list)
+    """Tasks, groups or tags of lm-evaluation-harness; see docs/lm_eval.md."""
+    task_folder: str | None = None
+    """A folder of task files besides the harness's own."""
+    task_limit: int | None = None
+    """The first documents of each task that are asked, for a quick look; null asks all."""
+    num_fewshot: int | None = None
+    """Examples before each question, where a task does not insist on none; null: as it says."""
 
     def windows(self, model: GPTConfig) -> tuple[int, int]:
         """Return context and stride for a model, its own context where null.
@@ -96,4 +104,18 @@ class EvalSettings:
                 f"eval.cache_dtype={self.cache_dtype} changes no perplexity unless it is measured "
                 "through the cache: set eval.decode=true, or eval.perplexity=false"
             )
-        return found + self.decode_speed.problems()
+        return found + self._task_problems() + self.decode_speed.problems()
+
+    def _task_problems(self) -> list[str]:
+        found = []
+        if not all(self.tasks) or len(set(self.tasks)) < len(self.tasks):
+            found.append(f"eval.tasks ({self.tasks}) must be different names")
+        if self.task_limit is not None and self.task_limit < 1:
+            found.append(f"eval.task_limit ({self.task_limit}) must be at least 1")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            found.append(f"eval.num_fewshot ({self.num_fewshot}) must be at least 0")
+        how = ("task_folder", "task_limit", "num_fewshot")
+        given = [key for key in how if getattr(self, key) is not None]
+        if given and not self.tasks:
+            found.append(f"eval.{given[0]} says how tasks are run; name some: eval.tasks=[NAME]")
+        return found

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from evaluation.comparison import EvaluatedRun, require_baseline
-from evaluation.decode import break_even, measure_decode
+from evaluation.decode import Decodable, break_even, measure_decode
 from evaluation.errors import EvaluationError
+from evaluation.kv_cache import cache_bytes_of
 from evaluation.settings import EvalSettings
 from evaluation.statistics import (
     Interval,
@@ -22,7 +23,8 @@ from evaluation.statistics import (
     unpaired_seed_interval,
     verdict,
 )
-from modeling.accounting import budget_of
+from evaluation.tasks import over_seeds
+from modeling.accounting import ParameterCount, budget_of
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
 from tracking.configuration import differences
@@ -69,6 +71,11 @@ class Variant:
         return str(self.runs[0].row["attention"])
 
     @property
+    def is_outside(self) -> bool:
+        """Whether it is a model that kvlab did not train."""
+        return self.runs[0].is_outside
+
+    @property
     def ignored(self) -> list[str]:
         """Names of runs that repeat a seed."""
         first = self.by_seed()
@@ -79,9 +86,9 @@ class Variant:
         """The configuration that its runs share, but for the seed."""
         return self.runs[0].settings
 
-    def by_seed(self) -> dict[int, EvaluatedRun]:
-        """Return the runs by seed; of several with one seed the first."""
-        first: dict[int, EvaluatedRun] = {}
+    def by_seed(self) -> dict[int | None, EvaluatedRun]:
+        """Return the runs by seed, None for a model from elsewhere; of several the first."""
+        first: dict[int | None, EvaluatedRun] = {}
         for run in self.runs:
             first.setdefault(run.row["seed"], run)
         return first
@@ -125,7 +132,8 @@ def compare(
     Args:
         runs: At least one.
         baseline: The attention to compare with; None takes mha where there is one.
-        is_one_study: Refuse several cards: the runs were made to be compared.
+        is_one_study: Refuse runs with several cards: they were made to be compared. Models from
+            elsewhere may have others.
 
     Raises:
         EvaluationError: If a baseline that was asked for is not there, or has another protocol
@@ -138,8 +146,8 @@ def compare(
             cards.append([run])
         else:
             some.append(run)
-    if is_one_study and len(cards) > 1:
-        require_one_protocol(runs)
+    if is_one_study:
+        require_one_protocol([run for run in runs if not run.is_outside])
     if baseline is not None:
         _require_baseline(cards, baseline)
     return [_group(some, baseline or "mha") for some in cards]
@@ -151,8 +159,8 @@ def require_one_protocol(runs: Sequence[EvaluatedRun]) -> None:
     Raises:
         EvaluationError: Naming each field of the protocol cards that differs.
     """
-    first = runs[0]
     for run in runs[1:]:
+        first = runs[0]
         if fields := differing_fields(first.row["protocol"], run.row["protocol"]):
             raise EvaluationError(
                 f"{first.name} and {run.name} cannot share a table: their protocol cards differ in "
@@ -178,7 +186,7 @@ def _require_baseline(cards: Sequence[Sequence[EvaluatedRun]], baseline: str) ->
     require_baseline((run.row["attention"] for some in cards for run in some), baseline)
     has = [some for some in cards if any(run.row["attention"] == baseline for run in some)]
     for some in cards:
-        if some not in has:
+        if some not in has and not all(run.is_outside for run in some):
             ours, theirs = some[0], next(r for r in has[0] if r.row["attention"] == baseline)
             fields = differing_fields(ours.row["protocol"], theirs.row["protocol"])
             raise EvaluationError(
@@ -189,9 +197,11 @@ def _require_baseline(cards: Sequence[Sequence[EvaluatedRun]], baseline: str) ->
 
 def _group(runs: Sequence[EvaluatedRun], baseline: str) -> Group:
     variants: list[Variant] = []
-    for run in sorted(runs, key=lambda run: (run.row["seed"], run.name)):
+    for run in sorted(runs, key=lambda run: (run.is_outside, run.row["seed"] or 0, run.name)):
         alike = (v for v in variants if not _differing_keys(v.settings, run.settings))
-        if (variant := next(alike, None)) is None:
+        if run.is_outside:
+            variants.append(Variant(run.name, [run]))
+        elif (variant := next(alike, None)) is None:
             variants.append(Variant(run.row["attention"], [run]))
         else:
             variant.runs.append(run)
@@ -201,7 +211,7 @@ def _group(runs: Sequence[EvaluatedRun], baseline: str) -> Group:
         variant.result = _measure(variant)
         for run in variant.runs:
             run.row.update(_run_against_baseline(run, variant))
-    variants.sort(key=lambda v: (-v.result["kv_cache_bytes_per_token"], v.label))
+    variants.sort(key=lambda v: (-cache_bytes_of(v.result), v.label))
     return Group(runs[0].row["protocol"], variants, *_held_and_differing(variants))
 
 
@@ -216,8 +226,9 @@ def _differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[st
 
 def _label(variants: Sequence[Variant]) -> None:
     """Name variants after their attention, and where that is not enough by what differs."""
-    for attention in {variant.attention for variant in variants}:
-        alike = [variant for variant in variants if variant.attention == attention]
+    trained = [variant for variant in variants if not variant.is_outside]
+    for attention in {variant.attention for variant in trained}:
+        alike = [variant for variant in trained if variant.attention == attention]
         if len(alike) == 1:
             continue
         keys = {key for v in alike for key in _differing_keys(alike[0].settings, v.settings)}
@@ -249,10 +260,9 @@ def _choose_baselines(variants: Sequence[Variant], attention: str) -> None:
 
     def distance(variant: Variant, candidate: Variant) -> tuple[Any, ...]:
         keys = _differing_keys(variant.settings, candidate.settings)
-        parameters, cache = (
-            abs(math.log(variant.runs[0].row[key] / candidate.runs[0].row[key]))
-            for key in ("num_parameters", "kv_cache_bytes_per_token")
-        )
+        ours, theirs = variant.runs[0].row, candidate.runs[0].row
+        parameters = abs(math.log(ours["num_parameters"] / theirs["num_parameters"]))
+        cache = abs(math.log(cache_bytes_of(ours) / cache_bytes_of(theirs)))
         return (
             sum(not _COMPARED.fullmatch(key) for key in keys),
             candidate.runs[0].row["positions"] != "RoPE",
@@ -273,23 +283,16 @@ def _measure(variant: Variant) -> dict[str, Any]:
     runs = list(variant.by_seed().values())
     rows = [run.row for run in runs]
     first = rows[0]
-    budget = budget_of(runs[0].model)
-    parameters = dataclasses.asdict(budget.parameters) | {"total": budget.parameters.total}
     costs = {key: [row[key] for row in rows if row[key] is not None] for key in _COSTS}
     return {
         "name": variant.label,
         "attention": first["attention"],
         "positions": first["positions"],
         "runs": [run.name for run in variant.runs],
-        "seeds": [row["seed"] for row in rows],
+        "seeds": [row["seed"] for row in rows if row["seed"] is not None],
         "num_parameters": first["num_parameters"],
         "tokens_trained": first["tokens_trained"],
-        "budget": parameters
-        | {
-            "kv_cache_bytes_per_token": budget.kv_cache_bytes_per_token,
-            "cache_ratio_to_mha": budget.cache_ratio_to_mha,
-            "training_flops_per_token": budget.training_flops_per_token,
-        },
+        "budget": _budget(runs[0]),
         **_quality(runs),
         **_against_baseline(variant, runs),
         "kv_cache_bytes_per_token": first["kv_cache_bytes_per_token"],
@@ -297,9 +300,22 @@ def _measure(variant: Variant) -> dict[str, Any]:
         "cache_ratio_to_mha": first["cache_ratio_to_mha"],
         **{key: _COSTS[key](values) if values else None for key, values in costs.items()},
         "sample": runs[0].sample,
+        **({"tasks": tasks} if (tasks := over_seeds(rows)) else {}),
     }
 
 
+def _budget(run: EvaluatedRun) -> dict[str, Any]:
+    """Return where parameters, cache and compute go; None where kvlab has no formula."""
+    if run.model is None:
+        known = {"total": run.row["num_parameters"]}
+        return dict.fromkeys((*_PARTS, "total", *_BUDGET)) | known
+    budget = budget_of(run.model)
+    parameters = dataclasses.asdict(budget.parameters) | {"total": budget.parameters.total}
+    return parameters | {key: getattr(budget, key) for key in _BUDGET}
+
+
+_PARTS = tuple(field.name for field in dataclasses.fields(ParameterCount))
+_BUDGET = ("kv_cache_bytes_per_token", "cache_ratio_to_mha", "training_flops_per_token")
 _COSTS: dict[str, Callable[[list[float]], float]] = {
     "train_tokens_per_second": statistics.median,
     "train_peak_memory_bytes": max,
@@ -310,8 +326,8 @@ _COSTS: dict[str, Callable[[list[float]], float]] = {
 def _quality(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
     """Return nats per token and perplexity, mean over seeds, with both intervals."""
     keys = (
-        *("nll", "perplexity", "perplexity_by_seed", "perplexity_sd", "perplexity_ci95_text"),
-        *("perplexity_ci95_seeds", "word_perplexity", "bits_per_byte"),
+        *("nll", "nll_ci95_text", "perplexity", "perplexity_by_seed", "perplexity_sd"),
+        *("perplexity_ci95_text", "perplexity_ci95_seeds", "word_perplexity", "bits_per_byte"),
     )
     if runs[0].windows is None:
         return dict.fromkeys(keys)
@@ -319,12 +335,14 @@ def _quality(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
     perplexities = [run.row["perplexity"] for run in runs]
     nll = statistics.fmean(by_seed)
     words = [run.row["word_perplexity"] for run in runs]
+    by_text = _text(_mean_nats(runs), runs[0])
     values = (
         nll,
+        by_text,
         math.exp(nll),
         perplexities,
         standard_deviation(perplexities),
-        _mapped(math.exp, _text(_mean_nats(runs), runs[0])),
+        _mapped(math.exp, by_text),
         _mapped(math.exp, seed_interval(by_seed)),
         None if None in words else statistics.geometric_mean(words),
         statistics.fmean(run.row["bits_per_byte"] for run in runs),
@@ -356,9 +374,7 @@ def _against_baseline(variant: Variant, runs: Sequence[EvaluatedRun]) -> dict[st
     ours = [run for run in runs if run.row["seed"] in common] or list(runs)
     matched = [theirs[seed] for seed in common] or list(theirs.values())
     found["baseline_runs"] = {run.name: theirs[run.row["seed"]].name for run in ours if common}
-    found["cache_ratio_to_baseline"] = (
-        runs[0].row["kv_cache_bytes_per_token"] / matched[0].row["kv_cache_bytes_per_token"]
-    )
+    found["cache_ratio_to_baseline"] = cache_bytes_of(runs[0].row) / cache_bytes_of(matched[0].row)
     if ours[0].windows is None:
         return found
     nlls, their_nlls = ([run.row["nll"] for run in some] for some in (ours, matched))
@@ -372,7 +388,11 @@ def _against_baseline(variant: Variant, runs: Sequence[EvaluatedRun]) -> dict[st
         *(delta, by_text, by_seed),
         *(_percent(delta), _mapped(_percent, by_text), _mapped(_percent, by_seed)),
         verdict(delta, [by_text, by_seed]),
-        _pairing(len(common), len(runs), len(theirs)),
+        (
+            "one model"
+            if variant.is_outside or base.is_outside
+            else _pairing(len(common), len(runs), len(theirs))
+        ),
     )
     return found | dict(zip(keys, values, strict=True))
 
@@ -443,11 +463,14 @@ _HELD = {
 
 def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[str]]:
     """Say what variants have in common, and in what they differ that is not compared."""
-    settings = [variant.settings for variant in variants]
+    trained = [variant for variant in variants if not variant.is_outside]
+    settings = [variant.settings for variant in trained]
     held = [
         text.format(plain(settings[0][key]))
         for key, text in _HELD.items()
-        if key in settings[0] and all(other.get(key) == settings[0][key] for other in settings)
+        if settings
+        and key in settings[0]
+        and all(other.get(key) == settings[0][key] for other in settings)
     ]
     keys = {
         key
@@ -456,9 +479,11 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
         if not _COMPARED.fullmatch(key)
     }
     differs = [
-        f"{plain(key)}: " + ", ".join(f"{plain(v.settings.get(key))} ({v.label})" for v in variants)
+        f"{plain(key)}: " + ", ".join(f"{plain(v.settings.get(key))} ({v.label})" for v in trained)
         for key in sorted(keys)
     ]
+    if outside := [plain(variant.label) for variant in variants if variant.is_outside]:
+        differs.append(f"the training, which kvlab does not know: {', '.join(outside)}")
     counts = [variant.result["num_parameters"] for variant in variants]
     spread = max(counts) / min(counts) - 1
     if spread > 0.01:
@@ -479,7 +504,8 @@ def add_decode_speed(
 ) -> None:
     """Time the decoding of all variants in turns.
 
-    Weights change no time: models get random ones, and those that are alike are timed once.
+    Weights change no time: models get random ones, and those that are alike are timed once. Models
+    from elsewhere have their own.
 
     Args:
         groups: Results of their variants, and rows of these' runs, get `decode`, a list of
@@ -491,13 +517,18 @@ def add_decode_speed(
     """
     variants = [variant for group in groups for variant in group.variants]
     models: dict[str, GPT] = {}
+    others: dict[str, tuple[Decodable, float]] = {}
     timed_as: list[str] = []
     for run in (variant.runs[0] for variant in variants):
         name = next((name for name in models if models[name].config == run.model), run.name)
-        if name not in models:
+        if run.decodable is not None:
+            others[name] = run.decodable, run.row["kv_cache_bytes_measured"]
+        elif name not in models:
+            assert run.model is not None
             models[name] = GPT(run.model).to(device).eval()
         timed_as.append(name)
-    found = measure_decode(models, settings.decode_speed, cache_dtype_of(settings.cache_dtype), say)
+    cache_dtype = cache_dtype_of(settings.cache_dtype)
+    found = measure_decode(models, settings.decode_speed, cache_dtype, say, others)
     for variant, name in zip(variants, timed_as, strict=True):
         points = [point.as_row() for point in found[name]]
         variant.result["decode"] = points

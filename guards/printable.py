@@ -24,3 +24,8 @@ def printable(text: str) -> str:
         else letter.encode("unicode_escape").decode()
         for letter in re.sub("\r\n", "\n", text)
     )
+
+
+def as_code(value: object) -> str:
+    """Quote a value for Markdown, on one line, so that nothing in it is markup."""
+    return f"`{' '.join(str(value).replace('`', '?').split())}`"

@@ -152,7 +152,7 @@ class LayerCache:
 
     def num_bytes(self) -> int:
         """Return the bytes that the live tensors' storages take, each storage counted once."""
-        return _storage_bytes(self.live_tensors())
+        return storage_bytes(self.live_tensors())
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on.
@@ -242,10 +242,11 @@ class KVCache:
 
     def num_bytes(self) -> int:
         """Return the bytes that the live tensors' storages take, each storage counted once."""
-        return _storage_bytes(t for layer in self.layers for t in layer.live_tensors())
+        return storage_bytes(t for layer in self.layers for t in layer.live_tensors())
 
 
-def _storage_bytes(tensors: Iterable[Tensor]) -> int:
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the storages behind tensors, each once: what *measured* means."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 

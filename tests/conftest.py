@@ -85,14 +85,15 @@ def run_training(prepared, folder_of):
     from tracking.wandb_mirror import WandbMirror
     from training.loop import train
 
-    def run(recipe, name, say=lambda _: None, wandb=False, **trainer_changes):
+    def run(recipe, name, say=lambda _: None, wandb=False, initial=None, **trainer_changes):
         changed = dataclasses.replace(recipe.trainer, **trainer_changes)
         folder = folder_of(name)
         folder.create()
         tracking = TrackingSettings(name="t", wandb=wandb, mode="offline" if wandb else "disabled")
         mirror = WandbMirror(tracking, folder.path, name, {}, say)
         try:
-            train(dataclasses.replace(recipe, trainer=changed), prepared, folder, mirror, say)
+            changed = dataclasses.replace(recipe, trainer=changed)
+            train(changed, prepared, folder, mirror, say, initial=initial)
         finally:
             mirror.finish()
         return folder

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("guards", "modeling", "data", "tracking", "evaluation", "training")
+PACKAGES = ("guards", "modeling", "data", "tracking", "evaluation", "training", "interop")
 MAY_IMPORT = {
     "guards": set(),
     "modeling": set(),
@@ -14,10 +14,11 @@ MAY_IMPORT = {
     "tracking": {"guards"},
     "evaluation": {"guards", "modeling", "data", "tracking"},
     "training": {"guards", "modeling", "data", "tracking", "evaluation"},
+    "interop": {"guards", "modeling", "data", "tracking"},
 }
 # An entry point, though it lives in a package: `python -m data.prepare`.
 ENTRY_POINTS = {ROOT / "data" / "prepare.py"}
-HEAVY = {"wandb", "transformers", "datasets", "matplotlib", "jinja2"}
+HEAVY = {"wandb", "transformers", "datasets", "matplotlib", "jinja2", "lm_eval"}
 
 
 def modules(package):
@@ -36,7 +37,8 @@ def imports(path, top_level_only=False):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_go_one_way(package):
-    ours = {*PACKAGES, "run_config", "train_model", "eval_model", "generate_text"}
+    entry_points = {"run_config", "train_model", "eval_model", "generate_text", "export_model"}
+    ours = {*PACKAGES, *entry_points}
     for path in modules(package):
         forbidden = set(imports(path)) & ours - MAY_IMPORT[package] - {package}
         assert not forbidden, f"{path.relative_to(ROOT)} imports {forbidden}"
@@ -98,11 +100,18 @@ KEYWORDS = {
     "allow_pickle": "False",
     "weights_only": "True",
     "trust_remote_code": "False",
+    "use_safetensors": "True",
 }
+LOADERS_OF_TRANSFORMERS = ("AutoTokenizer", "AutoConfig", "AutoModel", "AutoModelForCausalLM")
 NEEDED = {
-    "numpy.load": "allow_pickle",
-    "transformers.AutoTokenizer.from_pretrained": "trust_remote_code",
+    "numpy.load": {"allow_pickle"},
+    **{
+        f"transformers.{name}.from_pretrained": {"trust_remote_code"}
+        for name in LOADERS_OF_TRANSFORMERS
+    },
 }
+for name in ("AutoModel", "AutoModelForCausalLM"):
+    NEEDED[f"transformers.{name}.from_pretrained"] |= {"use_safetensors"}
 # They import modules of kvlab's own package, and of an installed one by a name in the source.
 MAY_IMPORT_BY_NAME = {"modeling/attention/base.py", "data/hub_watch.py"}
 
@@ -141,8 +150,8 @@ def dangers(source):
         keywords = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg}
         if whole in FORBIDDEN_CALLS:
             yield f"calls {whole}"
-        if whole in NEEDED and NEEDED[whole] not in keywords:
-            yield f"calls {whole} without {NEEDED[whole]}"
+        for key in NEEDED.get(whole, set()) - set(keywords):
+            yield f"calls {whole} without {key}"
         for key, value in KEYWORDS.items():
             if keywords.get(key, value) != value:
                 yield f"calls {whole} with {key}={keywords[key]}"
@@ -176,6 +185,13 @@ def test_nothing_unpickles_or_runs_what_a_file_brings():
         *("import subprocess as s\ns.run(x, shell=True)", "f(x, trust_remote_code=True)"),
         *("import importlib\nimportlib.import_module(x)", "from importlib import import_module"),
         "from transformers import AutoTokenizer\nAutoTokenizer.from_pretrained(x)",
+        "from transformers import AutoConfig\nAutoConfig.from_pretrained(x)",
+        "import transformers\ntransformers.AutoModelForCausalLM.from_pretrained(x)",
+        *(
+            f"from transformers import AutoModelForCausalLM as A\nA.from_pretrained(x, {given})"
+            for given in ("trust_remote_code=False", "use_safetensors=True")
+        ),
+        "f(x, use_safetensors=None)",
     ],
 )
 def test_the_search_finds_what_it_looks_for(source):

@@ -20,6 +20,7 @@ _MAX_DEPTH = 20
 _NO_PART_OF_THE_RESULT = (
     "runs_dir",
     "study",
+    "init_from",  # a place; what it held is init_sha256
     "tracking.",
     "sampling.",
     "eval.",

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from modeling.accounting import (
     num_parameters,
     training_flops_per_token,
 )
+from modeling.config import GPTConfig
 from modeling.generate import generate_text
 from modeling.gpt import GPT
 from tracking.atomic import write_text
@@ -61,6 +62,7 @@ def train(
     mirror: WandbMirror,
     say: Callable[[str], None],
     world: World | None = None,
+    initial: Callable[[], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Any]:
     """Train a model, or go on where the run's newest checkpoint left it, and summarise.
 
@@ -73,6 +75,8 @@ def train(
         mirror: Gets the metrics besides metrics.jsonl.
         say: Prints a line.
         world: The ranks that train together; this process alone if not given.
+        initial: Returns the weights that a training begins with, a state dict; random ones if not
+            given.
 
     Returns:
         What summary.json holds.
@@ -115,7 +119,7 @@ def train(
     reset_peak_memory(device)
 
     torch.manual_seed(recipe.seed)
-    model = build_model(lambda: GPT(recipe.model), world, sharded=sharded)
+    model = build_model(lambda: _new_model(recipe.model, initial), world, sharded=sharded)
     model.recompute_activations(trainer.activation_checkpointing)
     optimizers = build_optimizers(model, recipe.optim)
     loss_of: Callable[[Tensor, Tensor], Tensor] = functools.partial(
@@ -339,6 +343,13 @@ def _interrupted(reason: object, progress: Progress, budget: Budget) -> Training
         f"{reason}: checkpoint saved at step {progress.step} of {budget.num_steps}; rerun the "
         "same command to go on"
     )
+
+
+def _new_model(config: GPTConfig, initial: Callable[[], Mapping[str, Tensor]] | None) -> GPT:
+    model = GPT(config)
+    if initial is not None:
+        model.load_state_dict(initial())
+    return model
 
 
 def _compiled(

@@ -183,3 +183,20 @@ def test_a_run_reads_its_cache_in_the_way_that_is_asked_for(make_run):
         assert load_run(run, CPU, quiet, path).model.attention_config.decode_path == path
     with pytest.raises(ModelConfigError, match="must be auto, folded, repeated or blocks"):
         load_run(run, CPU, quiet, "absorbed")
+
+
+def test_seeds_may_begin_with_weights_of_their_own_but_not_some_with_random_ones():
+    from models import model
+
+    from evaluation.comparison import _settings
+
+    older, drawn, one, other = (
+        _settings(recorded, model())
+        for recorded in (
+            {},
+            {"init_from": None, "init_sha256": None},
+            {"init_from": "a", "init_sha256": "1"},
+            {"init_from": "b", "init_sha256": "2"},
+        )
+    )
+    assert older == drawn != one == other

@@ -348,7 +348,7 @@ def test_a_killed_report_leaves_none_that_is_half_written(tmp_path, monkeypatch)
     monkeypatch.setattr(report, "write_text", until_killed)
     with monkeypatch.context() as patch:
         # As a kill would leave it.
-        patch.setattr(report.shutil, "rmtree", lambda *args, **kwargs: None)
+        patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
         for count in range(len(before)):
             for write in (
                 lambda: new_report(reports, "second", groups, {}),

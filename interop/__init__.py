@@ -1,0 +1,1 @@
+"""Models as transformers stores them, read and written."""

@@ -1,0 +1,109 @@
+"""Reading a folder of transformers: config.json, safetensors and the tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from data.tokenizer import load_pretrained, sha256_of_tokenizer
+from guards.regular_file import read_regular_file, require_regular_file
+from guards.strict_json import load_strict
+from interop.errors import InteropError
+from interop.layouts import Stock
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+_INDEX_NAME = "model.safetensors.index.json"
+# An index of a hundred thousand weights takes some 10 MB.
+_MAX_JSON_BYTES = 64 << 20
+
+
+def read_stock(folder: Path) -> Stock:
+    """Read config.json and the weights, which are safetensors in one file or several.
+
+    Args:
+        folder: Its files may be links, as they are in the cache of the Hub.
+
+    Raises:
+        InteropError: Naming the file that is missing or damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InteropError(f"there is no folder {folder}")
+    config = _read_object(folder, CONFIG_NAME)
+    weights: dict[str, Tensor] = {}
+    for name in _weight_files(folder):
+        for key, tensor in _read_weights(folder, name).items():
+            if key in weights:
+                raise InteropError(f"{folder / name} holds {key[:100]} once more")
+            weights[key] = tensor
+    return Stock(config, weights)
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Return the hash of a folder's tokenizer as `data.tokenizer.save_tokenizer` stores it.
+
+    Of a folder that was exported from a run it is `PreparedData.tokenizer_sha256` of its data.
+
+    Raises:
+        DataError: If the folder has no tokenizer that kvlab can use.
+    """
+    return sha256_of_tokenizer(load_pretrained(str(folder)).tokenizer)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Return the files that hold the weights.
+
+    Raises:
+        InteropError: If there are none, or the index names what is not in the folder.
+    """
+    if (folder / WEIGHTS_NAME).exists():
+        return [WEIGHTS_NAME]
+    if not (folder / _INDEX_NAME).exists():
+        raise InteropError(
+            f"{folder} has no {WEIGHTS_NAME} and no {_INDEX_NAME}; weights that are pickled "
+            "(pytorch_model.bin) are not read: save the model with transformers once more"
+        )
+    names = _read_object(folder, _INDEX_NAME).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise InteropError(f"{folder / _INDEX_NAME} has no weight_map")
+    for name in names.values():
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or not name.endswith(".safetensors")
+        ):
+            raise InteropError(
+                f"{folder / _INDEX_NAME}: {str(name)[:60]!r} is no safetensors file in that folder"
+            )
+    return sorted(set(names.values()))
+
+
+def _read_object(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        value = load_strict(read_regular_file(path.resolve(), _MAX_JSON_BYTES))
+    except OSError as error:
+        raise InteropError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InteropError(f"{path} is not valid JSON ({reason})") from error
+    if not isinstance(value, dict):
+        raise InteropError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def _read_weights(folder: Path, name: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / name
+    try:
+        require_regular_file(path.resolve())
+        return load_file(path)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())[:200]
+        raise InteropError(f"cannot read {path}: {reason}") from error
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InteropError(f"{path} is not a safetensors file, or is cut off ({reason})") from error

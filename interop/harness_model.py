@@ -1,0 +1,262 @@
+"""kvlab's models as lm-evaluation-harness asks them: likelihoods of texts, and continuations.
+
+What is scored, and after which context, is what the harness's own Hugging Face model
+(`lm_eval.models.huggingface.HFLM`) does with the same weights; only that a text which looks like a
+special token stays text here.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interop.errors import InteropError
+from modeling.config import SamplingSettings
+from modeling.generate import generate, left_pad
+from modeling.gpt import GPT
+from modeling.linear import linear
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from tokenizers import Tokenizer
+
+Tokens = Sequence[int]
+MAX_NEW_TOKENS = 256
+"""Where a task names no `max_gen_toks`, as in HFLM."""
+
+
+class TokenScorer:
+    """Scores and continues tokens.
+
+    Args:
+        model: In evaluation mode.
+        batch_size: Sequences computed together; does not change the result.
+    """
+
+    def __init__(self, model: GPT, batch_size: int) -> None:
+        self._model, self._batch_size = model, batch_size
+        self.context: int = model.config.max_position_embeddings
+        self.num_cut = 0
+        """Texts so far whose beginning did not fit the context and was left out."""
+
+    @torch.no_grad()
+    def log_likelihoods(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each continuation, and whether greedy decoding gives it.
+
+        Args:
+            pairs: Context and continuation, at least a token each. A context is cut on the left
+                where both do not fit the model's.
+
+        Raises:
+            InteropError: If a continuation has no token, or more than the model's context.
+        """
+        # What differs in the last token only is computed once: one-token answers of a question.
+        inputs: dict[tuple[int, ...], list[int]] = {}
+        for index, (context, continuation) in enumerate(pairs):
+            if not 0 < len(continuation) <= self.context:
+                raise InteropError(
+                    f"a continuation of {len(continuation)} tokens cannot be scored by a model "
+                    f"with a context of {self.context}; leave its task out of eval.tasks"
+                )
+            whole = (*context, *continuation)
+            self.num_cut += len(whole) > self.context + 1
+            inputs.setdefault(whole[-(self.context + 1) : -1], []).append(index)
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+        for batch in self._batches(inputs, len):
+            tokens = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)
+            for row, window in enumerate(batch):
+                tokens[row, : len(window)] = torch.tensor(window)  # causal: zeros behind are unseen
+            hidden = self._model.hidden_states(tokens.to(self._device))
+            for row, window in zip(hidden, batch, strict=True):
+                continuations = [pairs[index][1] for index in inputs[window]]
+                first = len(window) - max(map(len, continuations))
+                logits = linear(row[first : len(window)], self._model.output_weight)
+                log_probabilities = logits.log_softmax(-1)
+                for index, continuation in zip(inputs[window], continuations, strict=True):
+                    found[index] = _score(log_probabilities[-len(continuation) :], continuation)
+        return found
+
+    def continuations(
+        self,
+        prompts: Sequence[Tokens],
+        max_new_tokens: int,
+        settings: SamplingSettings,
+        stop_token: int,
+        is_done: Callable[[Tokens], bool],
+    ) -> list[list[int]]:
+        """Continue prompts until each is done, has produced the stop token, or is long enough.
+
+        Args:
+            prompts: At least a token each; cut on the left where they leave too little room.
+            max_new_tokens: Of each; less than the model's context.
+            settings: How tokens are chosen.
+            stop_token: Ends a continuation.
+            is_done: Says of the tokens produced so far that more change nothing.
+
+        Returns:
+            The new tokens of each; one that ended before others of its batch may go on behind.
+        """
+        room = self.context - max_new_tokens
+        self.num_cut += sum(len(prompt) > room for prompt in prompts)
+        found: list[list[int]] = [[] for _ in prompts]
+        for batch in self._batches(range(len(prompts)), lambda index: len(prompts[index])):
+            rows = left_pad([prompts[index][-room:] for index in batch], self._device)
+            open_rows = set(range(len(batch)))
+            # A request that a task repeats may be in another batch.
+            drawn = dataclasses.replace(settings, seed=settings.seed + batch[0])
+            for chosen in generate(self._model, rows, max_new_tokens, drawn, stop_token):
+                for row, token in enumerate(chosen.tolist()):
+                    found[batch[row]].append(token)
+                open_rows -= {
+                    row
+                    for row in open_rows
+                    if found[batch[row]][-1] == stop_token or is_done(found[batch[row]])
+                }
+                if not open_rows:
+                    break
+        return found
+
+    @property
+    def _device(self) -> torch.device:
+        return self._model.embed_tokens.weight.device
+
+    def _batches(self, items: Any, length: Callable[[Any], int]) -> Iterator[list[Any]]:
+        """Yield batches of items of like length, the longest first: memory runs out at once."""
+        ordered = sorted(items, key=length, reverse=True)
+        for start in range(0, len(ordered), self._batch_size):
+            yield ordered[start : start + self._batch_size]
+
+
+def _score(log_probabilities: Tensor, continuation: Tokens) -> tuple[float, bool]:
+    targets = torch.tensor(continuation, device=log_probabilities.device)
+    chosen = log_probabilities.gather(1, targets.unsqueeze(1))
+    return float(chosen.sum()), bool((log_probabilities.argmax(-1) == targets).all())
+
+
+def language_model(
+    model: GPT, tokenizer: "Tokenizer", end_of_document_id: int, batch_size: int
+) -> "TemplateLM":
+    """Return a model as the harness takes one; `num_cut` counts what its context was too short for.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Of its training; text that looks like a special token is encoded as text.
+        end_of_document_id: What a text without context is scored after, and what ends a text.
+        batch_size: Sequences computed together; does not change the result.
+    """
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    class KvlabLM(TemplateLM):
+        """A model of kvlab's; batching and truncation as HFLM has them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scorer = TokenScorer(model, batch_size)
+            self.eos = tokenizer.id_to_token(end_of_document_id)
+
+        @property
+        def eot_token_id(self) -> int:
+            return end_of_document_id
+
+        @property
+        def max_length(self) -> int:
+            return self.scorer.context
+
+        @property
+        def num_cut(self) -> int:
+            return self.scorer.num_cut
+
+        def tok_encode(
+            self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+        ) -> list[int]:
+            ids: list[int] = tokenizer.encode(string, add_special_tokens=False).ids
+            return ids
+
+        def _loglikelihood_tokens(
+            self, requests: list[tuple[Any, list[int], list[int]]], **kwargs: Any
+        ) -> list[tuple[float, bool]]:
+            # A context of spaces alone has gone to the continuation; HFLM fails there.
+            return self.scorer.log_likelihoods(
+                [(context or [end_of_document_id], rest) for _, context, rest in requests]
+            )
+
+        def loglikelihood_rolling(
+            self, requests: list["Instance"], disable_tqdm: bool = False
+        ) -> list[float]:
+            windows: list[tuple[list[int], list[int]]] = []
+            counts = []
+            for request in requests:
+                ids = self.tok_encode(request.args[0])
+                rolling = get_rolling_token_windows(ids, self.eot_token_id, self.max_length, 1)
+                found = [make_disjoint_window(window) for window in rolling]
+                windows += found
+                counts.append(len(found))
+            scores = iter(self.scorer.log_likelihoods(windows))
+            return [sum(next(scores)[0] for _ in range(count)) for count in counts]
+
+        def generate_until(
+            self, requests: list["Instance"], disable_tqdm: bool = False
+        ) -> list[str]:
+            by_options: dict[str, list[int]] = {}
+            for index, request in enumerate(requests):
+                by_options.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
+            texts = [""] * len(requests)
+            for indices in by_options.values():
+                prompts = [requests[index].args[0] for index in indices]
+                found = self._continued(prompts, requests[indices[0]].args[1])
+                for index, text in zip(indices, found, strict=True):
+                    texts[index] = text
+            return texts
+
+        def _continued(self, prompts: list[str], options: dict[str, Any]) -> list[str]:
+            """Continue prompts that share their `generation_kwargs`."""
+            wanted: dict[str, Any] = dict(normalize_gen_kwargs(options, MAX_NEW_TOKENS))
+            stops = [*wanted.pop("until"), self.eos]
+            max_new_tokens, settings = wanted.pop("max_gen_toks"), _sampling(wanted)
+            if not 0 < max_new_tokens < self.max_length:
+                raise InteropError(
+                    f"generation_kwargs.max_gen_toks is {max_new_tokens} ({MAX_NEW_TOKENS} where a "
+                    f"task gives none), which with a prompt does not fit a context of "
+                    f"{self.max_length}; leave the task out of eval.tasks"
+                )
+
+            def text_of(tokens: Tokens) -> str:
+                text: str = tokenizer.decode(tokens)
+                return text
+
+            tokens = self.scorer.continuations(
+                [self.tok_encode(prompt) or [self.eot_token_id] for prompt in prompts],
+                max_new_tokens,
+                settings,
+                self.eot_token_id,
+                lambda tokens: any(stop and stop in text_of(tokens) for stop in stops),
+            )
+            return [postprocess_generated_text(text_of(some), stops, None) for some in tokens]
+
+    return KvlabLM()
+
+
+def _sampling(options: dict[str, Any]) -> SamplingSettings:
+    """Return what a task's `generation_kwargs` say of how tokens are chosen.
+
+    Raises:
+        InteropError: If they ask for what kvlab's sampler does not have, or for nonsense.
+    """
+    temperature = float(options.pop("temperature", 0.0))
+    temperature = temperature if options.pop("do_sample") else 0.0
+    given = {key: options.pop(key, None) for key in ("top_k", "top_p")}
+    if options:
+        raise InteropError(
+            f"generation_kwargs.{', '.join(options)}: kvlab's sampler has do_sample, temperature, "
+            "top_k and top_p; leave the task out of eval.tasks"
+        )
+    settings = SamplingSettings(temperature, given["top_k"], given["top_p"] or 1.0)
+    if problems := settings.problems():
+        raise InteropError(f"generation_kwargs: {'; '.join(problems)}")
+    return settings

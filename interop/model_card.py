@@ -1,0 +1,297 @@
+"""The model card: what a folder holds, where it comes from, how good it is and how to load it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.prepared import PreparedData
+from data.sources import TRAIN, VALIDATION
+from guards.printable import as_code
+from interop.layouts import DTYPES, Stock
+from modeling.accounting import kv_cache_bytes_per_token, mha_cache_bytes_per_token, num_parameters
+from modeling.attention import attention_config
+from modeling.config import GPTConfig
+
+
+class Licence(NamedTuple):
+    """A licence as the Hub writes it, and in words."""
+
+    identifiers: list[str]
+    words: str
+
+
+# What docs/data.md says of the corpora that kvlab knows, by the Hub's name or kvlab's.
+LICENCES = {
+    "python_stdlib": Licence(["other"], "PSF License"),
+    "Salesforce/wikitext": Licence(["cc-by-sa-3.0", "gfdl"], "CC BY-SA 3.0 and GFDL"),
+    "roneneldan/TinyStories": Licence(["cdla-sharing-1.0"], "CDLA-Sharing-1.0"),
+    "HuggingFaceFW/fineweb-edu": Licence(["odc-by"], "ODC-By 1.0, and Common Crawl's terms of use"),
+}
+_UNKNOWN = Licence(["unknown"], "not known to kvlab; find out before you publish this model")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from.
+
+    Args:
+        name: The run's name, or the folder's.
+        is_run: Whether kvlab trained it.
+        summary: Of the run; empty where it has not finished, or there is none.
+        recorded: The run's configuration with dotted keys.
+        conversion: What its attention was made from after the training, if it was.
+    """
+
+    name: str
+    is_run: bool
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    conversion: str | None = None
+
+    @property
+    def began_with(self) -> str | None:
+        """The name of the folder whose weights the training began with, if it was one."""
+        folder = self.recorded.get("init_from")
+        return Path(str(folder)).name if folder else None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a written model compared with kvlab's.
+
+    Args:
+        documents: How many texts.
+        positions: At how many positions their logits were compared.
+        new_tokens: How many tokens of greedy text were equal.
+        difference: The largest of a logit.
+        tolerance: What it might have been.
+        cache_bytes_per_token: What transformers' own cache holds, float32.
+    """
+
+    documents: int
+    positions: int
+    new_tokens: int
+    difference: float
+    tolerance: float
+    cache_bytes_per_token: float
+
+
+def model_card(
+    stock: Stock,
+    config: GPTConfig,
+    prepared: PreparedData,
+    origin: Origin,
+    dtype: str,
+    agreement: Agreement,
+) -> str:
+    """Return README.md.
+
+    Args:
+        stock: What was written.
+        config: Of kvlab's model.
+        prepared: The data that it was trained on, or compared on.
+        origin: Where the model comes from.
+        dtype: Of the written weights.
+        agreement: How the two compared.
+    """
+    sections = [
+        _front_matter(config, prepared, origin),
+        f"# {as_code(origin.name)}",
+        _introduction(stock, config, origin, dtype),
+        "## Use",
+        _use(),
+        "## Model",
+        _list(_model_facts(config)),
+        "## Data" if origin.is_run else "## Data that it was compared on",
+        _list(_data_facts(prepared, origin)),
+        "## Quality",
+        _quality(config, prepared, origin),
+        "## KV cache",
+        _list(_cache_facts(stock, config, origin, agreement)),
+        "## What was checked",
+        _checked(agreement),
+        "## What to know",
+        _list(_notes(stock, config)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(config: GPTConfig, prepared: PreparedData, origin: Origin) -> str:
+    licence = licence_of(prepared, origin)
+    fields: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": licence.identifiers if len(licence.identifiers) > 1 else licence.identifiers[0],
+    }
+    if licence.identifiers == ["other"]:
+        fields["license_name"] = licence.words.lower().replace(" ", "-")
+    fields["tags"] = ["kvlab", str(config.attention["name"])]
+    path = prepared.source.get("path")
+    if origin.is_run and prepared.source["source"] == "hub" and isinstance(path, str):
+        fields["datasets"] = [path]
+    # JSON is YAML.
+    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def licence_of(prepared: PreparedData, origin: Origin) -> Licence:
+    """Return the licence of a model's data as far as kvlab knows it."""
+    source = prepared.source
+    key = source.get("path") if source["source"] == "hub" else source["source"]
+    # Weights that a training began with may come from anywhere.
+    known = isinstance(key, str) and origin.is_run and not origin.began_with
+    return LICENCES.get(key, _UNKNOWN) if isinstance(key, str) and known else _UNKNOWN
+
+
+def _introduction(stock: Stock, config: GPTConfig, origin: Origin, dtype: str) -> str:
+    architecture = stock.config["architectures"][0]
+    trained = "trained by kvlab" if origin.is_run else "from a folder of transformers"
+    if origin.began_with:
+        trained = f"trained further by kvlab from the weights in {as_code(origin.began_with)}"
+    converted = f", {as_code(origin.conversion)} after the training" if origin.conversion else ""
+    return (
+        f"A small language model with {as_code(config.attention['name'])} attention, {trained}"
+        f"{converted}, as transformers' own `{architecture}`: "
+        f"{num_parameters(config).total:,} parameters in {dtype}. It continues text and follows "
+        "no instructions; nothing was done against false, offensive or private text."
+    )
+
+
+def _use() -> str:
+    return """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokens = model.generate(**tokenizer("def ", return_tensors="pt"), max_new_tokens=32)
+print(tokenizer.decode(tokens[0]))
+```
+
+In vLLM (not tried when this card was written): `vllm serve path/to/this/folder`."""
+
+
+def _model_facts(config: GPTConfig) -> dict[str, Any]:
+    attention = attention_config(config.attention)
+    facts: dict[str, Any] = {
+        "layers, width, MLP": f"{config.num_hidden_layers}, {config.hidden_size}, "
+        f"{config.intermediate_size} ({config.mlp}, {config.norm})",
+        "context": f"{config.max_position_embeddings:,} tokens",
+        "vocabulary": f"{config.vocab_size or 0:,}",
+        "attention": config.attention["name"],
+    }
+    widths = (
+        *("num_attention_heads", "num_key_value_heads", "head_dim", "kv_lora_rank"),
+        *("q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+    )
+    facts |= {key: getattr(attention, key) for key in widths if hasattr(attention, key)}
+    learned = config.position_embedding == "learned"
+    rope = f"RoPE, theta {attention.rope_theta:g}" if attention.qk_rope_head_dim else ""
+    return facts | {"positions": "learned" if learned else rope or "none"}
+
+
+def _data_facts(prepared: PreparedData, origin: Origin) -> dict[str, Any]:
+    facts = {
+        "corpus": prepared.name,
+        "revision": prepared.revision or "none recorded",
+        "fingerprint": prepared.fingerprint,
+        "tokenizer (sha256)": prepared.tokenizer_sha256,
+        "training split": f"{prepared.splits[TRAIN].tokens:,} tokens",
+        "licence of the data": licence_of(prepared, origin).words,
+    }
+    if origin.is_run:
+        trained = origin.summary.get("tokens_trained")
+        seen = f"{trained:,}" if trained else "the training had not finished"
+        facts["tokens trained" + (" (after that start)" if origin.began_with else "")] = seen
+    return facts
+
+
+def _quality(config: GPTConfig, prepared: PreparedData, origin: Origin) -> str:
+    summary = origin.summary
+    perplexity, bits = (summary.get(f"validation_{key}") for key in ("perplexity", "bits_per_byte"))
+    if origin.conversion or perplexity is None or bits is None:
+        return (
+            "Not measured as it is here. `python eval_model.py hf=path/to/this/folder` of kvlab "
+            "measures it."
+        )
+    context = origin.recorded.get("eval.context") or config.max_position_embeddings
+    stride = origin.recorded.get("eval.stride") or context
+    counts = prepared.splits[VALIDATION]
+    overfit = ""
+    if summary.get("overfit_batches"):
+        overfit = " It learned a few sequences by heart, so that these numbers say nothing."
+    return (
+        f"Validation perplexity {perplexity:.3f}, {bits:.4f} bits per byte, at the end of the "
+        f"training, with float32 weights: {counts.tokens - 1:,} tokens of "
+        f"{as_code(prepared.name)}'s validation split ({counts.words:,} words, "
+        f"{counts.utf8_bytes:,} bytes), each scored once, in windows of {context} tokens with "
+        f"stride {stride}. Of perplexities only those with this tokenizer and text compare; bits "
+        f"per byte compare across tokenizers on this text.{overfit}"
+    )
+
+
+def _cache_facts(
+    stock: Stock, config: GPTConfig, origin: Origin, agreement: Agreement
+) -> dict[str, Any]:
+    by_formula = {name: kv_cache_bytes_per_token(config, dtype) for name, dtype in DTYPES.items()}
+    of_mha = by_formula["float32"] / mha_cache_bytes_per_token(config)
+    listed = ", ".join(f"{size:,} in {name}" for name, size in by_formula.items())
+    facts = {
+        "bytes per token by kvlab's formula": f"{listed}; {of_mha:.3f} of multi-head attention's",
+    }
+    measured = origin.summary.get("kv_cache_bytes_measured")
+    if measured is not None and not origin.conversion:
+        facts["measured in kvlab's cache"] = f"{measured:,.0f} in float32"
+    facts["measured in transformers' own cache"] = (
+        f"{agreement.cache_bytes_per_token:,.0f} in float32"
+    )
+    return facts
+
+
+def _checked(agreement: Agreement) -> str:
+    return (
+        f"transformers loaded this folder and gave, for {agreement.documents} texts of the "
+        f"validation split, kvlab's logits at all {agreement.positions:,} positions (largest "
+        f"difference {agreement.difference:.1e}, rounding allows {agreement.tolerance:.1e}), and "
+        f"its `generate` with its own cache the same {agreement.new_tokens} tokens of greedy "
+        "text. Both computed in float32 with the weights as they are stored here."
+    )
+
+
+def _notes(stock: Stock, config: GPTConfig) -> list[str]:
+    notes = [
+        "The tokenizer adds no token by itself, and takes text that looks like the token that ends "
+        "a document for text (`split_special_tokens`); pass its id, `eos_token_id`, for the token."
+    ]
+    if config.intra_document_mask:
+        notes.append(
+            "A sequence must be one document: it was trained with attention within documents only "
+            "(`intra_document_mask`), which no stock class does. kvlab computes one document just "
+            "so."
+        )
+    is_latent = stock.config["model_type"].startswith("deepseek")
+    if is_latent:
+        notes.append(
+            "What an implementation caches is its own choice: kvlab and transformers 5 keep the "
+            "latent and the rotated key, others may expand them to the keys and values of all "
+            "heads, and then cache more than multi-head attention."
+        )
+    if is_latent and config.attention["qk_rope_head_dim"] == 0:
+        notes.append(
+            "The class has no latent attention without RoPE: here its rotated part is 2 wide and "
+            "all zeros, and queries are larger by sqrt((d + 2) / d) to make up for the divisor; "
+            "it caches 2 elements more per token and layer than kvlab."
+        )
+    elif is_latent:
+        notes.append("RoPE's rows are in DeepSeek's interleaved order (`rope_interleave: true`).")
+    if stock.config["model_type"] in ("gpt2", "gpt_bigcode") and not config.mlp_bias:
+        notes.append("Biases that the model does not have are zeros here.")
+    return notes
+
+
+def _list(facts: Mapping[str, Any] | list[str]) -> str:
+    if isinstance(facts, list):
+        return "\n".join(f"- {fact}" for fact in facts)
+    return "\n".join(f"- {key}: {as_code(value)}" for key, value in facts.items())

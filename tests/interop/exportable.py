@@ -1,0 +1,139 @@
+"""A model of every kind that a class of transformers expresses, and what tests do with them."""
+
+import torch
+
+from interop.layouts import to_stock
+from modeling.config import GPTConfig, SamplingSettings
+from modeling.generate import generate
+from modeling.gpt import GPT
+
+M, H, N, CONTEXT = 24, 4, 61, 48
+END = 7
+HEADS = {"hidden_size": M, "num_attention_heads": H}
+# Wider than hidden_size / num_attention_heads.
+GROUPED = HEADS | {"head_dim": 8, "v_head_dim": 8, "qk_rope_head_dim": 8}
+LATENT = HEADS | {
+    "name": "mla",
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 10,
+}
+MHA = GROUPED | {"name": "mha", "num_key_value_heads": H}
+GQA = GROUPED | {"name": "gqa", "num_key_value_heads": 2}
+MQA = GROUPED | {"name": "mqa", "num_key_value_heads": 1}
+NO_ROPE = {"qk_rope_head_dim": 0}
+SIX = {"head_dim": 6, "v_head_dim": 6, "qk_rope_head_dim": 0}
+NOPE = {"position_embedding": "none", "allow_nope": True}
+CLASSIC = {
+    "norm": "layer_norm",
+    "norm_eps": 1e-5,
+    "mlp": "gelu",
+    "mlp_bias": True,
+    "position_embedding": "learned",
+}
+BIASES = {"attention_bias": True}
+
+# name: attention, other settings, class of transformers
+EXPORTABLE = {
+    "mha": (MHA, {}, "LlamaForCausalLM"),
+    "gqa": (GQA, {"norm_eps": 1e-4}, "LlamaForCausalLM"),
+    "mqa": (MQA | {"rope_theta": 500.0}, {"tie_word_embeddings": False}, "LlamaForCausalLM"),
+    "gqa_biases": (GQA | BIASES, {"mlp_bias": True}, "LlamaForCausalLM"),
+    "gqa_documents": (GQA, {"intra_document_mask": True}, "LlamaForCausalLM"),
+    "gqa_qk_norm": (GQA | {"use_qk_norm": True} | BIASES, {}, "Qwen3ForCausalLM"),
+    "mha_nope": (MHA | NO_ROPE, NOPE, "SmolLM3ForCausalLM"),
+    "gqa_nope_biases": (GQA | NO_ROPE | BIASES, NOPE | {"mlp_bias": True}, "SmolLM3ForCausalLM"),
+    "mla": (LATENT, {}, "DeepseekV3ForCausalLM"),
+    "mla_untied": (LATENT, {"tie_word_embeddings": False}, "DeepseekV3ForCausalLM"),
+    "mla_query_latent": (
+        LATENT | {"q_lora_rank": 14, "rope_theta": 500.0} | BIASES,
+        {},
+        "DeepseekV3ForCausalLM",
+    ),
+    "mla_mlp_biases": (LATENT, {"mlp_bias": True}, "DeepseekV2ForCausalLM"),
+    "mla_nope": (LATENT | NO_ROPE | {"name": "mla_no_rope"}, NOPE, "DeepseekV3ForCausalLM"),
+    "mla_nope_query_latent": (
+        LATENT | NO_ROPE | BIASES | {"name": "mla_no_rope", "q_lora_rank": 14},
+        NOPE,
+        "DeepseekV3ForCausalLM",
+    ),
+    "classic_mha": (MHA | SIX | BIASES, CLASSIC, "GPT2LMHeadModel"),
+    "classic_mha_no_biases": (
+        MHA | SIX,
+        CLASSIC | {"mlp_bias": False, "mlp": "relu", "tie_word_embeddings": False},
+        "GPT2LMHeadModel",
+    ),
+    "classic_mqa": (MQA | SIX | BIASES, CLASSIC, "GPTBigCodeForCausalLM"),
+    "classic_mqa_relu": (MQA | SIX, CLASSIC | {"mlp": "relu"}, "GPTBigCodeForCausalLM"),
+}
+# Whose stock weights are others than kvlab's, up to names and order.
+CHANGED = {"mla_nope", "mla_nope_query_latent", "classic_mha_no_biases", "classic_mqa_relu"}
+
+
+def gpt_config(attention, **changes):
+    """A model of two layers."""
+    values = {
+        "vocab_size": N,
+        "max_position_embeddings": CONTEXT,
+        "hidden_size": M,
+        "num_hidden_layers": 2,
+        "num_attention_heads": H,
+        "intermediate_size": 33,
+        "end_of_document_id": END,
+        "attention": attention,
+    }
+    return GPTConfig(**(values | changes))
+
+
+def config_of(name):
+    attention, changes, _ = EXPORTABLE[name]
+    return gpt_config(attention, **changes)
+
+
+def randomised(module, std=0.4, seed=1):
+    """Give every parameter large values without any symmetry; norms stay positive."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+            is_norm = "norm" in name or ".ln_" in name
+            # Positions that outweigh tokens keep a greedy text from repeating one.
+            scale = 8 * std if "positions" in name or "wpe" in name else std
+            parameter.copy_(noise + 0.5 if is_norm else scale * (3.4 * noise - 1.7))
+    return module.eval()
+
+
+def random_gpt(config, dtype=torch.float64):
+    """kvlab's model with such weights."""
+    return randomised(GPT(config)).to(dtype)
+
+
+def random_tokens(*shape, seed=3):
+    """Tokens that end no document."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(END + 1, N, shape, generator=generator)
+
+
+def stock_model(stock, dtype=torch.float64):
+    """The model of transformers that holds these weights, and no other."""
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**stock.config)
+    model = getattr(transformers, stock.config["architectures"][0])(config).to(dtype)
+    missing, surplus = model.load_state_dict(stock.weights, strict=False)
+    assert not surplus
+    assert missing == (["lm_head.weight"] if config.tie_word_embeddings else [])
+    model.tie_weights()
+    return model.eval()
+
+
+def stock_of(model):
+    """What transformers' classes make of a model of kvlab."""
+    return stock_model(to_stock(model.config, model.state_dict()))
+
+
+def greedy(model, prompt, new):
+    """kvlab's own tokens."""
+    steps = generate(model, prompt, new, SamplingSettings(temperature=0.0), stop_token=END)
+    return torch.stack(list(steps), dim=1)

@@ -1,0 +1,164 @@
+"""A training that begins with a folder of transformers."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from data.prepared import PreparedData
+from data.settings import TokenizerSettings
+from data.tokenizer import build_tokenizer, save_tokenizer
+from evaluation.perplexity import score
+from interop.errors import InteropError
+from interop.initial import initial_model, require_same_tokenizer
+from modeling.config import GPTConfig
+from modeling.gpt import GPT
+from run_config import TrainConfig
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def llama(prepared, tmp_path_factory):
+    """A folder as transformers saves it, with the tokenizer of the tiny corpus."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=prepared.vocab_size,
+        hidden_size=32,
+        intermediate_size=44,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        tie_word_embeddings=False,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(prepared.folder / "tokenizer" / name, folder)
+    return folder
+
+
+ASKED = GPTConfig(max_position_embeddings=48, attention={"name": "mha", "attention_dropout": 0.1})
+
+
+def test_the_folder_decides_the_model_and_the_training_its_context(llama):
+    start = initial_model(llama, dataclasses.replace(ASKED, intra_document_mask=True))
+    config = start.config
+    assert (config.name, config.max_position_embeddings) == ("tiny-llama", 48)
+    assert (config.attention["name"], config.attention["num_key_value_heads"]) == ("gqa", 2)
+    assert (config.attention["rope_theta"], config.intermediate_size) == (500.0, 44)
+    assert config.attention["attention_dropout"] == 0.1
+    assert config.intra_document_mask
+    assert not config.tie_word_embeddings
+
+
+def test_its_logits_are_those_of_transformers(llama):
+    start = initial_model(llama, ASKED)
+    model = GPT(start.config).eval()
+    model.load_state_dict(start.weights)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(llama).eval()
+    tokens = torch.arange(3 * 20).view(3, 20) * 7 % 300
+    with torch.no_grad():
+        expected = theirs.double()(tokens).logits
+        torch.testing.assert_close(model.double()(tokens), expected, rtol=0, atol=1e-5)
+
+
+def test_learned_positions_are_as_many_as_there_are(tmp_path):
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2, activation_function="gelu"
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    assert initial_model(tmp_path, dataclasses.replace(ASKED, max_position_embeddings=16))
+    with pytest.raises(InteropError, match=r"set model\.max_position_embeddings=16, not 48"):
+        initial_model(tmp_path, ASKED)
+
+
+def test_data_of_another_tokenizer_is_refused(llama, prepared, tmp_path):
+    require_same_tokenizer(llama, prepared, "set something")
+    other = tmp_path / "other"
+    shutil.copytree(llama, other)
+    built = build_tokenizer(TokenizerSettings(name="bytes", kind="bytes"), [])
+    save_tokenizer(built.tokenizer, built.end_of_document, other)
+    with pytest.raises(InteropError, match=r"are not those of the model in .*; set something"):
+        require_same_tokenizer(other, prepared, "set something")
+
+
+@pytest.fixture
+def train(tiny_data, tmp_path):
+    def run(*settings):
+        command = [sys.executable, str(ROOT / "train_model.py"), *tiny_data, "debug=smoke"]
+        command += ["tracking=none", f"runs_dir={tmp_path}/runs", *settings]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_from_the_folder(train, llama, tmp_path):
+    folder = tmp_path / "models" / "tiny-llama"
+    shutil.copytree(llama, folder)
+    hardly = ("init_from=models/tiny-llama", "optim.learning_rate=1e-9", "optim.name=adamw")
+    done = train(*hardly)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "begins with the weights in models/tiny-llama, which decides the model: gqa, 2 layers"
+        in (done.stdout)
+    )
+    run = tmp_path / "runs" / "tiny-llama-tiny-seed0"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["attention"] == "gqa"
+    # Nothing was learned at such a rate: what is validated is what the folder holds.
+    model = GPT(dataclasses.replace(initial_model(llama, ASKED).config, max_position_embeddings=64))
+    model.load_state_dict(initial_model(llama, ASKED).weights)
+    state = json.loads(next(run.glob("checkpoints/*/state.json")).read_text())
+    expected = score(
+        model.eval(), PreparedData(Path(state["data"]["folder"])).stream("validation"), 64, 64
+    )
+    assert summary["validation_nll"] == pytest.approx(expected.nll, rel=1e-4)
+
+    # Elsewhere it is the same model; changed it is not; and without it the run is finished still.
+    hardly = (f"init_from={folder}", *hardly[1:])
+    again = train(*hardly)
+    assert again.returncode == 0, again.stderr
+    assert "is finished" in again.stdout
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    changed = train(*hardly)
+    assert changed.returncode == 2
+    assert "exists with another configuration (init_sha256: " in changed.stderr
+    shutil.rmtree(folder)
+    gone = train(*hardly)
+    assert gone.returncode == 0, gone.stderr
+    assert "is finished" in gone.stdout
+    # One that goes on has its weights from its checkpoint.
+    (run / "summary.json").unlink()
+    resumed = train(*hardly)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming tiny-llama-tiny-seed0 after step 8" in resumed.stdout
+    assert "begins with" not in resumed.stdout
+    assert json.loads((run / "summary.json").read_text())["finished"]
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_there_is_one_line(train):
+    done = train("init_from=nowhere")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "there is no folder nowhere" in line
+
+
+def test_widths_are_not_changed_of_a_model_that_is_there():
+    config = TrainConfig(run_name="a", runs_dir="b", init_from="c", match="cache")
+    (problem,) = config.problems()
+    assert "match=cache changes widths, which init_from decides" in problem

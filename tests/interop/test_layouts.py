@@ -1,0 +1,423 @@
+"""kvlab's modules and transformers' classes compute the same from the same weights."""
+
+import dataclasses
+
+import pytest
+import torch
+from exportable import (
+    BIASES,
+    CHANGED,
+    CLASSIC,
+    END,
+    EXPORTABLE,
+    GQA,
+    LATENT,
+    MHA,
+    NO_ROPE,
+    NOPE,
+    SIX,
+    H,
+    M,
+    N,
+    config_of,
+    gpt_config,
+    greedy,
+    random_gpt,
+    random_tokens,
+    randomised,
+    stock_of,
+)
+
+from interop.errors import InteropError
+from interop.layouts import from_stock, to_stock
+from modeling.attention import base
+from modeling.attention.grouped_query import GroupedQueryAttentionConfig
+from modeling.gpt import GPT, check
+
+needs_transformers = pytest.mark.slow  # which takes seconds to import
+
+
+def assert_same_logits(actual, expected):
+    """Compare, allowing for transformers' RMSNorm and RoPE, which compute in float32.
+
+    Measured: at most 14 roundings of the largest logit.
+    """
+    atol = 64 * torch.finfo(torch.float32).eps * expected.abs().max().item()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", EXPORTABLE)
+@torch.no_grad()
+def test_a_stock_class_gives_the_same_logits_and_generates_the_same_text(name):
+    model = random_gpt(config_of(name))
+    stock = stock_of(model)
+    assert type(stock).__name__ == EXPORTABLE[name][2]
+    tokens = random_tokens(2, 40)
+    expected = model(tokens)
+    assert expected.std() > 0.3
+    assert_same_logits(stock(tokens).logits, expected)
+    seen = set()
+    for seed in range(2):
+        prompt = random_tokens(1, 5 + 7 * seed, seed=seed)
+        expected = greedy(model, prompt, 24)
+        seen |= set(expected[0].tolist())
+        found = stock.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=24,
+            do_sample=False,
+            pad_token_id=END,
+        )
+        found = found[:, prompt.shape[1] :]
+        if END in found:
+            found = found[:, : found[0].tolist().index(END)]
+        assert torch.equal(found, expected)
+    assert len(seen) > 1
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in EXPORTABLE),
+        *((name, torch.bfloat16) for name in ("gqa", "mla", "classic_mha")),
+    ],
+)
+def test_there_and_back_gives_the_same_model(name, dtype):
+    model = random_gpt(config_of(name), dtype)
+    stock = to_stock(model.config, model.state_dict())
+    config, weights = from_stock(stock.config, stock.weights)
+    if name in CHANGED:
+        again = GPT(config).eval()
+        again.load_state_dict(weights)
+        tokens = random_tokens(1, 20)
+        with torch.no_grad():
+            assert_same_logits(again(tokens), model.float()(tokens))
+        return
+    assert {tensor.dtype for tensor in weights.values()} == {dtype}
+    ours = model.state_dict()
+    assert weights.keys() == ours.keys()
+    assert all(torch.equal(weights[key], ours[key]) for key in ours)
+    expected = dataclasses.replace(
+        model.config, name=stock.config["model_type"], intra_document_mask=False
+    )
+    assert check(config) == check(expected)
+    assert config.attention["name"] == expected.attention["name"]
+    assert dataclasses.replace(config, attention={}) == dataclasses.replace(expected, attention={})
+
+
+LLAMA = {
+    "vocab_size": N,
+    "hidden_size": M,
+    "intermediate_size": 33,
+    "num_hidden_layers": 2,
+    "num_attention_heads": H,
+    "max_position_embeddings": 48,
+    "eos_token_id": END,
+    "bos_token_id": END,
+    "pad_token_id": None,
+}
+DEEPSEEK = LLAMA | {
+    "kv_lora_rank": 12,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 10,
+    "num_key_value_heads": H,
+    "first_k_dense_replace": 2,
+}
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+GPT2 = {
+    **{"vocab_size": N, "n_positions": 48, "n_embd": M, "n_layer": 2, "n_head": H},
+    **{"activation_function": "gelu", "eos_token_id": END, "bos_token_id": END},
+}
+OF_TRANSFORMERS = {
+    "llama": ("llama", LLAMA | ROPE, "mha"),
+    "llama_gqa": ("llama", LLAMA | {"num_key_value_heads": 2, "rope_theta": 500.0}, "gqa"),
+    "llama_mqa": (
+        "llama",
+        LLAMA | {"num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True},
+        "mqa",
+    ),
+    "llama_biases": ("llama", LLAMA | {"attention_bias": True, "mlp_bias": True}, "mha"),
+    "mistral": ("mistral", LLAMA | {"num_key_value_heads": 2, "sliding_window": None}, "gqa"),
+    "qwen3": ("qwen3", LLAMA | {"num_key_value_heads": 2, "head_dim": 8}, "gqa"),
+    "smollm3": ("smollm3", LLAMA | {"num_key_value_heads": 2, "no_rope_layers": [0, 0]}, "gqa"),
+    "smollm3_rope": (
+        "smollm3",
+        LLAMA | {"num_key_value_heads": 2, "no_rope_layers": [1, 1]},
+        "gqa",
+    ),
+    "deepseek_v3": ("deepseek_v3", DEEPSEEK | ROPE, "mla"),
+    "deepseek_v3_half_split": ("deepseek_v3", DEEPSEEK | {"rope_interleave": False}, "mla"),
+    "deepseek_v3_query_latent": (
+        "deepseek_v3",
+        DEEPSEEK | {"q_lora_rank": 14, "attention_bias": True},
+        "mla",
+    ),
+    "deepseek_v3_query_latent_half_split": (
+        "deepseek_v3",
+        DEEPSEEK | {"q_lora_rank": 14, "attention_bias": True, "rope_interleave": False},
+        "mla",
+    ),
+    "deepseek_v2": ("deepseek_v2", DEEPSEEK | {"mlp_bias": True}, "mla"),
+    "gpt2": ("gpt2", GPT2, "mha"),
+    "gpt_bigcode": ("gpt_bigcode", GPT2 | {"n_inner": 33}, "mqa"),
+}
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", OF_TRANSFORMERS)
+@torch.no_grad()
+def test_kvlab_gives_the_logits_of_a_model_of_transformers(name):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type, fields, attention = OF_TRANSFORMERS[name]
+    built = AutoConfig.for_model(model_type, **fields)
+    theirs = randomised(AutoModelForCausalLM.from_config(built).double())
+    # As it is in a folder, and as somebody with transformers 4 wrote it.
+    for spelling in (built.to_dict(), fields | {"model_type": model_type}):
+        config, weights = from_stock(spelling, theirs.state_dict())
+        assert config.attention["name"] == attention
+        assert config.end_of_document_id == END
+        ours = GPT(config).double().eval()
+        ours.load_state_dict(weights)
+        tokens = random_tokens(2, 40)
+        expected = theirs(tokens).logits
+        assert expected.std() > 0.3
+        assert_same_logits(ours(tokens), expected)
+
+
+NOT_EXPORTABLE = {
+    "learned": (MHA | NO_ROPE, {"position_embedding": "learned"}, r"learned.*attention=mha, mqa"),
+    "mla learned": (
+        LATENT | NO_ROPE | {"name": "mla_no_rope"},
+        {"position_embedding": "learned"},
+        r"position_embedding=learned: positions that are learned at the input.*attention=mha",
+    ),
+    "mla classic": (LATENT, {"norm": "layer_norm"}, r"norm=layer_norm.*train with model.norm=rms_"),
+    "layer norm": (MHA, {"norm": "layer_norm"}, r"model.norm=layer_norm.*block=classic"),
+    "gelu": (MHA, {"mlp": "gelu"}, r"model.mlp=gelu.*model.mlp=swiglu"),
+    "part": (MHA | {"qk_rope_head_dim": 4}, {}, r"qk_rope_head_dim=4: .*qk_rope_head_dim=8"),
+    "values": (MHA | {"v_head_dim": 6}, {}, r"v_head_dim=6: .*v_head_dim=8"),
+    "norm and no rope": (MHA | NO_ROPE | {"use_qk_norm": True}, NOPE, "use_qk_norm=true without"),
+    "two eps": (MHA | {"use_qk_norm": True}, {"norm_eps": 1e-5}, "qk_norm_eps=1e-06.*=1e-05"),
+    "norms and biases": (MHA | {"use_qk_norm": True}, {"mlp_bias": True}, "mlp_bias=true with"),
+    "latent eps": (LATENT | {"latent_norm_eps": 1e-5}, {}, "latent_norm_eps=1e-05.*=1e-06"),
+    "classic gqa": (GQA | SIX | BIASES, CLASSIC, "num_key_value_heads=2: .*attention=mha or mqa"),
+    "classic swiglu": (MHA | SIX, CLASSIC | {"mlp": "swiglu"}, "model.mlp=swiglu with positions"),
+    "classic rope": (MHA | SIX | {"qk_rope_head_dim": 6}, CLASSIC, "RoPE or norms.*head_dim=0"),
+    "classic width": (MHA | NO_ROPE, CLASSIC, "head_dim=8: .*hidden_size / num_attention_heads"),
+    "classic values": (MHA | SIX | {"v_head_dim": 5}, CLASSIC, "v_head_dim=5: .*v_head_dim=6"),
+    "odd": (
+        MHA | {"hidden_size": 22},
+        {"hidden_size": 22},
+        r"hidden_size=22: .*multiple of num_attention_heads \(4\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_EXPORTABLE)
+def test_what_no_stock_class_expresses_is_refused_with_a_way_out(name):
+    attention, changes, message = NOT_EXPORTABLE[name]
+    model = GPT(gpt_config(attention, **changes))
+    with pytest.raises(InteropError, match=message) as caught:
+        to_stock(model.config, model.state_dict())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_attention_that_somebody_added_is_refused(monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Another(GroupedQueryAttentionConfig):
+        """It may compute anything."""
+
+    monkeypatch.setitem(base._REGISTRY, "another", Another)
+    model = GPT(gpt_config(MHA | {"name": "another"}))
+    with pytest.raises(InteropError, match=r"name=another; train mha, mqa, gqa or mla"):
+        to_stock(model.config, model.state_dict())
+
+
+def test_all_that_cannot_be_expressed_is_named_at_once():
+    model = GPT(gpt_config(MHA | {"qk_rope_head_dim": 4, "v_head_dim": 6}))
+    with pytest.raises(InteropError, match=r"qk_rope_head_dim=4.*v_head_dim=6"):
+        to_stock(model.config, model.state_dict())
+
+
+def test_latent_attention_without_positions_is_not_rounded_twice():
+    model = GPT(config_of("mla_nope")).bfloat16()
+    with pytest.raises(InteropError, match="bfloat16 would round again; set dtype=float32"):
+        to_stock(model.config, model.state_dict())
+
+
+def test_weights_of_another_model_are_refused():
+    config, weights = config_of("gqa"), GPT(config_of("gqa")).state_dict()
+    name = "layers.1.self_attn.k_proj.weight"
+    for changed, message in (
+        ({key: tensor for key, tensor in weights.items() if key != name}, f"{name}: missing"),
+        (weights | {"more": torch.ones(1)}, "more: .*has none"),
+        (weights | {name: torch.ones(3, M)}, rf"{name}: \[3, 24\], .*needs \[16, 24\]"),
+        (weights | {name: weights[name].int()}, f"{name} are torch.int32"),
+    ):
+        with pytest.raises(InteropError, match=message):
+            to_stock(config, changed)
+
+
+NOT_IMPORTABLE = {
+    "another family": (
+        "llama",
+        LLAMA | {"model_type": "gemma"},
+        "model_type .'gemma'.*llama, mistral",
+    ),
+    "no family": ("llama", {"model_type": ["llama"]}, r"model_type .*llama"),
+    "yarn": (
+        "llama",
+        LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+        "rope_scaling.*yarn.*must be default",
+    ),
+    "old linear": (
+        "llama",
+        LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        "linear.*must be default",
+    ),
+    "partial": (
+        "llama",
+        LLAMA | {"rope_parameters": ROPE["rope_parameters"] | {"partial_rotary_factor": 0.5}},
+        r"partial_rotary_factor \(0.5",
+    ),
+    "older partial": ("llama", LLAMA | {"partial_rotary_factor": 0.5}, r"partial_rotary_factor"),
+    "theta": ("llama", LLAMA | {"rope_theta": "a"}, r"rope_theta \(a\) must be a number"),
+    "activation": ("llama", LLAMA | {"hidden_act": "gelu"}, r"hidden_act \(gelu\) must be silu"),
+    "quantized": ("llama", LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config"),
+    "window": ("mistral", LLAMA | {"sliding_window": 8}, r"sliding_window \(8\) must be None"),
+    "qwen window": (
+        "qwen3",
+        LLAMA | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        "sliding_window",
+    ),
+    "layer types": (
+        "qwen3",
+        LLAMA | {"layer_types": ["full_attention", "sliding_attention"]},
+        "layer_types must all be full_attention",
+    ),
+    "some rope": (
+        "smollm3",
+        LLAMA | {"no_rope_layers": [1, 0]},
+        "no_rope_layers must be 1 for all",
+    ),
+    "few": ("smollm3", LLAMA | {"no_rope_layers": [0]}, "transformers cannot read it"),
+    "experts": ("deepseek_v3", DEEPSEEK | {"first_k_dense_replace": 1}, "first_k_dense_replace"),
+    "experts of v2": ("deepseek_v2", DEEPSEEK | {"first_k_dense_replace": 0}, "mixture of experts"),
+    "heads": (
+        "deepseek_v3",
+        DEEPSEEK | {"num_key_value_heads": 2},
+        "num_key_value_heads.*must be 4",
+    ),
+    "odd rope": ("deepseek_v3", DEEPSEEK | {"qk_rope_head_dim": 5}, "even rotary dimension"),
+    "no rope": ("deepseek_v3", DEEPSEEK | {"qk_rope_head_dim": 0}, "qk_rope_head_dim"),
+    "tanh": ("gpt2", GPT2 | {"activation_function": "gelu_new"}, "activation_function .gelu_new"),
+    "scale": ("gpt2", GPT2 | {"scale_attn_weights": False}, "scale_attn_weights"),
+    "by layer's number": (
+        "gpt2",
+        GPT2 | {"scale_attn_by_inverse_layer_idx": True},
+        "inverse_layer_idx",
+    ),
+    "cross": ("gpt2", GPT2 | {"add_cross_attention": True}, "add_cross_attention"),
+    "several heads": ("gpt_bigcode", GPT2 | {"multi_query": False}, "multi_query"),
+    "no heads": ("gpt2", GPT2 | {"n_head": 0}, "num_attention_heads and hidden_size must be at"),
+    "division": ("llama", LLAMA | {"num_attention_heads": 0}, "transformers cannot read it"),
+    "type": ("llama", LLAMA | {"hidden_size": "24"}, "transformers cannot read it.*hidden_size"),
+    "endless": (
+        "qwen3",
+        LLAMA | {"num_hidden_layers": 10**9},
+        r"number of layers \(1000000000\) must be from 1 to 1000",
+    ),
+    "endless by its older name": ("gpt2", GPT2 | {"n_layer": 10**9}, "must be from 1 to 1000"),
+    "no layers": (
+        "smollm3",
+        LLAMA | {"num_hidden_layers": 0, "no_rope_layers": []},
+        r"number of layers \(0\) must be from 1",
+    ),
+    "layers that are no number": (
+        "llama",
+        LLAMA | {"num_hidden_layers": "2"},
+        r"number of layers \(2\) must be from 1",
+    ),
+    "no number of dense layers": (
+        "deepseek_v3",
+        DEEPSEEK | {"first_k_dense_replace": None},
+        r"first_k_dense_replace \(None\) must be a whole number",
+    ),
+    "no width of values": ("deepseek_v3", DEEPSEEK | {"v_head_dim": None}, r"v_head_dim \(None\)"),
+    "no context": (
+        "gpt2",
+        GPT2 | {"max_position_embeddings": [1]},
+        r"max_position_embeddings \(\[1\]\) must be a whole number",
+    ),
+    "by layer": ("llama", LLAMA | {"per_layer_config": {"0": {}}}, "per_layer_config"),
+    "both ways": ("llama", LLAMA | {"is_causal": False}, r"is_causal \(False\) must be True"),
+    "large": ("llama", LLAMA | {"vocab_size": 2**62}, "a model that is too large"),
+    "larger": ("llama", LLAMA | {"intermediate_size": 10**30}, "a model that is too large"),
+    "epsilon": ("llama", LLAMA | {"rms_norm_eps": 0.0}, "norm_eps"),
+}
+
+
+@needs_transformers
+@pytest.mark.parametrize("name", NOT_IMPORTABLE)
+def test_a_foreign_configuration_that_kvlab_cannot_follow_is_refused_by_its_key(name):
+    model_type, fields, message = NOT_IMPORTABLE[name]
+    with pytest.raises(InteropError, match=message) as caught:
+        from_stock({"model_type": model_type} | fields, {})
+    assert "\n" not in str(caught.value)
+
+
+@needs_transformers
+def test_what_decides_nothing_costs_nothing_in_a_foreign_configuration():
+    model = random_gpt(config_of("classic_mha"))
+    stock = to_stock(model.config, model.state_dict())
+    # A table in place of the class's own, and labels that would be counted out.
+    more = {"attribute_map": "x", "num_labels": 10**12, "id2label": 3, "label2id": 3}
+    config, weights = from_stock(stock.config | more, stock.weights)
+    assert config.num_hidden_layers == 2
+    assert len(weights) == len(model.state_dict())
+
+
+@needs_transformers
+def test_a_model_is_compared_with_its_weights_without_memory_for_its_size():
+    # Indices of the rows of so many heads would take terabytes.
+    many = DEEPSEEK | {"num_attention_heads": 10**11, "num_key_value_heads": 10**11}
+    with pytest.raises(InteropError, match=r"weights .*: missing"):
+        from_stock({"model_type": "deepseek_v3"} | many, {})
+
+
+@needs_transformers
+def test_foreign_weights_are_those_of_the_configuration():
+    model = random_gpt(config_of("mha"))
+    stock = to_stock(model.config, model.state_dict())
+    config, weights = stock.config, stock.weights
+    embedding, name = weights["model.embed_tokens.weight"], "model.layers.0.mlp.up_proj.weight"
+    same, _ = from_stock(
+        config,
+        weights | {"model.rotary_emb.inv_freq": torch.ones(4), "lm_head.weight": embedding.clone()},
+    )
+    assert same.tie_word_embeddings
+    for changed, message in (
+        ({key: tensor for key, tensor in weights.items() if key != name}, f"{name}: missing"),
+        (weights | {"model.layers.2.norm.weight": embedding}, r"layers.2.norm.*has none"),
+        (weights | {name: embedding}, rf"{name}: \[61, 24\]"),
+        (weights | {"lm_head.weight": embedding + 1}, "lm_head.weight is not the embedding"),
+        (weights | {name: weights[name].to(torch.float8_e4m3fn)}, "float8_e4m3fn"),
+    ):
+        with pytest.raises(InteropError, match=message):
+            from_stock(config, changed)
+
+
+@needs_transformers
+def test_an_end_that_is_several_tokens_or_none_ends_no_document():
+    weights = {}
+    for end in ([1, 2], None, N):
+        model = random_gpt(config_of("mha"))
+        stock = to_stock(model.config, model.state_dict())
+        weights = stock.weights
+        config, _ = from_stock(stock.config | {"eos_token_id": end}, weights)
+        assert config.end_of_document_id is None

@@ -1,0 +1,147 @@
+"""Reading a folder of transformers: what is in it, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data.settings import TokenizerSettings
+from data.tokenizer import build_tokenizer, save_tokenizer
+from interop.errors import InteropError
+from interop.folders import read_stock, tokenizer_sha256
+
+CONFIG = {"model_type": "llama", "hidden_size": 8}
+WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "model"
+    made.mkdir()
+    (made / "config.json").write_text(json.dumps(CONFIG))
+    save_file(WEIGHTS, made / "model.safetensors")
+    return made
+
+
+def sharded(folder, weight_map=None):
+    (folder / "model.safetensors").unlink()
+    for number, name in enumerate(WEIGHTS, start=1):
+        save_file({name: WEIGHTS[name]}, folder / f"model-{number}.safetensors")
+    weight_map = weight_map or {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+
+
+def assert_read(folder):
+    stock = read_stock(folder)
+    assert stock.config == CONFIG
+    assert stock.weights.keys() == WEIGHTS.keys()
+    for name, tensor in WEIGHTS.items():
+        assert stock.weights[name].dtype == tensor.dtype
+        assert torch.equal(stock.weights[name], tensor)
+
+
+def test_one_file_or_several_are_read(folder):
+    assert_read(folder)
+    sharded(folder)
+    assert_read(folder)
+
+
+def test_links_are_followed_as_in_the_cache_of_the_hub(folder, tmp_path):
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in folder.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    assert_read(snapshot)
+
+
+def without_config(folder):
+    (folder / "config.json").unlink()
+
+
+def broken_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def list_as_config(folder):
+    (folder / "config.json").write_text("[]")
+
+
+def pickled(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+def cut_off(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def no_file(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
+def elsewhere(folder):
+    sharded(folder, {"a": "../model-1.safetensors"})
+
+
+def other_kind(folder):
+    sharded(folder, {"a": "pytorch_model.bin"})
+
+
+def no_map(folder):
+    sharded(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+def missing_shard(folder):
+    sharded(folder)
+    (folder / "model-2.safetensors").unlink()
+
+
+def twice(folder):
+    sharded(folder)
+    save_file(WEIGHTS, folder / "model-2.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without_config, "cannot read .*config.json: No such file"),
+        (broken_config, "config.json is not valid JSON"),
+        (list_as_config, "config.json must hold a JSON object, not a list"),
+        (pickled, "no model.safetensors.*pickled .* are not read"),
+        (cut_off, "model.safetensors is not a safetensors file, or is cut off"),
+        (empty, "model.safetensors is not a safetensors file, or is cut off"),
+        (no_file, "cannot read .*model.safetensors: it is not a regular file"),
+        (elsewhere, "'../model-1.safetensors' is no safetensors file in that folder"),
+        (other_kind, "'pytorch_model.bin' is no safetensors file in that folder"),
+        (no_map, "has no weight_map"),
+        (missing_shard, "cannot read .*model-2.safetensors: No such file"),
+        (twice, "model-2.safetensors holds a once more"),
+    ],
+)
+def test_what_is_damaged_or_missing_is_named_in_one_line(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(InteropError, match=message) as caught:
+        read_stock(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InteropError, match=r"there is no folder .*nowhere"):
+        read_stock(tmp_path / "nowhere")
+
+
+@pytest.mark.slow  # imports transformers
+def test_the_hash_of_a_tokenizer_is_that_of_the_data_it_made(prepared, tmp_path):
+    assert tokenizer_sha256(prepared.folder / "tokenizer") == prepared.tokenizer_sha256
+    other = build_tokenizer(TokenizerSettings(name="bytes", kind="bytes"), [])
+    save_tokenizer(other.tokenizer, other.end_of_document, tmp_path)
+    assert tokenizer_sha256(tmp_path) != prepared.tokenizer_sha256
