@@ -1,0 +1,56 @@
+"""docs/tutorial.ipynb, executed as it stands, with a training of seconds."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parent.parent / "docs" / "tutorial.ipynb"
+
+
+def outputs(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def printed(notebook):
+    return "".join(o.get("text", "") for o in outputs(notebook))
+
+
+@pytest.mark.slow
+def test_every_cell_runs_and_shows_what_it_says(tiny_data, tmp_path):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    settings = notebook.cells[1]
+    small = [*tiny_data, "debug=smoke", "trainer.max_tokens=4096"]
+    settings.source, replaced = re.subn(
+        r"^TRAINING = .*$", lambda _: f"TRAINING = {small!r}", settings.source, flags=re.MULTILINE
+    )
+    settings.source, placed = re.subn(
+        r"ROOT / \"(runs|reports|exports)\"", rf'Path({str(tmp_path)!r}) / "\1"', settings.source
+    )
+    assert (replaced, placed) == (1, 3)
+    client = NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+    )
+    client.execute()  # an error in a cell is one here
+    text = printed(notebook)
+    for attention in ("mha", "mla"):
+        assert re.search(rf"^{attention}: perplexity [\d.]+ \(95 %:", text, re.M)
+    assert "DeepseekV3ForCausalLM" in text
+    # 2 layers x (64 + 8) elements x 4 bytes.
+    assert "576 bytes per token in transformers' cache" in text
+    assert any("image/png" in output.get("data", {}) for output in outputs(notebook))
+    assert outputs(notebook)[-1]["data"]["text/plain"] == "True"
+
+
+def test_what_is_committed_was_executed():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not any(output.output_type == "error" for output in outputs(notebook))
+    assert any("image/png" in output.get("data", {}) for output in outputs(notebook))
+    assert outputs(notebook)[-1]["data"]["text/plain"] == "True"
+    # Nothing of the machine that it was executed on.
+    assert not re.search(r"(/tmp|/home|/root|/work)/", printed(notebook))
