@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from data.settings import TokenizerSettings
 from data.tokenizer import build_tokenizer, save_tokenizer
 from evaluation.perplexity import score
 from interop.errors import InteropError
-from interop.initial import initial_model, require_same_tokenizer
+from interop.initial import initial_model, require_same_tokenizer, sha256_of_model
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from run_config import TrainConfig
+from tracking.configuration import read_configuration
+from tracking.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -148,6 +151,24 @@ def test_a_training_goes_on_from_the_folder(train, llama, tmp_path):
     assert "resuming tiny-llama-tiny-seed0 after step 8" in resumed.stdout
     assert "begins with" not in resumed.stdout
     assert json.loads((run / "summary.json").read_text())["finished"]
+
+
+@pytest.mark.slow
+def test_every_rate_of_fair_lr_begins_with_the_folder(train, llama, tmp_path):
+    done = train(f"init_from={llama}", "fair_lr=true", "trainer.log_every_steps=1")
+    assert done.returncode == 0, done.stderr
+    runs = [
+        *(tmp_path / "runs" / "lr_grid").iterdir(),
+        tmp_path / "runs" / "tiny-llama-tiny-seed0",
+    ]
+    assert len(runs) == 4
+    first = [read_metrics(run / "metrics.jsonl")[0]["train/loss"] for run in runs]
+    assert len(set(first)) == 1
+    recorded = [read_configuration(run / "config.yaml") for run in runs]
+    assert {config["init_sha256"] for config in recorded} == {sha256_of_model(llama)}
+    assert len({config["optim.learning_rate"] for config in recorded}) >= 3
+    # Not the first loss of random weights, which is that of guessing.
+    assert abs(first[0] - math.log(300)) > 0.5
 
 
 @pytest.mark.slow

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from outside_models import deepseek, saved
 from processes import wait_for_step
 
 import run_config
+from interop.initial import initial_model
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from run_config import TrainConfig
@@ -291,6 +293,13 @@ def finished(train, tmp_path_factory):
     return get
 
 
+@pytest.fixture(scope="module")
+def deepseek_folder(prepared, tmp_path_factory):
+    """A model of transformers for the tiny corpus, with weights as large as 0.3."""
+    model = deepseek(vocab_size=prepared.vocab_size)
+    return saved(model, tmp_path_factory.mktemp("models") / "deepseek", prepared.tokenizer())
+
+
 def tensors_of(run, group="model"):
     store = CheckpointStore(run / "checkpoints", 1, read_only=True)
     return store.load(STEPS).tensors[group]
@@ -343,6 +352,19 @@ def test_two_ranks_equal_one(finished, trainer, optimizer):
         *("model.safetensors", "optimizer.safetensors", "rng.safetensors"),
         *("state.json", "manifest.json"),
     }
+
+
+@pytest.mark.slow
+def test_two_ranks_begin_with_the_weights_of_a_folder_as_one_does(finished, deepseek_folder):
+    begun = (f"init_from={deepseek_folder}", "optim=adamw")
+    # Sharded: DDP would give all ranks the weights of the first.
+    one, two = finished(1, "default", *begun), finished(2, "fsdp", *begun)
+    assert_equal_but_for_rounding(one, two)
+    start = initial_model(deepseek_folder, GPTConfig(max_position_embeddings=CONTEXT)).weights
+    assert tensors_of(two).keys() == start.keys()
+    for key, trained in tensors_of(two).items():
+        # Others of this size would be a quarter away in the mean.
+        assert 0 < (trained - start[key]).abs().mean() < STEPS * PEAK_RATE, key
 
 
 def ranks_of(torchrun):
