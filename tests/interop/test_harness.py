@@ -481,7 +481,7 @@ def test_eval_model_runs_tasks_alone(tmp_path, prepared):
     for name, seed in (("one", 3), ("two", 4)):
         write_run(tmp_path / "runs", prepared, name, seed=seed)
     arguments = [
-        *("eval.perplexity=false", "eval.decode_speed.batch_sizes=[]", "tracking=none"),
+        *("eval.perplexity=false", "eval.decode_speed.batch_sizes=[]", "tracking.mode=offline"),
         *(f"runs_dir={tmp_path}/runs", f"reports_dir={tmp_path}", "device=cpu"),
         *("eval.tasks=[tiny_choice]", "eval.task_limit=5", f"eval.task_folder={TASKS}"),
     ]
@@ -510,3 +510,15 @@ def test_eval_model_runs_tasks_alone(tmp_path, prepared):
     assert 'id="tasks"' in page
     assert f"{metric['stderr']:.4f}" in page
     assert "±" in page
+    # As wandb keeps them, but for the figures' digits.
+    tables = {}
+    for path in (tmp_path / "comparison").glob("wandb/offline-run-*/files/media/table/*.json"):
+        table = json.loads(path.read_text())
+        items = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        tables[path.name.split("_")[0]] = items
+    assert set(tables) == {"comparison", "runs", "tasks"}
+    answers = {(item["task"], item["metric"]): item for item in tables["tasks"]}
+    shown = answers["tiny_choice", "acc_norm"]
+    assert shown["variant"] == variant["name"]
+    assert (shown["value"], shown["n"]) == pytest.approx((metric["mean"], 5))
+    assert [item["run_name"] for item in tables["runs"]] == [row["run_name"] for row in rows]
