@@ -55,7 +55,9 @@ def main(config: run_config.EvalConfig) -> None:
     evaluated += _evaluate_outside(config, outside, given, evaluated, device, tasks, left_out)
     groups = compare(evaluated, config.eval.baseline, is_one_study=config.study is not None)
     for variant in (variant for group in groups for variant in group.variants):
-        left_out += [f"{name} repeats a seed of {variant.label}" for name in variant.ignored]
+        for name in variant.ignored:
+            left_out.append(f"{name} repeats a seed of {variant.label}")
+            _warn(f"left out: {left_out[-1]}")
     facts = _facts(evaluated, device, started)
     if outside:
         loaded = "; ".join(

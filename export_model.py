@@ -72,7 +72,7 @@ def _of_folder(config: run_config.ExportConfig) -> "Source":
     stock = read_stock(folder)
     model, weights = from_stock(stock.config, stock.weights)
     what_to_do = "name data in data_folder that was prepared with the folder's tokenizer"
-    require_same_tokenizer(folder, prepared, what_to_do)
+    require_same_tokenizer(folder, model, prepared, "hf", what_to_do)
     return Source(model, weights, prepared, Origin(folder.resolve().name, is_run=False))
 
 

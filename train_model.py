@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from data.prepared import PreparedData
+    from modeling.config import GPTConfig
     from tracking.run_folder import RunFolder
     from training.distributed import World
 
@@ -58,7 +59,7 @@ def main(config: run_config.TrainConfig) -> None:
         folder = world.from_main(lambda: str(prepare(config.data, config.tokenizer, _say).folder))
         prepared = PreparedData(Path(folder))
         if initial is not None:
-            _require_its_tokenizer(str(config.init_from), prepared)
+            _require_its_tokenizer(str(config.init_from), config.model, prepared)
         asked = config.model
         config = _with_tokenizer(config, prepared)
         say = _say if world.is_main else _say_nothing
@@ -104,19 +105,30 @@ def _begun_with(
         )
     # match=none, since the MLP has its width.
     config = dataclasses.replace(config, model=model, match="none", init_sha256=sha256)
-    # Read again where they are needed: a training would keep them besides its own.
-    return config, lambda: initial_model(folder, asked).weights
+
+    def weights() -> "Mapping[str, Tensor]":
+        """Read them again where they are needed: a training would keep them besides its own."""
+        if sha256_of_model(folder) != sha256:
+            raise run_config.ConfigError(
+                f"{folder} has changed since this command began; try again"
+            )
+        return initial_model(folder, asked).weights
+
+    return config, weights
 
 
-def _require_its_tokenizer(folder: str, prepared: "PreparedData") -> None:
+def _require_its_tokenizer(folder: str, model: "GPTConfig", prepared: "PreparedData") -> None:
     from interop.initial import require_same_tokenizer
 
     what_to_do = f"set tokenizer=pretrained tokenizer.path={folder}"
-    require_same_tokenizer(Path(folder).expanduser(), prepared, what_to_do)
+    require_same_tokenizer(Path(folder).expanduser(), model, prepared, "init_from", what_to_do)
 
 
 def _has_checkpoint(run: "RunFolder") -> bool:
-    return any(run.checkpoints_path.glob("[0-9]*"))
+    """Tell whether the training will find one, or refuse to begin where all are damaged."""
+    from tracking.checkpoints import CheckpointStore
+
+    return bool(CheckpointStore(run.checkpoints_path, 1, read_only=True).steps())
 
 
 def _trained(
@@ -175,7 +187,8 @@ def _trained(
                 f"begins with the weights in {config.init_from}, which decides the model: "
                 f"{model.attention['name']}, {model.num_hidden_layers} layers of width "
                 f"{model.hidden_size}; the context is this training's, "
-                f"{model.max_position_embeddings} tokens (model.max_position_embeddings)"
+                f"{model.max_position_embeddings} tokens (model.max_position_embeddings); attention= "
+                "and other keys of the model have no effect"
             )
         tracking = dataclasses.replace(
             config.tracking, wandb=config.tracking.wandb and world.is_main

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -426,15 +427,24 @@ def _settings(recorded: dict[str, Any], model: GPT) -> dict[str, Any]:
         for key, value in recorded.items()
         if not key.startswith("model.") and key not in PASSES
     }
-    # Each seed may begin with weights of its own; one from before the key began with random ones.
-    begins = [recipe.pop(key, None) for key in ("init_from", "init_sha256")]
-    recipe["begins_with"] = "weights of a folder" if any(begins) else "random weights"
+    recipe["begins_with"] = _beginning(recipe.pop("init_from", None))
+    recipe.pop("init_sha256", None)
     if (sequences := sequences_per_step(recorded)) is not None:
         recipe["trainer.sequences_per_step"] = sequences
     # By the classes, since a run from before a key does not have it.
     config = model.config
     attention = dataclasses.asdict(model.attention_config) | {"name": config.attention["name"]}
     return recipe | flat({"model": dataclasses.asdict(config) | {"attention": attention}})
+
+
+def _beginning(folder: Any) -> str:
+    """Say which weights a run began with: each seed may have a folder of its own, by its name.
+
+    A run from before `init_from` was began with random ones.
+    """
+    if folder is None:
+        return "random weights"
+    return re.sub(r"[-_.,+=]?seed\d+(?![A-Za-z0-9])", "", Path(str(folder)).name) or "a folder"
 
 
 def _curve(run: RunFolder) -> dict[str, list[float]]:

@@ -374,7 +374,7 @@ def _encoded(
         parts.append(np.array([*ids, end], dtype=np.int64))
         # Some put a space before a text, or take the one that is there.
         given_back = origin.tokenizer.decode(ids, skip_special_tokens=False)
-        changed += given_back.lstrip(" ") != text.lstrip(" ")
+        changed += given_back not in (text, f" {text}", text.removeprefix(" "))
     expected = prepared.splits[split].utf8_bytes
     if utf8_bytes != expected:
         raise EvaluationError(

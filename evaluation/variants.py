@@ -235,7 +235,9 @@ def _label(variants: Sequence[Variant]) -> None:
         positions = [variant.runs[0].row["positions"] for variant in alike]
         told = sorted(key for key in keys if not _DERIVED.fullmatch(key))
         if len({variant.settings.get("model.name") for variant in alike}) > 1:
-            told = ["model.name", *(key for key in told if not key.startswith("model."))]
+            told = [key for key in told if not key.startswith("model.")]
+            # A model that began with a folder is named after it.
+            told = told if "begins_with" in told else ["model.name", *told]
         if len(set(positions)) > 1:
             told = [key for key in told if key != "model.position_embedding"]
         for variant, where in zip(alike, positions, strict=True):

@@ -33,6 +33,8 @@ Inputs = Callable[[Callable[[int, Tensor], None]], None]
 
 _SAMPLES = 8192
 """Inputs to draw for a layer where no text is given."""
+_FARTHEST = 2**20
+"""Tokens over which a mean is taken at most; farther ones hardly count."""
 _RIDGE = 1e-9
 """Share of the mean square that keeps a least-squares problem solvable."""
 
@@ -476,7 +478,7 @@ def _mean_cosine(frequency: float, context: int) -> float:
     It is the best that a factor can do in the rotation's place, if attention to a token falls with
     one over its distance.
     """
-    distance = torch.arange(context).double()
+    distance = torch.arange(min(context, _FARTHEST)).double()
     share = 1 / (1 + distance)
     return float((share * (distance * frequency).cos()).sum() / share.sum())
 

@@ -27,12 +27,9 @@ def read_stock(folder: Path) -> Stock:
     Raises:
         InteropError: Naming the file that is missing or damaged.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InteropError(f"there is no folder {folder}")
-    config = _read_object(folder, CONFIG_NAME)
+    config = read_config(folder)
     weights: dict[str, Tensor] = {}
-    for name in _weight_files(folder):
+    for name in weight_files(folder):
         for key, tensor in _read_weights(folder, name).items():
             if key in weights:
                 raise InteropError(f"{folder / name} holds {key[:100]} once more")
@@ -40,19 +37,46 @@ def read_stock(folder: Path) -> Stock:
     return Stock(config, weights)
 
 
-def tokenizer_sha256(folder: Path) -> str:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json.
+
+    Raises:
+        InteropError: If it is missing or damaged, or names a file of weights of its own.
+    """
+    if not folder.is_dir():
+        raise InteropError(f"there is no folder {folder}")
+    if not (folder / CONFIG_NAME).exists() and (folder / "checkpoints").is_dir():
+        raise InteropError(
+            f"{folder} is a run, not a folder of transformers; write one of it with "
+            f"python export_model.py run={folder.resolve().name} out=FOLDER"
+        )
+    config = _read_object(folder, CONFIG_NAME)
+    # transformers follows it, also to an index that leaves the folder.
+    if config.get("transformers_weights") is not None:
+        raise InteropError(
+            f"{folder / CONFIG_NAME}: transformers_weights names a file of weights; leave it out, "
+            f"and call that file {WEIGHTS_NAME}"
+        )
+    return config
+
+
+def tokenizer_sha256(folder: Path, key: str) -> str:
     """Return the hash of a folder's tokenizer as `data.tokenizer.save_tokenizer` stores it.
 
     Of a folder that was exported from a run it is `PreparedData.tokenizer_sha256` of its data.
 
+    Args:
+        folder: The folder.
+        key: The setting that names it, for messages.
+
     Raises:
         DataError: If the folder has no tokenizer that kvlab can use.
     """
-    return sha256_of_tokenizer(load_pretrained(str(folder)).tokenizer)
+    return sha256_of_tokenizer(load_pretrained(str(folder), key).tokenizer)
 
 
-def _weight_files(folder: Path) -> list[str]:
-    """Return the files that hold the weights.
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the files that hold the weights.
 
     Raises:
         InteropError: If there are none, or the index names what is not in the folder.

@@ -360,9 +360,10 @@ def _load(name: str, manager: "TaskManager") -> Mapping[str, Any]:
 
 
 def _require_own_data(leaf: _Leaf) -> None:
-    """Refuse functions that make data, and data of a user's file for lm_eval's functions.
+    """Refuse functions that make data, data of a user's file for lm_eval's functions, and strays.
 
-    The former load tokenizers with the code beside them, the latter trust what a document says.
+    Functions that make data load tokenizers with the code beside them, those of lm_eval's tasks
+    trust what a document says, and a file may not have the working folder read.
 
     Raises:
         InteropError: Naming the key.
@@ -380,6 +381,18 @@ def _require_own_data(leaf: _Leaf) -> None:
                 "changed: its functions are made for its own data only; give the task a name and "
                 "a file of its own"
             )
+    path = leaf.config.get("dataset_path")
+    # datasets would read the working folder then, or what in it has that name.
+    if path in LOCAL_BUILDERS and not (leaf.config.get("dataset_kwargs") or {}).get("data_files"):
+        raise InteropError(
+            f"eval.tasks: the data of '{leaf.name}' (dataset_path: {path}) needs "
+            "dataset_kwargs.data_files"
+        )
+    if isinstance(path, str) and path not in LOCAL_BUILDERS and Path(path).exists():
+        raise InteropError(
+            f"eval.tasks: the data of '{leaf.name}' is {path} on the Hub, and here is a folder or "
+            "file of that name, which would be read in its place; start from another folder"
+        )
 
 
 def _require_no_code(task: str, config: Mapping[str, Any]) -> None:

@@ -16,13 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import DataError
-from data.files import read_json
 from data.hub import check_reachable, explain, is_offline, resolve
 from data.hub_watch import watched
 from data.settings import is_hub_name
 from data.tokenizer import load_pretrained, sha256_of_tokenizer
 from interop.errors import InteropError
-from interop.folders import CONFIG_NAME, read_stock
+from interop.folders import read_config, read_stock, weight_files
 from interop.layouts import from_stock
 from interop.quiet import quiet
 from modeling.generate import PREFILL_CHUNK
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 _KEY = "hf"
 _ALTERNATIVE = f"name a folder on this machine in {_KEY}"
-_MAX_CONFIG_BYTES = 2**24
 # What a model in safetensors needs, its tokenizer with it; nothing that is pickled.
 _HUB_FILES = ("*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.model")
 LOGITS_AT_ONCE = 2**27
@@ -170,17 +168,10 @@ def _config(name: str, folder: Path) -> Any:
     if (folder / "adapter_config.json").exists():
         raise refuse("this is an adapter, not a model; merge it into its model first")
     try:
-        # A folder of the Hub's cache holds links to its files.
-        written = read_json((folder / CONFIG_NAME).resolve(), _MAX_CONFIG_BYTES)
-    except OSError as error:
-        raise refuse(f"it has no readable config.json ({error.strerror})") from error
-    except ValueError as error:
-        raise refuse(f"its config.json is not JSON ({error})") from error
-    if not any(folder.glob("*.safetensors")):
-        raise refuse(
-            "it has no safetensors, and pickled weights are never read; save the model with "
-            "save_pretrained of transformers, which writes model.safetensors"
-        )
+        written = read_config(folder)
+        weight_files(folder)  # transformers would follow an index out of the folder
+    except InteropError as error:
+        raise refuse(str(error)) from error
     if "quantization_config" in written:
         raise refuse("its weights are quantised, and the protocol's are float32; take another")
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
@@ -252,8 +243,15 @@ def load(found: HuggingFaceModel, device: torch.device) -> "TransformersModel":
             local_files_only=True,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told here, by name
         )
         loaded, info = whole
+        if mismatched := sorted(info["mismatched_keys"]):
+            key, theirs, wanted = mismatched[0]
+            raise InteropError(
+                f"{_KEY} ({found.described!r}): its weights have {key} as {list(theirs)}, and "
+                f"{type(loaded).__name__} as config.json describes it needs {list(wanted)}"
+            )
         if missing := sorted(info["missing_keys"]):
             raise InteropError(
                 f"{_KEY} ({found.described!r}): its weights lack {missing[0]} and "
@@ -269,7 +267,7 @@ def load(found: HuggingFaceModel, device: torch.device) -> "TransformersModel":
         loaded.generation_config = GenerationConfig()
         model = TransformersModel(loaded.to(device).eval())
         _require_vocabulary(found, model.vocab_size)
-        model.require_causal()
+        model.require_causal(found.described)
     return model
 
 
@@ -330,20 +328,28 @@ class TransformersModel:
         """Where the model is."""
         return cast(torch.device, self.model.device)
 
-    def require_causal(self) -> None:
-        """Refuse a model whose prediction depends on what comes later.
+    def require_causal(self, name: str) -> None:
+        """Refuse a model whose prediction depends on what comes later, or is no number.
+
+        Args:
+            name: For the message.
 
         Raises:
-            InteropError: If it does.
+            InteropError: If it does, or is not.
         """
         tokens = torch.arange(8, device=self.device).remainder(self.vocab_size)[None]
         other = tokens.clone()
         other[0, -1] = (other[0, -1] + 1) % self.vocab_size
         with torch.no_grad():
             one, two = (self._forward(t, use_cache=False).logits[:, :-1] for t in (tokens, other))
+        if not one.isfinite().all():
+            raise InteropError(
+                f"{_KEY} ({name!r}): {type(self.model).__name__} gives logits that are not finite; its "
+                "weights are damaged"
+            )
         if not torch.allclose(one, two, rtol=1e-3, atol=1e-3 * float(one.abs().max())):
             raise InteropError(
-                f"{_KEY}: {type(self.model).__name__} predicts a token from later ones, too; take "
+                f"{_KEY} ({name!r}): {type(self.model).__name__} predicts a token from later ones, too; take "
                 "a causal language model"
             )
 

@@ -78,18 +78,28 @@ def recorded_model(recorded: Mapping[str, Any]) -> GPTConfig:
     return GPTConfig(**others, attention=attention)
 
 
-def require_same_tokenizer(folder: Path, prepared: PreparedData, what_to_do: str) -> None:
+def require_same_tokenizer(
+    folder: Path, model: GPTConfig, prepared: PreparedData, key: str, what_to_do: str
+) -> None:
     """Refuse data whose tokens are not those that the folder's model knows.
 
     Args:
         folder: The model's.
+        model: What it describes.
         prepared: The data.
+        key: The setting that names the folder.
         what_to_do: For the message.
 
     Raises:
-        InteropError: If the folder's tokenizer is another.
+        InteropError: If the folder's tokenizer is another, or has more tokens than its model.
+        DataError: If it has none.
     """
-    if tokenizer_sha256(folder) != prepared.tokenizer_sha256:
+    if tokenizer_sha256(folder, key) != prepared.tokenizer_sha256:
         raise InteropError(
             f"the tokens of {prepared.folder} are not those of the model in {folder}; {what_to_do}"
+        )
+    if model.vocab_size is not None and model.vocab_size < prepared.vocab_size:
+        raise InteropError(
+            f"{key} ({folder}): its tokenizer has {prepared.vocab_size} tokens, and its model only "
+            f"{model.vocab_size}; they do not belong together"
         )

@@ -185,18 +185,20 @@ def test_a_run_reads_its_cache_in_the_way_that_is_asked_for(make_run):
         load_run(run, CPU, quiet, "absorbed")
 
 
-def test_seeds_may_begin_with_weights_of_their_own_but_not_some_with_random_ones():
+def test_seeds_may_begin_with_folders_of_their_own_but_of_one_kind():
     from models import model
 
     from evaluation.comparison import _settings
 
-    older, drawn, one, other = (
+    older, drawn, one, other, another = (
         _settings(recorded, model())
         for recorded in (
             {},
             {"init_from": None, "init_sha256": None},
-            {"init_from": "a", "init_sha256": "1"},
-            {"init_from": "b", "init_sha256": "2"},
+            {"init_from": "exports/mla-from-mha-seed0", "init_sha256": "1"},
+            {"init_from": "/elsewhere/mla-from-mha-seed1", "init_sha256": "2"},
+            {"init_from": "exports/uncalibrated-seed0", "init_sha256": "3"},
         )
     )
-    assert older == drawn != one == other
+    assert older == drawn != one == other != another
+    assert one["begins_with"] == "mla-from-mha"

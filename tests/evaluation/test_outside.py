@@ -13,7 +13,9 @@ from outside_models import gpt2, llama, mamba, saved
 
 import evaluation.outside
 import run_config
+from data.pipeline import prepare
 from data.prepared import TOKENIZER_FOLDER
+from data.settings import DataSettings, TokenizerSettings
 from data.tokenizer import TOKENIZER_FILES, bytes_tokenizer, load_tokenizer
 from evaluation.comparison import evaluate_run
 from evaluation.errors import EvaluationError
@@ -164,6 +166,23 @@ def test_a_space_before_the_text_is_no_loss(tmp_path, prepared):
     them = measured(folder, TransformersModel(llama()), Text([(prepared, 32)]))
     assert them.notes == []
     assert them.row["reads_whole_text"]
+
+
+def test_spaces_that_a_text_begins_with_are_part_of_it(tmp_path):
+    from tokenizers import normalizers
+
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name in ("train", "validation"):
+        (corpus / f"{name}-0.txt").write_text("    return None\n" * 20)
+    data = DataSettings("indented", "local", path=str(corpus), prepared_dir=str(tmp_path / "data"))
+    prepared = prepare(data, TokenizerSettings(name="bytes", kind="bytes"), quiet)
+    stripping = bytes_tokenizer()
+    stripping.normalizer = normalizers.Strip(left=True, right=False)
+    folder = saved(llama(), tmp_path / "stripping", stripping)
+    them = measured(folder, TransformersModel(llama()), Text([(prepared, 32)]))
+    assert "does not give back 1 of 1 documents" in them.notes[0]
+    assert them.row["reads_whole_text"] is False
 
 
 def test_text_that_a_prepared_tokenizer_lost_is_refused(with_bytes, prepared, monkeypatch):

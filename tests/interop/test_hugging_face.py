@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from outside_models import VOCAB, deepseek, gpt2, gpt_neo, llama, mamba, mistral, saved, smollm3
+from safetensors.torch import load_file, save_file
 
 import interop.hugging_face
 from data.tokenizer import END_OF_TEXT, TOKENIZER_FILES, bytes_tokenizer, save_tokenizer
@@ -198,8 +200,6 @@ def test_the_tokenizer_is_known_by_what_kvlab_would_store(folder, tmp_path):
 
 
 def test_what_was_once_stored_beside_weights_is_no_matter(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     cases = {
         "gpt2": (gpt2(), "transformer.h.0.attn.masked_bias"),
         "gpt-neo": (gpt_neo(), "transformer.h.0.attn.attention.bias"),
@@ -234,11 +234,23 @@ def spoil_config(text):
     return lambda path: (path / "config.json").write_text(text)
 
 
-def spoil_head(path):
-    from safetensors.torch import load_file, save_file
+def spoil_index(path):
+    """Weights beside the folder, which transformers would load."""
+    weights = load_file(path / "model.safetensors")
+    (path / "model.safetensors").rename(path.parent / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "../model.safetensors")}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
 
+
+def spoil_head(path):
     weights = load_file(path / "model.safetensors")
     del weights["lm_head.weight"]
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+
+
+def spoil_numbers(path):
+    weights = load_file(path / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
     save_file(weights, path / "model.safetensors", {"format": "pt"})
 
 
@@ -263,10 +275,16 @@ def spoil_depth(path):
 REFUSED = {
     "fewer layers": (spoil_depth, "have no place in LlamaForCausalLM"),
     "adapter": (lambda path: (path / "adapter_config.json").write_text("{}"), "is an adapter"),
-    "no config": (lambda path: (path / "config.json").unlink(), "no readable config.json"),
-    "broken config": (spoil_config("{"), "its config.json is not JSON"),
-    "list": (spoil_config("[]"), "no JSON object"),
-    "pickled": (spoil_pickled, "it has no safetensors"),
+    "no config": (lambda path: (path / "config.json").unlink(), "cannot read .*config.json"),
+    "broken config": (spoil_config("{"), "config.json is not valid JSON"),
+    "list": (spoil_config("[]"), "config.json must hold a JSON object"),
+    "pickled": (spoil_pickled, "has no model.safetensors"),
+    "index of elsewhere": (spoil_index, "'../model.safetensors' is no safetensors file in"),
+    "weights of another name": (
+        lambda path: change(path / "config.json", transformers_weights="other.safetensors"),
+        "transformers_weights names a file of weights",
+    ),
+    "no numbers": (spoil_numbers, "logits that are not finite"),
     "quantised": (
         lambda path: change(path / "config.json", quantization_config={"quant_method": "x"}),
         "quantised",
@@ -277,7 +295,7 @@ REFUSED = {
         "no causal language model of the kind 't5'",
     ),
     "no head": (spoil_head, "its weights lack lm_head.weight"),
-    "another shape": (spoil_shape, "hf \\("),
+    "another shape": (spoil_shape, r"down_proj.weight as \[32, 48\], and .* needs \[32, 44\]"),
     "foreign tokenizer": (spoil_tokenizer, "its tokenizer has the id 258"),
     "no eos": (spoil_eos, "has no eos_token"),
     "no tokenizer": (

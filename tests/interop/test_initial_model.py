@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from data.errors import DataError
 from data.prepared import PreparedData
 from data.settings import TokenizerSettings
 from data.tokenizer import build_tokenizer, save_tokenizer
@@ -87,13 +88,20 @@ def test_learned_positions_are_as_many_as_there_are(tmp_path):
 
 
 def test_data_of_another_tokenizer_is_refused(llama, prepared, tmp_path):
-    require_same_tokenizer(llama, prepared, "set something")
+    model = initial_model(llama, ASKED).config
+    require_same_tokenizer(llama, model, prepared, "init_from", "set something")
     other = tmp_path / "other"
     shutil.copytree(llama, other)
     built = build_tokenizer(TokenizerSettings(name="bytes", kind="bytes"), [])
     save_tokenizer(built.tokenizer, built.end_of_document, other)
     with pytest.raises(InteropError, match=r"are not those of the model in .*; set something"):
-        require_same_tokenizer(other, prepared, "set something")
+        require_same_tokenizer(other, model, prepared, "init_from", "set something")
+    fewer = dataclasses.replace(model, vocab_size=299)
+    with pytest.raises(InteropError, match=r"tokenizer has 300 tokens, and its model only 299"):
+        require_same_tokenizer(llama, fewer, prepared, "init_from", "set something")
+    (other / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"^init_from \('.*/other'\): "):
+        require_same_tokenizer(other, model, prepared, "init_from", "set something")
 
 
 @pytest.fixture
@@ -128,6 +136,16 @@ def test_a_training_goes_on_from_the_folder(train, llama, tmp_path):
         model.eval(), PreparedData(Path(state["data"]["folder"])).stream("validation"), 64, 64
     )
     assert summary["validation_nll"] == pytest.approx(expected.nll, rel=1e-4)
+
+    # What is no checkpoint leaves the folder what it begins with.
+    for checkpoint in (run / "checkpoints").iterdir():
+        checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.damaged"))
+    (run / "summary.json").unlink()
+    anew = train(*hardly)
+    assert anew.returncode == 0, anew.stderr
+    assert "begins with the weights in models/tiny-llama" in anew.stdout
+    again = json.loads((run / "summary.json").read_text())
+    assert again["validation_nll"] == summary["validation_nll"]
 
     # Elsewhere it is the same model; changed it is not; and without it the run is finished still.
     hardly = (f"init_from={folder}", *hardly[1:])

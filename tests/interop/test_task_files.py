@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from interop.errors import InteropError
+from interop.harness import load_tasks
 from interop.task_files import read_task_files, write_copies
 
 PLAIN = """
@@ -157,3 +158,17 @@ def test_copies_hold_what_was_read(folder, tmp_path):
     expected = yaml.safe_load(PLAIN) | {"num_fewshot": 3, "repeats": 4, "gen_prefix": "é😀"}
     expected["dataset_kwargs"] = {"data_files": {"test": [str(folder / "documents.json")]}}
     assert copy == expected
+
+
+@pytest.mark.parametrize("name", ["text", "json", "here", "some/where"])
+def test_no_task_reads_what_lies_in_the_working_folder(folder, name):
+    (folder / "secret.txt").write_text("of somebody else")
+    for known in ("here", "some/where"):
+        (folder / known).mkdir(parents=True)
+        (folder / known / "test.txt").write_text("of somebody else")
+    others = [kept for kept in PLAIN.splitlines() if not kept.startswith("dataset_")]
+    (folder / "mine.yaml").write_text("\n".join([*others, f"dataset_path: {name}"]))
+    with pytest.raises(
+        InteropError, match=r"the data of 'mine' .*(needs .*data_files|of that name)"
+    ):
+        load_tasks(["mine"], folder)
