@@ -187,8 +187,8 @@ def _trained(
                 f"begins with the weights in {config.init_from}, which decides the model: "
                 f"{model.attention['name']}, {model.num_hidden_layers} layers of width "
                 f"{model.hidden_size}; the context is this training's, "
-                f"{model.max_position_embeddings} tokens (model.max_position_embeddings); attention= "
-                "and other keys of the model have no effect"
+                f"{model.max_position_embeddings} tokens (model.max_position_embeddings); "
+                "attention= and other keys of the model have no effect"
             )
         tracking = dataclasses.replace(
             config.tracking, wandb=config.tracking.wandb and world.is_main

@@ -344,13 +344,13 @@ class TransformersModel:
             one, two = (self._forward(t, use_cache=False).logits[:, :-1] for t in (tokens, other))
         if not one.isfinite().all():
             raise InteropError(
-                f"{_KEY} ({name!r}): {type(self.model).__name__} gives logits that are not finite; its "
-                "weights are damaged"
+                f"{_KEY} ({name!r}): {type(self.model).__name__} gives logits that are not "
+                "finite; its weights are damaged"
             )
         if not torch.allclose(one, two, rtol=1e-3, atol=1e-3 * float(one.abs().max())):
             raise InteropError(
-                f"{_KEY} ({name!r}): {type(self.model).__name__} predicts a token from later ones, too; take "
-                "a causal language model"
+                f"{_KEY} ({name!r}): {type(self.model).__name__} predicts a token from later ones, "
+                "too; take a causal language model"
             )
 
     @torch.no_grad()
