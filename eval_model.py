@@ -13,7 +13,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import run_config  # noqa: E402
-from run_config import say  # noqa: E402
+from launch.terminal import say  # noqa: E402
 
 if TYPE_CHECKING:
     import torch

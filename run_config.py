@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import Any, NoReturn, TextIO, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -37,8 +37,8 @@ from data.errors import DataError
 from data.settings import DataSettings, TokenizerSettings
 from evaluation.errors import EvaluationError
 from evaluation.settings import EvalSettings
-from guards.printable import printable
 from interop.errors import ExportMismatch, InteropError
+from launch.terminal import complain, silence
 from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems
 from modeling.errors import ModelConfigError
 from tracking.configuration import (
@@ -807,30 +807,6 @@ def _refused_by_the_machine(error: BaseException) -> str:
         is_known = is_out_of_memory(error)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return f"out of memory ({reason}); {_less_memory}" if is_known else ""
-
-
-def complain(message: object) -> None:
-    """Print one line on stderr."""
-    try:
-        say(f"kvlab: {' '.join(str(message).split())}", file=sys.stderr)
-    except OSError:  # the exit status is still to be right
-        silence(sys.stderr)
-
-
-def say(text: str, end: str = "\n", file: TextIO | None = None) -> None:
-    """Print text that anybody may have written: nothing in it commands the terminal.
-
-    Args:
-        text: Any.
-        end: What follows it.
-        file: Where to; stdout if not given.
-    """
-    print(printable(text), end=end, file=file, flush=True)
-
-
-def silence(stream: TextIO) -> None:
-    """Drop what a stream takes from now on and still holds: nobody reads it any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _status_of(error: BaseException) -> int:

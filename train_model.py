@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import run_config  # noqa: E402
 from guards.printable import printable  # noqa: E402
+from launch.terminal import silence  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -308,7 +309,7 @@ def _say(line: str) -> None:
         tqdm.write(printable(line))  # a sample, say, which anybody may have written
         sys.stdout.flush()
     except OSError:
-        run_config.silence(sys.stdout)
+        silence(sys.stdout)
 
 
 def _say_nothing(line: str) -> None:

@@ -115,7 +115,10 @@ def test_the_pareto_plot_is_drawn_from_the_committed_study(study, tmp_path):
 
 @pytest.mark.slow
 def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, tiny_data):
-    names = ("guards", "interop", "modeling", "data", "tracking", "training", "evaluation", "conf")
+    names = (
+        *("guards", "interop", "launch", "modeling", "data", "tracking", "training", "evaluation"),
+        "conf",
+    )
     ignored = shutil.ignore_patterns("__pycache__", "prepared", "local")
     for name in names:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
