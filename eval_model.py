@@ -13,6 +13,8 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import run_config  # noqa: E402
+from launch.errors import ConfigError  # noqa: E402
+from launch.failures import USER_ERRORS  # noqa: E402
 from launch.terminal import say  # noqa: E402
 
 if TYPE_CHECKING:
@@ -120,7 +122,7 @@ def _evaluate(
     except EvaluationError as error:
         if not config.outside() or config.run is not None or config.study is not None:
             raise
-        raise run_config.ConfigError(
+        raise ConfigError(
             f"{error}, or say which text hf models are scored on with data_folder=FOLDER, a "
             "prepared one (python -m data.prepare)"
         ) from error
@@ -133,19 +135,19 @@ def _evaluate(
         _warn(f"evaluating {run.name}")
         try:
             found.append(evaluate_run(run, config.split, config.eval, device, say, tasks))
-        except (*run_config.USER_ERRORS, MemoryError, RuntimeError) as error:
-            is_users = isinstance(error, run_config.USER_ERRORS)
+        except (*USER_ERRORS, MemoryError, RuntimeError) as error:
+            is_users = isinstance(error, USER_ERRORS)
             if not is_users and (config.run is not None or not is_out_of_memory(error)):
                 raise
             if config.run is not None:
-                raise run_config.ConfigError(f"{run.name}: {error}") from error
+                raise ConfigError(f"{run.name}: {error}") from error
             left_out.append(f"{run.name}: {' '.join(str(error).split())}")
             _warn(f"left out: {left_out[-1]}")
             continue
         for note in found[-1].notes:
             _warn(note)
     if not found:
-        raise run_config.ConfigError("no run could be evaluated; see the lines above")
+        raise ConfigError("no run could be evaluated; see the lines above")
     return found, left_out
 
 
@@ -190,10 +192,10 @@ def _evaluate_outside(
         try:
             some = _evaluate_one_outside(config, source, texts, device, tasks)
         # Whatever a foreign folder makes a library raise must not lose what was scored before.
-        except (*run_config.USER_ERRORS, ArithmeticError, ImportError, *_OF_LIBRARIES) as error:
+        except (*USER_ERRORS, ArithmeticError, ImportError, *_OF_LIBRARIES) as error:
             reason = " ".join(f"{source.label}: {error or type(error).__name__}".split())
             if not runs and len(outside) == 1:
-                raise run_config.ConfigError(reason) from error
+                raise ConfigError(reason) from error
             left_out.append(reason)
             _warn(f"left out: {reason}")
             continue
@@ -201,7 +203,7 @@ def _evaluate_outside(
             _warn(note)
         found += some
     if not runs and not found:
-        raise run_config.ConfigError("no model could be evaluated; see the lines above")
+        raise ConfigError("no model could be evaluated; see the lines above")
     return found
 
 

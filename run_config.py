@@ -7,14 +7,11 @@ misspelt key has nowhere to go), checks every value, and only then calls the job
 import argparse
 import dataclasses
 import difflib
-import errno
 import io
 import math
 import os
 import re
 import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,14 +30,23 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from data.errors import DataError
 from data.settings import DataSettings, TokenizerSettings
-from evaluation.errors import EvaluationError
 from evaluation.settings import EvalSettings
-from interop.errors import ExportMismatch, InteropError
+from launch.errors import ConfigError, JobFailed
+from launch.failures import (
+    EXIT_BAD_INPUT,
+    EXIT_BEFORE_TRAINING,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    STATUS_OF,
+    rank_and_size,
+    status_of,
+    tell,
+    tell_for_all_ranks,
+    tell_of,
+)
 from launch.terminal import complain, silence
 from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems
-from modeling.errors import ModelConfigError
 from tracking.configuration import (
     PASSES,
     differences,
@@ -48,47 +54,14 @@ from tracking.configuration import (
     read_configuration,
     sequences_per_step,
 )
-from tracking.errors import RunError, WriteFailed
+from tracking.errors import RunError
 from tracking.settings import TrackingSettings
-from training.errors import AlreadyTold, TrainingError, TrainingFailed, TrainingInterrupted
-from training.ranks import place
+from training.errors import AlreadyTold
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
 ROOT = Path(__file__).resolve().parent
-EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 75
-EXIT_BEFORE_TRAINING = 130
-_LONGEST_WAIT_SECONDS = 60.0
 EXPORT_DTYPES = ("float32", "bfloat16", "float16")
 PREPARE_COMMANDS = ("prepare", "verify", "inspect")
-
-
-class ConfigError(ValueError):
-    """The composed configuration is wrong; one line that names every problem."""
-
-
-class JobFailed(Exception):
-    """A job that a launcher ran in another process ended with this exit status."""
-
-    def __init__(self, reason: str, status: int) -> None:
-        super().__init__(reason, status)
-        self.reason = reason
-        self.status = status
-
-
-USER_ERRORS = (
-    *(ConfigError, DataError, EvaluationError, InteropError, ModelConfigError, RunError),
-    TrainingError,
-)
-# By class name, which is what one rank knows of another's error; 1 for all others.
-_STATUS_OF = {error.__name__: EXIT_BAD_INPUT for error in USER_ERRORS} | {
-    TrainingFailed.__name__: EXIT_FAILED,
-    WriteFailed.__name__: EXIT_FAILED,
-    ExportMismatch.__name__: EXIT_FAILED,
-    TrainingInterrupted.__name__: EXIT_INTERRUPTED,
-    KeyboardInterrupt.__name__: EXIT_BEFORE_TRAINING,
-}
 
 
 def _name_problems(key: str, name: str | None) -> list[str]:
@@ -484,19 +457,11 @@ def _keys(schema: type, prefix: str = "") -> list[str]:
 
 
 _started_here = False
-_run_told_of = ""  # of several runs, whose errors are told
-_less_memory = ""  # what to lower where there is not enough
 
 
 def _is_started_here() -> bool:
     """Tell the process that a user started from one in which a launcher runs a job of it."""
     return _started_here
-
-
-def _tell_of(name: str, config_name: str) -> None:
-    """Remember whose errors are told, in the module, which a pickled function has a copy of."""
-    global _run_told_of, _less_memory
-    _run_told_of, _less_memory = name, _LESS_MEMORY[config_name]
 
 
 def _run_name(config: DictConfig) -> str:
@@ -537,16 +502,16 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     def task(config: DictConfig) -> None:
         register()
         name = _run_name(config) if is_multirun else ""
-        _tell_of(name, config_name)
+        tell_of(name, config_name)
         reason = ""
         try:
             job(checked(config, schema))
             status = 0
         except AlreadyTold as told:
-            status = _STATUS_OF.get(told.kind, EXIT_FAILED)
+            status = STATUS_OF.get(told.kind, EXIT_FAILED)
         except Exception as error:
-            _tell_for_all_ranks(error)
-            status = _status_of(error)
+            tell_for_all_ranks(error)
+            status = status_of(error)
             reason = f"{type(error).__name__}: {error}" if status == 1 else str(error)
         if status and not _is_started_here():
             raise JobFailed(f"{name}: {reason}" if name else reason, status)
@@ -554,7 +519,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
         if status and is_multirun:
             broken.append(name or "one without a name")
         # Where several ranks train, all have to agree on what comes next: nothing.
-        if status == EXIT_INTERRUPTED or (status and _rank_and_size()[1] > 1):
+        if status == EXIT_INTERRUPTED or (status and rank_and_size()[1] > 1):
             sys.exit(status)
 
     try:
@@ -574,7 +539,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             task(composed(config_name, arguments))
     except _COMPOSING_FAILED as error:
         is_plain = isinstance(error, ConfigError)
-        _tell_for_all_ranks(error if is_plain else ConfigError(explain(error, schema)))
+        tell_for_all_ranks(error if is_plain else ConfigError(explain(error, schema)))
         _leave(EXIT_BAD_INPUT)
     except JobFailed as failed:
         complain(
@@ -760,78 +725,6 @@ def help_text(config_name: str) -> str:
         APP_CONFIG_GROUPS="".join(f"{name}: {options}\n" for name, options in groups.items()),
         CONFIG=OmegaConf.to_yaml(config),
     )
-
-
-def tell(error: BaseException) -> None:
-    """Print an error on stderr: a user's as one line, any other with its traceback.
-
-    Of several runs it names the one.
-    """
-    whose = f"{_run_told_of}: " if _run_told_of else ""
-    if isinstance(error, KeyboardInterrupt):
-        complain("interrupted")
-    elif isinstance(error, (*USER_ERRORS, TrainingInterrupted)):
-        complain(f"{whose}{error}")
-    elif refused := _refused_by_the_machine(error):
-        complain(f"{whose}{refused}")
-    else:
-        traceback.print_exception(error)
-        if whose:
-            complain(f"{whose}{type(error).__name__}, see above")
-
-
-_LESS_MEMORY = {
-    "train": "lower trainer.micro_batch_size, eval.batch_size or data.num_workers",
-    "eval": "lower eval.batch_size or eval.cache_batch_size, or the contexts of eval.decode_speed",
-    "generate": "lower max_new_tokens or shorten the prompt",
-    "export": "lower calibration_tokens, or set device=cpu",
-    "prepare": "lower data.num_workers or data.shard_tokens",
-}
-_OF_THE_MACHINE = {
-    *(errno.EAGAIN, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    *(errno.ENOSPC, errno.EROFS, errno.ESTALE),
-}
-
-
-def _refused_by_the_machine(error: BaseException) -> str:
-    """Say what the machine refused, if that is what an error says; else return ''."""
-    if isinstance(error, BrokenPipeError):
-        return "nobody reads the output any more"
-    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; mend that and run the same command again"
-    is_known = isinstance(error, MemoryError)
-    if not is_known and "torch" in sys.modules:
-        from tracking.failures import is_out_of_memory
-
-        is_known = is_out_of_memory(error)
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"out of memory ({reason}); {_less_memory}" if is_known else ""
-
-
-def _status_of(error: BaseException) -> int:
-    names = [kind.__name__ for kind in type(error).__mro__]
-    return next((_STATUS_OF[name] for name in names if name in _STATUS_OF), EXIT_FAILED)
-
-
-def _rank_and_size() -> tuple[int, int]:
-    """Return what torchrun's environment says; as a process alone where it makes no sense."""
-    try:
-        return place().rank, place().size
-    except TrainingError:
-        return 0, 1
-
-
-def _tell_for_all_ranks(error: Exception) -> None:
-    """Tell what every rank finds by itself, in a wrong configuration say, once.
-
-    The others wait to be ended by torchrun, which they would otherwise have end rank 0 before it
-    spoke.
-    """
-    if _rank_and_size()[0] > 0:
-        # Still here afterwards, it is the only one that has found this.
-        time.sleep(_LONGEST_WAIT_SECONDS)
-    tell(error)
 
 
 def as_yaml(config: TrainConfig) -> str:

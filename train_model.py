@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import run_config  # noqa: E402
 from guards.printable import printable  # noqa: E402
+from launch.errors import ConfigError  # noqa: E402
+from launch.failures import tell  # noqa: E402
 from launch.terminal import silence  # noqa: E402
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def main(config: run_config.TrainConfig) -> None:
     run = RunFolder(config.runs_path, config.run_name)
 
     timeout = config.trainer.rank_timeout_seconds
-    with joined(config.trainer.device, run_config.tell, timeout) as world:
+    with joined(config.trainer.device, tell, timeout) as world:
         world.share_of(budget.sequences_per_pass)
         folder = world.from_main(lambda: str(prepare(config.data, config.tokenizer, _say).folder))
         prepared = PreparedData(Path(folder))
@@ -99,7 +101,7 @@ def _begun_with(
     asked = config.model
     model, sha256 = initial_model(folder, asked).config, sha256_of_model(folder)
     if config.init_sha256 not in (None, sha256):
-        raise run_config.ConfigError(
+        raise ConfigError(
             f"{folder} holds another model than init_sha256 ({config.init_sha256}) says; it has "
             f"{sha256}"
         )
@@ -263,13 +265,13 @@ def _with_tokenizer(
 
     vocab_size = config.model.vocab_size or prepared.vocab_size
     if vocab_size < prepared.vocab_size:
-        raise run_config.ConfigError(
+        raise ConfigError(
             f"model.vocab_size ({vocab_size}) must be at least the tokenizer's "
             f"{prepared.vocab_size}; set model.vocab_size=null to take that"
         )
     end = config.model.end_of_document_id
     if end not in (None, prepared.end_of_document_id):
-        raise run_config.ConfigError(
+        raise ConfigError(
             f"model.end_of_document_id ({end}) must be the tokenizer's "
             f"{prepared.end_of_document_id}; set model.end_of_document_id=null to take that"
         )

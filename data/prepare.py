@@ -9,6 +9,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 import run_config  # noqa: E402
+from launch.errors import ConfigError  # noqa: E402
 from launch.terminal import say  # noqa: E402
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _existing(config: run_config.PrepareConfig) -> "PreparedData":
         return PreparedData(Path(config.folder).expanduser())
     folder = prepared_folder(config.data, config.tokenizer)
     if not folder.exists():
-        raise run_config.ConfigError(
+        raise ConfigError(
             f"{folder} is not there: this corpus is not prepared yet; leave out '{config.command}' "
             "to prepare it"
         )

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 import run_config
+from launch.errors import ConfigError
+from launch.failures import USER_ERRORS
 from modeling.accounting import match_to_mha, mha_yardstick, num_parameters
 from modeling.errors import ModelConfigError
 from modeling.gpt import check
+from training.errors import TrainingFailed
 
 CONF = run_config.ROOT / "conf"
 GROUPS = (
@@ -40,7 +43,7 @@ def refusal(*overrides):
     """What a user reads for these overrides, from whichever layer refuses."""
     try:
         train_config(*overrides)
-    except run_config.USER_ERRORS as error:
+    except USER_ERRORS as error:
         return str(error)
     except Exception as error:
         return run_config.explain(error, run_config.TrainConfig)
@@ -93,7 +96,7 @@ def test_the_other_entry_points_compose(entry):
 
 
 def test_generate_says_which_value_is_missing():
-    with pytest.raises(run_config.ConfigError, match="run must be given: run="):
+    with pytest.raises(ConfigError, match="run must be given: run="):
         run_config.checked(composed(name="generate"), run_config.GenerateConfig)
 
 
@@ -268,7 +271,7 @@ def test_saved_configuration_is_compared_field_by_field(tmp_path):
     saved = tmp_path / "config.yaml"
     saved.write_text(run_config.as_yaml(train_config()))
     run_config.require_same_run(saved, train_config("trainer.keep_last=5", "tracking=none"))
-    with pytest.raises(run_config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         run_config.require_same_run(
             saved, train_config("optim.learning_rate=0.5", "attention=mqa", "run_name=x")
         )
@@ -284,7 +287,7 @@ def test_a_run_from_before_a_key_had_its_default(tmp_path):
     saved.write_text("".join(kept))
     assert len(kept) == len(lines) - 6
     run_config.require_same_run(saved, default_config())
-    with pytest.raises(run_config.ConfigError, match="fair_lr: False -> True"):
+    with pytest.raises(ConfigError, match="fair_lr: False -> True"):
         run_config.require_same_run(saved, train_config("fair_lr=true"))
 
 
@@ -307,7 +310,7 @@ def test_what_may_change_when_a_run_is_resumed(tmp_path, overrides, refused):
     if refused is None:
         run_config.require_same_run(saved, train_config(*overrides))
         return
-    with pytest.raises(run_config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         run_config.require_same_run(saved, train_config(*overrides))
     assert refused in str(error.value)
 
@@ -318,7 +321,7 @@ def test_a_training_that_fails_is_one_line_with_status_1_and_the_others_go_on(mo
     def job(config):
         seeds.append(config.seed)
         if config.seed == 1:
-            raise run_config.TrainingFailed("out of memory;\nlower something")
+            raise TrainingFailed("out of memory;\nlower something")
 
     monkeypatch.setattr("sys.argv", ["train_model.py", "-m", "seed=0,1,2"])
     with pytest.raises(SystemExit) as end:

@@ -26,6 +26,8 @@ from evaluation.variants import add_decode_speed, compare
 from interop.errors import InteropError
 from interop.hugging_face import TransformersModel, find, load_into_kvlab
 from interop.layouts import to_stock
+from launch.errors import ConfigError
+from launch.failures import USER_ERRORS
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from tests.evaluation.runs import CONFIG, quiet, write_run
@@ -401,7 +403,7 @@ def test_the_command_measures_models_beside_runs(
 def test_without_runs_a_prepared_folder_gives_the_text(
     evaluate, with_bytes, tmp_path, prepared, capsys
 ):
-    with pytest.raises(run_config.ConfigError, match=r"no finished run .*data_folder=FOLDER"):
+    with pytest.raises(ConfigError, match=r"no finished run .*data_folder=FOLDER"):
         evaluate(f"hf={with_bytes}")
     same_name = saved(llama(), tmp_path / "elsewhere" / "with-bytes")
     rows = rows_of(evaluate(f"hf=[{with_bytes},{same_name}]", f"data_folder={prepared.folder}"))
@@ -449,7 +451,7 @@ def test_tasks_that_fail_do_not_cost_a_model_its_perplexity(
     assert "tasks" not in row
     told = "hf:with-bytes has no results of tasks: eval.tasks: too long"
     assert told in (report / "report.md").read_text()
-    with pytest.raises(run_config.ConfigError, match="too long"):
+    with pytest.raises(ConfigError, match="too long"):
         evaluate(*asked, "eval.perplexity=false")
 
 
@@ -463,7 +465,7 @@ def test_a_text_or_a_baseline_that_is_not_there_is_told_before_anything_is_score
     import eval_model
 
     monkeypatch.setattr(eval_model, "_evaluate_outside", None)
-    with pytest.raises(run_config.USER_ERRORS, match=message):
+    with pytest.raises(USER_ERRORS, match=message):
         evaluate(f"hf={with_bytes}", f"data_folder={prepared.folder}", asked)
 
 
@@ -483,7 +485,7 @@ def test_a_model_that_fails_costs_no_other_its_numbers(
     report = evaluate(f"hf=[{bad},{with_bytes}]", f"data_folder={prepared.folder}")
     assert list(rows_of(report)) == ["hf:with-bytes"]
     assert "Left out: `hf:bad: index out of range in self`" in (report / "report.md").read_text()
-    with pytest.raises(run_config.ConfigError, match="hf:bad: index out of range"):
+    with pytest.raises(ConfigError, match="hf:bad: index out of range"):
         evaluate(f"hf={bad}", f"data_folder={prepared.folder}")
 
 
@@ -502,7 +504,7 @@ def test_a_model_that_fails_costs_no_other_its_numbers(
     ],
 )
 def test_settings_that_make_no_sense_are_refused(overrides, message, evaluate):
-    with pytest.raises(run_config.USER_ERRORS, match=message):
+    with pytest.raises(USER_ERRORS, match=message):
         evaluate(*overrides)
 
 

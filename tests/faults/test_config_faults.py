@@ -11,6 +11,8 @@ import typing
 import pytest
 
 import run_config
+from launch.errors import ConfigError
+from launch.failures import USER_ERRORS
 from modeling.gpt import check
 from training.budget import make_budget
 
@@ -27,7 +29,7 @@ def refusal(*overrides, name="train"):
             check(config.model)
             config.eval.windows(config.model)
             make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
-    except run_config.USER_ERRORS as error:
+    except USER_ERRORS as error:
         return str(error)
     except run_config._COMPOSING_FAILED as error:
         return run_config.explain(error, run_config.SCHEMAS[name])
@@ -335,13 +337,13 @@ def test_what_a_run_recorded_is_read_as_data(tmp_path, monkeypatch):  # S3
         "!!python/object/new:os.system ['touch MARK']\n",
     ):
         saved.write_text(text)
-        with pytest.raises(run_config.ConfigError, match=r"config\.yaml cannot be read"):
+        with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
             run_config.require_same_run(saved, default_config())
     saved.write_text(run_config.as_yaml(default_config()))
     with saved.open("a") as file:
         file.write("hydra: {callbacks: {x: {_target_: pathlib.Path.touch, _args_: [MARK]}}}\n")
         file.write("_target_: os.system\ncommand: touch MARK\n")
-    with pytest.raises(run_config.ConfigError, match=r"_target_: os.system -> None"):
+    with pytest.raises(ConfigError, match=r"_target_: os.system -> None"):
         run_config.require_same_run(saved, default_config())
     assert not (tmp_path / "MARK").exists()
 

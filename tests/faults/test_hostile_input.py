@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import run_config
+from data.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -243,7 +244,7 @@ def test_what_a_model_writes_commands_no_terminal(kvlab, tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", [HOSTILE, "two\nlines", "\N{LINE SEPARATOR}x"])
 def test_an_error_is_one_line_that_commands_no_terminal(text, start):
     def job(config):
-        raise run_config.DataError(f"{text}: no such column")
+        raise DataError(f"{text}: no such column")
 
     status, err = start(job=job)
     assert status == 2
