@@ -12,6 +12,7 @@ from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
+import launch.run  # noqa: E402
 import run_config  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.failures import USER_ERRORS  # noqa: E402
@@ -381,4 +382,4 @@ def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group
 
 
 if __name__ == "__main__":
-    run_config.run("eval", run_config.EvalConfig, main)
+    launch.run.run("eval", run_config.EvalConfig, main)

@@ -7,6 +7,7 @@ ensure_environment.ensure()
 import os  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
+import launch.run  # noqa: E402
 import run_config  # noqa: E402
 from launch.terminal import complain, say  # noqa: E402
 
@@ -111,4 +112,4 @@ def _calibration(source: "Source", num_tokens: int) -> "Tensor | None":
 
 
 if __name__ == "__main__":
-    run_config.run("export", run_config.ExportConfig, main)
+    launch.run.run("export", run_config.ExportConfig, main)

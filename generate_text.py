@@ -4,6 +4,7 @@ import ensure_environment
 
 ensure_environment.ensure()
 
+import launch.run  # noqa: E402
 import run_config  # noqa: E402
 from launch.terminal import complain, say  # noqa: E402
 
@@ -34,4 +35,4 @@ def main(config: run_config.GenerateConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_config.run("generate", run_config.GenerateConfig, main)
+    launch.run.run("generate", run_config.GenerateConfig, main)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
+import launch.run  # noqa: E402
 import run_config  # noqa: E402
 from guards.printable import printable  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
@@ -319,4 +320,4 @@ def _say_nothing(line: str) -> None:
 
 
 if __name__ == "__main__":
-    run_config.run("train", run_config.TrainConfig, main)
+    launch.run.run("train", run_config.TrainConfig, main)

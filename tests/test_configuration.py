@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import launch.run
 import run_config
 from launch.errors import ConfigError
 from launch.failures import USER_ERRORS
@@ -325,7 +326,7 @@ def test_a_training_that_fails_is_one_line_with_status_1_and_the_others_go_on(mo
 
     monkeypatch.setattr("sys.argv", ["train_model.py", "-m", "seed=0,1,2"])
     with pytest.raises(SystemExit) as end:
-        run_config.run("train", run_config.TrainConfig, job)
+        launch.run.run("train", run_config.TrainConfig, job)
     assert end.value.code == 1
     assert seeds == [0, 1, 2]
     name = "mha-nano-python_stdlib-seed1"
@@ -345,7 +346,7 @@ def test_a_bug_shows_its_traceback_and_in_a_multirun_the_name_of_the_run(
     flags = ["-m"] if is_multirun else []
     monkeypatch.setattr("sys.argv", ["train_model.py", *flags, "run_name=x"])
     with pytest.raises(SystemExit) as end:
-        run_config.run("train", run_config.TrainConfig, job)
+        launch.run.run("train", run_config.TrainConfig, job)
     assert end.value.code == 1
     err = capsys.readouterr().err
     assert "Traceback" in err

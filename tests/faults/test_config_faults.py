@@ -10,6 +10,7 @@ import typing
 
 import pytest
 
+import launch.run
 import run_config
 from launch.errors import ConfigError
 from launch.failures import USER_ERRORS
@@ -31,7 +32,7 @@ def refusal(*overrides, name="train"):
             make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
     except USER_ERRORS as error:
         return str(error)
-    except run_config._COMPOSING_FAILED as error:
+    except run_config.COMPOSING_FAILED as error:
         return run_config.explain(error, run_config.SCHEMAS[name])
     pytest.fail(f"{overrides} were accepted")
 
@@ -56,7 +57,7 @@ def start(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", [f"{entry}_model.py", *arguments])
         started = []
         with pytest.raises(SystemExit) as end:
-            run_config.run(entry, run_config.SCHEMAS[entry], started.append)
+            launch.run.run(entry, run_config.SCHEMAS[entry], started.append)
         assert started == []
         return end.value.code, capsys.readouterr().err
 
@@ -277,7 +278,7 @@ def train(tmp_path, tiny_data, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["train_model.py", *given, *arguments])
         with pytest.raises(SystemExit) as end:
-            run_config.run("train", run_config.TrainConfig, train_model.main)
+            launch.run.run("train", run_config.TrainConfig, train_model.main)
         return end.value.code, *capsys.readouterr()
 
     return run
