@@ -25,6 +25,7 @@ from launch.failures import (
     tell_for_all_ranks,
     tell_of,
 )
+from launch.hydra_guard import require_plain_hydra
 from launch.terminal import complain, silence
 from run_config import (
     COMPOSING_FAILED,
@@ -34,7 +35,6 @@ from run_config import (
     for_hydra,
     help_text,
     register,
-    require_plain_hydra,
     require_sound,
 )
 from training.errors import AlreadyTold
