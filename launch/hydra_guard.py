@@ -13,8 +13,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import run_config
+from launch.compose import register
 from launch.errors import ConfigError
-from run_config import register
 from tracking.configuration import flat
 
 

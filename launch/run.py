@@ -12,7 +12,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import run_config
+from launch.compose import (
+    COMPOSING_FAILED,
+    checked,
+    composed,
+    for_hydra,
+    help_text,
+    register,
+    require_sound,
+)
 from launch.errors import ConfigError, JobFailed
+from launch.explain import explain
 from launch.failures import (
     EXIT_BAD_INPUT,
     EXIT_BEFORE_TRAINING,
@@ -27,24 +37,13 @@ from launch.failures import (
 )
 from launch.hydra_guard import require_plain_hydra
 from launch.terminal import complain, silence
-from run_config import (
-    COMPOSING_FAILED,
-    checked,
-    composed,
-    explain,
-    for_hydra,
-    help_text,
-    register,
-    require_sound,
-)
+from run_config import Config
 from training.errors import AlreadyTold
 
 _started_here = False
 
 
-def run(
-    config_name: str, schema: type[run_config.Config], job: Callable[[run_config.Config], None]
-) -> NoReturn:
+def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -> NoReturn:
     """Compose, check, call the job once (or once per run of a multirun), and exit.
 
     Exit status: 0 done, 2 bad configuration or data, 75 interrupted with a resumable checkpoint,

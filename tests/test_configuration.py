@@ -10,7 +10,9 @@ import pytest
 
 import launch.run
 import run_config
+from launch import compose
 from launch.errors import ConfigError
+from launch.explain import explain
 from launch.failures import USER_ERRORS
 from modeling.accounting import match_to_mha, mha_yardstick, num_parameters
 from modeling.errors import ModelConfigError
@@ -31,11 +33,11 @@ def options(group):
 
 
 def composed(*overrides, name="train"):
-    return run_config.composed(name, list(overrides))
+    return compose.composed(name, list(overrides))
 
 
 def train_config(*overrides):
-    config = run_config.checked(composed(*overrides), run_config.TrainConfig)
+    config = compose.checked(composed(*overrides), run_config.TrainConfig)
     check(config.model)
     return config
 
@@ -47,7 +49,7 @@ def refusal(*overrides):
     except USER_ERRORS as error:
         return str(error)
     except Exception as error:
-        return run_config.explain(error, run_config.TrainConfig)
+        return explain(error, run_config.TrainConfig)
     pytest.fail(f"{overrides} were accepted")
 
 
@@ -93,12 +95,12 @@ def test_every_option_composes(group, option):
 
 @pytest.mark.parametrize("entry", ["eval", "prepare"])
 def test_the_other_entry_points_compose(entry):
-    run_config.checked(composed(name=entry), run_config.SCHEMAS[entry])
+    compose.checked(composed(name=entry), run_config.SCHEMAS[entry])
 
 
 def test_generate_says_which_value_is_missing():
     with pytest.raises(ConfigError, match="run must be given: run="):
-        run_config.checked(composed(name="generate"), run_config.GenerateConfig)
+        compose.checked(composed(name="generate"), run_config.GenerateConfig)
 
 
 def test_grouped_query_attentions_run_without_rope():
@@ -384,8 +386,8 @@ def test_all_attentions_have_a_file():
     ],
 )
 def test_a_prompt_arrives_as_it_was_typed(text):
-    argument = run_config._as_text(f"prompt={text}")
-    config = run_config.checked(
+    (argument,) = compose.for_hydra("generate", [f"prompt={text}"])
+    config = compose.checked(
         composed("run=x", argument, name="generate"), run_config.SCHEMAS["generate"]
     )
     assert config.prompt == text

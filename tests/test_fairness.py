@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import run_config
+from launch import compose
 from modeling.accounting import (
     kv_cache_bytes_per_token,
     match_cache,
@@ -24,9 +25,7 @@ FIVE = ("mha", "mqa", "gqa", "mla_no_rope", "mla")
 
 def trained(*overrides):
     """What a run with this command line trains and records, but for what the data adds."""
-    config = run_config.checked(
-        run_config.composed("train", list(overrides)), run_config.TrainConfig
-    )
+    config = compose.checked(compose.composed("train", list(overrides)), run_config.TrainConfig)
     model = dataclasses.replace(config.model, vocab_size=config.tokenizer.vocab_size)
     if config.match == "cache":
         model = match_cache(model, config.match_cache_ratio)

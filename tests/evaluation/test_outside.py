@@ -26,6 +26,7 @@ from evaluation.variants import add_decode_speed, compare
 from interop.errors import InteropError
 from interop.hugging_face import TransformersModel, find, load_into_kvlab
 from interop.layouts import to_stock
+from launch import compose
 from launch.errors import ConfigError
 from launch.failures import USER_ERRORS
 from modeling.config import GPTConfig
@@ -367,9 +368,9 @@ def evaluate(tmp_path):
     def run(*overrides):
         where = [f"runs_dir={tmp_path}/runs", f"reports_dir={tmp_path}/reports", "tracking=none"]
         fast = ["eval.decode_speed.batch_sizes=[]", "eval.batch_size=128"]
-        arguments = run_config.for_hydra("eval", [*where, *fast, *overrides])
-        composed = run_config.composed("eval", arguments)
-        eval_model.main(run_config.checked(composed, run_config.EvalConfig))
+        arguments = compose.for_hydra("eval", [*where, *fast, *overrides])
+        composed = compose.composed("eval", arguments)
+        eval_model.main(compose.checked(composed, run_config.EvalConfig))
         return max((tmp_path / "reports").iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
     return run

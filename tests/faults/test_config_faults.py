@@ -12,28 +12,30 @@ import pytest
 
 import launch.run
 import run_config
+from launch import compose
 from launch.errors import ConfigError
+from launch.explain import explain
 from launch.failures import USER_ERRORS
 from modeling.gpt import check
 from training.budget import make_budget
 
 
 def composed(*overrides, name="train"):
-    return run_config.composed(name, list(overrides))
+    return compose.composed(name, list(overrides))
 
 
 def refusal(*overrides, name="train"):
     """What a user reads, from whichever layer refuses."""
     try:
-        config = run_config.checked(composed(*overrides, name=name), run_config.SCHEMAS[name])
+        config = compose.checked(composed(*overrides, name=name), run_config.SCHEMAS[name])
         if name == "train":
             check(config.model)
             config.eval.windows(config.model)
             make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
     except USER_ERRORS as error:
         return str(error)
-    except run_config.COMPOSING_FAILED as error:
-        return run_config.explain(error, run_config.SCHEMAS[name])
+    except compose.COMPOSING_FAILED as error:
+        return explain(error, run_config.SCHEMAS[name])
     pytest.fail(f"{overrides} were accepted")
 
 
@@ -129,7 +131,7 @@ def whole_numbers(entry="train"):
 @functools.cache
 def default_config(entry="train"):
     extra = ["run=x"] if entry == "generate" else []
-    return run_config.checked(composed(*extra, name=entry), run_config.SCHEMAS[entry])
+    return compose.checked(composed(*extra, name=entry), run_config.SCHEMAS[entry])
 
 
 def problems(config, key, value):
@@ -200,8 +202,8 @@ def test_no_environment_variable_comes_into_a_configuration(
 
 def test_a_place_may_be_named_by_the_environment(monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
-    composed = run_config.composed("train", ["runs_dir=${oc.env:SCRATCH}/runs"])
-    assert run_config.checked(composed, run_config.TrainConfig).runs_dir == "/scratch/me/runs"
+    composed = compose.composed("train", ["runs_dir=${oc.env:SCRATCH}/runs"])
+    assert compose.checked(composed, run_config.TrainConfig).runs_dir == "/scratch/me/runs"
 
 
 def test_an_error_that_nobody_can_read_changes_no_status():
