@@ -17,6 +17,7 @@ import run_config  # noqa: E402
 from guards.printable import printable  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.failures import tell  # noqa: E402
+from launch.recorded import as_yaml, require_same_run  # noqa: E402
 from launch.terminal import silence  # noqa: E402
 
 if TYPE_CHECKING:
@@ -294,10 +295,10 @@ def _start(
     """
     summary = run.read_summary()
     if summary is not None or _has_checkpoint(run):
-        run_config.require_same_run(run.config_path, config)
+        require_same_run(run.config_path, config)
     if summary is not None and summary.get("finished"):
         return summary
-    text = run_config.as_yaml(config)
+    text = as_yaml(config)
     if run.config_path.is_file() and run.config_path.read_bytes() != text.encode():
         say(f"{run.name} has a new configuration; the one that was there is replaced")
     run.write_config(text)

@@ -14,6 +14,7 @@ from launch import compose
 from launch.errors import ConfigError
 from launch.explain import explain
 from launch.failures import USER_ERRORS
+from launch.recorded import as_yaml, require_same_run
 from modeling.accounting import match_to_mha, mha_yardstick, num_parameters
 from modeling.errors import ModelConfigError
 from modeling.gpt import check
@@ -272,10 +273,10 @@ def test_a_configuration_cannot_name_code_to_run(own_experiment, tmp_path):
 
 def test_saved_configuration_is_compared_field_by_field(tmp_path):
     saved = tmp_path / "config.yaml"
-    saved.write_text(run_config.as_yaml(train_config()))
-    run_config.require_same_run(saved, train_config("trainer.keep_last=5", "tracking=none"))
+    saved.write_text(as_yaml(train_config()))
+    require_same_run(saved, train_config("trainer.keep_last=5", "tracking=none"))
     with pytest.raises(ConfigError) as error:
-        run_config.require_same_run(
+        require_same_run(
             saved, train_config("optim.learning_rate=0.5", "attention=mqa", "run_name=x")
         )
     assert "optim.learning_rate: 0.008 -> 0.5" in str(error.value)
@@ -285,13 +286,13 @@ def test_saved_configuration_is_compared_field_by_field(tmp_path):
 def test_a_run_from_before_a_key_had_its_default(tmp_path):
     saved = tmp_path / "config.yaml"
     new = ("match_cache_ratio", "fair_lr")
-    lines = run_config.as_yaml(default_config()).splitlines(keepends=True)
+    lines = as_yaml(default_config()).splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith((*new, "- "))]
     saved.write_text("".join(kept))
     assert len(kept) == len(lines) - 6
-    run_config.require_same_run(saved, default_config())
+    require_same_run(saved, default_config())
     with pytest.raises(ConfigError, match="fair_lr: False -> True"):
-        run_config.require_same_run(saved, train_config("fair_lr=true"))
+        require_same_run(saved, train_config("fair_lr=true"))
 
 
 @pytest.mark.parametrize(
@@ -309,12 +310,12 @@ def test_a_run_from_before_a_key_had_its_default(tmp_path):
 )
 def test_what_may_change_when_a_run_is_resumed(tmp_path, overrides, refused):
     saved = tmp_path / "config.yaml"
-    saved.write_text(run_config.as_yaml(default_config()))
+    saved.write_text(as_yaml(default_config()))
     if refused is None:
-        run_config.require_same_run(saved, train_config(*overrides))
+        require_same_run(saved, train_config(*overrides))
         return
     with pytest.raises(ConfigError) as error:
-        run_config.require_same_run(saved, train_config(*overrides))
+        require_same_run(saved, train_config(*overrides))
     assert refused in str(error.value)
 
 

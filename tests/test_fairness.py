@@ -19,6 +19,7 @@ from modeling.accounting import (
     num_parameters,
 )
 from modeling.gpt import GPT
+from tracking.configuration import flat
 
 FIVE = ("mha", "mqa", "gqa", "mla_no_rope", "mla")
 
@@ -39,8 +40,8 @@ def five():
 
 def different(one, other):
     """Every key with another value, dotted."""
-    flat = [run_config._flat(dataclasses.asdict(config)) for config in (one, other)]
-    return {key for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)}
+    first, second = (flat(dataclasses.asdict(config)) for config in (one, other))
+    return {key for key in first | second if first.get(key) != second.get(key)}
 
 
 @pytest.mark.parametrize("name", FIVE[1:])

@@ -16,6 +16,7 @@ from launch import compose
 from launch.errors import ConfigError
 from launch.explain import explain
 from launch.failures import USER_ERRORS
+from launch.recorded import as_yaml, require_same_run
 from modeling.gpt import check
 from training.budget import make_budget
 
@@ -341,13 +342,13 @@ def test_what_a_run_recorded_is_read_as_data(tmp_path, monkeypatch):  # S3
     ):
         saved.write_text(text)
         with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
-            run_config.require_same_run(saved, default_config())
-    saved.write_text(run_config.as_yaml(default_config()))
+            require_same_run(saved, default_config())
+    saved.write_text(as_yaml(default_config()))
     with saved.open("a") as file:
         file.write("hydra: {callbacks: {x: {_target_: pathlib.Path.touch, _args_: [MARK]}}}\n")
         file.write("_target_: os.system\ncommand: touch MARK\n")
     with pytest.raises(ConfigError, match=r"_target_: os.system -> None"):
-        run_config.require_same_run(saved, default_config())
+        require_same_run(saved, default_config())
     assert not (tmp_path / "MARK").exists()
 
 
