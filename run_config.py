@@ -1,7 +1,6 @@
-"""From YAML and the command line to checked settings: the only user of Hydra.
+"""The root schemas: what each entry point reads, and what is wrong with the keys at the root.
 
-Every entry point calls `run`, which composes the configuration, merges it into a fresh schema (a
-misspelt key has nowhere to go), checks every value, and only then calls the job.
+`launch` fills them from the files in conf/ and the command line.
 """
 
 import math

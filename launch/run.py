@@ -1,4 +1,8 @@
-"""From the command line to the exit status: what each entry point calls, and nothing else."""
+"""From the command line to the exit status: what every entry point calls.
+
+`run` composes the configuration, merges it into a fresh schema (a misspelt key has nowhere to go),
+checks every value, and only then calls the job.
+"""
 
 import io
 import os
