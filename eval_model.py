@@ -12,8 +12,11 @@ from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
+import launch.run  # noqa: E402
 import run_config  # noqa: E402
-from run_config import say  # noqa: E402
+from launch.errors import ConfigError  # noqa: E402
+from launch.failures import USER_ERRORS  # noqa: E402
+from launch.terminal import say  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +125,7 @@ def _evaluate(
     except EvaluationError as error:
         if not config.outside() or config.run is not None or config.study is not None:
             raise
-        raise run_config.ConfigError(
+        raise ConfigError(
             f"{error}, or say which text hf models are scored on with data_folder=FOLDER, a "
             "prepared one (python -m data.prepare)"
         ) from error
@@ -135,19 +138,19 @@ def _evaluate(
         _warn(f"evaluating {run.name}")
         try:
             found.append(evaluate_run(run, config.split, config.eval, device, say, tasks))
-        except (*run_config.USER_ERRORS, MemoryError, RuntimeError) as error:
-            is_users = isinstance(error, run_config.USER_ERRORS)
+        except (*USER_ERRORS, MemoryError, RuntimeError) as error:
+            is_users = isinstance(error, USER_ERRORS)
             if not is_users and (config.run is not None or not is_out_of_memory(error)):
                 raise
             if config.run is not None:
-                raise run_config.ConfigError(f"{run.name}: {error}") from error
+                raise ConfigError(f"{run.name}: {error}") from error
             left_out.append(f"{run.name}: {' '.join(str(error).split())}")
             _warn(f"left out: {left_out[-1]}")
             continue
         for note in found[-1].notes:
             _warn(note)
     if not found:
-        raise run_config.ConfigError("no run could be evaluated; see the lines above")
+        raise ConfigError("no run could be evaluated; see the lines above")
     return found, left_out
 
 
@@ -192,10 +195,10 @@ def _evaluate_outside(
         try:
             some = _evaluate_one_outside(config, source, texts, device, tasks)
         # Whatever a foreign folder makes a library raise must not lose what was scored before.
-        except (*run_config.USER_ERRORS, ArithmeticError, ImportError, *_OF_LIBRARIES) as error:
+        except (*USER_ERRORS, ArithmeticError, ImportError, *_OF_LIBRARIES) as error:
             reason = " ".join(f"{source.label}: {error or type(error).__name__}".split())
             if not runs and len(outside) == 1:
-                raise run_config.ConfigError(reason) from error
+                raise ConfigError(reason) from error
             left_out.append(reason)
             _warn(f"left out: {reason}")
             continue
@@ -203,7 +206,7 @@ def _evaluate_outside(
             _warn(note)
         found += some
     if not runs and not found:
-        raise run_config.ConfigError("no model could be evaluated; see the lines above")
+        raise ConfigError("no model could be evaluated; see the lines above")
     return found
 
 
@@ -381,4 +384,4 @@ def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group
 
 
 if __name__ == "__main__":
-    run_config.run("eval", run_config.EvalConfig, main)
+    launch.run.run("eval", run_config.EvalConfig, main)

@@ -7,7 +7,9 @@ ensure_environment.ensure()
 import os  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
+import launch.run  # noqa: E402
 import run_config  # noqa: E402
+from launch.terminal import complain, say  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +34,7 @@ def main(config: run_config.ExportConfig) -> None:
         source = _converted(source, config)
     exported = export(source, out, config.dtype, device)
     agreement = exported.agreement
-    run_config.say(
+    say(
         f"{source.origin.name}: written to {out} as {exported.architecture}, {config.dtype}\n"
         f"transformers gives the logits of kvlab's model at {agreement.positions:,} positions of "
         f"{agreement.documents} validation texts (largest difference {agreement.difference:.1e}, "
@@ -51,7 +53,7 @@ def _of_run(config: run_config.ExportConfig, name: str) -> "Source":
     from tracking.run_folder import RunFolder
 
     run = RunFolder(config.runs_path, name)
-    loaded = load_run(run, torch.device("cpu"), run_config.complain)
+    loaded = load_run(run, torch.device("cpu"), complain)
     summary, recorded = run.read_summary() or {}, read_configuration(run.config_path)
     origin = Origin(name, is_run=True, summary=summary, recorded=recorded)
     return Source(loaded.model.config, loaded.model.state_dict(), loaded.prepared, origin)
@@ -110,4 +112,4 @@ def _calibration(source: "Source", num_tokens: int) -> "Tensor | None":
 
 
 if __name__ == "__main__":
-    run_config.run("export", run_config.ExportConfig, main)
+    launch.run.run("export", run_config.ExportConfig, main)

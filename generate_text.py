@@ -4,7 +4,9 @@ import ensure_environment
 
 ensure_environment.ensure()
 
+import launch.run  # noqa: E402
 import run_config  # noqa: E402
+from launch.terminal import complain, say  # noqa: E402
 
 
 def main(config: run_config.GenerateConfig) -> None:
@@ -16,7 +18,7 @@ def main(config: run_config.GenerateConfig) -> None:
     from training.hardware import pick_device
 
     run = RunFolder(config.runs_dir, config.run)
-    loaded = load_run(run, pick_device(config.device), run_config.complain)
+    loaded = load_run(run, pick_device(config.device), complain)
     pieces = generate_text(
         loaded.model,
         loaded.prepared.tokenizer(),
@@ -28,9 +30,9 @@ def main(config: run_config.GenerateConfig) -> None:
     )
     for number, piece in enumerate(pieces):
         # The prompt is shown only once the first piece shows that the request is a valid one.
-        run_config.say((config.prompt if number == 0 else "") + piece, end="")
-    run_config.say("")
+        say((config.prompt if number == 0 else "") + piece, end="")
+    say("")
 
 
 if __name__ == "__main__":
-    run_config.run("generate", run_config.GenerateConfig, main)
+    launch.run.run("generate", run_config.GenerateConfig, main)

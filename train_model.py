@@ -12,8 +12,13 @@ from collections.abc import Callable, Mapping  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
+import launch.run  # noqa: E402
 import run_config  # noqa: E402
 from guards.printable import printable  # noqa: E402
+from launch.errors import ConfigError  # noqa: E402
+from launch.failures import tell  # noqa: E402
+from launch.recorded import as_yaml, require_same_run  # noqa: E402
+from launch.terminal import silence  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +59,7 @@ def main(config: run_config.TrainConfig) -> None:
     run = RunFolder(config.runs_path, config.run_name)
 
     timeout = config.trainer.rank_timeout_seconds
-    with joined(config.trainer.device, run_config.tell, timeout) as world:
+    with joined(config.trainer.device, tell, timeout) as world:
         world.share_of(budget.sequences_per_pass)
         folder = world.from_main(lambda: str(prepare(config.data, config.tokenizer, _say).folder))
         prepared = PreparedData(Path(folder))
@@ -99,7 +104,7 @@ def _begun_with(
     asked = config.model
     model, sha256 = initial_model(folder, asked).config, sha256_of_model(folder)
     if config.init_sha256 not in (None, sha256):
-        raise run_config.ConfigError(
+        raise ConfigError(
             f"{folder} holds another model than init_sha256 ({config.init_sha256}) says; it has "
             f"{sha256}"
         )
@@ -109,9 +114,7 @@ def _begun_with(
     def weights() -> "Mapping[str, Tensor]":
         """Read them again where they are needed: a training would keep them besides its own."""
         if sha256_of_model(folder) != sha256:
-            raise run_config.ConfigError(
-                f"{folder} has changed since this command began; try again"
-            )
+            raise ConfigError(f"{folder} has changed since this command began; try again")
         return initial_model(folder, asked).weights
 
     return config, weights
@@ -275,13 +278,13 @@ def _with_tokenizer(
 
     vocab_size = config.model.vocab_size or prepared.vocab_size
     if vocab_size < prepared.vocab_size:
-        raise run_config.ConfigError(
+        raise ConfigError(
             f"model.vocab_size ({vocab_size}) must be at least the tokenizer's "
             f"{prepared.vocab_size}; set model.vocab_size=null to take that"
         )
     end = config.model.end_of_document_id
     if end not in (None, prepared.end_of_document_id):
-        raise run_config.ConfigError(
+        raise ConfigError(
             f"model.end_of_document_id ({end}) must be the tokenizer's "
             f"{prepared.end_of_document_id}; set model.end_of_document_id=null to take that"
         )
@@ -303,10 +306,10 @@ def _start(
     """
     summary = run.read_summary()
     if summary is not None or _has_checkpoint(run):
-        run_config.require_same_run(run.config_path, config)
+        require_same_run(run.config_path, config)
     if summary is not None and summary.get("finished"):
         return summary
-    text = run_config.as_yaml(config)
+    text = as_yaml(config)
     if run.config_path.is_file() and run.config_path.read_bytes() != text.encode():
         say(f"{run.name} has a new configuration; the one that was there is replaced")
     run.write_config(text)
@@ -321,7 +324,7 @@ def _say(line: str) -> None:
         tqdm.write(printable(line))  # a sample, say, which anybody may have written
         sys.stdout.flush()
     except OSError:
-        run_config.silence(sys.stdout)
+        silence(sys.stdout)
 
 
 def _say_nothing(line: str) -> None:
@@ -329,4 +332,4 @@ def _say_nothing(line: str) -> None:
 
 
 if __name__ == "__main__":
-    run_config.run("train", run_config.TrainConfig, main)
+    launch.run.run("train", run_config.TrainConfig, main)

@@ -44,7 +44,8 @@ def composed_config(
     size: str, attention: str, max_position_embeddings: int, *overrides: str
 ) -> "TrainConfig":
     """Compose what `train_model.py` would, for a size and an attention."""
-    from run_config import TrainConfig, checked, composed
+    from launch.compose import checked, composed
+    from run_config import TrainConfig
 
     shape = SIZES[size]
     arguments = [

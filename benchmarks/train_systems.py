@@ -87,7 +87,7 @@ def kvlab(job: Job) -> Build:
     import torch
 
     # What a user's process has imported by the time it trains.
-    import run_config  # noqa: F401
+    import launch.run  # noqa: F401
     import training.loop  # noqa: F401
     from modeling.config import GPTConfig
     from modeling.gpt import GPT

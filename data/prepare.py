@@ -8,8 +8,10 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
+import launch.run  # noqa: E402
 import run_config  # noqa: E402
-from run_config import say  # noqa: E402
+from launch.errors import ConfigError  # noqa: E402
+from launch.terminal import say  # noqa: E402
 
 if TYPE_CHECKING:
     from data.prepared import PreparedData
@@ -58,7 +60,7 @@ def _existing(config: run_config.PrepareConfig) -> "PreparedData":
         return PreparedData(Path(config.folder).expanduser())
     folder = prepared_folder(config.data, config.tokenizer)
     if not folder.exists():
-        raise run_config.ConfigError(
+        raise ConfigError(
             f"{folder} is not there: this corpus is not prepared yet; leave out '{config.command}' "
             "to prepare it"
         )
@@ -68,4 +70,4 @@ def _existing(config: run_config.PrepareConfig) -> "PreparedData":
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in run_config.PREPARE_COMMANDS:
         sys.argv[1] = f"command={sys.argv[1]}"
-    run_config.run("prepare", run_config.PrepareConfig, main)
+    launch.run.run("prepare", run_config.PrepareConfig, main)

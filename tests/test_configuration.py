@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
+import launch.run
 import run_config
+from launch import compose
+from launch.errors import ConfigError
+from launch.explain import explain
+from launch.failures import USER_ERRORS
+from launch.recorded import as_yaml, require_same_run
 from modeling.accounting import match_to_mha, mha_yardstick, num_parameters
 from modeling.errors import ModelConfigError
 from modeling.gpt import check
+from training.errors import TrainingFailed
 
 CONF = run_config.ROOT / "conf"
 GROUPS = (
@@ -27,11 +34,11 @@ def options(group):
 
 
 def composed(*overrides, name="train"):
-    return run_config.composed(name, list(overrides))
+    return compose.composed(name, list(overrides))
 
 
 def train_config(*overrides):
-    config = run_config.checked(composed(*overrides), run_config.TrainConfig)
+    config = compose.checked(composed(*overrides), run_config.TrainConfig)
     check(config.model)
     return config
 
@@ -40,10 +47,10 @@ def refusal(*overrides):
     """What a user reads for these overrides, from whichever layer refuses."""
     try:
         train_config(*overrides)
-    except run_config.USER_ERRORS as error:
+    except USER_ERRORS as error:
         return str(error)
     except Exception as error:
-        return run_config.explain(error, run_config.TrainConfig)
+        return explain(error, run_config.TrainConfig)
     pytest.fail(f"{overrides} were accepted")
 
 
@@ -89,12 +96,12 @@ def test_every_option_composes(group, option):
 
 @pytest.mark.parametrize("entry", ["eval", "prepare"])
 def test_the_other_entry_points_compose(entry):
-    run_config.checked(composed(name=entry), run_config.SCHEMAS[entry])
+    compose.checked(composed(name=entry), run_config.SCHEMAS[entry])
 
 
 def test_generate_says_which_value_is_missing():
-    with pytest.raises(run_config.ConfigError, match="run must be given: run="):
-        run_config.checked(composed(name="generate"), run_config.GenerateConfig)
+    with pytest.raises(ConfigError, match="run must be given: run="):
+        compose.checked(composed(name="generate"), run_config.GenerateConfig)
 
 
 def test_grouped_query_attentions_run_without_rope():
@@ -266,10 +273,10 @@ def test_a_configuration_cannot_name_code_to_run(own_experiment, tmp_path):
 
 def test_saved_configuration_is_compared_field_by_field(tmp_path):
     saved = tmp_path / "config.yaml"
-    saved.write_text(run_config.as_yaml(train_config()))
-    run_config.require_same_run(saved, train_config("trainer.keep_last=5", "tracking=none"))
-    with pytest.raises(run_config.ConfigError) as error:
-        run_config.require_same_run(
+    saved.write_text(as_yaml(train_config()))
+    require_same_run(saved, train_config("trainer.keep_last=5", "tracking=none"))
+    with pytest.raises(ConfigError) as error:
+        require_same_run(
             saved, train_config("optim.learning_rate=0.5", "attention=mqa", "run_name=x")
         )
     assert "optim.learning_rate: 0.008 -> 0.5" in str(error.value)
@@ -279,13 +286,13 @@ def test_saved_configuration_is_compared_field_by_field(tmp_path):
 def test_a_run_from_before_a_key_had_its_default(tmp_path):
     saved = tmp_path / "config.yaml"
     new = ("match_cache_ratio", "fair_lr")
-    lines = run_config.as_yaml(default_config()).splitlines(keepends=True)
+    lines = as_yaml(default_config()).splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith((*new, "- "))]
     saved.write_text("".join(kept))
     assert len(kept) == len(lines) - 6
-    run_config.require_same_run(saved, default_config())
-    with pytest.raises(run_config.ConfigError, match="fair_lr: False -> True"):
-        run_config.require_same_run(saved, train_config("fair_lr=true"))
+    require_same_run(saved, default_config())
+    with pytest.raises(ConfigError, match="fair_lr: False -> True"):
+        require_same_run(saved, train_config("fair_lr=true"))
 
 
 @pytest.mark.parametrize(
@@ -303,12 +310,12 @@ def test_a_run_from_before_a_key_had_its_default(tmp_path):
 )
 def test_what_may_change_when_a_run_is_resumed(tmp_path, overrides, refused):
     saved = tmp_path / "config.yaml"
-    saved.write_text(run_config.as_yaml(default_config()))
+    saved.write_text(as_yaml(default_config()))
     if refused is None:
-        run_config.require_same_run(saved, train_config(*overrides))
+        require_same_run(saved, train_config(*overrides))
         return
-    with pytest.raises(run_config.ConfigError) as error:
-        run_config.require_same_run(saved, train_config(*overrides))
+    with pytest.raises(ConfigError) as error:
+        require_same_run(saved, train_config(*overrides))
     assert refused in str(error.value)
 
 
@@ -318,11 +325,11 @@ def test_a_training_that_fails_is_one_line_with_status_1_and_the_others_go_on(mo
     def job(config):
         seeds.append(config.seed)
         if config.seed == 1:
-            raise run_config.TrainingFailed("out of memory;\nlower something")
+            raise TrainingFailed("out of memory;\nlower something")
 
     monkeypatch.setattr("sys.argv", ["train_model.py", "-m", "seed=0,1,2"])
     with pytest.raises(SystemExit) as end:
-        run_config.run("train", run_config.TrainConfig, job)
+        launch.run.run("train", run_config.TrainConfig, job)
     assert end.value.code == 1
     assert seeds == [0, 1, 2]
     name = "mha-nano-python_stdlib-seed1"
@@ -342,7 +349,7 @@ def test_a_bug_shows_its_traceback_and_in_a_multirun_the_name_of_the_run(
     flags = ["-m"] if is_multirun else []
     monkeypatch.setattr("sys.argv", ["train_model.py", *flags, "run_name=x"])
     with pytest.raises(SystemExit) as end:
-        run_config.run("train", run_config.TrainConfig, job)
+        launch.run.run("train", run_config.TrainConfig, job)
     assert end.value.code == 1
     err = capsys.readouterr().err
     assert "Traceback" in err
@@ -380,8 +387,8 @@ def test_all_attentions_have_a_file():
     ],
 )
 def test_a_prompt_arrives_as_it_was_typed(text):
-    argument = run_config._as_text(f"prompt={text}")
-    config = run_config.checked(
+    (argument,) = compose.for_hydra("generate", [f"prompt={text}"])
+    config = compose.checked(
         composed("run=x", argument, name="generate"), run_config.SCHEMAS["generate"]
     )
     assert config.prompt == text

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import run_config
+from launch import compose
 from modeling.accounting import (
     kv_cache_bytes_per_token,
     match_cache,
@@ -18,15 +19,14 @@ from modeling.accounting import (
     num_parameters,
 )
 from modeling.gpt import GPT
+from tracking.configuration import flat
 
 FIVE = ("mha", "mqa", "gqa", "mla_no_rope", "mla")
 
 
 def trained(*overrides):
     """What a run with this command line trains and records, but for what the data adds."""
-    config = run_config.checked(
-        run_config.composed("train", list(overrides)), run_config.TrainConfig
-    )
+    config = compose.checked(compose.composed("train", list(overrides)), run_config.TrainConfig)
     model = dataclasses.replace(config.model, vocab_size=config.tokenizer.vocab_size)
     if config.match == "cache":
         model = match_cache(model, config.match_cache_ratio)
@@ -40,8 +40,8 @@ def five():
 
 def different(one, other):
     """Every key with another value, dotted."""
-    flat = [run_config._flat(dataclasses.asdict(config)) for config in (one, other)]
-    return {key for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)}
+    first, second = (flat(dataclasses.asdict(config)) for config in (one, other))
+    return {key for key in first | second if first.get(key) != second.get(key)}
 
 
 @pytest.mark.parametrize("name", FIVE[1:])

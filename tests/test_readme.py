@@ -15,6 +15,7 @@ import run_config
 from evaluation.headline import headline
 from evaluation.plots import plot_pareto
 from evaluation.report import decode_sections, protocol_line, table
+from launch import compose
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -55,8 +56,8 @@ def test_every_command_composes(command):
     name, schema = ENTRIES[script]
     # Of a sweep the first choice: one run is composed at a time.
     overrides = [re.sub(r"=([^\[,]*),.*", r"=\1", part) for part in arguments if part != "-m"]
-    overrides = run_config.for_hydra(name, overrides)
-    run_config.checked(run_config.composed(name, overrides), schema)
+    overrides = compose.for_hydra(name, overrides)
+    compose.checked(compose.composed(name, overrides), schema)
 
 
 @pytest.mark.parametrize("code", [c for c in code_blocks("python") if "register_" not in c])
@@ -115,7 +116,10 @@ def test_the_pareto_plot_is_drawn_from_the_committed_study(study, tmp_path):
 
 @pytest.mark.slow
 def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, tiny_data):
-    names = ("guards", "interop", "modeling", "data", "tracking", "training", "evaluation", "conf")
+    names = (
+        *("guards", "interop", "launch", "modeling", "data", "tracking", "training", "evaluation"),
+        "conf",
+    )
     ignored = shutil.ignore_patterns("__pycache__", "prepared", "local")
     for name in names:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)

@@ -8,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_fairness import trained as composed_and_matched
 
 import run_config
+from launch import compose
 from modeling.accounting import budget_of, num_parameters
 
 trained = functools.cache(composed_and_matched)
@@ -16,7 +17,7 @@ STUDIES = sorted(path.stem for path in (run_config.ROOT / "conf/experiment").glo
 
 def combinations(study):
     """The overrides of each run of `-m experiment=<study>`, as Hydra's sweeper reads them."""
-    config = run_config.composed("train", [f"experiment={study}"], with_hydra=True)
+    config = compose.composed("train", [f"experiment={study}"], with_hydra=True)
     params = config.hydra.sweeper.params
     parser = OverridesParser.create()
     choices = []

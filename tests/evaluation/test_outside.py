@@ -28,6 +28,9 @@ from evaluation.variants import add_decode_speed, compare
 from interop.errors import InteropError
 from interop.hugging_face import TransformersModel, find, load_into_kvlab
 from interop.layouts import to_stock
+from launch import compose
+from launch.errors import ConfigError
+from launch.failures import USER_ERRORS
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from tests.evaluation.runs import CONFIG, quiet, write_run
@@ -384,9 +387,9 @@ def evaluate(tmp_path):
     def run(*overrides):
         where = [f"runs_dir={tmp_path}/runs", f"reports_dir={tmp_path}/reports", "tracking=none"]
         fast = ["eval.decode_speed.batch_sizes=[]", "eval.batch_size=128"]
-        arguments = run_config.for_hydra("eval", [*where, *fast, *overrides])
-        composed = run_config.composed("eval", arguments)
-        eval_model.main(run_config.checked(composed, run_config.EvalConfig))
+        arguments = compose.for_hydra("eval", [*where, *fast, *overrides])
+        composed = compose.composed("eval", arguments)
+        eval_model.main(compose.checked(composed, run_config.EvalConfig))
         return max((tmp_path / "reports").iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
     return run
@@ -420,7 +423,7 @@ def test_the_command_measures_models_beside_runs(
 def test_without_runs_a_prepared_folder_gives_the_text(
     evaluate, with_bytes, tmp_path, prepared, capsys
 ):
-    with pytest.raises(run_config.ConfigError, match=r"no finished run .*data_folder=FOLDER"):
+    with pytest.raises(ConfigError, match=r"no finished run .*data_folder=FOLDER"):
         evaluate(f"hf={with_bytes}")
     same_name = saved(llama(), tmp_path / "elsewhere" / "with-bytes")
     rows = rows_of(evaluate(f"hf=[{with_bytes},{same_name}]", f"data_folder={prepared.folder}"))
@@ -468,7 +471,7 @@ def test_tasks_that_fail_do_not_cost_a_model_its_perplexity(
     assert "tasks" not in row
     told = "hf:with-bytes has no results of tasks: eval.tasks: too long"
     assert told in (report / "report.md").read_text()
-    with pytest.raises(run_config.ConfigError, match="too long"):
+    with pytest.raises(ConfigError, match="too long"):
         evaluate(*asked, "eval.perplexity=false")
 
 
@@ -482,7 +485,7 @@ def test_a_text_or_a_baseline_that_is_not_there_is_told_before_anything_is_score
     import eval_model
 
     monkeypatch.setattr(eval_model, "_evaluate_outside", None)
-    with pytest.raises(run_config.USER_ERRORS, match=message):
+    with pytest.raises(USER_ERRORS, match=message):
         evaluate(f"hf={with_bytes}", f"data_folder={prepared.folder}", asked)
 
 
@@ -502,7 +505,7 @@ def test_a_model_that_fails_costs_no_other_its_numbers(
     report = evaluate(f"hf=[{bad},{with_bytes}]", f"data_folder={prepared.folder}")
     assert list(rows_of(report)) == ["hf:with-bytes"]
     assert "Left out: `hf:bad: index out of range in self`" in (report / "report.md").read_text()
-    with pytest.raises(run_config.ConfigError, match="hf:bad: index out of range"):
+    with pytest.raises(ConfigError, match="hf:bad: index out of range"):
         evaluate(f"hf={bad}", f"data_folder={prepared.folder}")
 
 
@@ -521,7 +524,7 @@ def test_a_model_that_fails_costs_no_other_its_numbers(
     ],
 )
 def test_settings_that_make_no_sense_are_refused(overrides, message, evaluate):
-    with pytest.raises(run_config.USER_ERRORS, match=message):
+    with pytest.raises(USER_ERRORS, match=message):
         evaluate(*overrides)
 
 

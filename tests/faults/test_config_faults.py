@@ -10,27 +10,33 @@ import typing
 
 import pytest
 
+import launch.run
 import run_config
+from launch import compose
+from launch.errors import ConfigError
+from launch.explain import explain
+from launch.failures import USER_ERRORS
+from launch.recorded import as_yaml, require_same_run
 from modeling.gpt import check
 from training.budget import make_budget
 
 
 def composed(*overrides, name="train"):
-    return run_config.composed(name, list(overrides))
+    return compose.composed(name, list(overrides))
 
 
 def refusal(*overrides, name="train"):
     """What a user reads, from whichever layer refuses."""
     try:
-        config = run_config.checked(composed(*overrides, name=name), run_config.SCHEMAS[name])
+        config = compose.checked(composed(*overrides, name=name), run_config.SCHEMAS[name])
         if name == "train":
             check(config.model)
             config.eval.windows(config.model)
             make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
-    except run_config.USER_ERRORS as error:
+    except USER_ERRORS as error:
         return str(error)
-    except run_config._COMPOSING_FAILED as error:
-        return run_config.explain(error, run_config.SCHEMAS[name])
+    except compose.COMPOSING_FAILED as error:
+        return explain(error, run_config.SCHEMAS[name])
     pytest.fail(f"{overrides} were accepted")
 
 
@@ -54,7 +60,7 @@ def start(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", [f"{entry}_model.py", *arguments])
         started = []
         with pytest.raises(SystemExit) as end:
-            run_config.run(entry, run_config.SCHEMAS[entry], started.append)
+            launch.run.run(entry, run_config.SCHEMAS[entry], started.append)
         assert started == []
         return end.value.code, capsys.readouterr().err
 
@@ -126,7 +132,7 @@ def whole_numbers(entry="train"):
 @functools.cache
 def default_config(entry="train"):
     extra = ["run=x"] if entry == "generate" else []
-    return run_config.checked(composed(*extra, name=entry), run_config.SCHEMAS[entry])
+    return compose.checked(composed(*extra, name=entry), run_config.SCHEMAS[entry])
 
 
 def problems(config, key, value):
@@ -197,12 +203,12 @@ def test_no_environment_variable_comes_into_a_configuration(
 
 def test_a_place_may_be_named_by_the_environment(monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
-    composed = run_config.composed("train", ["runs_dir=${oc.env:SCRATCH}/runs"])
-    assert run_config.checked(composed, run_config.TrainConfig).runs_dir == "/scratch/me/runs"
+    composed = compose.composed("train", ["runs_dir=${oc.env:SCRATCH}/runs"])
+    assert compose.checked(composed, run_config.TrainConfig).runs_dir == "/scratch/me/runs"
 
 
 def test_an_error_that_nobody_can_read_changes_no_status():
-    code = "import run_config, sys; run_config.complain('lost'); sys.exit(75)"
+    code = "from launch.terminal import complain; complain('lost'); raise SystemExit(75)"
     main, other = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", f"input(); {code}"],
@@ -275,7 +281,7 @@ def train(tmp_path, tiny_data, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["train_model.py", *given, *arguments])
         with pytest.raises(SystemExit) as end:
-            run_config.run("train", run_config.TrainConfig, train_model.main)
+            launch.run.run("train", run_config.TrainConfig, train_model.main)
         return end.value.code, *capsys.readouterr()
 
     return run
@@ -335,14 +341,14 @@ def test_what_a_run_recorded_is_read_as_data(tmp_path, monkeypatch):  # S3
         "!!python/object/new:os.system ['touch MARK']\n",
     ):
         saved.write_text(text)
-        with pytest.raises(run_config.ConfigError, match=r"config\.yaml cannot be read"):
-            run_config.require_same_run(saved, default_config())
-    saved.write_text(run_config.as_yaml(default_config()))
+        with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
+            require_same_run(saved, default_config())
+    saved.write_text(as_yaml(default_config()))
     with saved.open("a") as file:
         file.write("hydra: {callbacks: {x: {_target_: pathlib.Path.touch, _args_: [MARK]}}}\n")
         file.write("_target_: os.system\ncommand: touch MARK\n")
-    with pytest.raises(run_config.ConfigError, match=r"_target_: os.system -> None"):
-        run_config.require_same_run(saved, default_config())
+    with pytest.raises(ConfigError, match=r"_target_: os.system -> None"):
+        require_same_run(saved, default_config())
     assert not (tmp_path / "MARK").exists()
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import launch.run
 import run_config
+from data.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +24,7 @@ def start(monkeypatch, capsys):
     def run(*arguments, job=lambda config: None, entry="train"):
         monkeypatch.setattr("sys.argv", [f"{entry}_model.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            run_config.run(entry, run_config.SCHEMAS[entry], job)
+            launch.run.run(entry, run_config.SCHEMAS[entry], job)
         return end.value.code, capsys.readouterr().err
 
     return run
@@ -119,7 +121,7 @@ def test_an_experiment_runs_no_code(
 def test_without_the_check_an_experiment_would_run_code(start, mark, tmp_path, monkeypatch):
     # So that the test above can fail.
     arguments = bring("searchpath", tmp_path, PLACES["callback"] % TARGETS["touch"], monkeypatch)
-    monkeypatch.setattr(run_config, "_require_plain_hydra", lambda config_name, flags: None)
+    monkeypatch.setattr(launch.run, "require_plain_hydra", lambda config_name, flags: None)
     start("-m", *arguments, "experiment=mine")
     assert mark.exists()
 
@@ -205,7 +207,7 @@ def kvlab(tmp_path, corpus_folder, prepared, monkeypatch, capsys):
         command = [*flags, *given[entry], f"runs_dir={tmp_path}/runs", *others]
         monkeypatch.setattr("sys.argv", [f"{entry}.py", *command])
         with pytest.raises(SystemExit) as end:
-            run_config.run(entry, run_config.SCHEMAS[entry], mains[entry])
+            launch.run.run(entry, run_config.SCHEMAS[entry], mains[entry])
         return end.value.code, *capsys.readouterr()
 
     return run
@@ -243,7 +245,7 @@ def test_what_a_model_writes_commands_no_terminal(kvlab, tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", [HOSTILE, "two\nlines", "\N{LINE SEPARATOR}x"])
 def test_an_error_is_one_line_that_commands_no_terminal(text, start):
     def job(config):
-        raise run_config.DataError(f"{text}: no such column")
+        raise DataError(f"{text}: no such column")
 
     status, err = start(job=job)
     assert status == 2

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PRELOADED = [
     *("torch", "torch.distributed", "safetensors.torch", "numpy", "filelock", "tqdm", "hydra"),
-    *("datasets", "tokenizers", "loky", "run_config", "data.pipeline", "training.loop"),
+    *("datasets", "tokenizers", "loky", "launch.run", "data.pipeline", "training.loop"),
     *("training.budget_sheet", "training.distributed", "training.summary", "tracking.wandb_mirror"),
 ]
 

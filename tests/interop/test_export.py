@@ -22,6 +22,7 @@ from interop.errors import ExportMismatch, InteropError
 from interop.folders import read_stock, tokenizer_sha256
 from interop.layouts import to_stock
 from interop.model_card import LICENCES, Agreement, Licence, Origin, model_card
+from launch.failures import status_of
 from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
 from tracking.errors import RunError
@@ -223,8 +224,8 @@ def test_what_does_not_compute_the_same_is_not_left_there(
     with pytest.raises(ExportMismatch, match=message):
         export(out=str(tmp_path / "new" / "out"))
     assert left_in(tmp_path) == ["runs"]
-    assert run_config._status_of(ExportMismatch("")) == 1
-    assert run_config._status_of(InteropError("")) == 2
+    assert status_of(ExportMismatch("")) == 1
+    assert status_of(InteropError("")) == 2
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])

@@ -96,15 +96,17 @@ def test_cache_bytes_equal_what_is_stored_after_decoding(case, dtype):
 def shipped():
     """Compose the shipped configuration of a model, an attention and a block."""
     hydra = pytest.importorskip("hydra")
-    run_config = pytest.importorskip("run_config")
-    run_config.register()
+    from launch.compose import checked, register
+    from run_config import TrainConfig
+
+    register()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
 
         @functools.cache
         def compose(model, attention, block):
             names = {"model": model, "attention": attention, "block": block}
             composed = hydra.compose("train", [f"{key}={value}" for key, value in names.items()])
-            config = run_config.checked(composed, run_config.TrainConfig).model
+            config = checked(composed, TrainConfig).model
             return dataclasses.replace(config, vocab_size=4096)
 
         yield compose

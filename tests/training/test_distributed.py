@@ -16,8 +16,9 @@ import torch.distributed as dist
 from outside_models import deepseek, saved
 from processes import wait_for_step
 
-import run_config
 from interop.initial import initial_model
+from launch import compose
+from launch.explain import explain
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from run_config import TrainConfig
@@ -183,15 +184,15 @@ def test_settings_name_what_does_not_go_together():
 
 
 def test_a_sharded_run_is_asked_for_in_one_word():
-    config = run_config.checked(run_config.composed("train", ["trainer=fsdp"]), TrainConfig)
+    config = compose.checked(compose.composed("train", ["trainer=fsdp"]), TrainConfig)
     assert config.trainer == TrainerSettings(parallelism="fsdp")
 
 
 def test_slurm_launcher_is_composed_and_its_absence_said_in_one_line():
-    config = run_config.composed("train", ["hydra/launcher=submitit_slurm"], with_hydra=True)
+    config = compose.composed("train", ["hydra/launcher=submitit_slurm"], with_hydra=True)
     assert config.hydra.launcher._target_.endswith("SlurmLauncher")
     missing = ValueError("Could not find 'hydra/launcher/submitit_slurm'\nAvailable options in ...")
-    said = run_config.explain(missing, TrainConfig)
+    said = explain(missing, TrainConfig)
     assert said.endswith("pip install hydra-submitit-launcher")
 
 

@@ -3,12 +3,13 @@ import dataclasses
 import pytest
 
 import run_config
+from launch import compose
 from tracking.metrics import read_metrics
 
 
 def preset():
-    config = run_config.composed("train", ["debug=overfit"])
-    return run_config.checked(config, run_config.TrainConfig)
+    config = compose.composed("train", ["debug=overfit"])
+    return compose.checked(config, run_config.TrainConfig)
 
 
 @pytest.mark.slow

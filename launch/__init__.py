@@ -1,0 +1,1 @@
+"""What every entry point shares, from the command line to the exit status."""

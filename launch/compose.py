@@ -1,0 +1,202 @@
+"""The YAML files and what a user types, composed by Hydra and checked against a schema."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any, cast
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+import run_config
+from launch.errors import ConfigError
+from launch.explain import explain
+from run_config import Config
+from tracking.configuration import flat
+
+# What composing raises; `explain` says each in one line.
+COMPOSING_FAILED = (
+    *(HydraException, OmegaConfBaseException, YAMLError),
+    *(ValueError, OSError, RecursionError),
+)
+# Their values are text as it stands: Hydra's grammar would strip "def " and refuse "f(x)".
+_TEXT_KEY = re.compile(
+    r"prompt|trainer\.sample_prompt|data\.(corpora\.[^.]+\.)?(text_template|document_start)"
+)
+# Bytes that are not UTF-8 arrive from the command line as lone surrogates.
+_CAN_BE_WRITTEN = re.compile(r"[^\0\ud800-\udfff]*")
+# Where things are, and whose: a cluster's conf/local may need them.
+_HARMLESS_VARIABLE = re.compile(r"HOME|USER|LOGNAME|SCRATCH|TMPDIR|SLURM_JOB_ID|SLURM_TMPDIR")
+
+
+def register() -> None:
+    """Make the schemas and the YAML arithmetic known to Hydra; calling it twice does no harm."""
+    store = ConfigStore.instance()
+    for name, schema in run_config.SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+    OmegaConf.register_new_resolver("oc.env", _root_folder, replace=True)
+    OmegaConf.register_new_resolver("divide", _divide, replace=True)
+    OmegaConf.register_new_resolver("name_or", _name_or, replace=True)
+    OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
+
+
+def _divide(numerator: int, denominator: int) -> int:
+    """Divide for YAML's `${divide:a,b}`, refusing a remainder."""
+    if denominator < 1 or numerator % denominator:
+        raise ValueError(f"{numerator} is not divisible by {denominator}")
+    return numerator // denominator
+
+
+def _name_or(folder: str | None, otherwise: str) -> str:
+    """Name a run in YAML's `${name_or:folder,otherwise}` after a folder, if there is one."""
+    return otherwise if folder is None else Path(folder).expanduser().resolve().name
+
+
+def _root_folder(name: str, default: str | None = None) -> str:
+    """Stand in for `${oc.env:...}`, which would let a file put a key into what is written."""
+    if _HARMLESS_VARIABLE.fullmatch(name):
+        return os.environ.get(name, default or "")
+    if name != "PROJECT_ROOT":
+        raise ValueError(
+            f"a configuration cannot read the environment variable {name}, whose value would be "
+            "written to config.yaml and reports; write the value itself"
+        )
+    return str(run_config.ROOT)
+
+
+def for_hydra(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """Return what a user types as Hydra takes it.
+
+    Args:
+        config_name: Of the entry point, as `launch.run.run` takes it.
+        arguments: Of the command line.
+    """
+    if config_name == "eval":
+        # A choice of conf/experiment/ to Hydra, with settings that are a training's.
+        arguments = [re.sub(r"^experiment=", "study=", argument) for argument in arguments]
+    return [_as_text(argument) for argument in arguments]
+
+
+def _as_text(argument: str) -> str:
+    """Quote an override whose value is any text, unless the user quoted it for Hydra already."""
+    key, _, value = argument.partition("=")
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    is_null = value == "null" and key.startswith("data.")
+    if not _TEXT_KEY.fullmatch(key) or is_quoted or is_null:
+        return argument
+    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    value = re.sub(r"(\\+)$", r"\1\1", value)
+    return f"{key}='{value.replace('${', chr(92) + '${')}'"
+
+
+def require_sound(arguments: Sequence[str]) -> None:
+    """Refuse what Hydra would without saying where, or say of what key.
+
+    Args:
+        arguments: What `for_hydra` returned.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    for argument in arguments:
+        key, assigned, value = argument.partition("=")
+        if not _CAN_BE_WRITTEN.fullmatch(argument):
+            raise _no_text(key, value.strip("'"))  # for_hydra quotes
+        folder = run_config.ROOT / "conf" / key
+        # A number or a list in place of a file's name.
+        is_choice = assigned and re.fullmatch(r"\w+", key) and folder.is_dir()
+        is_there = "/" not in value and (folder / f"{value}.yaml").is_file()
+        if is_choice and not is_there and not re.match(r"[A-Za-z_'\"$]", value):
+            names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            raise ConfigError(f"{key} ({value}) must be one of: {names}")
+
+
+def composed(config_name: str, overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
+    """Compose an entry point's configuration: the YAML files, then the overrides.
+
+    Args:
+        config_name: Of the entry point.
+        overrides: Of the command line, as `for_hydra` returns them.
+        with_hydra: Whether Hydra's own settings are wanted, too.
+    """
+    register()
+    with hydra.initialize_config_dir(str(run_config.ROOT / "conf"), version_base="1.3"):
+        return hydra.compose(config_name, overrides, return_hydra_config=with_hydra)
+
+
+def checked(config: DictConfig, schema: type[Config]) -> Config:
+    """Turn a composed configuration into its dataclass.
+
+    Args:
+        config: What `composed` returned, or Hydra gave a job.
+        schema: Of the entry point.
+
+    Raises:
+        ConfigError: Naming every key that is unknown, missing or out of its range.
+    """
+    try:
+        # Hydra lets `+key=value` add anything; a fresh schema does not.
+        resolved = OmegaConf.to_container(config, resolve=True)
+        _require_text(cast(dict[str, Any], resolved))
+        fresh = OmegaConf.merge(OmegaConf.structured(schema), _literal(resolved))
+        missing = sorted(OmegaConf.missing_keys(fresh))
+        if missing:
+            raise ConfigError(f"{', '.join(missing)} must be given: {missing[0]}=...")
+        typed: Config = cast(Any, OmegaConf.to_object(fresh))
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, schema)) from error
+    sections: list[Any] = [typed]
+    sections += [value for value in vars(typed).values() if dataclasses.is_dataclass(value)]
+    problems = [problem for section in sections for problem in section.problems()]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return typed
+
+
+def _require_text(resolved: dict[str, Any]) -> None:
+    """Refuse text that no file or file name can hold, before hours of training end with it."""
+    for key, value in flat(resolved).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not _CAN_BE_WRITTEN.fullmatch(text):
+                raise _no_text(key, text)
+
+
+def _no_text(key: str, text: str) -> ConfigError:
+    return ConfigError(f"{key} ({text!a}) holds bytes that are no text; give it in UTF-8")
+
+
+def _literal(node: Any) -> Any:
+    """Escape what looks like an interpolation: what is resolved is not resolved again."""
+    if isinstance(node, dict):
+        return {key: _literal(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_literal(value) for value in node]
+    return node.replace("${", "\\${") if isinstance(node, str) else node
+
+
+def help_text(config_name: str) -> str:
+    """Fill in the template in the entry point's YAML.
+
+    Hydra does the same in three times the time: it lists its own groups too, and copies the schema
+    for each.
+    """
+    config = composed(config_name, [], with_hydra=True)
+    template, chosen = config.hydra.help.template, set(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    groups = {
+        path.name: ", ".join(sorted(option.stem for option in path.glob("*.yaml")))
+        for path in sorted((run_config.ROOT / "conf").iterdir())
+        if path.name in chosen
+    }
+    return Template(template).substitute(
+        APP_CONFIG_GROUPS="".join(f"{name}: {options}\n" for name, options in groups.items()),
+        CONFIG=OmegaConf.to_yaml(config),
+    )

@@ -1,0 +1,55 @@
+"""The configuration that a run records, and whether the one asked for now is the same."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from launch.errors import ConfigError
+from run_config import TrainConfig
+from tracking.configuration import (
+    PASSES,
+    differences,
+    flat,
+    read_configuration,
+    sequences_per_step,
+)
+from tracking.errors import RunError
+
+
+def as_yaml(config: TrainConfig) -> str:
+    """Return a configuration as YAML, every value resolved."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def require_same_run(saved: Path, config: TrainConfig) -> None:
+    """Refuse to go on with a run whose configuration was another.
+
+    Args:
+        saved: The run's config.yaml.
+        config: What is asked for now.
+
+    Raises:
+        ConfigError: Naming each field, its old and its new value.
+    """
+    try:
+        old = read_configuration(saved)
+    except RunError as error:
+        raise ConfigError(str(error)) from error
+    new = _flat(config)
+    if sequences_per_step(old) == sequences_per_step(new) is not None:
+        for key in PASSES:
+            del old[key], new[key]
+    # A key that came after the run began had its default then.
+    old = {key: value for key, value in _flat(TrainConfig).items() if key in new} | old
+    if changed := differences(old, new):
+        listed = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changed.items())
+        raise ConfigError(
+            f"run '{config.run_name}' exists with another configuration ({listed}); choose another "
+            "name with run_name=..."
+        )
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    """Return a configuration, or the defaults of its class, with dotted keys."""
+    return flat(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config))))
