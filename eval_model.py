@@ -95,7 +95,7 @@ def _load_tasks(config: run_config.EvalConfig) -> "Tasks | None":
     if config.outside() and config.hf_modules == "transformers":
         require_accelerate()
     _warn(f"loading {', '.join(asked.tasks)}")
-    folder = None if asked.task_folder is None else Path(asked.task_folder)
+    folder = None if asked.task_folder is None else Path(asked.task_folder).expanduser()
     return load_tasks(asked.tasks, folder, asked.num_fewshot, asked.task_limit)
 
 
@@ -292,7 +292,7 @@ def _given_text(config: run_config.EvalConfig) -> "Text | None":
 
     if not config.data_folder:
         return None
-    prepared = PreparedData(Path(config.data_folder))
+    prepared = PreparedData(Path(config.data_folder).expanduser())
     prepared.stream(config.split)
     return Text([(prepared, None)])
 

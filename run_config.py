@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from data.settings import DataSettings, TokenizerSettings
 from evaluation.settings import EvalSettings
+from interop.settings import DTYPE_NAMES
 from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems
 from tracking.settings import TrackingSettings
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
 ROOT = Path(__file__).resolve().parent
-EXPORT_DTYPES = ("float32", "bfloat16", "float16")
 PREPARE_COMMANDS = ("prepare", "verify", "inspect")
 
 
@@ -219,8 +219,8 @@ class ExportConfig:
                 "data_folder, a prepared folder with the model's tokenizer, goes with hf and hf "
                 "with it: give both or neither"
             )
-        if self.dtype not in EXPORT_DTYPES:
-            found.append(f"dtype ('{self.dtype}') must be one of {', '.join(EXPORT_DTYPES)}")
+        if self.dtype not in DTYPE_NAMES:
+            found.append(f"dtype ('{self.dtype}') must be one of {', '.join(DTYPE_NAMES)}")
         if self.convert not in (None, "gqa", "mqa", "mla"):
             found.append(f"convert ('{self.convert}') must be null, gqa, mqa or mla")
         for key, conversion in (

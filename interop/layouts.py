@@ -13,13 +13,14 @@ from torch import Tensor
 
 from interop import deepseek, gpt2, llama
 from interop.errors import InteropError
+from interop.settings import DTYPE_NAMES
 from interop.stock_config import as_transformers_reads, require, require_sizes
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT, check
 
-DTYPES = {dtype: getattr(torch, dtype) for dtype in ("float32", "bfloat16", "float16")}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 """What weights can be written in."""
 _READABLE = (*DTYPES.values(), torch.float64)
 _FAMILIES = {

@@ -213,8 +213,8 @@ def _quality(config: GPTConfig, prepared: PreparedData, origin: Origin) -> str:
     perplexity, bits = (summary.get(f"validation_{key}") for key in ("perplexity", "bits_per_byte"))
     if origin.conversion or perplexity is None or bits is None:
         return (
-            "Not measured as it is here. `python eval_model.py hf=path/to/this/folder` of kvlab "
-            "measures it."
+            "Not measured as it is here. `python eval_model.py hf=path/to/this/folder "
+            f"data_folder=data/prepared/{prepared.folder.name}` of kvlab measures it."
         )
     context = origin.recorded.get("eval.context") or config.max_position_embeddings
     stride = origin.recorded.get("eval.stride") or context

@@ -56,7 +56,11 @@ def _divide(numerator: int, denominator: int) -> int:
 
 def _name_or(folder: str | None, otherwise: str) -> str:
     """Name a run in YAML's `${name_or:folder,otherwise}` after a folder, if there is one."""
-    return otherwise if folder is None else Path(folder).expanduser().resolve().name
+    if folder is None:
+        return otherwise
+    # Only what a run may be called.
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", Path(folder).expanduser().resolve().name)
+    return name.strip("-.") or otherwise
 
 
 def _root_folder(name: str, default: str | None = None) -> str:

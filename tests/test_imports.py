@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "evaluation": {"guards", "modeling", "data", "tracking"},
     "training": {"guards", "modeling", "data", "tracking", "evaluation"},
     "interop": {"guards", "modeling", "data", "tracking"},
-    "run_config": {"modeling", "data", "tracking", "evaluation", "training"},
+    "run_config": {"modeling", "data", "tracking", "evaluation", "training", "interop"},
     "launch": {*PACKAGES, "run_config"},
 }
 # An entry point, though it lives in a package: `python -m data.prepare`.

@@ -20,6 +20,8 @@ from data.tokenizer import build_tokenizer, save_tokenizer
 from evaluation.perplexity import score
 from interop.errors import InteropError
 from interop.initial import initial_model, require_same_tokenizer, sha256_of_model
+from launch.compose import composed
+from launch.errors import ConfigError
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from run_config import TrainConfig
@@ -201,3 +203,45 @@ def test_widths_are_not_changed_of_a_model_that_is_there():
     config = TrainConfig(run_name="a", runs_dir="b", init_from="c", match="cache")
     (problem,) = config.problems()
     assert "match=cache changes widths, which init_from decides" in problem
+
+
+def begun_with(llama, tmp_path, **changes):
+    import train_model
+
+    config = TrainConfig(run_name="a", runs_dir=str(tmp_path), init_from=str(llama), model=ASKED)
+    return train_model._begun_with(llama, dataclasses.replace(config, **changes))
+
+
+def test_another_model_than_the_recorded_one_is_refused(llama, tmp_path):
+    config, _ = begun_with(llama, tmp_path)
+    assert config.init_sha256 == sha256_of_model(llama)
+    assert begun_with(llama, tmp_path, init_sha256=config.init_sha256)[0] == config
+    with pytest.raises(ConfigError, match=r"holds another model than init_sha256 \(0+\) says"):
+        begun_with(llama, tmp_path, init_sha256="0" * 64)
+
+
+def test_weights_that_change_before_they_are_read_are_refused(llama, tmp_path):
+    folder = tmp_path / "models" / "tiny-llama"
+    shutil.copytree(llama, folder)
+    _, weights = begun_with(folder, tmp_path)
+    assert weights().keys() == initial_model(llama, ASKED).weights.keys()
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    with pytest.raises(ConfigError, match="has changed since this command began"):
+        weights()
+
+
+@pytest.mark.slow
+def test_data_that_the_folder_does_not_know_is_not_trained_on(train, llama):
+    done = train(f"init_from={llama}", "tokenizer=bytes")
+    assert done.returncode == 2
+    assert "are not those of the model in" in done.stderr
+    assert f"set tokenizer=pretrained tokenizer.path={llama}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("exports/mla", "mla"), ("a b (c)", "a-b-c"), (".hidden", "hidden"), ("/", "mha-nano")],
+)
+def test_a_run_is_called_after_the_folder(folder, name):
+    config = composed("train", [f"init_from='{folder}'", "data=local"])
+    assert config.run_name == f"{name}-local-seed0"
