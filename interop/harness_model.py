@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Tokens = Sequence[int]
 MAX_NEW_TOKENS = 256
 """Where a task names no `max_gen_toks`, as in HFLM."""
+_TOP_K = 50
+"""Where a task samples and names no `top_k`, as in transformers, and so in HFLM."""
 
 
 class TokenScorer:
@@ -34,7 +36,8 @@ class TokenScorer:
 
     Args:
         model: In evaluation mode.
-        batch_size: Sequences computed together; does not change the result.
+        batch_size: Sequences computed together, but for what is sampled; does not change the
+            result.
     """
 
     def __init__(self, model: GPT, batch_size: int) -> None:
@@ -66,7 +69,7 @@ class TokenScorer:
             self.num_cut += len(whole) > self.context + 1
             inputs.setdefault(whole[-(self.context + 1) : -1], []).append(index)
         found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-        for batch in self._batches(inputs, len):
+        for batch in self._batches(inputs, len, self._batch_size):
             tokens = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)
             for row, window in enumerate(batch):
                 tokens[row, : len(window)] = torch.tensor(window)  # causal: zeros behind are unseen
@@ -103,10 +106,12 @@ class TokenScorer:
         room = self.context - max_new_tokens
         self.num_cut += sum(len(prompt) > room for prompt in prompts)
         found: list[list[int]] = [[] for _ in prompts]
-        for batch in self._batches(range(len(prompts)), lambda index: len(prompts[index])):
+        # What is drawn for one may not depend on what is computed with it.
+        together = 1 if settings.temperature > 0 else self._batch_size
+        for batch in self._batches(range(len(prompts)), lambda i: len(prompts[i]), together):
             rows = left_pad([prompts[index][-room:] for index in batch], self._device)
             open_rows = set(range(len(batch)))
-            # A request that a task repeats may be in another batch.
+            # A request that a task repeats gets another text.
             drawn = dataclasses.replace(settings, seed=settings.seed + batch[0])
             for chosen in generate(self._model, rows, max_new_tokens, drawn, stop_token):
                 for row, token in enumerate(chosen.tolist()):
@@ -124,11 +129,12 @@ class TokenScorer:
     def _device(self) -> torch.device:
         return self._model.embed_tokens.weight.device
 
-    def _batches(self, items: Any, length: Callable[[Any], int]) -> Iterator[list[Any]]:
+    @staticmethod
+    def _batches(items: Any, length: Callable[[Any], int], size: int) -> Iterator[list[Any]]:
         """Yield batches of items of like length, the longest first: memory runs out at once."""
         ordered = sorted(items, key=length, reverse=True)
-        for start in range(0, len(ordered), self._batch_size):
-            yield ordered[start : start + self._batch_size]
+        for start in range(0, len(ordered), size):
+            yield ordered[start : start + size]
 
 
 def _score(log_probabilities: Tensor, continuation: Tokens) -> tuple[float, bool]:
@@ -146,7 +152,8 @@ def language_model(
         model: In evaluation mode.
         tokenizer: Of its training; text that looks like a special token is encoded as text.
         end_of_document_id: What a text without context is scored after, and what ends a text.
-        batch_size: Sequences computed together; does not change the result.
+        batch_size: Sequences computed together, but for what is sampled; does not change the
+            result.
     """
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
@@ -243,20 +250,21 @@ def language_model(
 
 
 def _sampling(options: dict[str, Any]) -> SamplingSettings:
-    """Return what a task's `generation_kwargs` say of how tokens are chosen.
+    """Return what a task's `generation_kwargs`, normalised, say of how tokens are chosen.
 
     Raises:
         InteropError: If they ask for what kvlab's sampler does not have, or for nonsense.
     """
+    del options["do_sample"]  # the temperature is 0 then
     temperature = float(options.pop("temperature", 0.0))
-    temperature = temperature if options.pop("do_sample") else 0.0
-    given = {key: options.pop(key, None) for key in ("top_k", "top_p")}
+    top_k, top_p = options.pop("top_k", None), options.pop("top_p", None)
+    top_k = _TOP_K if top_k is None else top_k or None  # 0 keeps all
     if options:
         raise InteropError(
             f"generation_kwargs.{', '.join(options)}: kvlab's sampler has do_sample, temperature, "
             "top_k and top_p; leave the task out of eval.tasks"
         )
-    settings = SamplingSettings(temperature, given["top_k"], given["top_p"] or 1.0)
+    settings = SamplingSettings(temperature, top_k, 1.0 if top_p is None else top_p)
     if problems := settings.problems():
         raise InteropError(f"generation_kwargs: {'; '.join(problems)}")
     return settings

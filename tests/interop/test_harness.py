@@ -159,11 +159,48 @@ def test_texts_are_continued_until_a_stop(gpt, tokenizer):
 
 def test_repeated_samples_differ_and_come_again(gpt, tokenizer):
     options = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 8, "until": []}
+    several = requests(*[("def f", options)] * 5, ("a longer beginning", options))
+    found = language_model(gpt, tokenizer, END, 1).generate_until(several)
+    assert len(set(found)) == 6
+    for batch_size in (1, 2, 4):
+        assert language_model(gpt, tokenizer, END, batch_size).generate_until(several) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"do_sample": True, "temperature": 0.7}, SamplingSettings(0.7, 50, 1.0)),
+        ({"temperature": 0.7, "top_k": 0}, SamplingSettings(0.7, None, 1.0)),
+        ({"temperature": 0.7, "top_k": 3, "top_p": 0.5}, SamplingSettings(0.7, 3, 0.5)),
+        ({"do_sample": False, "temperature": 0.7}, SamplingSettings(0.0, 50, 1.0)),
+        ({}, SamplingSettings(0.0, 50, 1.0)),
+    ],
+)
+def test_tokens_are_chosen_as_transformers_would(gpt, tokenizer, monkeypatch, options, expected):
+    asked, seen = language_model(gpt, tokenizer, END, 2), []
+
+    def continuations(prompts, max_new_tokens, settings, *rest):
+        seen.append(settings)
+        return [[] for _ in prompts]
+
+    monkeypatch.setattr(asked.scorer, "continuations", continuations)
+    asked.generate_until(requests(("a", options | {"max_gen_toks": 4, "until": []})))
+    assert seen == [expected]
+
+
+def test_a_text_ends_where_it_spells_the_token_that_ends_a_document(gpt, tokenizer, monkeypatch):
     asked = language_model(gpt, tokenizer, END, 2)
-    several = requests(*[("def f", options)] * 5)
-    found = asked.generate_until(several)
-    assert len(set(found)) == 5
-    assert asked.generate_until(several) == found
+    spelled = asked.tok_encode("ab<|endoftext|>cd")
+    assert END not in spelled
+    ends = []
+
+    def continuations(prompts, max_new_tokens, settings, stop_token, is_done):
+        ends.extend(is_done(spelled[:count]) for count in range(len(spelled)))
+        return [spelled]
+
+    monkeypatch.setattr(asked.scorer, "continuations", continuations)
+    assert asked.generate_until(requests(("a", {"max_gen_toks": 4, "until": []}))) == ["ab"]
+    assert ends.index(True) == len("ab<|endoftext|>")
 
 
 @pytest.mark.parametrize(
