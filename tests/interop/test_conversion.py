@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import interop.convert
 from interop.convert import Conversion, Projections, convert, factorise
 from interop.errors import InteropError
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig, base
@@ -156,6 +157,77 @@ def test_keys_and_values_count_alike_and_each_dimension_by_what_it_does():
     keys, values = targets.view(2, -1)
     assert keys.sum() == pytest.approx(float(values.sum()), rel=1e-9)
     assert keys.view(4, D)[:, 2].sum() > 0.99 * keys.sum()
+
+
+def loud_queries_and_outputs(g):
+    """Query heads and outputs of very different size, and in other dimensions each."""
+    source = module_of(grouped(g))
+    source.q_proj.weight.data *= torch.linspace(0.1, 5, H * D).double()[:, None].roll(7, 0)
+    source.o_proj.weight.data *= torch.linspace(0.1, 5, H * D).double().roll(11)
+    return source
+
+
+def energies(source, x):
+    """E[(q x)^2] of each dimension of each query head, one by one: [h][d]."""
+    rows = x.flatten(0, 1)
+    found = [float((rows @ row).square().mean()) for row in source.q_proj.weight.data]
+    return [found[head * D : (head + 1) * D] for head in range(H)]
+
+
+def test_a_dimension_of_a_group_counts_by_the_queries_and_outputs_of_that_group():
+    g, x = 2, inputs()
+    source = loud_queries_and_outputs(g)
+    factors = factorise(projections_of(source), source.config, latent(8, 2), moment(x), 8)
+    keys, values = factors.scales.square().view(2, g, D)
+    by_head, outputs = energies(source, x), source.o_proj.weight.data.square().sum(0).view(H, D)
+    for found, counts in ((keys, by_head), (values, outputs.tolist())):
+        expected = torch.tensor(
+            [[(counts[2 * n][d] + counts[2 * n + 1][d]) / 2 for d in range(D)] for n in range(g)],
+            dtype=torch.float64,
+        )
+        torch.testing.assert_close(found / found.sum(), expected / expected.sum(), **EXACT)
+
+
+def test_the_shared_key_is_the_best_for_the_groups_by_how_much_their_queries_count():
+    g, x, context = 2, inputs(), 8
+    source = loud_queries_and_outputs(g)
+    factors = factorise(projections_of(source), source.config, latent(8, 4), moment(x), context)
+    left = (factors.targets / factors.scales[:, None])[: g * D].view(g, D, M)
+    rows, by_head = x.flatten(0, 1), energies(source, x)
+    for pair in (0, 1):
+        one, other = pair, pair + D // 2
+        counts = [
+            sum(by_head[2 * n + head][d] for head in (0, 1) for d in (one, other)) / 2
+            for n in range(g)
+        ]
+        key = source.k_proj.weight.data.view(g, D, M)
+        keys = torch.stack(
+            [
+                count**0.5 * torch.complex(rows @ some[one], rows @ some[other])
+                for count, some in zip(counts, key, strict=True)
+            ]
+        )
+        cosines = [math.cos(50.0 ** (-2 * pair / D) * n) / (1 + n) for n in range(context)]
+        cosine = sum(cosines) / sum(1 / (1 + n) for n in range(context))
+        lost = sum(
+            count * ((rows @ some[one]).square() + (rows @ some[other]).square()).sum()
+            for count, some in zip(counts, left, strict=True)
+        )
+        # Eckart and Young: one complex key loses the other singular value.
+        least = float(torch.linalg.svdvals(keys)[1] ** 2)
+        assert float(lost) / cosine**2 == pytest.approx(least, rel=1e-9)
+
+
+def test_a_mean_over_distances_is_over_the_context_of_the_model(monkeypatch):
+    contexts = []
+
+    def spy(projections, now, target, second_moment, context):
+        contexts.append(context)
+        return factorise(projections, now, target, second_moment, context)
+
+    monkeypatch.setattr(interop.convert, "factorise", spy)
+    converted(gpt(), "mla")
+    assert contexts == [16, 16]
 
 
 def test_what_a_rotation_does_on_average_takes_its_place():
