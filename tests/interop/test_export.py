@@ -18,6 +18,9 @@ import export_model
 import interop.deepseek
 import interop.export
 import run_config
+from data.pipeline import prepare
+from data.settings import DataSettings, TokenizerSettings
+from interop.convert import Conversion, convert
 from interop.errors import ExportMismatch, InteropError
 from interop.folders import read_stock, tokenizer_sha256
 from interop.layouts import to_stock
@@ -123,7 +126,7 @@ def test_an_exported_run_is_the_model_of_transformers_that_computes_the_same(
     with torch.no_grad():
         expected = model(tokens)
         torch.testing.assert_close(stock(tokens).logits, expected, rtol=1e-4, atol=1e-3)
-    assert tokenizer_sha256(out) == prepared.tokenizer_sha256
+    assert tokenizer_sha256(out, "out") == prepared.tokenizer_sha256
 
 
 def test_written_weights_are_rounded_and_compared_as_such(write_run, export, tmp_path):
@@ -414,7 +417,7 @@ def test_licences_are_those_of_the_documentation():
 def test_a_folder_of_transformers_is_written_again_and_converted(
     write_run, export, prepared, tmp_path
 ):
-    write_run(config_of("mha"))
+    model = write_run(config_of("mha"))
     first = export()
     other = {"run": None, "hf": str(first), "data_folder": str(prepared.folder)}
     again = export(**other, out=str(tmp_path / "again"))
@@ -428,9 +431,31 @@ def test_a_folder_of_transformers_is_written_again_and_converted(
         out=str(tmp_path / "latent"), convert="mla", kv_lora_rank=16, calibration_tokens=96
     )
     assert read_stock(latent).config["kv_lora_rank"] == 16
+    # Two windows of 48 tokens from all over the training split.
+    stream = prepared.stream("train")
+    second = len(stream) // 48 // 2 * 48
+    windows = [torch.from_numpy(stream.window(start, 48)) for start in (0, second)]
+    asked = Conversion("mla", kv_lora_rank=16)
+    expected = convert(model.config, model.state_dict(), asked, torch.stack(windows))
+    written = read_stock(latent).weights
+    assert all(torch.equal(to_stock(*expected).weights[name], written[name]) for name in written)
     card = (latent / "README.md").read_text()
     assert "`converted to mla` after the training" in card
     assert "298.9" not in card
+
+
+def test_a_folder_is_not_written_with_data_that_it_does_not_know(
+    write_run, export, corpus_folder, tmp_path
+):
+    write_run(config_of("mha"))
+    data = DataSettings(
+        "tiny", "local", path=str(corpus_folder), prepared_dir=str(tmp_path / "prepared")
+    )
+    other = prepare(data, TokenizerSettings(name="bytes", kind="bytes"), lambda _: None)
+    given = {"run": None, "hf": str(export()), "data_folder": str(other.folder)}
+    with pytest.raises(InteropError, match=r"are not those of the model in .*name data in"):
+        export(**given, out=str(tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 @pytest.mark.slow  # imports transformers
 def test_the_hash_of_a_tokenizer_is_that_of_the_data_it_made(prepared, tmp_path):
-    assert tokenizer_sha256(prepared.folder / "tokenizer") == prepared.tokenizer_sha256
+    assert tokenizer_sha256(prepared.folder / "tokenizer", "hf") == prepared.tokenizer_sha256
     other = build_tokenizer(TokenizerSettings(name="bytes", kind="bytes"), [])
     save_tokenizer(other.tokenizer, other.end_of_document, tmp_path)
-    assert tokenizer_sha256(tmp_path) != prepared.tokenizer_sha256
+    assert tokenizer_sha256(tmp_path, "hf") != prepared.tokenizer_sha256
