@@ -159,9 +159,9 @@ def test_keys_and_values_count_alike_and_each_dimension_by_what_it_does():
     assert keys.view(4, D)[:, 2].sum() > 0.99 * keys.sum()
 
 
-def loud_queries_and_outputs(g):
+def loud_queries_and_outputs(g, **changes):
     """Query heads and outputs of very different size, and in other dimensions each."""
-    source = module_of(grouped(g))
+    source = module_of(grouped(g, **changes))
     source.q_proj.weight.data *= torch.linspace(0.1, 5, H * D).double()[:, None].roll(7, 0)
     source.o_proj.weight.data *= torch.linspace(0.1, 5, H * D).double().roll(11)
     return source
@@ -188,14 +188,16 @@ def test_a_dimension_of_a_group_counts_by_the_queries_and_outputs_of_that_group(
         torch.testing.assert_close(found / found.sum(), expected / expected.sum(), **EXACT)
 
 
-def test_the_shared_key_is_the_best_for_the_groups_by_how_much_their_queries_count():
+@pytest.mark.parametrize("rotated", [D, 4])
+def test_the_shared_key_is_the_best_for_the_groups_by_how_much_their_queries_count(rotated):
     g, x, context = 2, inputs(), 8
-    source = loud_queries_and_outputs(g)
+    source = loud_queries_and_outputs(g, qk_rope_head_dim=rotated)
     factors = factorise(projections_of(source), source.config, latent(8, 4), moment(x), context)
     left = (factors.targets / factors.scales[:, None])[: g * D].view(g, D, M)
     rows, by_head = x.flatten(0, 1), energies(source, x)
     for pair in (0, 1):
-        one, other = pair, pair + D // 2
+        one = D - rotated + pair
+        other = one + rotated // 2
         counts = [
             sum(by_head[2 * n + head][d] for head in (0, 1) for d in (one, other)) / 2
             for n in range(g)
@@ -207,7 +209,7 @@ def test_the_shared_key_is_the_best_for_the_groups_by_how_much_their_queries_cou
                 for count, some in zip(counts, key, strict=True)
             ]
         )
-        cosines = [math.cos(50.0 ** (-2 * pair / D) * n) / (1 + n) for n in range(context)]
+        cosines = [math.cos(50.0 ** (-2 * pair / rotated) * n) / (1 + n) for n in range(context)]
         cosine = sum(cosines) / sum(1 / (1 + n) for n in range(context))
         lost = sum(
             count * ((rows @ some[one]).square() + (rows @ some[other]).square()).sum()
