@@ -255,10 +255,11 @@ def _sampling(options: dict[str, Any]) -> SamplingSettings:
     Raises:
         InteropError: If they ask for what kvlab's sampler does not have, or for nonsense.
     """
-    del options["do_sample"]  # the temperature is 0 then
     temperature = float(options.pop("temperature", 0.0))
-    top_k, top_p = options.pop("top_k", None), options.pop("top_p", None)
-    top_k = _TOP_K if top_k is None else top_k or None  # 0 keeps all
+    # The harness has set it to 0 for `false` alone; transformers takes 0 for that, too.
+    temperature = temperature if options.pop("do_sample") else 0.0
+    top_k = options.pop("top_k", _TOP_K) or None  # 0 and null keep all
+    top_p = options.pop("top_p", None)
     if options:
         raise InteropError(
             f"generation_kwargs.{', '.join(options)}: kvlab's sampler has do_sample, temperature, "

@@ -171,8 +171,11 @@ def test_repeated_samples_differ_and_come_again(gpt, tokenizer):
     [
         ({"do_sample": True, "temperature": 0.7}, SamplingSettings(0.7, 50, 1.0)),
         ({"temperature": 0.7, "top_k": 0}, SamplingSettings(0.7, None, 1.0)),
+        ({"temperature": 0.7, "top_k": None, "top_p": None}, SamplingSettings(0.7, None, 1.0)),
         ({"temperature": 0.7, "top_k": 3, "top_p": 0.5}, SamplingSettings(0.7, 3, 0.5)),
         ({"do_sample": False, "temperature": 0.7}, SamplingSettings(0.0, 50, 1.0)),
+        ({"do_sample": 0, "temperature": 0.7}, SamplingSettings(0.0, 50, 1.0)),
+        ({"do_sample": True}, SamplingSettings(0.0, 50, 1.0)),
         ({}, SamplingSettings(0.0, 50, 1.0)),
     ],
 )

@@ -124,6 +124,44 @@ def test_a_model_of_transformers_answers_the_same(folder, tmp_path, name):
         assert len(set(expected)) > 3
 
 
+def test_what_is_drawn_is_as_likely_as_in_the_harness(folder, tmp_path, monkeypatch):
+    exported = shutil.copytree(folder, tmp_path / "exported")
+    # As export_model.py writes it.
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    (exported / "generation_config.json").write_text(json.dumps(ends | {"do_sample": False}))
+    gpt = build(folder, "gqa", torch.float32)
+    stock = stock_of(gpt, exported, tmp_path / "stock")
+    drawn = []
+    multinomial = torch.multinomial
+
+    def spy(probabilities, *arguments, **settings):
+        drawn.append(probabilities.double())
+        return multinomial(probabilities, *arguments, **settings)
+
+    monkeypatch.setattr(torch, "multinomial", spy)
+
+    def kept(options):
+        """How likely each token is that may come first; none where nothing is drawn."""
+        asked = requests([("def f", {"until": [], "max_gen_toks": 1} | options)])
+        both = []
+        for some in (theirs(stock, folder), ours(gpt, folder, 2)):
+            drawn.clear()
+            some.generate_until(asked, disable_tqdm=True)
+            both.append(drawn[0] if drawn else torch.zeros(1, 1))
+        # As of the likelihoods; a temperature below 1 enlarges them.
+        torch.testing.assert_close(*both, rtol=1e-4, atol=1e-9, check_dtype=False)
+        return int((both[0] > 0).sum())
+
+    size = gpt.config.vocab_size
+    assert kept({"do_sample": True, "temperature": 0.7}) == 50 < size
+    assert kept({"temperature": 2.0, "top_k": 0}) == size
+    assert kept({"temperature": 2.0, "top_k": None, "top_p": None}) == size
+    assert kept({"temperature": 2.0, "top_k": 20, "top_p": 1.0}) == 20
+    assert 1 < kept({"temperature": 2.0, "top_p": 0.5}) < 50
+    assert kept({"do_sample": 0, "temperature": 0.7}) == 0
+    assert kept({}) == 0
+
+
 def test_tasks_have_the_same_results(folder, tmp_path, monkeypatch):
     import datasets
     from transformers import AutoTokenizer
