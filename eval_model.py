@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from modeling.gpt import GPT
 
 
+# What a library raises on a folder that it does not understand.
+_OF_LIBRARIES = (
+    *(ArithmeticError, AttributeError, ImportError, LookupError),
+    *(MemoryError, RuntimeError, TypeError, ValueError),
+)
+
+
 def main(config: run_config.EvalConfig) -> None:
     """Evaluate the runs that the configuration chooses, print the tables, write the report."""
     from evaluation.comparison import require_baseline
@@ -195,7 +202,7 @@ def _evaluate_outside(
         try:
             some = _evaluate_one_outside(config, source, texts, device, tasks)
         # Whatever a foreign folder makes a library raise must not lose what was scored before.
-        except (*USER_ERRORS, ArithmeticError, ImportError, *_OF_LIBRARIES) as error:
+        except (*USER_ERRORS, *_OF_LIBRARIES) as error:
             reason = " ".join(f"{source.label}: {error or type(error).__name__}".split())
             if not runs and len(outside) == 1:
                 raise ConfigError(reason) from error
@@ -208,9 +215,6 @@ def _evaluate_outside(
     if not runs and not found:
         raise ConfigError("no model could be evaluated; see the lines above")
     return found
-
-
-_OF_LIBRARIES = (AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 def _evaluate_one_outside(

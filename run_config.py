@@ -27,8 +27,20 @@ def _name_problems(key: str, name: str | None) -> list[str]:
     return [f"{key} ('{name}') must be letters, digits, '.', '_' and '-', at most 100"]
 
 
+class _InAStudy:
+    """What reads or writes runs, which may be those of a study."""
+
+    runs_dir: str
+    study: str | None
+
+    @property
+    def runs_path(self) -> Path:
+        """The folder that a run's own is in: a study's runs have one for themselves."""
+        return Path(self.runs_dir, self.study or "")
+
+
 @dataclass
-class TrainConfig:
+class TrainConfig(_InAStudy):
     """Everything `train_model.py` reads."""
 
     run_name: str = "???"
@@ -50,11 +62,6 @@ class TrainConfig:
     eval: EvalSettings = field(default_factory=EvalSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
-
-    @property
-    def runs_path(self) -> Path:
-        """The folder that the run's own is in: a study's runs have one for themselves."""
-        return Path(self.runs_dir, self.study or "")
 
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
@@ -89,7 +96,7 @@ def _names(value: Any) -> list[str]:
 
 
 @dataclass
-class EvalConfig:
+class EvalConfig(_InAStudy):
     """Everything `eval_model.py` reads."""
 
     runs_dir: str = "???"
@@ -131,11 +138,6 @@ class EvalConfig:
         elif self.data_folder is not None and not self.outside():
             found.append("data_folder needs hf=..., the models that are scored on it")
         return found
-
-    @property
-    def runs_path(self) -> Path:
-        """The folder of the runs: a study has one for itself."""
-        return Path(self.runs_dir, self.study or "")
 
     @property
     def name_of_report(self) -> str:
@@ -192,7 +194,7 @@ class PrepareConfig:
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(_InAStudy):
     """Everything `export_model.py` reads."""
 
     runs_dir: str = "???"
@@ -236,11 +238,6 @@ class ExportConfig:
             if value is not None and value < least:
                 found.append(f"{key} ({value}) must be at least {least}")
         return found
-
-    @property
-    def runs_path(self) -> Path:
-        """The folder of the runs: a study has one for itself."""
-        return Path(self.runs_dir, self.study or "")
 
     @property
     def out_path(self) -> Path:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -25,7 +24,7 @@ from modeling.kv_cache import cache_dtype_of
 from tracking.checkpoints import CheckpointStore, same_version
 from tracking.configuration import PASSES, flat, read_configuration, sequences_per_step
 from tracking.metrics import read_metrics
-from tracking.run_folder import RunFolder, list_finished_runs
+from tracking.run_folder import RunFolder, list_finished_runs, without_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -444,7 +443,7 @@ def _beginning(folder: Any) -> str:
     """
     if folder is None:
         return "random weights"
-    return re.sub(r"[-_.,+=]?seed\d+(?![A-Za-z0-9])", "", Path(str(folder)).name) or "a folder"
+    return without_seed(Path(str(folder)).name) or "a folder"
 
 
 def _curve(run: RunFolder) -> dict[str, list[float]]:

@@ -122,9 +122,10 @@ def _fetch(path: str, revision: str | None) -> tuple[Path, str]:
         try:
             folder = _snapshot(path, revision or "main")
         except Exception as error:
-            raise InteropError(
-                f"{_KEY} ({path!r}): the local cache does not have it whole (HF_HUB_OFFLINE=1); "
-                f"fetch it with a network first, or {_ALTERNATIVE}"
+            raise _refusal(
+                path,
+                "the local cache does not have it whole (HF_HUB_OFFLINE=1); fetch it with a "
+                f"network first, or {_ALTERNATIVE}",
             ) from error
         # The layout of the cache is documented: snapshots/COMMIT.
         return folder, folder.name
@@ -140,6 +141,11 @@ def _snapshot(path: str, revision: str) -> Path:
     return Path(snapshot_download(path, revision=revision, allow_patterns=list(_HUB_FILES)))
 
 
+def _refusal(name: str, why: str) -> InteropError:
+    """Return what to raise about a model, by the name that it was given by."""
+    return InteropError(f"{_KEY} ({name!r}): {why}")
+
+
 @contextlib.contextmanager
 def _told_in_one_line(name: str) -> Iterator[None]:
     """Turn what the libraries raise about a foreign folder into one line."""
@@ -151,7 +157,7 @@ def _told_in_one_line(name: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise InteropError(f"{_KEY} ({name!r}): {' '.join(explain(error).split())}") from error
+        raise _refusal(name, " ".join(explain(error).split())) from error
 
 
 def _config(name: str, folder: Path) -> Any:
@@ -162,21 +168,22 @@ def _config(name: str, folder: Path) -> Any:
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-    def refuse(why: str) -> InteropError:
-        return InteropError(f"{_KEY} ({name!r}): {why}")
-
     if (folder / "adapter_config.json").exists():
-        raise refuse("this is an adapter, not a model; merge it into its model first")
+        raise _refusal(name, "this is an adapter, not a model; merge it into its model first")
     try:
         written = read_config(folder)
         weight_files(folder)  # transformers would follow an index out of the folder
     except InteropError as error:
-        raise refuse(str(error)) from error
+        raise _refusal(name, str(error)) from error
     if "quantization_config" in written:
-        raise refuse("its weights are quantised, and the protocol's are float32; take another")
+        raise _refusal(
+            name, "its weights are quantised, and the protocol's are float32; take another"
+        )
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise refuse(f"transformers has no causal language model of the kind {config.model_type!r}")
+        raise _refusal(
+            name, f"transformers has no causal language model of the kind {config.model_type!r}"
+        )
     # Either may name a kernel on the Hub, which is code.
     config._attn_implementation = config._experts_implementation = None
     return config
@@ -187,9 +194,7 @@ def _tokenizer(name: str, folder: Path) -> "tuple[Tokenizer, str, str]":
     with _told_in_one_line(name):
         built = load_pretrained(str(folder), _KEY)
     if built.tokenizer.token_to_id(built.end_of_document) is None:
-        raise InteropError(
-            f"{_KEY} ({name!r}): its eos_token {built.end_of_document!r} is not in the vocabulary"
-        )
+        raise _refusal(name, f"its eos_token {built.end_of_document!r} is not in the vocabulary")
     # Otherwise a document could contain its own end.
     built.tokenizer.encode_special_tokens = True
     return built.tokenizer, built.end_of_document, sha256_of_tokenizer(built.tokenizer)
@@ -213,9 +218,9 @@ def load_into_kvlab(
         try:
             config, weights = from_stock(stock.config, stock.weights)
         except InteropError as error:
-            raise InteropError(
-                f"{_KEY} ({found.described!r}): {error}; hf_modules=transformers measures it all "
-                "the same"
+            raise _refusal(
+                found.described,
+                f"{error}; hf_modules=transformers measures it all the same",
             ) from error
         if decode_path is not None:
             config.attention = config.attention | {"decode_path": decode_path}
@@ -248,20 +253,22 @@ def load(found: HuggingFaceModel, device: torch.device) -> "TransformersModel":
         loaded, info = whole
         if mismatched := sorted(info["mismatched_keys"]):
             key, theirs, wanted = mismatched[0]
-            raise InteropError(
-                f"{_KEY} ({found.described!r}): its weights have {key} as {list(theirs)}, and "
-                f"{type(loaded).__name__} as config.json describes it needs {list(wanted)}"
+            raise _refusal(
+                found.described,
+                f"its weights have {key} as {list(theirs)}, and {type(loaded).__name__} as "
+                f"config.json describes it needs {list(wanted)}",
             )
         if missing := sorted(info["missing_keys"]):
-            raise InteropError(
-                f"{_KEY} ({found.described!r}): its weights lack {missing[0]} and "
-                f"{len(missing) - 1} others of {type(loaded).__name__}; this is not a whole causal "
-                "language model"
+            raise _refusal(
+                found.described,
+                f"its weights lack {missing[0]} and {len(missing) - 1} others of "
+                f"{type(loaded).__name__}; this is not a whole causal language model",
             )
         if surplus := sorted(set(info["unexpected_keys"]) - _masks(info["unexpected_keys"])):
-            raise InteropError(
-                f"{_KEY} ({found.described!r}): {surplus[0]} and {len(surplus) - 1} others of its "
-                f"weights have no place in {type(loaded).__name__} as config.json describes it"
+            raise _refusal(
+                found.described,
+                f"{surplus[0]} and {len(surplus) - 1} others of its weights have no place in "
+                f"{type(loaded).__name__} as config.json describes it",
             )
         # How a folder wishes to be sampled from is no part of what is measured, and may name code.
         loaded.generation_config = GenerationConfig()
@@ -284,9 +291,10 @@ def _require_vocabulary(found: HuggingFaceModel, vocab_size: int) -> None:
     """
     largest = max(found.tokenizer.get_vocab(with_added_tokens=True).values())
     if largest >= vocab_size:
-        raise InteropError(
-            f"{_KEY} ({found.described!r}): its tokenizer has the id {largest}, and the model "
-            f"only {vocab_size}; they do not belong together"
+        raise _refusal(
+            found.described,
+            f"its tokenizer has the id {largest}, and the model only {vocab_size}; they do not "
+            "belong together",
         )
 
 
@@ -343,14 +351,16 @@ class TransformersModel:
         with torch.no_grad():
             one, two = (self._forward(t, use_cache=False).logits[:, :-1] for t in (tokens, other))
         if not one.isfinite().all():
-            raise InteropError(
-                f"{_KEY} ({name!r}): {type(self.model).__name__} gives logits that are not "
-                "finite; its weights are damaged"
+            raise _refusal(
+                name,
+                f"{type(self.model).__name__} gives logits that are not finite; its weights are "
+                "damaged",
             )
         if not torch.allclose(one, two, rtol=1e-3, atol=1e-3 * float(one.abs().max())):
-            raise InteropError(
-                f"{_KEY} ({name!r}): {type(self.model).__name__} predicts a token from later ones, "
-                "too; take a causal language model"
+            raise _refusal(
+                name,
+                f"{type(self.model).__name__} predicts a token from later ones, too; take a causal "
+                "language model",
             )
 
     @torch.no_grad()

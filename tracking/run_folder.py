@@ -40,6 +40,17 @@ _SUMMARY_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+def without_seed(name: str, seed: int | None = None) -> str:
+    """Return what runs of several seeds have in common: a name without its seed.
+
+    Args:
+        name: A run's, or that of a folder that one begins with.
+        seed: The one to leave out; any if not given.
+    """
+    number = r"\d+" if seed is None else str(seed)
+    return re.sub(rf"(^|[-_.,+=])seed{number}(?![A-Za-z0-9])", "", name)
+
+
 class RunFolder:
     """Paths and small files of `<runs_dir>/<run_name>`; constructing it creates nothing.
 

@@ -5,13 +5,13 @@ NLL at the end of a run, with seed 0, so that all seeds of a variant share the g
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tabulate import tabulate
 
+from tracking.run_folder import without_seed
 from training.errors import TrainingFailed
 
 GRID_FOLDER = "lr_grid"
@@ -34,8 +34,7 @@ def grid(learning_rate: float, factors: Sequence[float]) -> list[float]:
 
 def name_in_grid(run_name: str, seed: int, rate: float) -> str:
     """Return the name of a run of the grid: the run's own without its seed, and the rate."""
-    without_seed = re.sub(rf"(^|[-_.,+=])seed{seed}(?![A-Za-z0-9])", "", run_name)
-    return f"{without_seed}-lr{rate:.6g}".lstrip("-_.,+=")
+    return f"{without_seed(run_name, seed)}-lr{rate:.6g}".lstrip("-_.,+=")
 
 
 def choose(nlls: Mapping[float, float]) -> Choice:
