@@ -35,8 +35,7 @@ def _rows(rows: Any, name: str, settings: DataSettings) -> Iterator[Document]:
     texts = RowTexts(settings, f"{settings.path} {name}")
     try:
         for batch in _batches(rows, texts.columns, settings):
-            for text, where in texts.of_batch(batch):
-                yield Document(text, where)
+            yield from texts.of_batch(batch)
     except DataError:
         raise
     except Exception as error:

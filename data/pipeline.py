@@ -101,6 +101,9 @@ def _content(data: DataSettings) -> dict[str, Any]:
     for some in (settings, *settings["corpora"].values()):
         for key in _NOT_CONTENT:
             del some[key]
+        # Names of folders that were prepared before there was such a key stay what they are.
+        if some["source"] != "local":
+            del some["encoding"]
     return settings
 
 

@@ -1,11 +1,16 @@
 """Prepare, check or look at a corpus: python -m data.prepare [verify | inspect] data=wikitext2."""
 
+import sys
+from pathlib import Path
+
+# As `python data/prepare.py`, only this folder is searched for modules.
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import ensure_environment
 
 ensure_environment.ensure()
 
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 import launch.run  # noqa: E402

@@ -65,26 +65,21 @@ def python_identity(source: str) -> list[Any]:
     return [platform.python_version(), [[file[0], file[2]] for file in python_files(source)]]
 
 
-def _read_text(row: dict[str, str]) -> dict[str, str]:
+def _read_text(path: str) -> str:
     """Decode a file as Python does (PEP 263), with U+FFFD for what cannot be decoded."""
-    data = Path(row["path"]).read_bytes()
+    data = Path(path).read_bytes()
     encoding = "utf-8"
     # A file need not be valid Python: a declaration of an unknown encoding is none.
     with contextlib.suppress(SyntaxError):
         declared, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
         encoding = encoding if declared == "utf-8-sig" else declared
-    return {"text": data.decode(encoding, "replace")}
+    return data.decode(encoding, "replace")
 
 
 def _documents(files: list[PythonFile]) -> Iterator[Document]:
-    import datasets
-
-    table = {"relative": [file.relative for file in files], "path": [file.path for file in files]}
-    # Iterable, so that the text of all packages is never in memory at once.
-    rows = datasets.Dataset.from_dict(table).to_iterable_dataset().map(_read_text)
     try:
-        for row in rows:
-            yield Document(row["text"], row["relative"])
+        for file in files:
+            yield Document(_read_text(file.path), file.relative)
     except OSError as error:
         raise DataError(f"a file of Python's cannot be read ({error}); make it readable") from error
 

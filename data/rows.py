@@ -1,14 +1,37 @@
 """Rows of a table to texts, by column or by template."""
 
+import datetime
+import decimal
 import string
 from collections.abc import Iterator
 from typing import Any
 
 from data.errors import DataError
 from data.settings import DataSettings
+from data.sources import Document
 
 # Rows may be books: a thousand of half a megabyte would not be little memory.
 ROWS_AT_ONCE = 128
+
+
+class Written(str):
+    """A number as its file writes it, digit for digit; not a text."""
+
+    __slots__ = ()
+    kind = "float"
+
+
+class JsonInteger(Written):
+    """A whole number of a JSON file."""
+
+    __slots__ = ()
+    kind = "int"
+
+
+class JsonFloat(Written):
+    """Any other number of a JSON file."""
+
+    __slots__ = ()
 
 
 class RowTexts:
@@ -17,59 +40,82 @@ class RowTexts:
     Args:
         settings: Column, or template of columns.
         source: Where the rows are from, for messages: "FILE" or "DATASET split NAME".
-        column: Instead of the settings' choice, where a format has but one column.
     """
 
-    def __init__(self, settings: DataSettings, source: str, column: str | None = None) -> None:
+    def __init__(self, settings: DataSettings, source: str) -> None:
         self.num_rows = 0
         self._source = source
-        self._template = settings.text_template if column is None else None
+        self._template = settings.text_template
         if self._template is None:
-            self._pieces = [("", column or settings.text_column)]
+            self._pieces = [("", settings.text_column)]
         else:
             self._pieces = [
                 (literal, name or "")
                 for literal, name, _, _ in string.Formatter().parse(self._template)
             ]
-
-    @property
-    def columns(self) -> list[str]:
+        self.columns = list(dict.fromkeys(name for _, name in self._pieces if name))
         """The columns that are read."""
-        return list(dict.fromkeys(name for _, name in self._pieces if name))
 
-    def of_batch(self, batch: dict[str, list[Any]]) -> Iterator[tuple[str, str]]:
-        """Yield text and place of each row of a batch, column -> values.
+    def of_row(self, row: dict[str, Any]) -> Document:
+        """Return the text of the next row, column -> value.
 
         Raises:
             DataError: If a column is missing or a value is no text.
         """
+        self.num_rows += 1
+        where = f"{self._source} row {self.num_rows}"
         for column in self.columns:
-            if column not in batch:
+            if column not in row:
                 key = "data.text_template" if self._template else "data.text_column"
+                place = where if self.num_rows > 1 else self._source
                 raise DataError(
-                    f"{self._source} has no column {column!r}; its columns are "
-                    f"{', '.join(batch)}: set {key}"
+                    f"{place} has no column {column!r}; its columns are {', '.join(row)}: set {key}"
                 )
-        for row in range(len(batch[self.columns[0]])):
-            self.num_rows += 1
-            where = f"{self._source} row {self.num_rows}"
-            values = {column: batch[column][row] for column in self.columns}
-            for column, value in values.items():
-                problem = bad_text(value, allow_numbers=self._template is not None)
-                if problem:
-                    raise DataError(f"{where}: {column!r} {problem}; correct or remove it")
-            yield (
-                "".join(
-                    literal + (str(values[name]) if name else "") for literal, name in self._pieces
-                ),
-                where,
-            )
+            problem = bad_text(row[column], allow_numbers=self._template is not None)
+            if problem:
+                raise DataError(f"{where}: {column!r} {problem}; correct or remove it")
+        if self._template is None:
+            return Document(row[self.columns[0]], where)
+        text = "".join(
+            literal + (as_written(row[name]) if name else "") for literal, name in self._pieces
+        )
+        return Document(text, where)
+
+    def of_batch(self, batch: dict[str, list[Any]]) -> Iterator[Document]:
+        """Yield the texts of a batch of rows, column -> values.
+
+        Raises:
+            DataError: As `of_row`.
+        """
+        for row in zip(*batch.values(), strict=True):
+            yield self.of_row(dict(zip(batch, row, strict=True)))
 
 
 def bad_text(value: Any, *, allow_numbers: bool = False) -> str | None:
-    """Say what is wrong with a value of a text column; None if nothing."""
+    """Say what is wrong with a value of a text column; None if nothing.
+
+    Args:
+        value: Of a row.
+        allow_numbers: Take numbers, truth values, dates and times, too, as a template does.
+    """
     if value is None:
         return "is null"
-    if isinstance(value, str) or (allow_numbers and isinstance(value, int | float)):
+    if isinstance(value, Written):
+        return None if allow_numbers else f"is {value.kind}, not a string"
+    if isinstance(value, str):
+        return None
+    numbers = int | float | decimal.Decimal | datetime.date | datetime.time
+    if allow_numbers and isinstance(value, numbers):
         return None
     return f"is {type(value).__name__}, not a string"
+
+
+def as_written(value: Any) -> str:
+    """Write a value as its file does: true, 1, 2.50, 2021-03-01, 2021-03-01T12:00:00."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, decimal.Decimal):
+        return f"{value:f}"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return str(value)

@@ -1,5 +1,6 @@
 """Settings of the data and tokenizer groups: plain dataclasses that OmegaConf reads as schemas."""
 
+import codecs
 import re
 import string
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ MAX_WORKERS = 1024
 
 # A mixture leaves these to its corpora.
 _OF_ONE_CORPUS = (
-    *("train_split", "validation_split", "text_column", "text_template", "invalid_utf8"),
+    *("train_split", "validation_split", "text_column", "text_template", "encoding"),
+    "invalid_utf8",
     *("document_start", "count_line_ends_as_words", "validation_fraction", "max_train_tokens"),
 )
 
@@ -27,6 +29,24 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)
 def is_hub_name(path: str) -> bool:
     """Tell whether `path` can be a name on the Hub: "name" or "namespace/name"."""
     return _HUB_NAME.fullmatch(path) is not None
+
+
+def is_utf8(encoding: str) -> bool:
+    """Tell whether `encoding` is a name of UTF-8."""
+    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+
+
+def _encoding_problems(encoding: str) -> list[str]:
+    try:
+        # Of what is no text codec (hex, rot13, zlib), decoding says so, but not for no bytes.
+        bytes(4).decode(encoding, "replace")
+        codecs.getincrementaldecoder(encoding)
+    except (LookupError, ValueError):
+        return [
+            f"data.encoding ({encoding!r}) is no text encoding of Python's; examples are utf-8, "
+            "latin-1, cp1252, utf-16, gb18030, shift_jis"
+        ]
+    return []
 
 
 def _label_problems(key: str, value: str) -> list[str]:
@@ -56,8 +76,10 @@ class DataSettings:
         text_column: Column with the text (parquet, JSON, Hub).
         text_template: Text made of several columns instead: "{title}\n\n{text}"; {{ and }} are
             braces.
-        invalid_utf8: What becomes of bytes that are no UTF-8 in local .txt and JSON files: refuse,
-            or replace by U+FFFD.
+        encoding: What local text, JSON and CSV files are written in: a name of Python's such as
+            latin-1, cp1252 or utf-16. Bytes are counted as UTF-8 all the same.
+        invalid_utf8: What becomes of bytes that cannot be decoded in these files: refuse, or
+            replace by U+FFFD.
         document_start: Regular expression (`re.match`). Consecutive rows are joined into one
             document, one row a line, and a row that matches begins the next document.
             For .txt files a row is a line instead of the whole file.
@@ -87,6 +109,7 @@ class DataSettings:
     validation_split: str | None = "validation"
     text_column: str = "text"
     text_template: str | None = None
+    encoding: str = "utf-8"
     invalid_utf8: str = "refuse"
     document_start: str | None = None
     count_line_ends_as_words: bool = False
@@ -129,6 +152,7 @@ class DataSettings:
                 )
         if self.text_template is not None:
             found += _template_problems(self.text_template)
+        found += _encoding_problems(self.encoding)
         if self.invalid_utf8 not in INVALID_UTF8:
             found.append(
                 f"data.invalid_utf8 ({self.invalid_utf8!r}) must be {' or '.join(INVALID_UTF8)}"
@@ -170,6 +194,8 @@ class DataSettings:
                 )
         elif self.path is not None:
             found.append(f"data.path ({self.path!r}) must be null: {self.source} finds its files")
+        if self.source != "local" and self.encoding != DataSettings.encoding:
+            found.append(f"data.encoding ({self.encoding!r}) applies to source local only")
         if self.source != "hub":
             for key, unset in (("config_name", None), ("revision", None), ("streaming", False)):
                 value = getattr(self, key)

@@ -10,6 +10,8 @@ from data.errors import DataError
 from data.settings import DataSettings
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+# Counted up when the same files are read as other text.
+_LOCAL_READER = 2
 
 
 class Document(NamedTuple):
@@ -104,17 +106,20 @@ def split_by_hash(key: bytes, validation_fraction: float) -> str:
     return VALIDATION if value < validation_fraction * 2**64 else TRAIN
 
 
-def join_rows(rows: Iterable[Document], document_start: str | None) -> Iterator[Document]:
-    """Join consecutive rows into documents, one row a line.
+def join_rows(
+    rows: Iterable[Document], document_start: str | None, line_end: str = "\n"
+) -> Iterator[Document]:
+    """Join consecutive rows into documents.
 
     Args:
         rows: Rows in order.
         document_start: Regular expression for `re.match`; a row that matches begins a document.
-            Blank rows before the first match belong to the first document. None: a row is a
-            document.
+            It sees every end of a line as a newline. Blank rows before the first match belong to
+            the first document. None: a row is a document.
+        line_end: What a row without a newline gets; '' where rows are the lines of a text.
 
     Yields:
-        Documents; each row of a joined one ends in a newline.
+        Documents.
     """
     if document_start is None:
         yield from rows
@@ -124,12 +129,13 @@ def join_rows(rows: Iterable[Document], document_start: str | None) -> Iterator[
     where = ""
     blank = True
     for text, row_where in rows:
-        if lines and not blank and starts.match(text):
+        seen = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+        if lines and not blank and starts.match(seen):
             yield Document("".join(lines), where)
             lines, blank = [], True
         if not lines:
             where = row_where
-        lines.append(text if text.endswith("\n") else text + "\n")
+        lines.append(text if text.endswith("\n") else text + line_end)
         blank = blank and not text.strip()
     if lines:
         yield Document("".join(lines), where)
@@ -201,12 +207,13 @@ def source_identity(settings: DataSettings) -> Any:
         DataError: If a local path does not exist or holds no usable file.
     """
     if settings.source == "local":
-        from data.local_source import find_files
+        from data.local_files import find_files
 
-        return [
+        files = [
             [file.relative, file.path.stat().st_size, file.path.stat().st_mtime_ns]
             for file in find_files(settings).used
         ]
+        return {"files": files, "reader": _LOCAL_READER}
     if settings.source == "hub":
         return None
     from data.python_source import python_identity

@@ -291,13 +291,13 @@ def test_going_on_reads_no_file_again_that_was_done(
     assert any("kept in" in line and "goes on there" in line for line in lines)
     assert_nothing_looks_finished(folder)
     read = []
-    rows = local_source._rows
+    rows = local_source.read_rows
 
     def noted(file, *rest):
         read.append(file.relative)
         return rows(file, *rest)
 
-    monkeypatch.setattr(local_source, "_rows", noted)
+    monkeypatch.setattr(local_source, "read_rows", noted)
     lines = []
     prepare(settings, byte_level, lines.append)
     assert lines[0].startswith("going on preparing")
@@ -643,7 +643,7 @@ def test_corpus_too_small_for_a_validation_split_says_what_to_do(
 
 def test_lone_surrogate_names_its_document(local, byte_level, corpus, quiet, monkeypatch):
     monkeypatch.setattr(
-        "data.local_source._rows", lambda *_: iter([Document("a\ud800", "file row 3")])
+        "data.local_source.read_rows", lambda *_: iter([Document("a\ud800", "file row 3")])
     )
     with pytest.raises(DataError, match="file row 3: character 1 is half of a surrogate pair"):
         prepare(local(), byte_level, quiet)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import tracemalloc
@@ -384,16 +383,6 @@ def test_a_line_more_or_two_files_exchanged_is_other_data(corpus):
     exchanged = prepare(settings_for(corpus), BYTES, quiet)
     assert len({one.folder for one in (before, after, exchanged)}) == 3
     assert len({one.fingerprint for one in (before, after, exchanged)}) == 3
-
-
-def test_no_folder_for_temporary_files_is_not_the_corpus_fault(corpus, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
-
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
-    with pytest.raises(DataError, match=r"temporary files .*No space left.*TMPDIR") as caught:
-        prepare(settings_for(corpus), BYTES, quiet)
-    assert "jsonl" not in str(caught.value)
 
 
 # Preparations that cannot go on
