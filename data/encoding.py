@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
+from data.losses import Losses, gives_back_all
 from data.shards import Tokens, token_dtype
 from data.tokenizer import CUT, end_of_document_id, load_tokenizer, split_long, vocab_size_of
 from guards.parent import end_with_parent
@@ -42,6 +43,7 @@ class Encoded(NamedTuple):
         words: [n] int64, whitespace-separated.
         lines: [n] int64, a last one without a newline included.
         digests: [n] uint64 hashes of the texts.
+        lost_bytes: [n] int64 UTF-8 bytes that the tokens do not give back.
     """
 
     tokens: Tokens
@@ -50,6 +52,7 @@ class Encoded(NamedTuple):
     words: npt.NDArray[np.int64]
     lines: npt.NDArray[np.int64]
     digests: npt.NDArray[np.uint64]
+    lost_bytes: npt.NDArray[np.int64]
 
 
 class LoneSurrogateError(ValueError):
@@ -141,6 +144,8 @@ class BatchEncoder:
         tokenizer = load_tokenizer(tokenizer_folder)
         self._dtype = token_dtype(vocab_size_of(tokenizer))
         self._encoder = TextEncoder(tokenizer, self._dtype)
+        # Whatever a byte-level tokenizer with all bytes reads, it gives back.
+        self._losses = None if gives_back_all(tokenizer) else Losses(tokenizer)
         end = end_of_document_id(tokenizer_folder)
         self._end_of_document = np.array([end], dtype=self._dtype).tobytes()
 
@@ -167,6 +172,9 @@ class BatchEncoder:
                 [text.count("\n") + (not text.endswith("\n")) for text in texts], dtype=np.int64
             ),
             digests=np.array([digest(some) for some in as_bytes], dtype=np.uint64),
+            lost_bytes=np.array(
+                [self._losses.of(text) if self._losses else 0 for text in texts], dtype=np.int64
+            ),
         )
 
 

@@ -78,7 +78,8 @@ def open_local(settings: DataSettings) -> Corpus:
         notes.append(f"files per split in {settings.path}: {counts}")
     empty = [file.relative for (file, _), state in zip(used, states, strict=True) if not state[0]]
     if empty:
-        notes.append(f"{len(empty)} empty files in {settings.path}: {shortened(empty)}")
+        plural = "s" if len(empty) > 1 else ""
+        notes.append(f"{len(empty)} empty file{plural} in {settings.path}: {shortened(empty)}")
     missing = missing_of_series([file.relative for file in files] + unused)
     if missing:
         notes.append(

@@ -30,6 +30,11 @@ def label_of(split: str, corpus: str) -> str:
     return f"{split}.{corpus}" if corpus else split
 
 
+def share_of(lost: int, whole: int) -> str:
+    """Write a share as a percentage of three digits: 12.5 %, 0.0034 %."""
+    return f"{100 * lost / whole:.3g} %" if whole else "0 %"
+
+
 @dataclass(frozen=True)
 class SplitCounts:
     """Size of one split.
@@ -40,12 +45,15 @@ class SplitCounts:
         utf8_bytes: UTF-8 bytes of the original text.
         words: Whitespace-separated words of the original text, plus one per line where the
             corpus counts line ends.
+        lost_bytes: UTF-8 bytes of the original text that the tokenizer does not give back as they
+            were; 0 also where a folder was prepared before they were measured.
     """
 
     documents: int
     tokens: int
     utf8_bytes: int
     words: int
+    lost_bytes: int = 0
 
 
 class ShardEntry(NamedTuple):
@@ -167,9 +175,14 @@ def _manifest(content: dict[str, Any]) -> Manifest:
 
 
 def _counts(split: str, entry: dict[str, Any]) -> SplitCounts:
+    entry = {"lost_bytes": 0, **entry}
     counts = SplitCounts(
         **{key: _get(entry, key, _whole_number) for key in SplitCounts.__dataclass_fields__}
     )
+    if counts.lost_bytes > counts.utf8_bytes:
+        raise ValueError(
+            f"split {split!r} states {counts.lost_bytes} lost of {counts.utf8_bytes} bytes"
+        )
     # An empty text is no document, and each one has its end.
     if min(counts.tokens, counts.utf8_bytes) < counts.documents:
         raise ValueError(

@@ -43,6 +43,7 @@ class _Waiting(NamedTuple):
     position: Position
     split: str
     document: Document
+    num_empty: int
 
 
 class Packer:
@@ -62,6 +63,7 @@ class Packer:
 
     Attributes:
         num_read: Documents that were not empty.
+        num_empty: Rows and files without text, which are left out.
         leaks: Documents of one split that are, character for character, in another one.
     """
 
@@ -93,7 +95,7 @@ class Packer:
             self._held_out, np.empty(0, np.uint64)
         )
         self._full: set[str] = set()
-        self.num_read = 0
+        self.num_read = self.num_empty = self._empty_so_far = 0
         self._documents = [0] * len(self._units)  # taken from each of them
         self.leaks = {f"{TRAIN} in {split}": 0 for split in (TEST, VALIDATION)}
         self.leaks[f"{VALIDATION} in {TEST}"] = 0
@@ -105,6 +107,7 @@ class Packer:
         if "position" in state:
             self._position = Position(*state["position"])
             self.num_read = state["num_read"]
+            self.num_empty = self._empty_so_far = state.get("num_empty", 0)
             self._documents = state["documents"]
             self.leaks = state["leaks"]
             for split, known in self._held_out.items():
@@ -113,7 +116,8 @@ class Packer:
 
     def _open_split(self, label: str, state: dict[str, Any], arrays: dict[str, Tokens]) -> None:
         done = state.get("splits", {}).get(label, {})
-        self._counts[label] = done.get("counts", {"documents": 0, "utf8_bytes": 0, "words": 0})
+        none = dict.fromkeys(("documents", "utf8_bytes", "words", "lost_bytes"), 0)
+        self._counts[label] = none | done.get("counts", {})
         self._writers[label] = ShardWriter(
             self._folder,
             label,
@@ -156,6 +160,7 @@ class Packer:
                 documents = waiting.popleft()
                 wrote_shard = self._add(documents, batch)
                 self._position = documents[-1].position
+                self._empty_so_far = documents[-1].num_empty
                 if wrote_shard:
                     self._commit()
                 bar.update(int(batch.utf8_bytes.sum()))
@@ -196,10 +201,13 @@ class Packer:
                 continue
             done = self._position.documents if index == self._position.part else 0
             for number, document in enumerate(part.read(), start=1):
-                if number <= done or not document.text:
+                if number <= done:
+                    continue
+                if not document.text:
+                    self.num_empty += 1
                     continue
                 split = source.corpus.split_of(part, document)
-                batch.append(_Waiting(Position(index, number), split, document))
+                batch.append(_Waiting(Position(index, number), split, document, self.num_empty))
                 num_characters += len(document.text)
                 if num_characters >= _BATCH_CHARACTERS:
                     waiting.append(batch)
@@ -216,7 +224,7 @@ class Packer:
         wrote_shard = False
         ends = np.cumsum(encoded.lengths)
         starts = ends - encoded.lengths
-        for index, (position, split, _) in enumerate(documents):
+        for index, (position, split, *_) in enumerate(documents):
             source, part = self._units[position.part]
             # Whatever was read beyond the limit is left out: how far that is depends on timing.
             if self._is_full(source, part):
@@ -234,6 +242,7 @@ class Packer:
             counts["documents"] += 1
             counts["utf8_bytes"] += int(encoded.utf8_bytes[index])
             counts["words"] += int(encoded.words[index])
+            counts["lost_bytes"] += int(encoded.lost_bytes[index])
             if source.settings.count_line_ends_as_words:
                 counts["words"] += int(encoded.lines[index])
             self._note_limit(source)
@@ -269,6 +278,7 @@ class Packer:
         state = self._base_state | {
             "position": self._position,
             "num_read": self.num_read,
+            "num_empty": self._empty_so_far,
             "documents": self._documents,
             "leaks": self.leaks,
             "splits": splits,

@@ -9,6 +9,7 @@ from typing import Any, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from data.manifest import share_of
 from data.prepared import PreparedData, SplitCounts, TokenStream
 from evaluation.decode import Decodable
 from evaluation.errors import EvaluationError
@@ -313,6 +314,7 @@ def evaluate_run(
     if windows is not None and split == "validation" and not settings.decode:
         told = summary.get("validation_nll")
         notes += _unlike_its_summary(run.name, told, recorded, settings, model, windows.nll)
+    notes += _lost(run.path.name, split, loaded.prepared.splits[split])
     row = {
         "run_name": run.path.name,
         "attention": config.attention["name"],
@@ -335,7 +337,7 @@ def evaluate_run(
         "train_wall_seconds": summary.get("wall_seconds"),
         "versions": summary.get("versions"),
         "git_commit": summary.get("git_commit"),
-        "reads_whole_text": True,
+        "reads_whole_text": not loaded.prepared.splits[split].lost_bytes,
         "protocol": protocol_card(
             loaded.prepared,
             split,
@@ -402,6 +404,17 @@ def _unlike_its_summary(
     return [
         f"{name} scores {nll:.5f} nats per token, but scored {told:.5f} at the end of its "
         "training: its weights, its data or the code are not those of then"
+    ]
+
+
+def _lost(name: str, split: str, counts: SplitCounts) -> list[str]:
+    """Say why a run is in no table across tokenizers, where its tokenizer loses text."""
+    if not counts.lost_bytes:
+        return []
+    lost = share_of(counts.lost_bytes, counts.utf8_bytes)
+    return [
+        f"{name}: its tokenizer does not give back {lost} of the bytes of {split}, which "
+        "cost it nothing: it is left out of Across tokenizers"
     ]
 
 

@@ -1,5 +1,6 @@
 """The configuration that a run records, and whether the one asked for now is the same."""
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from tracking.configuration import (
     sequences_per_step,
 )
 from tracking.errors import RunError
+
+_IN_A_CORPUS = re.compile(r"^data\.corpora\.[^.]+\.")
 
 
 def as_yaml(config: TrainConfig) -> str:
@@ -41,7 +44,9 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
         for key in PASSES:
             del old[key], new[key]
     # A key that came after the run began had its default then.
-    old = {key: value for key, value in _flat(TrainConfig).items() if key in new} | old
+    defaults = _flat(TrainConfig)
+    of_one = {key: _IN_A_CORPUS.sub("data.", key) for key in new}
+    old = {key: defaults[one] for key, one in of_one.items() if one in defaults} | old
     if changed := differences(old, new):
         listed = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changed.items())
         raise ConfigError(

@@ -293,6 +293,13 @@ def test_a_run_from_before_a_key_had_its_default(tmp_path):
     require_same_run(saved, default_config())
     with pytest.raises(ConfigError, match="fair_lr: False -> True"):
         require_same_run(saved, train_config("fair_lr=true"))
+    mixed = ("data=mixture", "data.corpora.local.path=x")
+    text = as_yaml(train_config(*mixed))
+    assert text.count("encoding: utf-8\n") == 3
+    saved.write_text(re.sub(" *encoding: utf-8\n", "", text))
+    require_same_run(saved, train_config(*mixed))
+    with pytest.raises(ConfigError, match=r"corpora\.local\.encoding: utf-8 -> latin-1"):
+        require_same_run(saved, train_config(*mixed, "data.corpora.local.encoding=latin-1"))
 
 
 @pytest.mark.parametrize(

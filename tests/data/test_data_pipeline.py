@@ -80,6 +80,7 @@ def test_counts_are_those_of_the_original_text(prepared, corpus):
             num_bytes + len(texts),
             num_bytes,
             words,
+            0,
         )
 
 

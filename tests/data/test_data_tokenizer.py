@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from data.tokenizer import (
     END_OF_TEXT,
     build_tokenizer,
     bytes_tokenizer,
+    cut_long_runs,
     end_of_document_id,
     load_tokenizer,
     save_tokenizer,
@@ -69,6 +72,27 @@ def test_bpe_is_deterministic_and_end_of_text_is_id_zero():
     assert first.to_str() == second.to_str()
     assert first.token_to_id(END_OF_TEXT) == 0
     assert vocab_size_of(first) == 300
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=st.lists(st.tuples(st.sampled_from(["x", " ", "\n", "é1", "a b "]), st.integers(0, 1600)))
+)
+def test_a_long_run_is_cut_for_training_and_nothing_else_is(parts):
+    text = "".join(part * number for part, number in parts)
+    pieces = list(cut_long_runs([text]))
+    assert "".join(pieces) == text
+    runs = [run for piece in pieces for run in re.findall(r"\S+|\s+", piece)]
+    assert max(map(len, runs), default=0) <= 512
+    if max(map(len, re.findall(r"\S+|\s+", text)), default=0) <= 512:
+        assert pieces == [text]
+
+
+@pytest.mark.parametrize("text", ["ACGTTGCA" * 20_000, "\u4e00\u4e8c\u4e09" * 9000, " " * 100_000])
+def test_a_text_of_one_word_is_trained_on_and_round_trips(text):
+    # Minutes where the word is left whole.
+    tokenizer = train_bpe([text], BPE)
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
 def test_bpe_reads_no_more_than_its_limit():

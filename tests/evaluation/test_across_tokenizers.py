@@ -1,17 +1,25 @@
 """One text in several tokenizers' tokens: bits per byte, with an interval, and nothing else."""
 
 import math
+import re
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from data.pipeline import prepare
+from data.settings import DataSettings, TokenizerSettings
+from data.tokenizer import save_tokenizer
 from evaluation.across_tokenizers import across_tokenizers
-from evaluation.comparison import EvaluatedRun
+from evaluation.comparison import EvaluatedRun, evaluate_run
 from evaluation.perplexity import Score
 from evaluation.report import across_table
+from evaluation.settings import DecodeSettings, EvalSettings
 from evaluation.statistics import text_interval
 from evaluation.variants import compare
 from tests.evaluation.models import model
+from tests.evaluation.runs import quiet, write_run
 
 BYTES = 5000
 
@@ -105,3 +113,19 @@ def test_a_model_that_does_not_read_the_whole_text_is_compared_with_none():
     assert across_tokenizers(compare([run, lossy], None)) == []
     (found,) = across_tokenizers(compare([run, lossy, third], None))
     assert [row["name"] for row in found["variants"]] == ["hf:third", "mha"]
+
+
+def test_a_run_whose_tokenizer_loses_text_is_left_out_by_name(corpus_folder, tmp_path):
+    words = ["<unk>", "<eos>", "return", "x", *(f"w{number}" for number in range(296))]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    save_tokenizer(tokenizer, "<eos>", tmp_path / "words")
+    data = DataSettings("tiny", "local", str(corpus_folder), prepared_dir=str(tmp_path / "out"))
+    choice = TokenizerSettings("words", "pretrained", path=str(tmp_path / "words"))
+    run = write_run(tmp_path / "runs", prepare(data, choice, quiet))
+    settings = EvalSettings(decode_speed=DecodeSettings(batch_sizes=[]))
+    found = evaluate_run(run, "validation", settings, torch.device("cpu"), quiet)
+    assert found.row["reads_whole_text"] is False
+    assert re.match(
+        r"run: .* not give back [0-9.]+ % of the bytes .*left out of Across", found.notes[-1]
+    )
