@@ -61,10 +61,8 @@ def foreign_kind(head: bytes, encoding: str = "utf-8") -> str | None:
     Returns:
         What it is and what to do, as the rest of a sentence; None if nothing speaks against it.
     """
-    if _LFS.match(head):
-        return "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
-    if _ANNEX.fullmatch(head):
-        return "is a git-annex pointer, not the file itself; fetch that with `git annex get`"
+    if pointer := pointer_kind(head):
+        return pointer
     wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
     if not wide and (found := _wide_encoding(head)):
         return (
@@ -77,6 +75,15 @@ def foreign_kind(head: bytes, encoding: str = "utf-8") -> str | None:
     for pattern, what, remedy in _PLAIN_SIGNATURES:
         if pattern.match(head):
             return f"is {what}, whatever its name says; {remedy}"
+    return None
+
+
+def pointer_kind(head: bytes) -> str | None:
+    """Tell a file that version control left in another one's place; as `foreign_kind`."""
+    if _LFS.match(head):
+        return "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
+    if _ANNEX.fullmatch(head):
+        return "is a git-annex pointer, not the file itself; fetch that with `git annex get`"
     return None
 
 

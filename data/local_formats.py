@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from data.errors import DataError
-from data.file_kinds import HEAD_BYTES, foreign_kind, is_markup, undecodable
+from data.file_kinds import HEAD_BYTES, foreign_kind, is_markup, pointer_kind, undecodable
 from data.local_files import LocalFile, compression_of
 from data.rows import ROWS_AT_ONCE, JsonFloat, JsonInteger, RowTexts, Written
 from data.settings import DataSettings
@@ -120,6 +120,11 @@ def read_rows(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
 
 
 def _refuse_foreign(file: LocalFile, settings: DataSettings) -> None:
+    if compression_of(file.path):
+        with file.path.open("rb") as packed:
+            # A pointer bears the name of what it points at.
+            if kind := pointer_kind(packed.read(HEAD_BYTES)):
+                raise DataError(f"{file.path} {kind}")
     with open_bytes(file.path) as opened:
         head = opened.read(HEAD_BYTES)
     # Parquet is what parquet's signature says, and everything else is for its reader to refuse.
@@ -132,7 +137,10 @@ def _refuse_foreign(file: LocalFile, settings: DataSettings) -> None:
 def _explain(file: LocalFile, error: Exception) -> str:
     compression = compression_of(file.path)
     if compression and not isinstance(error, json.JSONDecodeError | csv.Error):
-        return f"cannot be read as {compression[1:]} data ({error}); restore it"
+        return (
+            f"cannot be read as {compression[1:]} data ({error}); restore it, or, if it is not "
+            f"compressed, remove the ending {compression} from its name"
+        )
     return f"cannot be read as {file.format}: {error}"
 
 

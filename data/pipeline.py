@@ -17,7 +17,8 @@ from data.baselines import MAX_COUNTED_TOKENS, count_baselines
 from data.errors import DataError
 from data.files import cannot_write, sha256_of_file, sync_folder
 from data.journal import Journal
-from data.manifest import MANIFEST, label_of, share_of, write_manifest
+from data.manifest import MANIFEST, label_of, write_manifest
+from data.notes import left_over, notes_on, too_little
 from data.packing import Packer, Source
 from data.prepared import FORMAT_VERSION, TOKENIZER_FOLDER, PreparedData
 from data.settings import DataSettings, TokenizerSettings
@@ -43,8 +44,8 @@ Begun = tuple[dict[str, Any], dict[str, Tokens]]
 
 # How often one that waits for another preparation says so.
 _REPEAT_S = 60.0
-# Fewer documents give no interval.
-MIN_DOCUMENTS = 10
+# What takes a minute or so is worth a line.
+_LONG_TRAINING_BYTES = 2**24
 # They change where and how fast a corpus is prepared, not what it is.
 _NOT_CONTENT = ("prepared_dir", "num_workers")
 
@@ -198,7 +199,7 @@ def _prepare_locked(
     data: DataSettings, tokenizer: TokenizerSettings, folder: Path, say: Callable[[str], None]
 ) -> None:
     partial = folder.with_name(folder.name + ".partial")
-    for other in _left_over(folder.parent, f"{data.name}-{tokenizer.name}-*"):
+    for other in left_over(folder.parent, f"{data.name}-{tokenizer.name}-*"):
         if other != partial:
             say(f"{other} was left by other settings or another state of the source; delete it")
     # Otherwise tokenizers turns its threads off, with a warning, if anything ever forks.
@@ -223,19 +224,6 @@ def _prepare_locked(
         if number:
             fate = "dropped" if prepared.dropped_leaks and where.startswith(TRAIN) else "kept"
             say(f"{number:,} documents of {where} too, character for character: {fate}")
-
-
-def _left_over(folder: Path, pattern: str) -> list[Path]:
-    """List unfinished preparations that are newer than every finished one: others were named."""
-    # Another process may finish one or remove it meanwhile.
-    changed = {}
-    for path in folder.glob(pattern):
-        with contextlib.suppress(OSError):
-            if path.is_dir():
-                changed[path] = path.stat().st_mtime_ns
-    finished = [time for path, time in changed.items() if path.suffix != ".partial"]
-    newest = max(finished, default=0)
-    return sorted(p for p, time in changed.items() if p.suffix == ".partial" and time > newest)
 
 
 class Preparation:
@@ -316,9 +304,9 @@ class Preparation:
         for source in sources:
             for split in (TRAIN, VALIDATION):
                 if splits[label_of(split, source.name)]["tokens"] < 2:
-                    raise DataError(_too_little(split, source, packer.num_read))
-            self._note_split(source, splits)
-        self._note_what_is_left_out(packer, splits)
+                    raise DataError(too_little(split, source, packer.num_read))
+        for line in notes_on(sources, splits, packer.num_empty, self._tokenizer.name):
+            say(line)
         streams = {
             split: TokenStream(
                 [folder / shard["file"] for shard in splits[split]["shards"]], vocab_size
@@ -348,37 +336,6 @@ class Preparation:
         }
         write_manifest(folder, manifest)
 
-    def _note_split(self, source: Source, splits: dict[str, dict[str, Any]]) -> None:
-        """Say where a validation split that was taken by hash is not what was asked for."""
-        if all(part.split is not None for part in source.corpus.parts):
-            return
-        train, validation = (splits[label_of(name, source.name)] for name in (TRAIN, VALIDATION))
-        asked = source.settings.validation_fraction
-        share = validation["utf8_bytes"] / (train["utf8_bytes"] + validation["utf8_bytes"])
-        number = train["documents"] + validation["documents"]
-        is_limited = source.settings.max_train_tokens is not None
-        is_far = not is_limited and not asked / 2 <= share <= asked * 2
-        if is_far or validation["documents"] < MIN_DOCUMENTS:
-            self._say(
-                f"warning: validation is {validation['documents']} of {number} documents and "
-                f"{share:.1%} of the bytes, where {_key(source)}.validation_fraction asks for "
-                f"{asked:.1%}; an interval needs at least {MIN_DOCUMENTS} documents: "
-                + _more_documents(source)
-            )
-
-    def _note_what_is_left_out(self, packer: Packer, splits: dict[str, dict[str, Any]]) -> None:
-        if packer.num_empty and self._data.source != "python_stdlib":
-            self._say(f"{packer.num_empty:,} empty rows or files are left out: they hold no text")
-        for split in (TRAIN, VALIDATION, TEST):
-            counts = splits.get(split, {})
-            if counts.get("lost_bytes"):
-                self._say(
-                    f"warning: tokenizer {self._tokenizer.name} does not give back "
-                    f"{share_of(counts['lost_bytes'], counts['utf8_bytes'])} of the bytes of "
-                    f"{split}, which therefore cost nothing: no bits per byte are compared with "
-                    "those of other tokenizers"
-                )
-
     def _checked(self, begun: Begun | None, identity: dict[str, Any]) -> Begun | None:
         """Return what an earlier preparation left, if it can be continued, or remove it."""
         if begun is not None:
@@ -393,6 +350,10 @@ class Preparation:
 
     def _make_tokenizer(self, sources: list[Source], folder: Path) -> str | None:
         """Build and save the tokenizer; return its commit if it has one."""
+        sizes = [source.corpus.text_bytes for source in sources]
+        size = min(sum(size or 0 for size in sizes), self._tokenizer.max_training_bytes)
+        if self._tokenizer.kind == "bpe" and size > _LONG_TRAINING_BYTES:
+            self._say(f"training tokenizer {self._tokenizer.name} on about {size / 1e6:.0f} MB")
         built = build_tokenizer(self._tokenizer, self._training_texts(sources))
         save_tokenizer(built.tokenizer, built.end_of_document, folder)
         sync_folder(folder)
@@ -428,32 +389,6 @@ class Preparation:
         if not self._data.corpora:
             return described[""]
         return {"source": "mixture", "corpora": described}
-
-
-def _key(source: Source) -> str:
-    return f"data.corpora.{source.name}" if source.name else "data"
-
-
-def _more_documents(source: Source) -> str:
-    key = _key(source)
-    return (
-        f"split long files into documents with {key}.document_start, or name files to hold out "
-        "(such as train.txt and validation.txt in one folder)"
-    )
-
-
-def _too_little(split: str, source: Source, num_read: int) -> str:
-    settings, key = source.settings, _key(source)
-    if split == TRAIN or num_read == 0:
-        what = settings.path or settings.name
-        return f"{key}.source {settings.source} ({what}): no text for split {split}"
-    # Of fewer documents a larger fraction holds out one or two, which may be most of the text.
-    is_few = num_read < 1 / settings.validation_fraction or num_read < MIN_DOCUMENTS
-    remedy = "" if is_few else "raise it, "
-    return (
-        f"{key}.validation_fraction ({settings.validation_fraction}) of {num_read} documents left "
-        f"none for validation: {remedy}{_more_documents(source)}"
-    )
 
 
 def _libraries() -> dict[str, str]:

@@ -43,7 +43,7 @@ def counting_proxy():
 def command(tmp_path):
     """Run commands behind the proxy, none of which may use it."""
     with counting_proxy() as (url, asked):
-        proxies = {name: url for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")}
+        proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), url)
         proxies |= {name.lower(): value for name, value in proxies.items()}
         kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         for name in ("WANDB_MODE", "NO_PROXY", "no_proxy"):

@@ -45,6 +45,13 @@ def test_a_split_as_it_was_asked_for_is_not_named(local, byte_level, write_jsonl
     assert not [line for line in lines if "warning" in line]
 
 
+def test_of_many_documents_a_larger_share_is_advised(local, byte_level, write_jsonl, lines):
+    write_jsonl("a.jsonl", [f"row {number:03d}" for number in range(150)])
+    prepare(local(validation_fraction=0.04), byte_level, lines.append)
+    (warning,) = [line for line in lines if line.startswith("warning: validation is")]
+    assert warning.endswith("an interval needs at least 10 documents: raise it to 0.13")
+
+
 def test_few_documents_are_not_told_to_raise_the_fraction(local, byte_level, write_jsonl):
     write_jsonl("a.jsonl", ["one", "two", "three"])
     with pytest.raises(DataError, match=r"of 3 documents left none for validation: split long"):
@@ -59,7 +66,7 @@ def test_empty_rows_and_files_are_counted(local, byte_level, write_jsonl, lines,
     (folder / "y.txt.gz").write_bytes(gzip.compress(b""))
     prepare(local(num_workers=workers), byte_level, lines.append)
     assert any(line.startswith("1 empty file in ") and line.endswith(": x.txt") for line in lines)
-    assert "5 empty rows or files are left out: they hold no text" in lines
+    assert "5 empty rows or files are left out: no text in them" in lines
 
 
 def test_a_left_over_preparation_is_named_once(local, byte_level, write_jsonl, lines):
