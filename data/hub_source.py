@@ -9,7 +9,7 @@ from typing import Any
 from data.errors import DataError
 from data.hub import cached_commit, check_reachable, explain, is_offline, resolve
 from data.hub_watch import watched
-from data.rows import ROWS_AT_ONCE, RowTexts
+from data.rows import ROWS_AT_ONCE, RowTexts, as_narrow
 from data.settings import DataSettings
 from data.sources import Corpus, Document, Part, choose_splits, join_rows
 
@@ -33,9 +33,13 @@ def _batches(
 
 def _rows(rows: Any, name: str, settings: DataSettings) -> Iterator[Document]:
     texts = RowTexts(settings, f"{settings.path} {name}")
+    kinds = {column: getattr(kind, "dtype", None) for column, kind in (rows.features or {}).items()}
     try:
         for batch in _batches(rows, texts.columns, settings):
-            yield from texts.of_batch(batch)
+            written = {
+                column: as_narrow(values, kinds.get(column)) for column, values in batch.items()
+            }
+            yield from texts.of_batch(written)
     except DataError:
         raise
     except Exception as error:

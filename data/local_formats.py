@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from data.errors import DataError
 from data.file_kinds import HEAD_BYTES, foreign_kind, is_markup, pointer_kind, undecodable
 from data.local_files import LocalFile, compression_of
-from data.rows import ROWS_AT_ONCE, JsonFloat, JsonInteger, RowTexts, Written
+from data.rows import ROWS_AT_ONCE, JsonFloat, JsonInteger, RowTexts, as_narrow
 from data.settings import DataSettings
 from data.sources import Document
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 2**20
 _MARK = "\ufeff"
+_NARROW = {"float": "float32", "halffloat": "float16"}
 # Matches everywhere: as much white space as there is.
 _SPACES: Any = re.compile(r"\s*")
 
@@ -288,16 +289,7 @@ def _written_rows(batch: "pyarrow.RecordBatch", columns: list[str]) -> Iterator[
     values = []
     for column in columns:
         array = batch.column(column)
-        if str(array.type) in ("float", "halffloat"):
-            # 0.1 as a narrow number is 0.10000000149011612 as a wide one.
-            narrow = array.to_numpy(zero_copy_only=False)
-            some = [
-                None if number is None else Written(str(of_its_type))
-                for number, of_its_type in zip(array.to_pylist(), narrow, strict=True)
-            ]
-            values.append(some)
-        else:
-            values.append(array.to_pylist())
+        values.append(as_narrow(array.to_pylist(), _NARROW.get(str(array.type))))
     for row in zip(*values, strict=True):
         yield dict(zip(columns, row, strict=True))
 

@@ -119,3 +119,20 @@ def as_written(value: Any) -> str:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return str(value)
+
+
+def as_narrow(values: list[Any], dtype: str | None) -> list[Any]:
+    """Return the values of a column of narrow numbers as these are written.
+
+    0.1 as a float32 is 0.10000000149011612 as Python's float.
+
+    Args:
+        values: Of one column.
+        dtype: float32 or float16; another or None leaves the values as they are.
+    """
+    if dtype not in ("float32", "float16"):
+        return values
+    import numpy as np
+
+    kind = np.dtype(dtype).type
+    return [value if value is None else Written(str(kind(value))) for value in values]

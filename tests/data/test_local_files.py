@@ -8,11 +8,13 @@ import json
 import os
 import zipfile
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import zstandard
 
+from data import hub_source
 from data.errors import DataError
 from data.local_files import split_of_name
 from data.pipeline import prepare
@@ -141,6 +143,16 @@ def test_parquet_values_are_written_plainly(tmp_path, local):
     pyarrow.parquet.write_table(pa.table(columns), tmp_path / "corpus" / "train.parquet")
     template = "|".join(f"{{{name}}}" for name in columns)
     (found,) = open_corpus(local(text_template=template)).parts[0].read()
+    assert found.text == "|".join(written for _, _, written in PARQUET_VALUES)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_values_of_hub_rows_are_written_likewise(local, streaming):
+    columns = {f"c{i}": pa.array([v], t) for i, (t, v, _) in enumerate(PARQUET_VALUES)}
+    rows = datasets.Dataset(pa.table(columns))
+    rows = rows.to_iterable_dataset() if streaming else rows
+    template = "|".join(f"{{{name}}}" for name in columns)
+    (found,) = hub_source._rows(rows, "split x", local(text_template=template))
     assert found.text == "|".join(written for _, _, written in PARQUET_VALUES)
 
 
