@@ -64,6 +64,8 @@ def foreign_kind(head: bytes, encoding: str = "utf-8") -> str | None:
     if pointer := pointer_kind(head):
         return pointer
     wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+    if wide and head and (problem := _not_wide(head, encoding)):
+        return problem
     if not wide and (found := _wide_encoding(head)):
         return (
             f"is {found.upper()} text; set data.encoding={found}, or convert it to UTF-8 with "
@@ -84,6 +86,20 @@ def pointer_kind(head: bytes) -> str | None:
         return "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
     if _ANNEX.fullmatch(head):
         return "is a git-annex pointer, not the file itself; fetch that with `git annex get`"
+    return None
+
+
+def _not_wide(head: bytes, encoding: str) -> str | None:
+    """Refuse what UTF-16 or UTF-32 would read as nonsense without an error."""
+    if head.isascii() and 0 not in head:
+        return f"is ASCII text, not {encoding}; leave data.encoding out, or convert the file"
+    name = codecs.lookup(encoding).name
+    marked = any(head.startswith(mark) for mark, known in _BYTE_ORDER_MARKS if known == name)
+    if name in ("utf-16", "utf-32") and not marked:
+        return (
+            f"has no byte order mark, which {encoding} needs; set data.encoding={name}-le or "
+            f"{name}-be, or leave it out if the file is UTF-8"
+        )
     return None
 
 

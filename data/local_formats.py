@@ -96,7 +96,7 @@ def read_rows(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
     Raises:
         DataError: If it is not what its name says, or cannot be decoded; with the line or row.
     """
-    texts = RowTexts(settings, str(file.path))
+    texts = RowTexts(settings, str(file.path), ", or move the file out of data.path")
     try:
         _refuse_foreign(file, settings)
         if file.format == "text":

@@ -40,9 +40,11 @@ class RowTexts:
     Args:
         settings: Column, or template of columns.
         source: Where the rows are from, for messages: "FILE" or "DATASET split NAME".
+        alternative: What else to do where a column is missing, for messages.
     """
 
-    def __init__(self, settings: DataSettings, source: str) -> None:
+    def __init__(self, settings: DataSettings, source: str, alternative: str = "") -> None:
+        self._alternative = alternative
         self.num_rows = 0
         self._source = source
         self._template = settings.text_template
@@ -70,6 +72,7 @@ class RowTexts:
                 place = where if self.num_rows > 1 else self._source
                 raise DataError(
                     f"{place} has no column {column!r}; its columns are {', '.join(row)}: set {key}"
+                    + self._alternative
                 )
             problem = bad_text(row[column], allow_numbers=self._template is not None)
             if problem:

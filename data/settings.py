@@ -194,7 +194,7 @@ class DataSettings:
                 )
         elif self.path is not None:
             found.append(f"data.path ({self.path!r}) must be null: {self.source} finds its files")
-        if self.source != "local" and self.encoding != DataSettings.encoding:
+        if self.source not in ("local", "mixture") and self.encoding != DataSettings.encoding:
             found.append(f"data.encoding ({self.encoding!r}) applies to source local only")
         if self.source != "hub":
             for key, unset in (("config_name", None), ("revision", None), ("streaming", False)):

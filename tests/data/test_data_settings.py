@@ -47,6 +47,8 @@ BAD_DATA = [
     ({"shard_tokens": 2**40}, "data.shard_tokens"),
     ({"num_workers": 0}, "data.num_workers (0)"),
     ({"invalid_utf8": "ignore"}, "data.invalid_utf8 ('ignore') must be refuse or replace"),
+    ({"encoding": "latin-1"}, "data.encoding ('latin-1') applies to source local only"),
+    (mixture() | {"encoding": "latin-1"}, "set data.corpora.NAME.encoding"),
     ({"text_template": "no column"}, "data.text_template ('no column')"),
     ({"text_template": "{a"}, "data.text_template ('{a') is no template"),
     ({"text_template": "{a.__class__}"}, "data.text_template"),

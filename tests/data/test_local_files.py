@@ -263,6 +263,20 @@ def test_an_encoding_that_does_not_fit_is_named(read):
         read("a.txt", "a\né", encoding="ascii")
 
 
+@pytest.mark.parametrize(
+    ("content", "encoding", "message"),
+    [
+        (b"plain text", "utf-16", "is ASCII text, not utf-16"),
+        (b"plain text", "utf-32-le", "is ASCII text, not utf-32-le"),
+        ("gr\u00fcn".encode(), "UTF-16", r"no byte order mark.*set data\.encoding=utf-16-le or"),
+        ("gr\u00fcn".encode("utf-16-le"), "utf-16", r"set data\.encoding=utf-16-le or"),
+    ],
+)
+def test_text_that_a_wide_encoding_would_make_nonsense_is_refused(read, content, encoding, message):
+    with pytest.raises(DataError, match=message):
+        read("a.txt", content, encoding=encoding)
+
+
 def test_an_encoding_is_refused_for_parquet(tmp_path, local):
     (tmp_path / "corpus").mkdir()
     pyarrow.parquet.write_table(pa.table({"text": ["a"]}), tmp_path / "corpus" / "a.parquet")
