@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from data.compressed import COMPRESSED, compression_of
 from data.errors import DataError
 from data.file_kinds import HEAD_BYTES, foreign_kind
 from data.settings import DataSettings
@@ -19,7 +20,6 @@ _FORMATS = {
     ".tsv": "csv",
     ".txt": "text",
 }
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _KNOWN = f"{', '.join(_FORMATS)}, all but parquet also as {', '.join(COMPRESSED)}"
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 # Those of the Hugging Face Hub, with the separators that it documents: -, _, ., space and digits.
@@ -47,12 +47,6 @@ class FoundFiles(NamedTuple):
 
     used: list[LocalFile]
     unused: list[str]
-
-
-def compression_of(path: Path) -> str | None:
-    """Return the ending that says how a file is compressed; None if it is not."""
-    suffix = path.suffix.lower()
-    return suffix if suffix in COMPRESSED else None
 
 
 def _format_of(path: Path) -> str | None:

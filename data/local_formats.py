@@ -4,16 +4,16 @@ import contextlib
 import csv
 import io
 import json
-import lzma
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from data.compressed import compression_of, open_bytes
 from data.errors import DataError
 from data.file_kinds import HEAD_BYTES, foreign_kind, is_markup, pointer_kind, undecodable
-from data.local_files import LocalFile, compression_of
+from data.local_files import LocalFile
 from data.rows import ROWS_AT_ONCE, JsonFloat, JsonInteger, RowTexts, as_narrow
 from data.settings import DataSettings
 from data.sources import Document
@@ -26,66 +26,6 @@ _MARK = "\ufeff"
 _NARROW = {"float": "float32", "halffloat": "float16"}
 # Matches everywhere: as much white space as there is.
 _SPACES: Any = re.compile(r"\s*")
-
-
-class _Zstandard(io.RawIOBase):
-    """Unpacked bytes of a Zstandard file: all its frames, and an error where one is cut short."""
-
-    def __init__(self, path: Path) -> None:
-        import zstandard
-
-        super().__init__()
-        self._file = path.open("rb")
-        self._zstandard = zstandard
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._is_within = False
-        self._packed = self._unpacked = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._unpacked:
-            if self._frame.eof:
-                self._packed, self._is_within = self._frame.unused_data, False
-                self._frame = self._zstandard.ZstdDecompressor().decompressobj()
-            packed, self._packed = self._packed or self._file.read(_CHUNK_BYTES // 8), b""
-            if not packed:
-                if self._is_within:
-                    raise EOFError("the compressed data ends too early")
-                return 0
-            self._is_within = True
-            self._unpacked = self._frame.decompress(packed)
-        size = min(len(buffer), len(self._unpacked))
-        buffer[:size] = self._unpacked[:size]
-        self._unpacked = self._unpacked[size:]
-        return size
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file, unpacking it where its name says that it is compressed.
-
-    Raises:
-        OSError: If it cannot be opened.
-    """
-    compression = compression_of(path)
-    if compression == ".gz":
-        import gzip
-
-        return cast("IO[bytes]", gzip.open(path, "rb"))
-    if compression == ".bz2":
-        import bz2
-
-        return bz2.open(path, "rb")
-    if compression == ".xz":
-        return lzma.open(path, "rb")
-    if compression == ".zst":
-        return io.BufferedReader(_Zstandard(path), _CHUNK_BYTES)
-    return path.open("rb")
 
 
 def read_rows(file: LocalFile, settings: DataSettings) -> Iterator[Document]:

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from data.compressed import compression_of
 from data.errors import DataError
 from data.files import sha256_of_file
 from data.local_files import (
     LocalFile,
-    compression_of,
     find_files,
     missing_of_series,
     shortened,

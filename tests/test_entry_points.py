@@ -432,16 +432,16 @@ def test_help_is_readable_and_needs_no_torch(tmp_path):
 
 @pytest.fixture
 def prepare(tmp_path, corpus_folder):
-    """Run `python -m data.prepare` on the tiny corpus."""
+    """Run `python -m data.prepare`, or the script by its path, on the tiny corpus."""
 
-    def run(*words):
+    def run(*words, by=("-m", "data.prepare")):
         data = [f"data.path={corpus_folder}", f"data.prepared_dir={tmp_path}/prepared"]
         command, overrides = words[:1], words[1:]
         if not command or "=" in command[0]:
             command, overrides = (), words
         return subprocess.run(
             [
-                *(sys.executable, "-m", "data.prepare", *command, "data=local", *data),
+                *(sys.executable, *by, *command, "data=local", *data),
                 *("tokenizer.vocab_size=300", *overrides),
             ],
             cwd=ROOT,
@@ -466,7 +466,8 @@ def test_prepare_inspect_and_verify(prepare, tmp_path):
     assert seen.returncode == 0, seen.stderr
     for part in ("tokens per document, validation", "exact duplicates", "floors to compare with"):
         assert part in seen.stdout
-    assert "2 shards and the tokenizer are what was written" in prepare("verify").stdout
+    verified = prepare("verify", by=("data/prepare.py",))
+    assert "2 shards and the tokenizer are what was written" in verified.stdout, verified.stderr
     shard = folder / "train-00000.npy"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
