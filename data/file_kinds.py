@@ -1,6 +1,7 @@
 """What a file is by its first bytes, where that is not the text that its name promises."""
 
 import codecs
+import contextlib
 import re
 
 from data.settings import is_utf8
@@ -47,6 +48,11 @@ _BYTE_ORDER_MARKS = (
 _LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\r?\n(ext-.*\n)*oid sha256:")
 _ANNEX = re.compile(rb"/annex/objects/[A-Z0-9]+E?-s\d+--\S+\s*")
 _MARKUP = re.compile(rb"\s*<(!doctype html|html|\?xml)[\s>]", re.IGNORECASE)
+# Of more, or in a shorter text, it is the encoding that differs.
+_FEW = 10
+_EASTERN = re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]")
+_EASTERN_OR_PLAIN = re.compile("[\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef\t\n\r -~]")
+_EASTERN_STOPS = re.compile("[\u3001\u3002\uff0c\u3000\n]")
 # In text these are no rarity: tab, the ends of lines and pages, backspace and escape.
 _BINARY_CONTROLS = bytes({*range(32), 127} - {8, 9, 10, 11, 12, 13, 27})
 
@@ -73,10 +79,10 @@ def foreign_kind(head: bytes, encoding: str = "utf-8") -> str | None:
         )
     for signature, what, remedy in _SIGNATURES:
         if head.startswith(signature):
-            return f"is {what}, whatever its name says; {remedy}"
+            return f"is {what}; {remedy}"
     for pattern, what, remedy in _PLAIN_SIGNATURES:
         if pattern.match(head):
-            return f"is {what}, whatever its name says; {remedy}"
+            return f"is {what}; {remedy}"
     return None
 
 
@@ -122,6 +128,20 @@ def _wide_encoding(head: bytes) -> str | None:
             # Text of any script has spaces and ends of lines, whose upper bytes are zero.
             if min(zeros[place] for place in empty) > 0.5 and max(others) < 0.05:
                 return encoding
+    return _eastern(head)
+
+
+def _eastern(head: bytes) -> str | None:
+    """Recognise Chinese and Japanese in UTF-16, which has few zero bytes."""
+    with contextlib.suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+        return None
+    for encoding in ("utf-16-le", "utf-16-be"):
+        text = head[: len(head) // 2 * 2].decode(encoding, "replace")
+        # Bytes of other encodings, taken in pairs, are many things besides.
+        share = len(_EASTERN_OR_PLAIN.findall(text)) / len(text)
+        if share > 0.98 and _EASTERN.search(text) and _EASTERN_STOPS.search(text):
+            return encoding
     return None
 
 
@@ -145,7 +165,7 @@ def undecodable(sample: bytes, encoding: str) -> str:
         "; convert the file to UTF-8, or set data.encoding to what it is written in (such as "
         "cp1252, latin-1, gb18030, shift_jis or utf-16)"
     )
-    if 0 < damaged <= max(1, len(sample) // 1000):
+    if 0 < damaged <= min(_FEW, len(sample) // 200):
         plural = "s are" if damaged > 1 else " is"
         advice += f"; where the {damaged} byte{plural} damage, data.invalid_utf8=replace"
     return advice

@@ -115,7 +115,11 @@ def _text(path: Path, settings: DataSettings) -> Iterator[Document]:
 def _json(path: Path, settings: DataSettings, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the objects of JSON lines, of an array, or one after another in any layout."""
     decoder = json.JSONDecoder(
-        parse_int=JsonInteger, parse_float=JsonFloat, parse_constant=JsonFloat
+        # A tab in a text is against the standard, and meant.
+        strict=False,
+        parse_int=JsonInteger,
+        parse_float=JsonFloat,
+        parse_constant=JsonFloat,
     )
     with _decoded(path, settings, "\n") as lines:
         is_first = True

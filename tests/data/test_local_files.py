@@ -161,6 +161,7 @@ def test_values_of_hub_rows_are_written_likewise(local, streaming):
     [
         ("a.jsonl", '{"text": "a"}\r\n\r\n{"text": "b"}', ["a", "b"]),
         ("a.jsonl", '\ufeff{"text": "a"}\n', ["a"]),
+        ("a.jsonl", '{"text": "a\tb"}\n', ["a\tb"]),
         ("a.jsonl", '{"text": "a\u2028b"}\n', ["a\u2028b"]),
         ("a.jsonl", '{"text": "a"}{"text": "b"}\n{"text": "c"}', ["a", "b", "c"]),
         ("a.jsonl", '{"text": "a"}\r{"text": "b"}\r', ["a", "b"]),
@@ -185,6 +186,7 @@ def test_these_are_read(read, name, content, texts):
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 WIDE = "Größe und Länge,\neine Zeile und noch eine\n"
+EAST = "\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u6211\u4eec\u53bb\u516c\u56ed\u3002\n" * 9
 FOREIGN = [
     ("a.txt", LFS, "Git LFS pointer.*git lfs pull"),
     ("a.jsonl", LFS, "git lfs pull"),
@@ -197,6 +199,8 @@ FOREIGN = [
     ("a.jsonl", '{"text": "ab"}'.encode("utf-16"), r"data\.encoding=utf-16,"),
     ("a.txt", WIDE.encode("utf-16-le"), r"data\.encoding=utf-16-le,"),
     ("a.txt", WIDE.encode("utf-16-be"), r"data\.encoding=utf-16-be,"),
+    ("a.txt", EAST.encode("utf-16-le"), r"data\.encoding=utf-16-le,"),
+    ("a.txt", EAST.encode("utf-16-be"), r"data\.encoding=utf-16-be,"),
     ("a.txt", WIDE.encode("utf-32"), r"data\.encoding=utf-32,"),
     ("a.txt", WIDE.encode("utf-32-be"), r"data\.encoding=utf-32-be,"),
     ("a.txt", gzip.compress(b"x"), r"gzip data.*ending \.gz"),
@@ -240,9 +244,17 @@ def test_text_about_such_files_is_text(read, text):
 def test_replacing_is_advised_only_for_a_few_damaged_bytes(read):
     with pytest.raises(DataError, match=r"line 3 is .*data\.encoding .*1 byte is.*invalid_utf8"):
         read("a.txt", b"good line\n" * 2 + b"\xff" + b"good line\n" * 500)
-    with pytest.raises(DataError, match=r"line 1 is not UTF-8; .*data\.encoding") as caught:
-        read("a.txt", "Ein Gruß über Größe.\n".encode("latin-1") * 50)
-    assert "invalid_utf8" not in str(caught.value)
+    for text, encoding in (
+        ("Ein Gruß über Größe.\n" * 50, "latin-1"),
+        ("café", "cp1252"),
+        ("Привет, мир\n" * 9, "koi8-r"),
+        (EAST, "gb18030"),
+        ("日本語、の文。\n" * 9, "shift_jis"),
+    ):
+        with pytest.raises(DataError, match=r"line 1 is not UTF-8; .*data\.encoding") as caught:
+            read("a.txt", text.encode(encoding))
+        assert "invalid_utf8" not in str(caught.value)
+        assert "binary" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
