@@ -314,7 +314,15 @@ def _warn(line: str) -> None:
 def _print_tables(groups: "Sequence[Group]") -> None:
     from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
     from evaluation.headline import headline
-    from evaluation.report import across_table, note, protocol_line, table, task_sections
+    from evaluation.report import (
+        MOST_PAIRS_PRINTED,
+        across_table,
+        note,
+        pair_table,
+        protocol_line,
+        table,
+        task_sections,
+    )
     from evaluation.variants import differing_fields
 
     for group in groups:
@@ -328,7 +336,9 @@ def _print_tables(groups: "Sequence[Group]") -> None:
             say(f"\n{part}")
         for difference in group.differs:
             say(f"\nNot equal, besides the attention: {difference}")
-        if sentences := headline(group.results):
+        if 1 < len(group.pairs) <= MOST_PAIRS_PRINTED:
+            say(f"\n{pair_table(group.pairs, 'simple')}")
+        if sentences := headline(group.results, group.unranked):
             say(f"\n{sentences}")
     say(f"\n{note([result for group in groups for result in group.results])}")
     for found in across_tokenizers(groups):

@@ -380,7 +380,8 @@ def _score(
     model = loaded.model
     scorer = CachedScorer(model, cache_dtype_of(settings.cache_dtype)) if settings.decode else model
     context, stride = settings.windows(model.config)
-    return score(scorer, stream, context, stride, settings.batch_size, device)
+    end = loaded.prepared.end_of_document_id
+    return score(scorer, stream, context, stride, settings.batch_size, device, end_of_document=end)
 
 
 def _unlike_its_summary(

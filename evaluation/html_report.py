@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, get_args
 
 from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE
-from evaluation.headline import pairing_notes
+from evaluation.headline import pairing_notes, too_little_text
 from evaluation.kv_cache import cache_bytes_of
 from evaluation.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
 from evaluation.tasks import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
@@ -86,8 +86,8 @@ def write_html(
         path: Of the HTML file.
         title: The report's name.
         headline: What was found, in a sentence or two.
-        groups: One for each protocol: `protocol_line`, `protocol`, `variants`, `held_equal` and
-            `differs`, as they stand in variants.json.
+        groups: One for each protocol: `protocol_line`, `protocol`, `variants`, `held_equal`,
+            `differs` and `pairs`, as they stand in variants.json and pairs.json.
         curves: By run name: `variant`, `attention`, `tokens` and `perplexity` during training.
         facts: What to know in order to repeat it: command, date, hardware, versions, commit.
         across: What `across_tokenizers.across_tokenizers` found.
@@ -132,6 +132,9 @@ def _group(group: Mapping[str, Any], curves: Mapping[str, dict[str, Any]]) -> di
         "has_perplexity": any(v["perplexity"] is not None for v in variants),
         "has_seeds": any(v["perplexity_ci95_seeds"] for v in variants),
         "pairing_notes": pairing_notes(variants),
+        "too_little_text": too_little_text(variants),
+        "pairs": _pairs(group["pairs"]),
+        "influence": _influence(variants),
         "has_bands": any(line.seeds > 1 for line in seed_lines(mine)),
         "results": _table("Results", [_described(v) for v in variants], _result_columns(variants)),
         "units": _table("Perplexity by seed and in other units", names, _unit_columns(variants)),
@@ -212,12 +215,14 @@ def _difference(variant: Variant, against: str) -> Cell:
     return Cell(f"{_signed(variant['delta_percent'])} %", notes)
 
 
-def _intervals(variant: Variant, key: str, show: Callable[[float], str]) -> list[tuple[str, str]]:
+def _intervals(
+    variant: Mapping[str, Any], key: str, show: Callable[[float], str]
+) -> list[tuple[str, str]]:
     found = ((which, variant[f"{key}_ci95_{which}"]) for which in ("text", "seeds"))
     return [(which, f"{show(pair[0])} to {show(pair[1])}") for which, pair in found if pair]
 
 
-def _verdict(variant: Variant) -> tuple[str, list[tuple[str, str]], str]:
+def _verdict(variant: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]], str]:
     verdict, note = variant["verdict"], variant["verdict_note"]
     if verdict is None:
         return NONE, [], ""
@@ -355,6 +360,7 @@ def _across(found: Mapping[str, Any]) -> dict[str, Any]:
     numbers = partial(_numbers, rows)
     columns = [
         Column("bits/byte", "Quality", bits),
+        Column("against the best", "Quality", [_against_best(row) for row in rows]),
         numbers("tokenizer", "Reading", "tokenizer_sha256", lambda value: value[:12]),
         numbers("tokens", "Reading", "tokens", _count),
         numbers("context", "Reading", "context", _count),
@@ -367,6 +373,60 @@ def _across(found: Mapping[str, Any]) -> dict[str, Any]:
         "caption": caption,
         "table": Table(caption, [Cell(row["name"]) for row in rows], columns),
     }
+
+
+def _against_best(row: Mapping[str, Any]) -> Cell:
+    """Show the difference of bits per byte to the lowest, with its interval."""
+    if row["delta_bits_per_byte"] is None:
+        return Cell(NONE)
+    pair = row["delta_bits_per_byte_ci95_text"]
+    show = partial(_signed, digits=4)
+    notes = [("text", f"{show(pair[0])} to {show(pair[1])}")] if pair else []
+    return Cell(show(row["delta_bits_per_byte"]), notes)
+
+
+def _pairs(pairs: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Return the difference of every two variants; None where there is one pair at most."""
+    if len(pairs) < 2:
+        return None
+    differences = [
+        Cell(f"{_signed(pair['delta_percent'])} %", _intervals(pair, "delta_percent", _signed))
+        for pair in pairs
+    ]
+    columns = [
+        Column("against", "Pair", [Cell(pair["against"]) for pair in pairs]),
+        Column("difference", "Perplexity", differences),
+        Column("verdict", "Perplexity", [Cell(*_verdict(pair)) for pair in pairs]),
+    ]
+    return _table("Every pair", [Cell(pair["variant"]) for pair in pairs], columns)
+
+
+def _influence(variants: Sequence[Variant]) -> Table | None:
+    """Return which documents carry a difference to the baseline; None where none is known."""
+    found = [(variant, row) for variant in variants for row in _documents(variant)]
+    if not found:
+        return None
+    without = [Cell(f"{_signed(row['delta_percent_without'])} %") for _, row in found]
+    columns = [
+        Column("document", "Text", [Cell(row["name"]) for _, row in found]),
+        _numbers([row for _, row in found], "tokens", "Text", "tokens", _count),
+        Column("whole", "Difference", [Cell(f"{_signed(v['delta_percent'])} %") for v, _ in found]),
+        Column("without it", "Difference", without),
+    ]
+    return Table("Most influential documents", [Cell(v["name"]) for v, _ in found], columns)
+
+
+def _documents(variant: Variant) -> list[dict[str, Any]]:
+    """Return the influential documents, and a row for all of them together."""
+    rows: list[dict[str, Any]] = variant.get("influential_documents") or []
+    if len(rows) < 2:
+        return rows
+    together = {
+        "name": f"these {len(rows)} together",
+        "tokens": sum(row["tokens"] for row in rows),
+        "delta_percent_without": variant["delta_percent_without_influential"],
+    }
+    return [*rows, together]
 
 
 PARTS = ("embeddings", "attention", "mlp", "norms")
@@ -467,8 +527,8 @@ def _ratio(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _memory(value: float) -> str:

@@ -320,7 +320,8 @@ def _score(
     device: torch.device,
 ) -> Score:
     try:
-        return score(scorer, stream, *windows, settings.batch_size, device)
+        end = origin.tokenizer.token_to_id(origin.end_of_document)
+        return score(scorer, stream, *windows, settings.batch_size, device, end_of_document=end)
     except BrokenWeights as error:
         raise EvaluationError(
             f"{origin.name} gives likelihoods that are no numbers, or that none can hold; its "

@@ -74,14 +74,19 @@ class Score:
     Args:
         nll_sum: Nats, summed in float64.
         tokens_scored: Targets it is over.
-        window_nll: Nats per window, in order: what intervals are computed from.
+        window_nll: Nats per window, in order.
         window_tokens: Targets per window.
+        document_nll: Nats per document, in order: what intervals are computed from. The token that
+            ends a document belongs to it.
+        document_tokens: Targets per document.
     """
 
     nll_sum: float
     tokens_scored: int
     window_nll: list[float]
     window_tokens: list[int]
+    document_nll: list[float]
+    document_tokens: list[int]
 
     @property
     def nll(self) -> float:
@@ -114,6 +119,7 @@ def score(
     device: torch.device | str = "cpu",
     max_tokens: int | None = None,
     before_batch: Callable[[], None] = lambda: None,
+    end_of_document: int | None = None,
 ) -> Score:
     """Score every token of a stream once, except the first.
 
@@ -126,6 +132,7 @@ def score(
         device: Where the model is.
         max_tokens: Score only the stream's first `max_tokens`, for a quick look during training.
         before_batch: Called before each forward pass; what it raises ends the scoring.
+        end_of_document: The token that ends a document; None takes the stream as one document.
 
     Raises:
         EvaluationError: If there is nothing to score, or the model's likelihoods are not finite.
@@ -140,14 +147,17 @@ def score(
         raise EvaluationError(f"eval.stride ({stride}) must be from 1 to the context ({context})")
     window_nll: list[float] = []
     window_tokens: list[int] = []
+    documents = _Documents(end_of_document, first=int(stream.window(0, 1)[0]))
     for batch in _batches(windows(num_tokens, context, stride), batch_size):
         before_batch()
         rows = np.stack([stream.window(w.start, w.length + 1) for w in batch])
         tokens = torch.from_numpy(rows).to(device)
         nll = model.token_nll(tokens[:, :-1], tokens[:, 1:]).double().cpu()
-        for window, row in zip(batch, nll, strict=True):
-            window_nll.append(float(row[window.length - window.scored :].sum()))
+        for window, row, ids in zip(batch, nll, rows, strict=True):
+            scored = row[window.length - window.scored :]
+            window_nll.append(float(scored.sum()))
             window_tokens.append(window.scored)
+            documents.add(ids[-window.scored :], scored.numpy())
     total = math.fsum(window_nll)
     if not math.isfinite(total) or total > _LARGEST_NLL * sum(window_tokens):
         what = "that no number can hold" if math.isfinite(total) else "that are not finite numbers"
@@ -155,7 +165,37 @@ def score(
             f"the model gives likelihoods {what}; its weights are broken, train it again with a "
             "lower optim.learning_rate"
         )
-    return Score(total, sum(window_tokens), window_nll, window_tokens)
+    return Score(
+        total, sum(window_tokens), window_nll, window_tokens, documents.nll, documents.tokens
+    )
+
+
+class _Documents:
+    """Sums the nats of consecutive targets by document.
+
+    Args:
+        end: The token that ends a document; None: there is one document.
+        first: The stream's first token, which is no target.
+    """
+
+    def __init__(self, end: int | None, first: int) -> None:
+        self._end = end
+        self.nll: list[float] = [0.0]
+        self.tokens: list[int] = [0]
+        self._is_ended = first == end
+
+    def add(self, targets: np.ndarray, nll: np.ndarray) -> None:
+        """Take the next targets [n] and their nats [n]."""
+        is_end = targets == self._end if self._end is not None else np.zeros(len(targets), bool)
+        begin = 0
+        for stop in sorted({*(np.flatnonzero(is_end) + 1).tolist(), len(targets)}):
+            if self._is_ended:
+                self.nll.append(0.0)
+                self.tokens.append(0)
+            self.nll[-1] += float(nll[begin:stop].sum())
+            self.tokens[-1] += stop - begin
+            self._is_ended = bool(is_end[stop - 1])
+            begin = stop
 
 
 def _batches(items: Iterator[Window], size: int) -> Iterator[list[Window]]:

@@ -13,11 +13,13 @@ from tabulate import tabulate
 
 from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
 from evaluation.errors import EvaluationError
-from evaluation.headline import headline, pairing_notes
+from evaluation.headline import headline, pairing_notes, too_little_text
 from evaluation.html_report import write_html
+from evaluation.plain import plain
 from evaluation.plots import plot_all
+from evaluation.statistics import FEWEST_SEEDS
 from evaluation.tasks import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
-from evaluation.variants import Group, plain
+from evaluation.variants import Group
 from guards.printable import as_code, printable
 from tracking.atomic import write_text
 from tracking.beside import folder_beside
@@ -44,7 +46,7 @@ RUN_COLUMNS = [
     *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "cache_ratio_to_mha"),
 ]
 """Keys of a run's row that wandb's table gets."""
-_WORDS = {"variant", "positions", "verdict", "against", "run", "tokenizer"}
+_WORDS = {"variant", "positions", "verdict", "against", "run", "tokenizer", "document"}
 
 
 def quality_cells(variant: Mapping[str, Any]) -> list[str]:
@@ -218,10 +220,10 @@ def protocol_line(row: Mapping[str, Any]) -> str:
 
 NOTE = (
     "Perplexity is exp(mean nats per token over the seeds), on the split named above. Text: 95 % "
-    "block bootstrap over its windows, paired by window for a difference: how much the number "
-    "depends on which text was scored. Seeds: Student's t, paired by seed for a difference: how "
-    "much it depends on the randomness of the training. Indistinguishable: 0 is inside one of the "
-    "two."
+    "interval over its documents, paired by document for a difference: how much the number depends "
+    "on which text was scored. Seeds: Student's t, paired by seed for a difference: how much it "
+    "depends on the randomness of the training. Indistinguishable: 0 is inside one of the two. "
+    f"Too few seeds: no verdict is given below {FEWEST_SEEDS}."
 )
 CACHE_NOTE = (
     "KV bytes/token is the closed form over all layers; measured is the live cache's storage after "
@@ -229,13 +231,67 @@ CACHE_NOTE = (
 )
 
 
+MOST_PAIRS_PRINTED = 6
+"""More of them are in the report only."""
+PAIR_NOTE = (
+    "Difference of the perplexity, of the variant less the one it is set against, with the "
+    "intervals and verdicts of the table above. Every pair is one more chance for an accident: of "
+    "twenty that do not differ, one will look as if it did."
+)
+INFLUENCE_NOTE = (
+    "The documents without which the difference to the baseline changes most, and the difference "
+    "without each, and without all of them. Where a few make it, it is about them."
+)
+
+
 def note(variants: Sequence[Mapping[str, Any]]) -> str:
     """Explain a table: what is in it, and how seeds were paired where that is not simply so."""
     parts = [NOTE] if any(variant["perplexity"] is not None for variant in variants) else []
+    parts += filter(None, [too_little_text(variants)])
     parts.append(CACHE_NOTE)
     if any(variant["kv_cache_bytes_per_token"] is None for variant in variants):
         parts.append("Where it is -, kvlab has no formula, and what was measured stands for it.")
     return " ".join([*parts, *pairing_notes(variants)])
+
+
+def pair_table(pairs: Sequence[Mapping[str, Any]], style: str) -> str:
+    """Lay out the difference of every two variants.
+
+    Args:
+        pairs: As `variants.Group` has them.
+        style: As for `table`.
+    """
+    headers = ("variant", "against", "difference", "95 % (text)", "95 % (seeds)", "verdict")
+    body = [
+        [
+            *(pair["variant"], pair["against"], f"{pair['delta_percent']:+.2f} %"),
+            _interval(pair["delta_percent_ci95_text"], "{:+.2f}"),
+            _interval(pair["delta_percent_ci95_seeds"], "{:+.2f}"),
+            pair["verdict"] + (f" ({pair['verdict_note']})" if pair["verdict_note"] else "")
+            if pair["verdict"]
+            else "-",
+        ]
+        for pair in pairs
+    ]
+    return _laid_out(headers, body, style)
+
+
+def influence_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
+    """Lay out which documents carry a difference to the baseline; empty if there is none."""
+    headers = ("variant", "vs baseline", "without", "document", "tokens")
+    body: list[list[str]] = []
+    for variant in variants:
+        rows = variant.get("influential_documents") or []
+        for number, row in enumerate(rows):
+            first = [variant["name"], f"{variant['delta_percent']:+.2f} %"]
+            without = f"{row['delta_percent_without']:+.2f} %"
+            last = [without, plain(row["name"]), f"{row['tokens']:,}"]
+            body.append([*(first if number == 0 else ["", ""]), *last])
+        if len(rows) > 1:
+            without = f"{variant['delta_percent_without_influential']:+.2f} %"
+            tokens = f"{sum(row['tokens'] for row in rows):,}"
+            body.append(["", "", without, f"these {len(rows)} together", tokens])
+    return _laid_out(headers, body, style) if body else ""
 
 
 def across_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
@@ -245,13 +301,25 @@ def across_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
         rows: Of one text, as `across_tokenizers.across_tokenizers` returns them.
         style: As for `table`.
     """
-    headers = ["variant", "bits/byte", "95 % (text)", "tokenizer", "tokens", "context", "stride"]
+    headers = [
+        "variant",
+        "bits/byte",
+        "95 % (text)",
+        "vs best",
+        "95 % (text) ",
+        "tokenizer",
+        "tokens",
+        "context",
+        "stride",
+    ]
     headers += ["parameters", "KV bytes/token, measured"]
     body = [
         [
             row["name"],
             f"{row['bits_per_byte']:.4f}",
             _interval(row["bits_per_byte_ci95_text"], "{:.4f}"),
+            "-" if row["delta_bits_per_byte"] is None else f"{row['delta_bits_per_byte']:+.4f}",
+            _interval(row["delta_bits_per_byte_ci95_text"], "{:+.4f}"),
             row["tokenizer_sha256"][:12],
             *(f"{row[key]:,}" for key in ("tokens", "context", "stride", "num_parameters")),
             _number(row["kv_cache_bytes_measured"]),
@@ -401,9 +469,10 @@ def _written_beside(
 def _write_report(
     folder: Path, title: str, groups: Sequence[Group], facts: Mapping[str, str]
 ) -> None:
-    """Write results.json, variants.json, windows.json, plots, report.md and report.html.
+    """Write results.json, variants.json, plots, report.md and report.html.
 
-    And across_tokenizers.json, where one text was read in several tokenizers' tokens.
+    And windows.json, documents.json and pairs.json, where perplexity was measured;
+    across_tokenizers.json, where one text was read in several tokenizers' tokens.
     """
     runs = [run for group in groups for run in group.runs]
     variants = [result for group in groups for result in group.results]
@@ -416,6 +485,14 @@ def _write_report(
     }
     if scored:
         _write_json(folder / "windows.json", scored, indent=None)
+        documents = {
+            run.name: {"nll": run.windows.document_nll, "tokens": run.windows.document_tokens}
+            for run in runs
+            if run.windows
+        }
+        _write_json(folder / "documents.json", documents, indent=None)
+    if pairs := [pair for group in groups for pair in group.pairs]:
+        _write_json(folder / "pairs.json", pairs)
     across = across_tokenizers(groups)
     if across:
         _write_json(folder / "across_tokenizers.json", across)
@@ -442,7 +519,7 @@ def _headlines(groups: Sequence[Group]) -> list[str]:
     for group in groups:
         card = group.protocol
         about = f"{plain(card['corpus'])}, {plain(card['split'])} split: "
-        if sentences := headline(group.results):
+        if sentences := headline(group.results, group.unranked):
             found.append((about if len(groups) > 1 else "") + sentences)
     return found
 
@@ -464,6 +541,7 @@ def _as_section(group: Group) -> dict[str, Any]:
         "variants": group.results,
         "held_equal": group.held_equal,
         "differs": group.differs,
+        "pairs": group.pairs,
     }
 
 
@@ -500,12 +578,16 @@ def _markdown_group(group: Group, plots: Sequence[str]) -> list[str]:
     has_quality = variants[0]["perplexity"] is not None
     parts = []
     if has_quality:
-        parts += [headline(variants), f"{protocol_line(group.runs[0].row)}."]
+        parts += [headline(variants, group.unranked), f"{protocol_line(group.runs[0].row)}."]
     parts += [table(variants, "github", with_costs=True), note(variants)]
     if group.held_equal:
         parts += [f"Held equal: {', '.join(group.held_equal)}."]
     if group.differs:
         parts += ["Not equal, besides the attention:", "\n".join(f"- {d}" for d in group.differs)]
+    if len(group.pairs) > 1:
+        parts += ["## Every pair", pair_table(group.pairs, "github"), PAIR_NOTE]
+    if influence := influence_table(variants, "github"):
+        parts += ["## Most influential documents", influence, INFLUENCE_NOTE]
     parts += [f"![{_ALT[re.split('[-.]', name)[0]]}]({name})" for name in plots]
     if tasks := task_sections(variants, group.protocol, "github"):
         parts += ["## Tasks", *tasks]

@@ -1,95 +1,110 @@
-"""How sure a number is: 95 % intervals over the windows of a text and over the seeds of a training.
+"""How sure a number is: 95 % intervals over the documents of a text and over training seeds.
 
-The two answer different questions. Windows say how much a number depends on which text was scored;
-seeds how much it depends on the randomness of the training. Neither contains the other.
+The two answer different questions. Documents say how much a number depends on which text was
+scored; seeds how much it depends on the randomness of the training. Neither contains the other.
 """
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 Interval = tuple[float, float]
 
 CONFIDENCE = 0.95
-FEWEST_BLOCKS = 10
-"""From fewer blocks no interval is given: it would be far too narrow."""
-_RESAMPLES = 4999
+FEWEST_DOCUMENTS = 10
+"""From fewer documents no interval is given: it would say little, and not hold what it says."""
+FEWEST_SEEDS = 3
+"""From fewer seeds no verdict is given: two leave one degree of freedom, and one none."""
 
 
-def block_length(window_tokens: Sequence[int], context: int) -> int:
-    """Return how many neighbouring windows are drawn together.
-
-    Windows of one document resemble each other, and overlapping ones share their text: blocks keep
-    that. Their length in tokens, whatever the stride, grows with the cube root of the text's, the
-    rate that is best for a variance (Hall, Horowitz and Jing 1995). Twice the root, counted in
-    contexts: on the default corpus windows up to 8 apart still resemble each other, and blocks of
-    16 of its 367 windows give an interval a quarter wider than blocks of 8, longer ones no wider on
-    the whole.
+def without_each(
+    nll: npt.ArrayLike, tokens: npt.ArrayLike
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return nats per token [n] without each of n documents, and the share of tokens [n] of each.
 
     Args:
-        window_tokens: Scored tokens of each window, in the order of the text.
-        context: Tokens that a window shows the model.
+        nll: Nats of each document [n], or differences of them.
+        tokens: Scored tokens of each [n].
     """
-    tokens = sum(window_tokens)
-    contexts = math.ceil(2 * (tokens / context) ** (1 / 3))
-    return max(1, math.ceil(contexts * context * len(window_tokens) / max(1, tokens)))
+    nats, counts = np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+    rest = counts.sum() - counts
+    without = np.divide(nats.sum() - nats, rest, out=np.full_like(nats, np.nan), where=rest > 0)
+    return without, counts / counts.sum()
 
 
-def text_interval(
-    window_nll: Sequence[float], window_tokens: Sequence[int], context: int
-) -> Interval | None:
-    """Return the interval of nats per token, from a bootstrap over blocks of windows.
+def text_interval(nll: npt.ArrayLike, tokens: npt.ArrayLike) -> Interval | None:
+    """Return the interval of nats per token over documents, from a jackknife that leaves one out.
 
-    For a paired difference of two models on the same windows pass the differences of their nats.
-    Bias-corrected and accelerated (Efron 1987), by scipy; the same input gives the same interval.
+    Documents are what a text consists of, and what another text would have others of. Nats per
+    token are a ratio of sums: each document counts by its tokens. Student's t has as many degrees
+    of freedom as there are documents in effect (Kish's), less one: a few long ones are few.
+
+    For a paired difference of two models pass the differences of their nats on each document.
 
     Args:
-        window_nll: Nats of each window, in the order of the text.
-        window_tokens: Tokens they are over.
-        context: Tokens that a window shows the model.
+        nll: Nats of each document [n].
+        tokens: Scored tokens of each [n]; a document of none is ignored.
 
     Returns:
-        Low and high, or None if the text is too short for `FEWEST_BLOCKS`.
+        Low and high, or None for fewer than `FEWEST_DOCUMENTS`.
 
     Source:
-        Block bootstrap: Carlstein 1986. Expanded for few blocks: Hesterberg 2015 (The American
-        Statistician 69, section 5.3).
+        Jackknife of a ratio: Tukey 1958; Cochran, Sampling Techniques, section 6.15. Effective
+        number of documents: Kish 1965. Chosen by its coverage: docs/comparison.md.
     """
-    from scipy.stats import bootstrap, norm, t
+    from scipy.stats import t
 
-    length = block_length(window_tokens, context)
-    starts = np.arange(0, len(window_nll) // length * length, length)
-    if len(starts) < FEWEST_BLOCKS:
+    nats, counts = np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+    nats, counts = nats[counts > 0], counts[counts > 0]
+    n = len(counts)
+    if n < FEWEST_DOCUMENTS:
         return None
-    # The last block takes what is left over.
-    nats = np.add.reduceat(np.asarray(window_nll, dtype=np.float64), starts)
-    tokens = np.add.reduceat(np.asarray(window_tokens, dtype=np.float64), starts)
-    rates = nats / tokens
-    if np.ptp(rates) <= 1e-12 * max(1.0, float(np.abs(rates).max())):
-        mean = float(nats.sum() / tokens.sum())
-        return mean, mean
+    mean = float(nats.sum() / counts.sum())
+    without, share = without_each(nats, counts)
+    error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    in_effect = 1 / float((share**2).sum())
+    half = float(t.ppf((1 + CONFIDENCE) / 2, max(1.0, in_effect - 1))) * error
+    return mean - half, mean + half
 
-    # Resampling k blocks has a variance smaller by (k - 1) / k than theirs, and normal tails:
-    # expanded as by Hesterberg, 24 blocks ask for 96.5 %.
-    k = len(starts)
-    tail = norm.cdf(-math.sqrt(k / (k - 1)) * t.ppf((1 + CONFIDENCE) / 2, k - 1))
 
-    def per_token(nats: np.ndarray, tokens: np.ndarray, axis: int) -> np.ndarray:
-        quotient: np.ndarray = nats.sum(axis=axis) / tokens.sum(axis=axis)
-        return quotient
+class Influence(NamedTuple):
+    """What a document does to a difference.
 
-    found = bootstrap(
-        (nats, tokens),
-        per_token,
-        paired=True,
-        n_resamples=_RESAMPLES,
-        batch=200,  # bounds the memory where strides are short and windows many
-        confidence_level=1 - 2 * tail,
-        method="BCa",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    Attributes:
+        document: Its number, from 0.
+        without: The difference of nats per token without it.
+    """
+
+    document: int
+    without: float
+
+
+def most_influential(
+    nll: npt.ArrayLike, tokens: npt.ArrayLike, most: int
+) -> tuple[list[Influence], float | None]:
+    """Find the documents without which a difference of nats per token changes most.
+
+    Args:
+        nll: Differences of the nats of each document [n].
+        tokens: Scored tokens of each [n].
+        most: How many to return.
+
+    Returns:
+        Them, the most influential first, and the difference without all of them; nothing and None
+        where no document would be left.
+    """
+    nats, counts = np.asarray(nll, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+    if np.count_nonzero(counts) <= most:
+        return [], None
+    whole = nats.sum() / counts.sum()
+    without, _ = without_each(nats, counts)
+    order = np.argsort(-np.abs(without - whole), kind="stable")[:most]
+    order = order[counts[order] > 0]
+    rest = np.delete(nats, order).sum() / np.delete(counts, order).sum()
+    return [Influence(int(i), float(without[i])) for i in order], float(rest)
 
 
 def seed_interval(values: Sequence[float]) -> Interval | None:
@@ -124,19 +139,29 @@ def standard_deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def verdict(difference: float, intervals: Sequence[Interval | None]) -> str | None:
+def verdict(
+    difference: float, intervals: Sequence[Interval | None], seeds: int | None
+) -> str | None:
     """Say what a difference of nats per token to the baseline amounts to.
 
     Args:
         difference: Of a variant less the baseline; above 0 it is worse.
-        intervals: Of the difference, over windows and over seeds; None where there is none.
+        intervals: Of the difference, over documents and over seeds; None where there is none.
+        seeds: On the side that has fewer; None where neither was trained here, so that the weights
+            themselves are compared.
 
     Returns:
-        "better" or "worse" if no interval holds 0, else "indistinguishable"; None without any.
+        "better" or "worse" if no interval holds 0, else "indistinguishable"; `TOO_FEW_SEEDS` below
+        `FEWEST_SEEDS`; None without any interval.
     """
+    if seeds is not None and seeds < FEWEST_SEEDS:
+        return TOO_FEW_SEEDS
     known = [interval for interval in intervals if interval is not None]
     if not known:
         return None
     if any(low <= 0.0 <= high for low, high in known):
         return "indistinguishable"
     return "worse" if difference > 0 else "better"
+
+
+TOO_FEW_SEEDS = "too few seeds"

@@ -10,34 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.documents import document_names
 from evaluation.comparison import EvaluatedRun, require_baseline
 from evaluation.decode import Decodable, break_even, measure_decode
+from evaluation.differences import (
+    COMPARED,
+    PARAMETERS_TOLERANCE,
+    difference,
+    differing_keys,
+    mapped,
+    mean_document_nll,
+    unequal,
+)
 from evaluation.errors import EvaluationError
 from evaluation.kv_cache import cache_bytes_of
+from evaluation.plain import plain, shown
 from evaluation.settings import EvalSettings
-from evaluation.statistics import (
-    Interval,
-    seed_interval,
-    standard_deviation,
-    text_interval,
-    unpaired_seed_interval,
-    verdict,
-)
+from evaluation.statistics import seed_interval, standard_deviation, text_interval
 from evaluation.tasks import over_seeds
 from modeling.accounting import ParameterCount, budget_of
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
-from tracking.configuration import differences
 
-# What makes a run one of several of a variant, or merely says how its model was chosen.
-_BOOKKEEPING = re.compile(
-    r"run_name|seed|match|match_\w+|fair_\w+|model\.name|model\.attention\.decode_path"
-)
-# What a comparison of attentions is there to vary, with the width that keeps the budget.
-_COMPARED = re.compile(
-    r"model\.(intermediate_size|position_embedding|attention\.(name|num_key_value_heads|"
-    r"(qk_\w+_|v_)?head_dim|\w+_lora_rank))"
-)
 # Follow from the size of the model.
 _DERIVED = re.compile(
     r"model\.(intermediate_size|attention\.(hidden_size|num_attention_heads|\w*head_dim))"
@@ -103,12 +97,16 @@ class Group:
         variants: From the largest KV cache to the smallest.
         held_equal: In words, what all of them have in common.
         differs: In words, what else than attention, MLP width and seed differs.
+        unranked: In words, what of it keeps the variants from being ranked; empty if nothing does.
+        pairs: The difference of every two variants, as rows of pairs.json.
     """
 
     protocol: dict[str, Any]
     variants: list[Variant]
     held_equal: list[str]
     differs: list[str]
+    unranked: list[str]
+    pairs: list[dict[str, Any]]
 
     @property
     def runs(self) -> list[EvaluatedRun]:
@@ -198,7 +196,7 @@ def _require_baseline(cards: Sequence[Sequence[EvaluatedRun]], baseline: str) ->
 def _group(runs: Sequence[EvaluatedRun], baseline: str) -> Group:
     variants: list[Variant] = []
     for run in sorted(runs, key=lambda run: (run.is_outside, run.row["seed"] or 0, run.name)):
-        alike = (v for v in variants if not _differing_keys(v.settings, run.settings))
+        alike = (v for v in variants if not differing_keys(v.settings, run.settings))
         if run.is_outside:
             variants.append(Variant(run.name, [run]))
         elif (variant := next(alike, None)) is None:
@@ -212,16 +210,14 @@ def _group(runs: Sequence[EvaluatedRun], baseline: str) -> Group:
         for run in variant.runs:
             run.row.update(_run_against_baseline(run, variant))
     variants.sort(key=lambda v: (-cache_bytes_of(v.result), v.label))
-    return Group(runs[0].row["protocol"], variants, *_held_and_differing(variants))
-
-
-def _differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return the keys that both have and that differ; one may be of before a key was."""
-    return [
-        key
-        for key in differences(one, other)
-        if key in one and key in other and not _BOOKKEEPING.fullmatch(key)
-    ]
+    _name_documents(variants)
+    return Group(
+        runs[0].row["protocol"],
+        variants,
+        *_held_and_differing(variants),
+        unranked=_unranked(variants),
+        pairs=_pairs(variants),
+    )
 
 
 def _label(variants: Sequence[Variant]) -> None:
@@ -231,7 +227,7 @@ def _label(variants: Sequence[Variant]) -> None:
         alike = [variant for variant in trained if variant.attention == attention]
         if len(alike) == 1:
             continue
-        keys = {key for v in alike for key in _differing_keys(alike[0].settings, v.settings)}
+        keys = {key for v in alike for key in differing_keys(alike[0].settings, v.settings)}
         positions = [variant.runs[0].row["positions"] for variant in alike]
         told = sorted(key for key in keys if not _DERIVED.fullmatch(key))
         if len({variant.settings.get("model.name") for variant in alike}) > 1:
@@ -251,22 +247,17 @@ def _label(variants: Sequence[Variant]) -> None:
             variant.label = variant.runs[0].name
 
 
-def plain(value: Any, longest: int = 60) -> str:
-    """Return a value that a run brings as text without markup, on one line."""
-    return re.sub(r"[^\w .,:;+=/()%-]", "?", " ".join(str(value).split()))[:longest]
-
-
 def _choose_baselines(variants: Sequence[Variant], attention: str) -> None:
     """Give each variant the one of that attention that differs least in everything else."""
     candidates = [variant for variant in variants if variant.attention == attention]
 
     def distance(variant: Variant, candidate: Variant) -> tuple[Any, ...]:
-        keys = _differing_keys(variant.settings, candidate.settings)
+        keys = differing_keys(variant.settings, candidate.settings)
         ours, theirs = variant.runs[0].row, candidate.runs[0].row
         parameters = abs(math.log(ours["num_parameters"] / theirs["num_parameters"]))
         cache = abs(math.log(cache_bytes_of(ours) / cache_bytes_of(theirs)))
         return (
-            sum(not _COMPARED.fullmatch(key) for key in keys),
+            sum(not COMPARED.fullmatch(key) for key in keys),
             candidate.runs[0].row["positions"] != "RoPE",
             int(100 * parameters),  # matched ones differ by less than a percent
             round(cache, 6),
@@ -330,91 +321,103 @@ def _quality(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
     keys = (
         *("nll", "nll_ci95_text", "perplexity", "perplexity_by_seed", "perplexity_sd"),
         *("perplexity_ci95_text", "perplexity_ci95_seeds", "word_perplexity", "bits_per_byte"),
+        "documents_scored",
     )
-    if runs[0].windows is None:
+    scored = runs[0].windows
+    if scored is None:
         return dict.fromkeys(keys)
     by_seed = [run.row["nll"] for run in runs]
     perplexities = [run.row["perplexity"] for run in runs]
     nll = statistics.fmean(by_seed)
     words = [run.row["word_perplexity"] for run in runs]
-    by_text = _text(_mean_nats(runs), runs[0])
+    by_text = text_interval(mean_document_nll(runs), scored.document_tokens)
     values = (
         nll,
         by_text,
         math.exp(nll),
         perplexities,
         standard_deviation(perplexities),
-        _mapped(math.exp, by_text),
-        _mapped(math.exp, seed_interval(by_seed)),
+        mapped(math.exp, by_text),
+        mapped(math.exp, seed_interval(by_seed)),
         None if None in words else statistics.geometric_mean(words),
         statistics.fmean(run.row["bits_per_byte"] for run in runs),
+        sum(tokens > 0 for tokens in scored.document_tokens),
     )
     return dict(zip(keys, values, strict=True))
 
 
 def _against_baseline(variant: Variant, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
-    """Return the difference to the baseline, paired by window and by seed."""
+    """Return the difference to the baseline, paired by document and by seed."""
     base = variant.baseline
-    keys = (
-        *("delta_nll", "delta_nll_ci95_text", "delta_nll_ci95_seeds", "delta_percent"),
-        *("delta_percent_ci95_text", "delta_percent_ci95_seeds", "verdict", "verdict_note"),
-    )
-    found: dict[str, Any] = {
+    found = difference(variant.by_seed(), (base or variant).by_seed())
+    row = found.as_row() | found.influential()
+    nothing: dict[str, Any] = {
+        key: [] if type(value) is list else None for key, value in row.items()
+    }
+    head: dict[str, Any] = {
         "baseline": base.label if base else None,
         "is_baseline": variant.is_baseline,
         "baseline_runs": {},
         "cache_ratio_to_baseline": None,
-        **dict.fromkeys(keys),
+        **nothing,
         "verdict_note": "",
     }
     if base is None:
-        return found
+        return head
     if variant.is_baseline:
-        return found | {"cache_ratio_to_baseline": 1.0, "verdict": "baseline"}
-    theirs = base.by_seed()
-    common = [run.row["seed"] for run in runs if run.row["seed"] in theirs]
-    ours = [run for run in runs if run.row["seed"] in common] or list(runs)
-    matched = [theirs[seed] for seed in common] or list(theirs.values())
-    found["baseline_runs"] = {run.name: theirs[run.row["seed"]].name for run in ours if common}
-    found["cache_ratio_to_baseline"] = cache_bytes_of(runs[0].row) / cache_bytes_of(matched[0].row)
-    if ours[0].windows is None:
-        return found
-    nlls, their_nlls = ([run.row["nll"] for run in some] for some in (ours, matched))
-    delta = statistics.fmean(nlls) - statistics.fmean(their_nlls)
-    by_text = _text(_mean_nats(ours) - _mean_nats(matched), ours[0])
-    if common:
-        by_seed = seed_interval([a - b for a, b in zip(nlls, their_nlls, strict=True)])
-    else:
-        by_seed = unpaired_seed_interval(nlls, their_nlls)
-    values = (
-        *(delta, by_text, by_seed),
-        *(_percent(delta), _mapped(_percent, by_text), _mapped(_percent, by_seed)),
-        verdict(delta, [by_text, by_seed]),
-        (
-            "one model"
-            if variant.is_outside or base.is_outside
-            else _pairing(len(common), len(runs), len(theirs))
-        ),
+        return head | {"cache_ratio_to_baseline": 1.0, "verdict": "baseline"}
+    cache = cache_bytes_of(runs[0].row) / cache_bytes_of(found.theirs[0].row)
+    return head | {"baseline_runs": found.baseline_runs, "cache_ratio_to_baseline": cache} | row
+
+
+def _pairs(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """Return the difference of every two variants that were scored, the smaller cache's less."""
+    if variants[0].runs[0].windows is None:
+        return []
+    return [
+        {"variant": ours.label, "against": theirs.label}
+        | difference(ours.by_seed(), theirs.by_seed()).as_row()
+        for number, theirs in enumerate(variants)
+        for ours in variants[number + 1 :]
+    ]
+
+
+def _unranked(variants: Sequence[Variant]) -> list[str]:
+    """Say what differs between variants that has to be equal where they are ranked."""
+    found: dict[str, dict[str, None]] = {}  # values by what they are of, each once
+    trained = [variant for variant in variants if not variant.is_outside]
+    for number, one in enumerate(trained):
+        for other in trained[number + 1 :]:
+            for key, values in unequal(one.runs[0], other.runs[0]).items():
+                found.setdefault(key, {}).update(dict.fromkeys(map(shown, values)))
+    said = [f"{plain(key)} ({', '.join(values)})" for key, values in found.items()]
+    outside = [plain(variant.label) for variant in variants if variant.is_outside]
+    if outside and len(variants) > 1:
+        said.append(f"training, which is not known of {', '.join(outside)}")
+    return said
+
+
+def _name_documents(variants: Sequence[Variant]) -> None:
+    """Give each influential document its name; its number from 1 where the text is not at hand."""
+    rows = [row for variant in variants for row in variant.result["influential_documents"]]
+    run = variants[0].runs[0]
+    names = (
+        document_names(run.prepared, run.row["split"], {row["document"] for row in rows})
+        if run.prepared and rows
+        else {}
     )
-    return found | dict(zip(keys, values, strict=True))
-
-
-def _pairing(common: int, ours: int, theirs: int) -> str:
-    """Say what a reader has to know of the seeds behind a difference; nothing if all are paired."""
-    if common == 0 and min(ours, theirs) > 1:
-        return "other seeds"
-    if common < 2:
-        return "single seed"
-    return "" if common == max(ours, theirs) else f"{common} common seeds"
+    for row in rows:
+        row["name"] = names.get(row["document"], f"document {row['document'] + 1}")
 
 
 def _run_against_baseline(run: EvaluatedRun, variant: Variant) -> dict[str, Any]:
     """Return the difference of one run to the baseline's run of its seed, over the text."""
-    interval = _text(_mean_nats([run]), run) if run.windows else None
+    scored = run.windows
+    interval = text_interval(scored.document_nll, scored.document_tokens) if scored else None
     found: dict[str, Any] = {
         "variant": variant.label,
         "verdict": variant.result["verdict"],
-        "perplexity_ci95": _mapped(math.exp, interval),
+        "perplexity_ci95": mapped(math.exp, interval),
         "cache_ratio_to_baseline": variant.result["cache_ratio_to_baseline"],
         **dict.fromkeys(("baseline_run", "delta_nll", "delta_nll_ci95")),
     }
@@ -424,30 +427,11 @@ def _run_against_baseline(run: EvaluatedRun, variant: Variant) -> dict[str, Any]
     if other is None:
         return found
     found["baseline_run"] = other.name
-    if run.windows:
+    if scored and other.windows:
         found["delta_nll"] = run.row["nll"] - other.row["nll"]
-        found["delta_nll_ci95"] = _text(_mean_nats([run]) - _mean_nats([other]), run)
+        nats = np.subtract(scored.document_nll, other.windows.document_nll)
+        found["delta_nll_ci95"] = text_interval(nats, scored.document_tokens)
     return found
-
-
-def _mean_nats(runs: Sequence[EvaluatedRun]) -> np.ndarray:
-    """Return the nats of each window, mean over runs."""
-    nats: np.ndarray = np.mean([run.windows.window_nll for run in runs if run.windows], axis=0)
-    return nats
-
-
-def _text(nats: np.ndarray, run: EvaluatedRun) -> Interval | None:
-    assert run.windows is not None
-    return text_interval(nats.tolist(), run.windows.window_tokens, run.row["protocol"]["context"])
-
-
-def _percent(delta_nll: float) -> float:
-    """Turn a difference of nats per token into one of perplexity, in percent."""
-    return 100 * math.expm1(delta_nll)
-
-
-def _mapped(function: Callable[[float], float], interval: Interval | None) -> Interval | None:
-    return None if interval is None else (function(interval[0]), function(interval[1]))
 
 
 _HELD = {
@@ -477,8 +461,8 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
     keys = {
         key
         for other in settings[1:]
-        for key in _differing_keys(settings[0], other)
-        if not _COMPARED.fullmatch(key)
+        for key in differing_keys(settings[0], other)
+        if not COMPARED.fullmatch(key)
     }
     differs = [
         f"{plain(key)}: " + ", ".join(f"{plain(v.settings.get(key))} ({v.label})" for v in trained)
@@ -488,7 +472,7 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
         differs.append(f"the training, which kvlab does not know: {', '.join(outside)}")
     counts = [variant.result["num_parameters"] for variant in variants]
     spread = max(counts) / min(counts) - 1
-    if spread > 0.01:
+    if spread > PARAMETERS_TOLERANCE:
         differs.append(f"parameters: from {min(counts):,} to {max(counts):,}")
     elif len(variants) > 1:
         held.append(f"parameters within {100 * spread:.2g} %")

@@ -37,12 +37,8 @@ def scored(name, protocol, nats, seed=None, windows=100):
     """A run, or a model from elsewhere, that needs so many nats per token, more or less."""
     context = protocol["context"]
     rates = nats + 0.1 * np.random.default_rng([seed or 0, context]).normal(size=windows)
-    score = Score(
-        float(context * rates.sum()),
-        windows * context,
-        (context * rates).tolist(),
-        [context] * windows,
-    )
+    each = (context * rates).tolist(), [context] * windows  # a window is a document
+    score = Score(float(context * rates.sum()), windows * context, *each, *each)
     row = {
         **{"run_name": name, "attention": "hf:llama" if seed is None else "mha", "seed": seed},
         **{"positions": "RoPE", "num_parameters": 1000, "tokens_trained": None, "tokens": 1},

@@ -39,6 +39,8 @@ def test_a_row_has_every_documented_key(make_run, prepared):
     assert card["intra_document_mask"] is False
     assert found.windows.window_tokens == [w.scored for w in windows(len_of(prepared), 32, 32)]
     assert math.fsum(found.windows.window_nll) == pytest.approx(row["nll"] * row["tokens_scored"])
+    assert math.fsum(found.windows.document_nll) == pytest.approx(found.windows.nll_sum)
+    assert len(found.windows.document_nll) == prepared.splits["validation"].documents
     assert found.settings["model.attention.name"] == "mqa"
     assert found.curve == {"tokens": [], "perplexity": []}
     assert found.sample is None

@@ -63,6 +63,7 @@ def group(*variants, **changes):
         "variants": list(variants),
         "held_equal": ["optim: muon"],
         "differs": ["attention"],
+        "pairs": [],
     } | changes
 
 

@@ -289,7 +289,7 @@ def test_a_model_from_elsewhere_is_a_variant_of_its_own(beside):
     assert variants["mqa"]["seeds"] == [3, 4]
     assert variants["hf:them"]["seeds"] == []
     assert variants["hf:them"]["attention"] == "hf:llama"
-    assert variants["hf:them"]["verdict"] == "indistinguishable"
+    assert variants["hf:them"]["verdict"] == "too few seeds"  # of the run's
     assert variants["hf:them"]["verdict_note"] == "one model"
     assert variants["hf:them"]["delta_percent"] == pytest.approx(0, abs=1e-3)
     assert variants["hf:them"]["cache_ratio_to_baseline"] == 1.0
@@ -299,10 +299,10 @@ def test_a_model_from_elsewhere_is_a_variant_of_its_own(beside):
     assert [variant.label for variant in theirs.variants] == ["hf:with-bytes"]
     assert theirs.variants[0].result["baseline"] is None
     said = headline(ours.results)
-    assert "1 configuration, trained on 64 tokens, 2 seeds and 1 model from elsewhere" in said
+    assert "1 configuration, trained on 64 tokens, 2 seeds and 1 external model" in said
     assert "hf:with-bytes: perplexity" in headline(theirs.results)
     shown = table(ours.results, "simple")
-    assert "indistinguishable (one model)" in shown
+    assert "too few seeds (one model)" in shown
     assert "One model:" in note(ours.results)
     # Runs themselves still have to agree.
     other = dataclasses.replace(
@@ -343,9 +343,15 @@ def test_decoding_is_timed_in_the_same_turns_and_reported(beside, tmp_path):
     assert [row["seed"] for row in rows if row["run_name"].startswith("hf:")] == [None, None]
     (across,) = json.loads((folder / "across_tokenizers.json").read_text())
     assert {row["name"] for row in across["variants"]} == {"mqa", "hf:them", "hf:with-bytes"}
-    assert set(json.loads((folder / "windows.json").read_text())) == {
-        row["run_name"] for row in rows
-    }
+    first, *others = across["variants"]
+    assert first["delta_bits_per_byte"] is None
+    for row in others:  # paired by document, whatever the tokens
+        expected = row["bits_per_byte"] - first["bits_per_byte"]
+        assert row["delta_bits_per_byte"] == pytest.approx(expected)
+    for name in ("windows", "documents"):
+        scored = json.loads((folder / f"{name}.json").read_text())
+        assert set(scored) == {row["run_name"] for row in rows}
+    assert {len(found["nll"]) for found in scored.values()} == {4}  # the same in any tokens
 
 
 def _refuse(line):

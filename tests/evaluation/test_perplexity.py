@@ -139,6 +139,26 @@ def test_a_model_known_in_closed_form():
         assert math.fsum(result.window_nll) == result.nll_sum
 
 
+END = 9
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),  # nats by document: |x - y| + 1 for every token but the first
+    [
+        ([3, 3, END, 4, END, 9 - 8, 2], [(1 + 7, 2), (6 + 6, 2), (9 + 2, 2)]),
+        ([3, END, 8, 8, 8, END], [(7, 1), (2 + 1 + 1 + 2, 4)]),
+        ([END, 8, END, END], [(0, 0), (2 + 2, 2), (1, 1)]),  # documents without any text
+        ([1, 2, 3, 4, 5, 6], [(10, 5)]),
+    ],
+)
+@pytest.mark.parametrize(("context", "stride"), [(1, 1), (3, 3), (3, 2), (64, 64)])
+def test_every_token_is_of_one_document_and_the_last_one_ends_it(tokens, expected, context, stride):
+    result = score(LastToken(), Stream(tokens), context, stride, batch_size=2, end_of_document=END)
+    assert list(zip(result.document_nll, result.document_tokens, strict=True)) == expected
+    whole = score(LastToken(), Stream(tokens), context, stride)
+    assert (whole.document_nll, whole.document_tokens) == ([whole.nll_sum], [len(tokens) - 1])
+
+
 # p(1|0) p(0|.) p(0|.) p(1|.) p(2|.), counted by hand; a longer context is "01", "10", "00", "01".
 @pytest.mark.parametrize(
     ("context", "stride", "factors"),

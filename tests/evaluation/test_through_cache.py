@@ -27,8 +27,12 @@ class Stream:
 @pytest.mark.parametrize("stride", [3, 8])
 def test_through_the_cache_scores_are_those_of_whole_windows(name, stride):
     gpt, stream = model(name).double(), Stream(45)
-    whole = score(gpt, stream, context=8, stride=stride, batch_size=4)
-    cached = score(CachedScorer(gpt), stream, context=8, stride=stride, batch_size=4)
+    whole, cached = (
+        score(scorer, stream, context=8, stride=stride, batch_size=4, end_of_document=7)
+        for scorer in (gpt, CachedScorer(gpt))
+    )
+    assert cached.document_tokens == whole.document_tokens
+    assert cached.document_nll == pytest.approx(whole.document_nll, rel=1e-9)
     assert cached.tokens_scored == whole.tokens_scored == 44
     assert cached.window_nll == pytest.approx(whole.window_nll, rel=1e-9)
 

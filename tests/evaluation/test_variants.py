@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -14,8 +15,10 @@ from evaluation.headline import headline
 from evaluation.perplexity import Score
 from evaluation.report import (
     budget_table,
+    influence_table,
     new_report,
     note,
+    pair_table,
     protocol_line,
     require_writable,
     run_table,
@@ -29,7 +32,7 @@ from tests.evaluation.models import model
 from tracking.configuration import flat
 from tracking.errors import RunError
 
-WINDOWS, TOKENS = 200, 8
+WINDOWS, TOKENS = 200, 8  # a window is a document
 TEXT = 2.0 + 0.3 * np.random.default_rng(0).normal(size=WINDOWS)  # nats per token, by window
 CARD = {
     "corpus": "tiny",
@@ -50,12 +53,8 @@ def run(attention="mha", seed=0, worse=0.0, noise=0.01, scored=True, card=CARD, 
     config = model(attention).config
     rng = np.random.default_rng([seed, *attention.encode()])
     rates = TEXT + worse + 0.001 * seed + noise * rng.normal(size=WINDOWS)
-    windows = Score(
-        float(TOKENS * rates.sum()),
-        WINDOWS * TOKENS,
-        (TOKENS * rates).tolist(),
-        [TOKENS] * WINDOWS,
-    )
+    each = (TOKENS * rates).tolist(), [TOKENS] * WINDOWS
+    windows = Score(float(TOKENS * rates.sum()), WINDOWS * TOKENS, *each, *each)
     cache = {"mha": 512, "gqa": 256, "mqa": 128, "mla": 96, "mla_no_rope": 64}[attention]
     quality = {
         "tokens_scored": windows.tokens_scored,
@@ -142,7 +141,7 @@ def test_a_variants_numbers_are_those_of_its_runs():
     assert found["cache_ratio_to_baseline"] == 1.0
 
 
-def test_differences_are_paired_by_window_and_by_seed():
+def test_differences_are_paired_by_document_and_by_seed():
     runs = study(mha=0.0, mla=0.05)
     found = results(runs)["mla"]
     by_name = {one.name: one for one in runs}
@@ -151,9 +150,9 @@ def test_differences_are_paired_by_window_and_by_seed():
     assert found["delta_nll"] == pytest.approx(np.mean(deltas))
     assert found["delta_nll_ci95_seeds"] == pytest.approx(seed_interval(deltas))
     nats = np.mean(
-        [np.subtract(o.windows.window_nll, t.windows.window_nll) for o, t in pairs], axis=0
+        [np.subtract(o.windows.document_nll, t.windows.document_nll) for o, t in pairs], axis=0
     )
-    expected = text_interval(nats, [TOKENS] * WINDOWS, TOKENS)
+    expected = text_interval(nats, [TOKENS] * WINDOWS)
     assert found["delta_nll_ci95_text"] == pytest.approx(expected)
     assert found["delta_percent"] == pytest.approx(100 * (math.exp(np.mean(deltas)) - 1))
     assert found["baseline_runs"] == {f"mla-seed{s}": f"mha-seed{s}" for s in (0, 1, 2)}
@@ -179,7 +178,8 @@ def test_verdicts_follow_the_difference(worse, expected):
 
 def test_one_seed_only_is_said():
     found = results([run("mha"), run("gqa", worse=0.05)])
-    assert (found["gqa"]["verdict"], found["gqa"]["verdict_note"]) == ("worse", "single seed")
+    said = (found["gqa"]["verdict"], found["gqa"]["verdict_note"])
+    assert said == ("too few seeds", "single seed")
     assert found["gqa"]["delta_nll_ci95_seeds"] is None
     assert found["gqa"]["perplexity_sd"] is None
     assert "single seed" in table(list(found.values()), "simple")
@@ -203,7 +203,7 @@ def test_seeds_that_only_one_has_are_left_out_of_the_difference():
 def test_without_a_common_seed_the_interval_is_not_paired():
     one = results([run("mha", 0), run("gqa", 5, 0.05)])["gqa"]
     assert (one["verdict_note"], one["baseline_runs"]) == ("single seed", {})
-    assert one["verdict"] == "worse"
+    assert one["verdict"] == "too few seeds"
     runs = [run("mha", 0), run("mha", 1), run("gqa", 5, 0.05), run("gqa", 6, 0.05)]
     found = results(runs)["gqa"]
     assert found["verdict_note"] == "other seeds"
@@ -235,7 +235,7 @@ def test_another_baseline_can_be_named():
     assert (found["gqa"]["verdict"], found["mla"]["verdict"]) == ("baseline", "worse")
     assert found["mla"]["baseline"] == "gqa"
     with_mha = list(results(study(gqa=0.0, mha=-0.1), "gqa").values())
-    assert headline(with_mha).endswith("at 2 times the cache.")
+    assert "at 2 times the cache. The smallest" in headline(with_mha)
 
 
 def test_a_baseline_that_is_not_there_lists_those_that_are():
@@ -375,10 +375,155 @@ def test_what_else_differs_is_said():
     assert compare(runs, None)[0].differs == []
 
 
+def test_two_seeds_give_no_verdict_and_the_headline_says_what_they_can_show():
+    runs = [run(name, seed, by) for name, by in (("mha", 0), ("gqa", 9)) for seed in (0, 1)]
+    found = results(runs)["gqa"]
+    assert (found["verdict"], found["delta_percent_ci95_seeds"][0] > 0) == ("too few seeds", True)
+    said = headline([*results(runs).values()])
+    assert "Too few seeds to tell from mha (it takes 3 on each side)" in said
+    assert not {"Better", "Worse", "Indistinguishable"} & {*said.split()}
+    low, high = found["delta_nll_ci95_seeds"]
+    shown = f"{100 * math.expm1((high - low) / 2):.2g} %."
+    assert said.endswith(f"these seeds can show, by their own spread: {shown}")
+    # The side with fewer seeds decides.
+    lopsided = [*study(mha=0.0), run("gqa", 7, 9.0), run("gqa", 8, 9.0)]
+    assert results(lopsided)["gqa"]["verdict"] == "too few seeds"
+    # With one seed there is no spread.
+    assert "spread" not in headline([*results([run("mha"), run("gqa")]).values()])
+
+
+def twice(ours, theirs, **rows):
+    """Three seeds of each, the second with other settings or other values in its rows."""
+    runs = [run("mha", seed, **theirs) for seed in range(3)]
+    others = [run("gqa", seed, 0.1, **ours) for seed in range(3)]
+    for one in others:
+        one.row.update(rows)
+    return [*runs, *others]
+
+
+@pytest.mark.parametrize(
+    ("ours", "rows", "said"),
+    [
+        ({}, {"tokens_trained": 123456}, "tokens trained (4,096, 123,456)"),
+        ({}, {"num_parameters": 1200}, "parameters (1,000, 1,200)"),
+        ({"begins_with": "mha"}, {}, "begins_with (random weights, mha)"),
+        ({"model__max_position_embeddings": 16}, {}, "model.max_position_embeddings (8, 16)"),
+        ({"trainer__sequences_per_step": 9}, {}, "trainer.sequences_per_step (8, 9)"),
+        ({"trainer__overfit_batches": 2}, {}, "trainer.overfit_batches (None, 2)"),
+        ({"data__max_train_tokens": 9}, {}, "data.max_train_tokens (None, 9)"),
+        ({"optim__learning_rate": 0.1}, {}, "optim.learning_rate (0.008, 0.1)"),
+    ],
+)
+def test_what_was_not_trained_alike_is_not_ranked(ours, rows, said):
+    theirs = {
+        **{"begins_with": "random weights", "trainer__sequences_per_step": 8},
+        **{"trainer__overfit_batches": None, "data__max_train_tokens": None},
+    }
+    (group,) = compare(twice(theirs | ours, theirs, **rows), None)
+    assert group.unranked == [said]
+    found = group.results[1]
+    assert found["verdict"] == group.pairs[0]["verdict"] == "not comparable"
+    sentences = headline(group.results, group.unranked)
+    assert f"not ranked, since they differ in {said}." in sentences
+    assert "Not comparable with mha" in sentences
+    assert f"{found['delta_percent']:+.2f} %" in sentences
+    for word in ("lowest", "Worse", "Better", "smallest"):
+        assert word not in sentences
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        {"trainer__num_threads": 2},
+        {"data__path": "elsewhere"},  # the same data, as their fingerprint says
+        {"fair_lr": True, "optim__learning_rate": 0.1},
+        {"trainer__max_tokens": 4000},  # as many steps
+        {"model__intermediate_size": 25},  # what match=params sets
+    ],
+)
+def test_what_changes_nothing_or_was_made_fair_is_ranked(ours):
+    theirs = {
+        **{"fair_lr": "fair_lr" in ours, "data__path": "here", "trainer__num_threads": 1},
+    }
+    (group,) = compare(twice(theirs | ours, theirs), None)
+    assert group.unranked == []
+    assert group.results[1]["verdict"] == "worse"
+    assert "mha has the lowest perplexity" in headline(group.results, group.unranked)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "verdicts"), [(4096, {"better", "worse"}), (99, {"not comparable"})]
+)
+def test_two_recipes_of_one_attention_are_ranked_but_not_two_lengths(tokens, verdicts):
+    runs = [run("gqa", seed) for seed in range(3)]
+    others = [run("gqa", seed, 0.1, optim__name="adamw") for seed in range(3)]
+    for other in others:
+        other.row["tokens_trained"] = tokens
+    (group,) = compare([*runs, *others], None)
+    assert {pair["verdict"] for pair in group.pairs} <= verdicts
+
+
+def test_every_pair_is_compared_as_with_a_baseline():
+    runs = study(mha=0.0, gqa=0.05, mla=0.2)
+    (group,) = compare(runs, None)
+    found = {(pair["variant"], pair["against"]): pair for pair in group.pairs}
+    assert [*found] == [("gqa", "mha"), ("mla", "mha"), ("mla", "gqa")]
+    against_gqa = results(runs, "gqa")["mla"]
+    assert all(
+        against_gqa[key] == value
+        for key, value in found["mla", "gqa"].items()
+        if key not in ("variant", "against")
+    )
+    shown = pair_table(group.pairs, "simple")
+    line = shown.splitlines()[-1]
+    assert line.split()[:3] == ["mla", "gqa", f"{against_gqa['delta_percent']:+.2f}"]
+    assert line.endswith("worse")
+
+
+def test_the_documents_that_carry_a_difference_are_named():
+    runs = study(mha=0.0, gqa=0.0)
+    for one in runs[3:]:
+        one.windows.document_nll[7] += 40.0
+        one.row["nll"] += 40.0 / (WINDOWS * TOKENS)
+    (group,) = compare(runs, None)
+    found = group.results[1]
+    first = found["influential_documents"][0]
+    assert (first["document"], first["name"], first["tokens"]) == (7, "document 8", TOKENS)
+    without = (
+        found["delta_nll"] * WINDOWS
+        - np.mean(
+            [
+                (b.windows.document_nll[7] - a.windows.document_nll[7]) / TOKENS
+                for a, b in zip(runs[:3], runs[3:], strict=True)
+            ]
+        )
+    ) / (WINDOWS - 1)
+    assert first["delta_percent_without"] == pytest.approx(100 * math.expm1(without))
+    assert abs(without) < 0.1 * found["delta_nll"]
+    shown = influence_table(group.results, "github")
+    assert f"| {first['delta_percent_without']:+.2f} % | document 8 " in " ".join(shown.split())
+    assert "these 3 together" in shown
+    assert influence_table([group.results[0]], "github") == ""
+
+
+def test_a_text_of_few_documents_has_no_interval_and_the_report_says_why():
+    runs = study(mha=0.0, gqa=0.05)
+    for one in runs:
+        score = one.windows
+        few = {"document_nll": score.document_nll[:9], "document_tokens": [TOKENS] * 9}
+        object.__setattr__(one, "windows", dataclasses.replace(score, **few))
+    found = list(results(runs).values())
+    assert found[1]["delta_percent_ci95_text"] is None
+    assert found[1]["verdict"] == "worse"  # by the seeds
+    said = note(found)
+    assert "No interval over the text: the split has 9 documents, and an interval takes" in said
+    assert "No interval" not in note(list(results(study(mha=0.0)).values()))
+
+
 def test_the_headline_says_what_the_cache_cost():
     found = results([*study(mha=0.0, gqa=0.0, mla=0.05, mqa=-0.05), run("mla_no_rope", 0, 0.1)])
     mixed = headline(list(found.values()))
-    assert re.search(r"mla \+5.* over seeds\).*; mla_no_rope \+10.* over the text\), single", mixed)
+    assert re.search(r"Too few seeds to tell .* over the text: mla_no_rope \+10.*\), single", mixed)
     text = headline(list(results(study(mha=0.0, gqa=0.0, mla=0.05, mqa=-0.05)).values()))
     assert text.startswith("4 configurations, trained on 4,096 tokens, 3 seeds each: mqa has the")
     how = ", in perplexity with its 95 % interval over seeds: "
@@ -450,15 +595,15 @@ def test_a_report_holds_rows_windows_plots_and_pages(tmp_path):
     tmp_path = new_report(tmp_path, "x", groups, FACTS)
     assert {path.name for path in tmp_path.iterdir()} == {
         *("results.json", "variants.json", "windows.json", "report.md", "report.html"),
+        *("documents.json", "pairs.json"),
         *("pareto.png", "curves.png"),
     }
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["run_name"] for row in rows] == [
         f"{name}-seed{seed}" for name in ("mha", "mla") for seed in (0, 1, 2)
     ]
-    windows = json.loads((tmp_path / "windows.json").read_text())
-    for row in rows:
-        found = windows[row["run_name"]]
+    for row, name in itertools.product(rows, ("windows", "documents")):
+        found = json.loads((tmp_path / f"{name}.json").read_text())[row["run_name"]]
         assert math.fsum(found["nll"]) / sum(found["tokens"]) == pytest.approx(row["nll"])
     text = (tmp_path / "report.md").read_text()
     for part in (
@@ -496,7 +641,8 @@ def test_a_report_without_perplexity_shows_the_cache(tmp_path):
     assert "KV bytes/token" in text
     assert "perplexity" not in text.split("\n\n")[1].splitlines()[0]
     assert "pareto.png" not in text
-    assert not (tmp_path / "windows.json").exists()
+    for name in ("windows", "documents", "pairs"):
+        assert not (tmp_path / f"{name}.json").exists()
     assert "Perplexity is" not in text
 
 
