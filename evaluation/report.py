@@ -126,13 +126,22 @@ def table(variants: Sequence[Mapping[str, Any]], style: str, *, with_costs: bool
     if with_costs:
         headers += [*COSTS, *(f"ms/token b{batch} c{context}" for batch, context in points)]
         body = [[*row, *cost_cells(v, points)] for row, v in zip(body, variants, strict=True)]
-    # A column of nothing says nothing: intervals over seeds of one seed, say; nor does the name of
-    # the baseline where there is one.
+    # The name of the baseline says nothing where there is one.
     several = len({variant["baseline"] for variant in variants} - {None}) > 1
+    return _laid_out_filled(headers, body, style, without=() if several else ("against",))
+
+
+def _laid_out_filled(
+    headers: Sequence[str],
+    body: Sequence[Sequence[str]],
+    style: str,
+    without: Sequence[str] = (),
+) -> str:
+    """Lay cells out without some columns, and without those of nothing, which say nothing."""
     kept = [
         column
         for column, name in enumerate(headers)
-        if any(row[column] != "-" for row in body) and (name != "against" or several)
+        if any(row[column] != "-" for row in body) and name not in without
     ]
     return _laid_out(
         [headers[column] for column in kept],
@@ -273,7 +282,7 @@ def pair_table(pairs: Sequence[Mapping[str, Any]], style: str) -> str:
         ]
         for pair in pairs
     ]
-    return _laid_out(headers, body, style)
+    return _laid_out_filled(headers, body, style)
 
 
 def influence_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:

@@ -390,7 +390,7 @@ def _unranked(variants: Sequence[Variant]) -> list[str]:
         for other in trained[number + 1 :]:
             for key, values in unequal(one.runs[0], other.runs[0]).items():
                 found.setdefault(key, {}).update(dict.fromkeys(map(shown, values)))
-    said = [f"{plain(key)} ({', '.join(values)})" for key, values in found.items()]
+    said = [f"{plain(key)} ({' and '.join(values)})" for key, values in found.items()]
     outside = [plain(variant.label) for variant in variants if variant.is_outside]
     if outside and len(variants) > 1:
         said.append(f"training, which is not known of {', '.join(outside)}")

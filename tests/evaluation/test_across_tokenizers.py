@@ -8,6 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+import evaluation.across_tokenizers
 from data.pipeline import prepare
 from data.settings import DataSettings, TokenizerSettings
 from data.tokenizer import save_tokenizer
@@ -22,6 +23,14 @@ from tests.evaluation.models import model
 from tests.evaluation.runs import quiet, write_run
 
 BYTES = 5000
+SIZES = [30, 70] * 50
+"""Bytes of each document."""
+
+
+@pytest.fixture(autouse=True)
+def _prepared_text(monkeypatch):
+    """What a prepared corpus would say of its documents."""
+    monkeypatch.setattr(evaluation.across_tokenizers, "_bytes_of", lambda text, split: text)
 
 
 def card(tokenizer, context=8, **changes):
@@ -41,6 +50,7 @@ def scored(name, protocol, nats, seed=None, windows=100):
     score = Score(float(context * rates.sum()), windows * context, *each, *each)
     row = {
         **{"run_name": name, "attention": "hf:llama" if seed is None else "mha", "seed": seed},
+        "split": "validation",
         **{"positions": "RoPE", "num_parameters": 1000, "tokens_trained": None, "tokens": 1},
         **{"tokens_scored": score.tokens_scored, "nll": score.nll, "perplexity": score.perplexity},
         **{"word_perplexity": 9.0, "bits_per_byte": score.bits_per_byte(BYTES)},
@@ -49,7 +59,8 @@ def scored(name, protocol, nats, seed=None, windows=100):
         **{"train_wall_seconds": None, "cache_ratio_to_mha": None, "protocol": protocol},
     }
     config = None if seed is None else model("mha").config
-    return EvaluatedRun(row, config, score, {}, {"tokens": [], "perplexity": []}, None)
+    curve = {"tokens": [], "perplexity": []}
+    return EvaluatedRun(row, config, score, {}, curve, None, prepared=SIZES[:windows])
 
 
 def test_variants_of_several_tokenizers_share_a_table_of_bits_per_byte():
@@ -67,13 +78,20 @@ def test_variants_of_several_tokenizers_share_a_table_of_bits_per_byte():
     assert second["bits_per_byte"] == pytest.approx(
         sum(run.windows.nll_sum for run in runs) / 2 / math.log(2) / BYTES
     )
-    for row, its in ((first, [other]), (second, runs)):
-        nats = np.mean([run.windows.window_nll for run in its], axis=0).tolist()
-        tokens = its[0].windows.window_tokens
-        low, high = text_interval(nats, tokens, row["context"])
-        factor = sum(tokens) / math.log(2) / BYTES
-        assert row["bits_per_byte_ci95_text"] == pytest.approx([factor * low, factor * high])
-        assert factor * low < row["bits_per_byte"] < factor * high
+    bits = {
+        row["name"]: np.mean([run.windows.document_nll for run in its], axis=0) / math.log(2)
+        for row, its in ((first, [other]), (second, runs))
+    }
+    for row in (first, second):
+        low, high = row["bits_per_byte_ci95_text"]
+        # Of a text's bytes, whatever the tokens.
+        assert (low, high) == pytest.approx(text_interval(bits[row["name"]], SIZES))
+        assert low < row["bits_per_byte"] < high
+    assert first["delta_bits_per_byte"] is None
+    delta = bits["mha"] - bits["hf:other"]
+    assert second["delta_bits_per_byte"] == pytest.approx(delta.sum() / BYTES)
+    expected = text_interval(delta, SIZES)
+    assert second["delta_bits_per_byte_ci95_text"] == pytest.approx(expected)
     shown = across_table(found["variants"], "github")
     assert f"{first['bits_per_byte']:.4f}" in shown
     assert "perplexity" not in shown

@@ -213,7 +213,7 @@ def test_without_perplexity_there_are_no_columns_of_nothing_and_no_pareto_plot(p
     assert found.cells("parameters")
     assert not found.all("img")
     assert "None" not in found.source
-    assert "block bootstrap" not in found.source
+    assert "over the documents of" not in found.source
 
 
 def test_one_variant_without_anything_optional(page):
@@ -240,13 +240,43 @@ def test_one_variant_without_anything_optional(page):
     assert "None" not in found.source
 
 
-def test_a_single_seed_is_said_beside_the_verdict_and_explained(page):
-    found = page(group(mha(), single_seed(mla())))
-    assert found.cells("verdict") == ["baseline", "indistinguishable single seed"]
-    assert any("another seed might turn round" in text for text in found.text("p"))
+def test_too_few_seeds_are_said_beside_the_verdict_and_explained(page):
+    few = single_seed(mla(verdict="too few seeds"))
+    found = page(group(mha(), few))
+    assert found.cells("verdict") == ["baseline", "too few seeds single seed"]
+    assert any("another seed might turn the" in text for text in found.text("p"))
     assert not any(
-        "another seed might turn round" in text for text in page(group(mha(), mla())).text("p")
+        "another seed might turn the" in text for text in page(group(mha(), mla())).text("p")
     )
+
+
+def test_every_pair_and_the_influential_documents_have_tables(page):
+    row = {"document": 7, "name": "html/entities.py", "tokens": 20005, "delta_percent_without": 1.2}
+    variant = mla(
+        influential_documents=[row, row | {"name": "<b>", "tokens": 5}],
+        delta_percent_without_influential=-0.5,
+    )
+    pair = variant | {"variant": "mla", "against": "mha"}
+    found = page(group(mha(), variant, pairs=[pair, pair | {"against": "gqa"}]))
+    minus = "\N{MINUS SIGN}"
+    assert found.cells("against") == ["mha", "gqa"]
+    assert found.cells("difference")[1] == (
+        f"+3.40 % text +2.00 to +4.90 seeds {minus}0.30 to +7.20"
+    )
+    assert found.cells("document") == ["html/entities.py", "<b>", "these 2 together"]
+    assert found.cells("tokens") == ["20,005", "5", "20,010"]
+    assert found.cells("without it") == ["+1.20 %", "+1.20 %", f"{minus}0.50 %"]
+    # One pair is the main table's.
+    alone = page(group(mha(), mla(), pairs=[pair]))
+    assert not alone.cells("difference")
+    assert not alone.cells("document")
+
+
+def test_a_text_of_few_documents_says_why_it_has_no_interval(page):
+    few = [variant | {"documents_scored": 4} for variant in (mha(), mla())]
+    found = page(group(*few))
+    assert any("the split has 4 documents" in text for text in found.text("p"))
+    assert "over the documents of the scored text" not in found.source
 
 
 def test_a_cache_that_measures_other_than_its_formula_shows_both(page):

@@ -435,7 +435,7 @@ def test_without_runs_a_prepared_folder_gives_the_text(
     rows = rows_of(evaluate(f"hf=[{with_bytes},{same_name}]", f"data_folder={prepared.folder}"))
     assert set(rows) == {f"hf:{with_bytes}", f"hf:{same_name}"}
     assert {row["seed"] for row in rows.values()} == {None}
-    assert "2 models from elsewhere" in capsys.readouterr().out
+    assert "2 external models" in capsys.readouterr().out
 
 
 @pytest.mark.slow

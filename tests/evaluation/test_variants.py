@@ -404,14 +404,14 @@ def twice(ours, theirs, **rows):
 @pytest.mark.parametrize(
     ("ours", "rows", "said"),
     [
-        ({}, {"tokens_trained": 123456}, "tokens trained (4,096, 123,456)"),
-        ({}, {"num_parameters": 1200}, "parameters (1,000, 1,200)"),
-        ({"begins_with": "mha"}, {}, "begins_with (random weights, mha)"),
-        ({"model__max_position_embeddings": 16}, {}, "model.max_position_embeddings (8, 16)"),
-        ({"trainer__sequences_per_step": 9}, {}, "trainer.sequences_per_step (8, 9)"),
-        ({"trainer__overfit_batches": 2}, {}, "trainer.overfit_batches (None, 2)"),
-        ({"data__max_train_tokens": 9}, {}, "data.max_train_tokens (None, 9)"),
-        ({"optim__learning_rate": 0.1}, {}, "optim.learning_rate (0.008, 0.1)"),
+        ({}, {"tokens_trained": 123456}, "tokens trained (4,096 and 123,456)"),
+        ({}, {"num_parameters": 1200}, "parameters (1,000 and 1,200)"),
+        ({"begins_with": "mha"}, {}, "begins_with (random weights and mha)"),
+        ({"model__max_position_embeddings": 16}, {}, "model.max_position_embeddings (8 and 16)"),
+        ({"trainer__sequences_per_step": 9}, {}, "trainer.sequences_per_step (8 and 9)"),
+        ({"trainer__overfit_batches": 2}, {}, "trainer.overfit_batches (None and 2)"),
+        ({"data__max_train_tokens": 9}, {}, "data.max_train_tokens (None and 9)"),
+        ({"optim__learning_rate": 0.1}, {}, "optim.learning_rate (0.008 and 0.1)"),
     ],
 )
 def test_what_was_not_trained_alike_is_not_ranked(ours, rows, said):
