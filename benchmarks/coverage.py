@@ -68,11 +68,11 @@ def coverage(nats: Numbers, tokens: Numbers, documents: int, trials: int) -> dic
     held: dict[str, list[bool]] = {}
     for _ in range(trials):
         drawn = rng.integers(len(nats), size=documents)
-        intervals = {"reported": text_interval(nats[drawn], tokens[drawn])}
-        intervals |= bootstrap_intervals(nats[drawn], tokens[drawn], rng)
-        for name, interval in intervals.items():
-            if interval is None:
-                raise SystemExit(f"a text of {documents} documents has no interval")
+        reported = text_interval(nats[drawn], tokens[drawn])
+        if reported is None:
+            raise SystemExit(f"a text of {documents} documents has no interval")
+        others = bootstrap_intervals(nats[drawn], tokens[drawn], rng)
+        for name, interval in {"reported": reported, **others}.items():
             held.setdefault(name, []).append(interval[0] <= truth <= interval[1])
     return {name: float(np.mean(each)) for name, each in held.items()}
 

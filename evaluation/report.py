@@ -232,7 +232,8 @@ NOTE = (
     "interval over its documents, paired by document for a difference: how much the number depends "
     "on which text was scored. Seeds: Student's t, paired by seed for a difference: how much it "
     "depends on the randomness of the training. Indistinguishable: 0 is inside one of the two. "
-    f"Too few seeds: no verdict is given below {FEWEST_SEEDS}."
+    f"Too few seeds: no verdict is given below {FEWEST_SEEDS}. Not comparable: what has to be "
+    "equal in the two trainings is not."
 )
 CACHE_NOTE = (
     "KV bytes/token is the closed form over all layers; measured is the live cache's storage after "
