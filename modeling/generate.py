@@ -1,5 +1,7 @@
 """Text from a model, token by token, through its KV cache."""
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +15,7 @@ from modeling.kv_cache import KVCache
 
 PREFILL_CHUNK = 1024
 """Tokens of a row that a prompt is fed by."""
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Prompt(NamedTuple):
@@ -218,19 +221,53 @@ def generate_text(
 ) -> Iterator[str]:
     """Yield the continuation of a prompt piece by piece, as it is generated.
 
-    A character whose bytes are spread over several tokens is held back until it is whole.
+    Joined, the pieces are the text of all tokens behind that of the prompt's. One token is held
+    back, since a tokenizer may change the text before the next one, and so is a character whose
+    bytes are spread over several tokens.
 
     Raises:
         ModelConfigError: As in `generate`.
     """
     device = model.embed_tokens.weight.device
-    ids = torch.tensor([tokenizer.encode(prompt).ids], dtype=torch.long, device=device)
+    prompt_ids = list(tokenizer.encode(prompt).ids)
+    ids = torch.tensor([prompt_ids], dtype=torch.long, device=device)
     produced: list[int] = []
-    shown = 0
+    shown, before = 0, ""
     for token in generate(model, ids, max_new_tokens, settings, stop_token, cache_dtype):
         produced.append(int(token))
-        text = tokenizer.decode(produced)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield text[shown:]
-            shown = len(text)
-    yield tokenizer.decode(produced)[shown:]
+        settled = produced[: _without_trailing_bytes(tokenizer, produced)]
+        text = _continuation(tokenizer, prompt, prompt_ids, settled)
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        if text == before:  # such as behind a token that is not shown
+            continue
+        stable = os.path.commonprefix((before, text))
+        yield stable[shown:]
+        shown, before = max(shown, len(stable)), text
+    yield _continuation(tokenizer, prompt, prompt_ids, produced)[shown:]
+
+
+def _continuation(
+    tokenizer: TextTokenizer, prompt: str, prompt_ids: list[int], ids: list[int]
+) -> str:
+    """Return the text of tokens as it continues that of a prompt.
+
+    Decoded alone, tokens of most tokenizers lose the space before the first word.
+    """
+    start, whole = tokenizer.decode(prompt_ids), tokenizer.decode(prompt_ids + ids)
+    if not whole.startswith(start):  # they change how the prompt itself is written
+        return tokenizer.decode(ids)
+    text = whole[len(start) :]
+    is_spaced = prompt[-1:].isspace() and not start[-1:].isspace()
+    return text.removeprefix(" ") if is_spaced else text
+
+
+def _without_trailing_bytes(tokenizer: TextTokenizer, ids: list[int]) -> int:
+    """Return how many tokens there are before the bytes at the end, such as `<0xE6>`.
+
+    A run of them is decoded as a whole: one that is no UTF-8 in the end makes none of it text.
+    """
+    name_of = getattr(tokenizer, "id_to_token", lambda id: None)
+    end = len(ids)
+    while end and _BYTE_TOKEN.fullmatch(name_of(ids[end - 1]) or ""):
+        end -= 1
+    return end
