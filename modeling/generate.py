@@ -1,6 +1,5 @@
 """Text from a model, token by token, through its KV cache."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -240,9 +239,11 @@ def generate_text(
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         if text == before:  # such as behind a token that is not shown
             continue
-        stable = os.path.commonprefix((before, text))
-        yield stable[shown:]
-        shown, before = max(shown, len(stable)), text
+        pairs = enumerate(zip(before, text, strict=False))
+        shorter = min(len(before), len(text))
+        stable = max(shown, next((n for n, (a, b) in pairs if a != b), shorter))
+        yield text[shown:stable]
+        shown, before = stable, text
     yield _continuation(tokenizer, prompt, prompt_ids, produced)[shown:]
 
 
