@@ -8,6 +8,8 @@ import launch.run  # noqa: E402
 import run_config  # noqa: E402
 from launch.terminal import complain, say  # noqa: E402
 
+_DEFAULT_NEW_TOKENS = 200
+
 
 def main(config: run_config.GenerateConfig) -> None:
     """Stream the continuation to the terminal."""
@@ -19,11 +21,20 @@ def main(config: run_config.GenerateConfig) -> None:
 
     run = RunFolder(config.runs_dir, config.run)
     loaded = load_run(run, pick_device(config.device), complain)
+    tokenizer = loaded.prepared.tokenizer()
+    max_new_tokens = config.max_new_tokens
+    if max_new_tokens is None:
+        context = loaded.model.config.max_position_embeddings
+        room = context - len(tokenizer.encode(config.prompt).ids)
+        # A prompt that leaves no room for one is refused.
+        max_new_tokens = max(1, min(_DEFAULT_NEW_TOKENS, room))
+        if 0 < room < _DEFAULT_NEW_TOKENS:
+            complain(f"max_new_tokens={max_new_tokens}: as many as fit the context of {context}")
     pieces = generate_text(
         loaded.model,
-        loaded.prepared.tokenizer(),
+        tokenizer,
         config.prompt,
-        config.max_new_tokens,
+        max_new_tokens,
         config.sampling,
         stop_token=loaded.prepared.end_of_document_id,
         cache_dtype=cache_dtype_of(config.cache_dtype),

@@ -160,7 +160,7 @@ class GenerateConfig:
     runs_dir: str = "???"
     run: str = "???"
     prompt: str = "def "
-    max_new_tokens: int = 200
+    max_new_tokens: int | None = None
     cache_dtype: str | None = None
     device: str = "auto"
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
@@ -168,7 +168,7 @@ class GenerateConfig:
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
         found = []
-        if self.max_new_tokens < 0:
+        if self.max_new_tokens is not None and self.max_new_tokens < 0:
             found.append(f"max_new_tokens ({self.max_new_tokens}) must be at least 0")
         return found + cache_dtype_problems("cache_dtype", self.cache_dtype)
 

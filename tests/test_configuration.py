@@ -16,6 +16,7 @@ from launch.explain import explain
 from launch.failures import USER_ERRORS
 from launch.recorded import as_yaml, require_same_run
 from modeling.accounting import match_to_mha, mha_yardstick, num_parameters
+from modeling.attention import attention_config
 from modeling.errors import ModelConfigError
 from modeling.gpt import check
 from training.errors import TrainingFailed
@@ -65,6 +66,20 @@ def test_every_attention_composes_with_every_size_at_mha_parameters(model, atten
     mha = train_config(f"model={model}", "attention=mha").model
     baseline = num_parameters(dataclasses.replace(mha, **vocab)).total
     assert abs(matched - baseline) / baseline < 0.01
+
+
+@pytest.mark.parametrize(
+    "size", [f"{group}={name}" for group in ("model", "debug") for name in options(group)]
+)
+def test_the_five_attentions_differ_at_every_size(size):
+    models = [train_config(size, f"attention={name}").model for name in ATTENTIONS]
+    caches = [attention_config(model.attention).kv_cache_entries() for model in models]
+    assert len({str(cache) for cache in caches}) == 5
+    sizes = [sum(heads * width for heads, width in cache.values()) for cache in caches]
+    mha, mqa, gqa, mla_no_rope, mla = sizes
+    assert mqa < gqa < mha
+    # Of 8 heads, gqa's g = h / 4 have as many elements as a latent.
+    assert mqa < mla_no_rope < mla < mha
 
 
 def test_a_finer_width_is_taken_where_multiples_of_8_miss_mhas_parameters():

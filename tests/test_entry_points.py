@@ -82,16 +82,16 @@ def test_train_compare_and_generate(kvlab, tmp_path):
         assert row["kv_cache_bytes_measured"] == row["kv_cache_bytes_per_token"]
         assert row["split"] == "validation"
         assert f"{row['perplexity']:,.3f}" in compared.stdout, name
-    # 2 layers x 4 bytes x elements, of 4 heads of 16: 2 h d, 2 d, 2 g d, c, c + r
+    # 2 layers x 4 bytes x elements, of 8 heads of 8: 2 h d, 2 d, 2 g d, c, c + r
     bytes_per_token = {name: row["kv_cache_bytes_per_token"] for name, row in rows.items()}
     assert bytes_per_token == {
         "mha": 8 * 128,
-        "mqa": 8 * 32,
+        "mqa": 8 * 16,
         "gqa": 8 * 32,
-        "mla_no_rope": 8 * 64,
-        "mla": 8 * 72,
+        "mla_no_rope": 8 * 32,
+        "mla": 8 * 36,
     }
-    assert rows["mla"]["cache_ratio_to_mha"] == pytest.approx(72 / 128)
+    assert rows["mla"]["cache_ratio_to_mha"] == pytest.approx(36 / 128)
 
     strided = kvlab("eval_model.py", "run=[mla-*,mha-*]", "eval.stride=16", "report_name=strided")
     assert strided.returncode == 0, strided.stderr
@@ -133,7 +133,7 @@ def test_train_compare_and_generate(kvlab, tmp_path):
         whole = rows[row["attention"]]
         assert row["nll"] == pytest.approx(whole["nll"], abs=0.02)
         assert row["nll"] != whole["nll"]
-        scales = {"mha": 8, "mqa": 2, "gqa": 2, "mla_no_rope": 1, "mla": 1}[row["attention"]]
+        scales = {"mha": 16, "mqa": 2, "gqa": 4, "mla_no_rope": 1, "mla": 1}[row["attention"]]
         narrow = whole["kv_cache_bytes_per_token"] / 4 + 2 * 2 * scales  # 2 layers, 2 bytes
         assert row["kv_cache_bytes_per_token"] == row["kv_cache_bytes_measured"] == narrow
     forced = kvlab("eval_model.py", "run=mla-*", "eval.decode_path=repeated", "report_name=path")
@@ -151,6 +151,16 @@ def test_train_compare_and_generate(kvlab, tmp_path):
     assert unknown.returncode == 2
     assert "no finished run" in last_line(unknown)
     assert "mla-smoke-tiny-seed0" in last_line(unknown)
+    default = kvlab("generate_text.py", "run=mla-smoke-tiny-seed0")
+    assert default.returncode == 0
+    room = re.fullmatch(
+        r"kvlab: max_new_tokens=(\d+): as many as fit the context of 64", last_line(default)
+    )
+    assert room is not None
+    assert 50 < int(room[1]) < 64
+    full = kvlab("generate_text.py", "run=mla-smoke-tiny-seed0", f"prompt={'x y ' * 60}")
+    assert full.returncode == 2
+    assert "shorten it" in last_line(full)
     code = "def add(a, b): # 'sum', \"\\' ${x}"
     continued = kvlab("generate_text.py", *arguments, f"prompt={code}")
     assert continued.returncode == 0, continued.stderr

@@ -38,8 +38,8 @@ def test_every_cell_runs_and_shows_what_it_says(tiny_data, tmp_path):
     for attention in ("mha", "mla"):
         assert re.search(rf"^{attention}: perplexity [\d.]+ \(95 %:", text, re.M)
     assert "DeepseekV3ForCausalLM" in text
-    # 2 layers x (64 + 8) elements x 4 bytes.
-    assert "576 bytes per token in transformers' cache" in text
+    # 2 layers x (32 + 4) elements x 4 bytes.
+    assert "288 bytes per token in transformers' cache" in text
     assert any("image/png" in output.get("data", {}) for output in outputs(notebook))
     assert outputs(notebook)[-1]["data"]["text/plain"] == "True"
 
