@@ -79,7 +79,7 @@ def main(config: run_config.EvalConfig) -> None:
     if notes := [note for run in evaluated for note in run.notes]:
         facts["Notes"] = "; ".join(notes)
     # Scoring may have taken hours: kept at once.
-    folder = new_report(Path(config.reports_dir), config.name_of_report, groups, facts)
+    folder = new_report(Path(config.reports_dir), config.name_of_report, groups, facts, _warn)
     _print_tables(groups)
     if config.eval.decode_speed.batch_sizes and config.eval.decode_speed.contexts:
         _warn("timing decoding")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any, get_args
 
 from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE
+from evaluation.errors import PlotError
 from evaluation.headline import pairing_notes, too_little_text
 from evaluation.kv_cache import cache_bytes_of
 from evaluation.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
@@ -464,11 +465,15 @@ def _shares(variants: Sequence[Variant]) -> list[tuple[str, list[tuple[str, floa
 
 
 def _picture(plot: Plot, words: str) -> Picture | None:
-    """Draw a plot in every theme; None where it has nothing to show."""
+    """Draw a plot in every theme; None where it has nothing to show, or cannot be drawn."""
     by_theme: dict[Theme, str] = {}
     for theme in get_args(Theme):
         stream = BytesIO()
-        if not plot(stream, theme):
+        try:
+            is_drawn = plot(stream, theme)
+        except PlotError:  # `report` says so
+            is_drawn = False
+        if not is_drawn:
             return None
         data = base64.b64encode(stream.getvalue()).decode()
         by_theme[theme] = f"data:image/svg+xml;base64,{data}"

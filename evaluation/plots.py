@@ -5,8 +5,13 @@ Figures come as PNG or SVG, light or dark; the same numbers give the same SVG, b
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.transforms import Transform
 
+from evaluation.errors import PlotError
 from evaluation.kv_cache import cache_bytes_of
 from evaluation.plot_labels import (
     LINE_HEIGHT,
@@ -159,6 +165,9 @@ def plot_all(
 
     Returns:
         The names of the files written.
+
+    Raises:
+        PlotError: If one cannot be drawn.
     """
     names = [f"{plot}{suffix}.png" for plot in ("pareto", "curves", "decode")]
     pareto, training, decode = (folder / name for name in names)
@@ -223,22 +232,83 @@ def _write(
     theme: Theme,
     size: tuple[float, float],
 ) -> Literal[True]:
-    # Without pyplot: no window system, and no state that outlives the figure.
-    from matplotlib import style
-    from matplotlib.figure import Figure
+    """Draw a figure and write it.
 
+    Raises:
+        OSError: If the file cannot be written.
+        PlotError: If it cannot be drawn.
+    """
     look = _LOOKS[theme]
-    # From the defaults, whatever the user's matplotlibrc says: a figure changes for a reason only.
-    with style.context(["default", _settings(look)]):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure, look)
-        if isinstance(path, Path) and path.suffix != ".svg":
-            figure.savefig(path, dpi=150)
-        else:
-            # Transparent: a page has its own ground.
-            nothing = {"Date": None, "Creator": None}
-            figure.savefig(path, format="svg", metadata=nothing, transparent=True)
+    stream = BytesIO()
+    with _explained():
+        # Without pyplot: no window system, and no state that outlives the figure.
+        with _own_settings():
+            from matplotlib import style
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+
+        # From the defaults, whatever the user's matplotlibrc says: a figure changes for a reason
+        # only.
+        with style.context(["default", _settings(look)]):
+            figure = Figure(figsize=size, layout="constrained")
+            FigureCanvasAgg(figure)
+            draw(figure, look)
+            if isinstance(path, Path) and path.suffix != ".svg":
+                figure.savefig(stream, format="png", dpi=150)
+            else:
+                # Transparent: a page has its own ground.
+                nothing = {"Date": None, "Creator": None}
+                figure.savefig(stream, format="svg", metadata=nothing, transparent=True)
+    if isinstance(path, Path):
+        path.write_bytes(stream.getvalue())
+    else:
+        path.write(stream.getvalue())
     return True
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say in one line why there is no figure, whatever the library raises.
+
+    Raises:
+        PlotError: In its place.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PlotError(f"matplotlib cannot draw: {type(error).__name__}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _own_settings() -> Iterator[None]:
+    """Import matplotlib with its own settings: those of a user's notebook or file may not work.
+
+    It reads them when it is first imported. A backend that works is set again for those who plot
+    in the same process.
+    """
+    if "matplotlib" in sys.modules:
+        yield
+        return
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # of folders that it cannot write to
+    users = {key: os.environ.get(key) for key in ("MPLBACKEND", "MATPLOTLIBRC")}
+    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for key, value in users.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+    if users["MPLBACKEND"]:
+        import matplotlib
+
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = users["MPLBACKEND"]
 
 
 def _settings(look: _Look) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, PlotError
 from evaluation.headline import headline, pairing_notes, too_little_text
 from evaluation.html_report import write_html
 from evaluation.plain import plain
@@ -419,7 +419,17 @@ def require_writable(parent: Path) -> None:
         )
 
 
-def new_report(parent: Path, name: str, groups: Sequence[Group], facts: Mapping[str, str]) -> Path:
+def _nobody(line: str) -> None:
+    del line
+
+
+def new_report(
+    parent: Path,
+    name: str,
+    groups: Sequence[Group],
+    facts: Mapping[str, str],
+    say: Callable[[str], None] = _nobody,
+) -> Path:
     """Write a report to a folder of its own; one that is there is kept, and the new one numbered.
 
     Args:
@@ -427,6 +437,7 @@ def new_report(parent: Path, name: str, groups: Sequence[Group], facts: Mapping[
         name: The report's, if there is none of that name yet.
         groups: What was compared.
         facts: What the report says of itself: command, date, hardware, versions, commit.
+        say: Receives a line where plots are left out.
 
     Raises:
         EvaluationError: If there are too many of that name.
@@ -436,7 +447,7 @@ def new_report(parent: Path, name: str, groups: Sequence[Group], facts: Mapping[
         folder = parent / (name if number == 1 else f"{name}-{number}")
         if os.path.lexists(folder):
             continue
-        with _written_beside(folder, groups, facts) as written:
+        with _written_beside(folder, groups, facts, say) as written:
             try:
                 written.rename(folder)
             except OSError:
@@ -458,26 +469,33 @@ def update_report(folder: Path, groups: Sequence[Group], facts: Mapping[str, str
     Raises:
         RunError: If it cannot be written; the one that is there stays.
     """
-    with _written_beside(folder, groups, facts) as written:
+    with _written_beside(folder, groups, facts, _nobody) as written:
         for path in sorted(written.iterdir()):
             path.replace(folder / path.name)
 
 
 @contextmanager
 def _written_beside(
-    folder: Path, groups: Sequence[Group], facts: Mapping[str, str]
+    folder: Path,
+    groups: Sequence[Group],
+    facts: Mapping[str, str],
+    say: Callable[[str], None],
 ) -> Iterator[Path]:
     """Write a report beside where it belongs, to be moved: half of one is never seen there."""
     with folder_beside(folder) as temporary:
         try:
-            _write_report(temporary, folder.name, groups, facts)
+            _write_report(temporary, folder.name, groups, facts, say)
             yield temporary
         except OSError as error:
             raise write_failure(folder, error) from error
 
 
 def _write_report(
-    folder: Path, title: str, groups: Sequence[Group], facts: Mapping[str, str]
+    folder: Path,
+    title: str,
+    groups: Sequence[Group],
+    facts: Mapping[str, str],
+    say: Callable[[str], None],
 ) -> None:
     """Write results.json, variants.json, plots, report.md and report.html.
 
@@ -507,10 +525,15 @@ def _write_report(
     if across:
         _write_json(folder / "across_tokenizers.json", across)
     curves = [_curves(group) for group in groups]
-    plots = [
-        plot_all(folder, group.results, some, f"-{number}" if number > 1 else "")
-        for number, (group, some) in enumerate(zip(groups, curves, strict=True), start=1)
-    ]
+    plots: list[list[str]] = []
+    for number, (group, some) in enumerate(zip(groups, curves, strict=True), start=1):
+        try:
+            drawn = plot_all(folder, group.results, some, f"-{number}" if number > 1 else "")
+        except PlotError as error:  # no reason to lose the numbers
+            drawn = []
+            facts = {**facts, "Plots left out": str(error)}
+            say(f"plots left out: {error}")
+        plots.append(drawn)
     write_text(folder / "report.md", printable(_markdown(title, groups, facts, plots, across)))
     write_html(
         folder / "report.html",

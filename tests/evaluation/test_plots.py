@@ -2,7 +2,11 @@
 
 import io
 import math
+import os
+import subprocess
+import sys
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import pytest
 from matplotlib import rcParams
@@ -54,6 +58,33 @@ def test_the_same_numbers_give_the_same_svg_whatever_the_users_settings(monkeypa
     assert "#000000" in light
     assert "#000000" not in dark
     assert style_of("mha", "dark")[0] in dark
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        {"MPLBACKEND": "nonsense", "MATPLOTLIBRC": "{tmp}/matplotlibrc"},
+        {"MPLCONFIGDIR": "/proc/nowhere", "HOME": "/proc/nowhere"},
+    ],
+    ids=str,
+)
+def test_plots_are_drawn_whatever_matplotlibs_environment_is(broken, tmp_path):
+    (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe no settings")
+    script = (
+        "import sys; from pathlib import Path; sys.path[:0] = sys.argv[1:3]\n"
+        "from variants_for_reports import mha, mla\n"
+        "from evaluation.plots import plot_pareto\n"
+        "assert plot_pareto([mha(), mla()], Path(sys.argv[3], 'a.png'))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    environment = os.environ | {k: v.format(tmp=tmp_path) for k, v in broken.items()}
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", script, str(root), str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_png_by_name_and_nothing_where_there_is_nothing_to_draw(tmp_path):

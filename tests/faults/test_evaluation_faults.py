@@ -379,6 +379,23 @@ def test_a_full_disk_is_one_line_and_leaves_no_report(where, tmp_path, monkeypat
     assert files(tmp_path / "reports") == {}
 
 
+def test_a_report_that_cannot_draw_has_its_numbers_and_says_so(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ValueError("no such\nbackend")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", broken)
+    two = run("mla"), run("mha")
+    lines = []
+    folder = new_report(tmp_path, "x", compare(two, None), {"Date": "now"}, lines.append)
+    why = "matplotlib cannot draw: ValueError: no such backend"
+    assert lines == [f"plots left out: {why}"]
+    assert len(json.loads((folder / "results.json").read_text())) == 2
+    assert not list(folder.glob("*.png"))
+    for name in ("report.md", "report.html"):
+        assert why in (folder / name).read_text()
+    update_report(folder, compare(two, None), {})
+
+
 def test_a_report_is_written_whatever_names_it_holds(tmp_path):
     hostile = "\ud800\x1b]0;x\x07 <script>alert(1)</script> | `x` [a](javascript:alert(1))"
     one = run("mha", card=CARD | {"corpus": hostile, "revision": hostile})
