@@ -177,7 +177,7 @@ def _trained(
         seed=config.seed,
     )
     with run.lock() if world.is_main else contextlib.nullcontext():
-        finished = world.from_main(lambda: _start(run, config, say))
+        finished = world.from_main(lambda: _start(run, config, prepared, say))
         if finished is not None:
             return finished, True
         if first_lines:
@@ -296,18 +296,44 @@ def _with_tokenizer(
     return dataclasses.replace(config, model=model)
 
 
+def _require_same_data(run: "RunFolder", prepared: "PreparedData") -> None:
+    """Refuse to take a run for finished that was trained on other data, as resuming it would.
+
+    Raises:
+        ConfigError: Naming both fingerprints.
+    """
+    from tracking.checkpoints import CheckpointStore
+    from tracking.errors import RunError
+
+    store = CheckpointStore(run.checkpoints_path, 1, read_only=True)
+    fingerprint = None
+    with contextlib.suppress(RunError):  # a finished run needs none
+        if (newest := store.load_newest(names=[])) is not None:
+            fingerprint = newest.value("data.fingerprint", str)
+    if fingerprint not in (None, prepared.fingerprint):
+        raise ConfigError(
+            f"run '{run.name}' was trained on data with fingerprint {fingerprint[:12]}, but "
+            f"{prepared.folder} has {prepared.fingerprint[:12]}; choose another name with "
+            "run_name=..."
+        )
+
+
 def _start(
-    run: "RunFolder", config: run_config.TrainConfig, say: Callable[[str], None]
+    run: "RunFolder",
+    config: run_config.TrainConfig,
+    prepared: "PreparedData",
+    say: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """Record the configuration of a run that is to be trained; return a finished one's summary.
 
     Raises:
-        ConfigError: If the run exists with another configuration.
+        ConfigError: If the run exists with another configuration, or on other data.
     """
     summary = run.read_summary()
     if summary is not None or _has_checkpoint(run):
         require_same_run(run.config_path, config)
     if summary is not None and summary.get("finished"):
+        _require_same_data(run, prepared)
         return summary
     text = as_yaml(config)
     if run.config_path.is_file() and run.config_path.read_bytes() != text.encode():

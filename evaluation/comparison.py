@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.manifest import share_of
 from data.prepared import PreparedData, SplitCounts, TokenStream
+from evaluation.corpus import find_prepared
 from evaluation.decode import Decodable
 from evaluation.errors import EvaluationError
 from evaluation.kv_cache import measure_generation_memory, measure_kv_cache
@@ -117,7 +118,7 @@ def load_run(
         model = GPT(config)
         model.load_state_dict(tensors)
     _require_last_step(run, checkpoint.step, config)
-    prepared = _prepared(run, trained_on)
+    prepared = find_prepared(run, trained_on)
     return LoadedRun(model.to(device).eval(), prepared, state)
 
 
@@ -200,32 +201,6 @@ def _recorded(run: RunFolder) -> dict[str, Any]:
     if not recorded:
         raise EvaluationError(f"{run.config_path} is empty; put it back, or train the run again")
     return recorded
-
-
-def _prepared(run: RunFolder, trained_on: dict[str, str]) -> PreparedData:
-    """Open the data that a run was trained on.
-
-    Raises:
-        DataError: If it is damaged.
-        EvaluationError: If it is gone or another.
-    """
-    folder = Path(trained_on["folder"])
-    if not folder.is_dir():
-        raise EvaluationError(
-            f"{run.name} was trained on the data in {folder}, which is not there; bring it back, "
-            "or train the run again"
-        )
-    prepared = PreparedData(folder)
-    for what, theirs, ours in (
-        ("with another tokenizer", trained_on["tokenizer_sha256"], prepared.tokenizer_sha256),
-        ("on other data", trained_on["fingerprint"], prepared.fingerprint),
-    ):
-        if ours != theirs:
-            raise EvaluationError(
-                f"{run.name} was trained {what} than {folder} now holds (fingerprint "
-                f"{theirs[:12]}, not {ours[:12]}); bring that back, or train the run again"
-            )
-    return prepared
 
 
 def choose_runs(

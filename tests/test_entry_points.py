@@ -492,6 +492,27 @@ def test_prepare_inspect_and_verify(prepare, tmp_path):
     assert "folder applies to verify and inspect only" in last_line(prepare("folder=x"))
 
 
+def test_a_run_goes_on_with_texts_that_moved_and_not_with_others(kvlab, tmp_path, corpus_folder):
+    places = [shutil.copytree(corpus_folder, tmp_path / name) for name in ("here", "there")]
+    arguments = ["run_name=x", f"data.prepared_dir={tmp_path}/prepared"]
+    assert kvlab("train_model.py", *arguments, f"data.path={places[0]}").returncode == 0
+    shutil.rmtree(places[0])
+    moved = kvlab("train_model.py", *arguments, f"data.path={places[1]}")
+    assert moved.returncode == 0, moved.stderr
+    assert "x is finished" in moved.stdout
+    summary = tmp_path / "runs" / "x" / "summary.json"
+    summary.rename(tmp_path / "summary.json")
+    resumed = kvlab("train_model.py", *arguments, f"data.path={places[1]}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming x after step 8" in resumed.stdout
+    (places[1] / "train-00.txt").write_text("another text\n")
+    for _ in range(2):
+        other = kvlab("train_model.py", *arguments, f"data.path={places[1]}")
+        assert other.returncode == 2
+        assert "trained on data with fingerprint" in last_line(other)
+        summary.unlink(missing_ok=True)
+
+
 def test_template_on_the_command_line_needs_no_quotes_of_hydras(prepare, tmp_path):
     (tmp_path / "rows").mkdir()
     for split in ("train", "validation"):

@@ -41,7 +41,10 @@ _NO_PART_OF_THE_RESULT = (
     "trainer.keep_last",
     "trainer.sample_",
 )
-_PLACE_OF_DATA = re.compile(r"data\.(corpora\.[^.]+\.)?(prepared_dir|num_workers)")
+# What was read from there is told by the fingerprint of the prepared data, which a checkpoint has.
+_PLACE_OF_DATA = re.compile(
+    r"data\.(corpora\.[^.]+\.)?(prepared_dir|path|num_workers)|tokenizer\.path"
+)
 
 
 # These may change too, if their product stays: a run that is out of memory takes more and smaller

@@ -110,7 +110,7 @@ def train(
     origin = Origin(
         numerics=numerics(device, autocast_dtype, trainer, world.size),
         versions=versions(),
-        git_commit=git_commit(Path(__file__).parent),
+        git_commit=git_commit(Path(__file__).parents[1]),
     )
     # Before the memory is watched, which its matrices are no part of.
     peak_flops = measure_matmul_flops(device, autocast_dtype or torch.float32) * world.size

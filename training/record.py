@@ -1,5 +1,6 @@
 """What a run's numbers depend on besides its configuration."""
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -21,13 +22,22 @@ def versions() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Return the commit checked out in a folder, with `+changes` if files differ; None if none."""
+    """Return the commit checked out in a folder, with `+changes` if files differ.
+
+    None where the folder is not the root of a repository: one around it is somebody's, whose
+    commits say nothing of this folder.
+    """
+    # GIT_DIR and the like name another repository, in a hook for example.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return done.stdout.removesuffix("\n")
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():
+            return None
         commit = git("rev-parse", "HEAD")
         return f"{commit}+changes" if git("status", "--porcelain", "-uno") else commit
     except (OSError, subprocess.CalledProcessError):
