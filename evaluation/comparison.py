@@ -14,7 +14,7 @@ from data.prepared import PreparedData, SplitCounts, TokenStream
 from evaluation.corpus import find_prepared
 from evaluation.decode import Decodable
 from evaluation.errors import EvaluationError
-from evaluation.kv_cache import measure_generation_memory, measure_kv_cache
+from evaluation.kv_cache import measure_generation_memory, measure_kv_cache, require_closed_form
 from evaluation.perplexity import Score, score
 from evaluation.settings import EvalSettings
 from evaluation.tasks import TaskScorer, answers_of
@@ -282,6 +282,12 @@ def evaluate_run(
     cache_dtype = cache_dtype_of(settings.cache_dtype)
     cache = measure_kv_cache(
         model, settings.cache_batch_size, config.max_position_embeddings, cache_dtype
+    )
+    require_closed_form(
+        run.name,
+        config.attention["name"],
+        cache.bytes_per_token,
+        cache.measured_bytes_per_token,
     )
     recorded, curve, sample = _recorded(run), _curve(run), run.read_sample()
     windows = _score(loaded, stream, settings, device) if settings.perplexity else None

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from evaluation.errors import EvaluationError
 from evaluation.machine import peak_extra_bytes
 from modeling.accounting import kv_cache_bytes_per_token
 from modeling.config import SamplingSettings
@@ -13,6 +14,8 @@ from modeling.generate import generate
 from modeling.gpt import GPT
 
 _NEW_TOKENS = 8
+_ALLOWED = 0.01
+"""Share by which a cache may differ from its closed form."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,26 @@ def cache_bytes_of(row: Mapping[str, Any]) -> float:
     """
     formula = row["kv_cache_bytes_per_token"]
     return float(row["kv_cache_bytes_measured"] if formula is None else formula)
+
+
+def require_closed_form(name: str, attention: str, formula: float, measured: float) -> None:
+    """Refuse a model whose cache is not what its closed form says: tables would show the latter.
+
+    Args:
+        name: Of the run.
+        attention: Its attention's registered name.
+        formula: Bytes per token by the closed form.
+        measured: Bytes per token of the live cache.
+
+    Raises:
+        EvaluationError: If they differ by more than 1 %; naming both.
+    """
+    if abs(measured - formula) > _ALLOWED * formula:
+        raise EvaluationError(
+            f"{name}: the live KV cache takes {measured:,.6g} bytes per token, but the closed form "
+            f"of attention '{attention}' says {formula:,.6g}; correct kv_cache_entries and "
+            "kv_cache_elements_per_token of its configuration, or new_cache of its module"
+        )
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data.batches import TrainingWindows, read_ahead
 from data.prepared import PreparedData
-from evaluation.kv_cache import measure_kv_cache
+from evaluation.kv_cache import measure_kv_cache, require_closed_form
 from evaluation.perplexity import Score, score
 from modeling.accounting import (
     mha_cache_bytes_per_token,
@@ -307,6 +307,12 @@ def train(
         try:
             results = _summarise(
                 *(recipe, budget, progress, model, prepared, device, flops_per_token, give_way)
+            )
+            require_closed_form(
+                run.path.name,
+                results["attention"],
+                results["kv_cache_bytes_per_token"],
+                results["kv_cache_bytes_measured"],
             )
             summary = {
                 "run_name": run.path.name,

@@ -12,6 +12,7 @@ from evaluation.errors import EvaluationError
 from evaluation.perplexity import windows
 from evaluation.settings import EvalSettings
 from modeling.errors import ModelConfigError
+from modeling.kv_cache import LayerCache
 from tests.evaluation.runs import CONFIG, SUMMARY, quiet, write_run
 from tracking.checkpoints import CheckpointStore
 from tracking.errors import RunError
@@ -204,3 +205,17 @@ def test_seeds_may_begin_with_folders_of_their_own_but_of_one_kind():
     )
     assert older == drawn != one == other != another
     assert one["begins_with"] == "mla-from-mha"
+
+
+def test_a_cache_that_is_not_its_closed_form_is_refused_by_name(make_run, monkeypatch):
+    def of_a_window(self):
+        return [tensor[:, :, :8].clone() for tensor in self.tensors.values()]
+
+    monkeypatch.setattr(LayerCache, "live_tensors", of_a_window)
+    monkeypatch.setattr("evaluation.comparison._score", None)  # nothing is scored before
+    said = (
+        r"^narrow: the live KV cache takes 16 bytes per token, but the closed form of attention "
+        r"'mqa' says 64; correct kv_cache_entries"
+    )
+    with pytest.raises(EvaluationError, match=said):
+        evaluate_run(make_run("narrow"), "validation", EvalSettings(), CPU, quiet)

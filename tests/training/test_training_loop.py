@@ -9,7 +9,9 @@ import torch
 from weights import assert_same_bits, final_tensors
 
 from data import batches
+from evaluation.errors import EvaluationError
 from modeling.gpt import GPT
+from modeling.kv_cache import LayerCache
 from tracking.checkpoints import CheckpointStore
 from tracking.errors import RunError
 from tracking.metrics import read_metrics
@@ -244,3 +246,17 @@ def test_deterministic_runs_on_a_gpu_are_equal_bit_for_bit(recipe, run_training)
     changes = {"device": "cuda", "precision": "auto", "deterministic": True}
     folders = [run_training(recipe, name, **changes) for name in ("one", "two")]
     assert_same_bits(*(final_tensors(folder) for folder in folders))
+
+
+def test_a_cache_that_is_not_its_closed_form_ends_without_a_summary(
+    recipe, run_training, folder_of, monkeypatch
+):
+    def half(self):
+        return [tensor[:, :, ::2].clone() for tensor in self.tensors.values()]
+
+    monkeypatch.setattr(LayerCache, "live_tensors", half)
+    with pytest.raises(EvaluationError, match=r"^narrow: the live KV cache takes 64 bytes per"):
+        run_training(recipe, "narrow")
+    monkeypatch.undo()
+    # Its steps are saved: what is corrected finishes.
+    assert run_training(recipe, "narrow").read_summary()["finished"] is True
