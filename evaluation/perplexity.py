@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evaluation.errors import BrokenWeights, EvaluationError
 
@@ -161,6 +161,11 @@ def score(
     total = math.fsum(window_nll)
     if not math.isfinite(total) or total > _LARGEST_NLL * sum(window_tokens):
         what = "that no number can hold" if math.isfinite(total) else "that are not finite numbers"
+        if _is_half(model):
+            raise BrokenWeights(
+                f"the model gives likelihoods {what} in float16, which holds no number above "
+                "65,504; score it in float32 or bfloat16"
+            )
         raise BrokenWeights(
             f"the model gives likelihoods {what}; its weights are broken, train it again with a "
             "lower optim.learning_rate"
@@ -196,6 +201,14 @@ class _Documents:
             self.tokens[-1] += stop - begin
             self._is_ended = bool(is_end[stop - 1])
             begin = stop
+
+
+def _is_half(model: Scorer) -> bool:
+    """Tell whether a model of finite weights computes in float16, whose range may be too small."""
+    weights = list(model.parameters()) if isinstance(model, nn.Module) else []
+    return any(weight.dtype == torch.float16 for weight in weights) and all(
+        bool(weight.isfinite().all()) for weight in weights
+    )
 
 
 def _batches(items: Iterator[Window], size: int) -> Iterator[list[Window]]:

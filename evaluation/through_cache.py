@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evaluation.errors import EvaluationError
 from modeling.gpt import GPT
 from modeling.kv_cache import KVCache
 
@@ -23,13 +24,19 @@ class CachedScorer:
 
     @torch.no_grad()
     def token_nll(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Return the NLL in nats of each target [b, s] given tokens [b, s], float32 or wider."""
+        """Return the NLL in nats of each target [b, s] given tokens [b, s], float32 or wider.
+
+        Raises:
+            EvaluationError: If a key or value is too large for the cache.
+        """
         cache = self._empty_cache(*tokens.shape)
         found = []
         for step in range(tokens.shape[1]):
             logits = self._model.next_logits(tokens[:, step : step + 1], cache=cache)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             found.append(F.cross_entropy(logits, targets[:, step], reduction="none"))
+        if overflow := cache.overflow():
+            raise EvaluationError(f"{overflow}; set eval.cache_dtype=bfloat16 or float32")
         return torch.stack(found, dim=1)
 
     def _empty_cache(self, batch: int, length: int) -> KVCache:

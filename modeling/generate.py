@@ -43,7 +43,7 @@ def next_token(logits: Tensor, settings: SamplingSettings, generator: torch.Gene
     Source:
         Nucleus (top-p) sampling: Holtzman et al. 2020 (arXiv 1904.09751).
     """
-    if bool(logits.isnan().any()):
+    if not bool(logits.amax(-1).isfinite().all()):
         raise ModelConfigError("the model's logits are not numbers; its weights are broken")
     if settings.temperature == 0.0:
         return logits.argmax(dim=-1)
@@ -145,7 +145,7 @@ def generate(
 
     Raises:
         ModelConfigError: At the first step, for an empty prompt, a token outside the vocabulary,
-            or a text longer than the model's context.
+            or a text longer than the model's context; later, where a cache of float16 overflows.
     """
     tokens, is_real = prompt if isinstance(prompt, Prompt) else (prompt, None)
     b, s = tokens.shape
@@ -165,6 +165,8 @@ def generate(
     stopped = torch.zeros(b, dtype=torch.bool, device=tokens.device)
     logits = prefill(model, tokens, cache, positions, mask)
     for end in range(s + 1, s + max_new_tokens + 1):
+        if overflow := cache.overflow(start=0 if end == s + 1 else end - 2):
+            raise ModelConfigError(f"{overflow}; set cache_dtype=bfloat16 or float32")
         chosen = next_token(logits, settings, generator)
         if stop_token is not None:
             stopped |= chosen == stop_token

@@ -234,6 +234,28 @@ class KVCache:
         for layer in self.layers:
             layer.truncate(length)
 
+    def overflow(self, start: int = 0) -> str | None:
+        """Return a line that says so if a key or value was too large to be stored; else None.
+
+        Such an element is an infinity, of which attention makes likelihoods that are wrong, or no
+        numbers. Only float16 has a smaller range than what is computed with.
+
+        Args:
+            start: First token that is looked at.
+        """
+        if self.layers[0].dtype != torch.float16:
+            return None
+        entries = (tensor for layer in self.layers for tensor in layer.tensors.values())
+        if not any(bool(tensor[:, :, start : self.length].isinf().any()) for tensor in entries):
+            return None
+        model = None if self._model is None else self._model()
+        if model is not None and not all(bool(w.isfinite().all()) for w in model.parameters()):
+            return None  # broken weights, whatever the cache
+        return (
+            "a key or value of this model is larger than a float16 cache holds "
+            f"({torch.finfo(torch.float16).max:,.0f})"
+        )
+
     def reset(self) -> None:
         """Forget everything; the memory stays."""
         self.document_start = None
