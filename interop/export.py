@@ -44,6 +44,12 @@ _COMPARED_TOKENS = 512
 # transformers computes RoPE's angles in float32. Measured: up to 10 in all at 256 positions; a
 # permuted or missing row makes a hundred thousand.
 _ROUNDINGS = 256
+# Engines have no class of these whose output projection is the embedding: they want it in the file.
+# The other families have one, whose readers may refuse a weight that they do not expect.
+_TIED_WITH_COPY = ("deepseek_v2", "deepseek_v3")
+# GPT-2's tokenizer has no unknown bytes, and its end of text in that place. Where none is named,
+# classes that are its own add one, with an id that the model does not embed.
+_UNKNOWN_IS_END = ("gpt2", "gpt_bigcode")
 _MAX_TOKENIZER_BYTES = 2**28
 _GENERATION_NAME = "generation_config.json"
 _CARD_NAME = "README.md"
@@ -209,7 +215,10 @@ def _write_model(folder: Path, stock: Stock, dtype: str) -> None:
     """Write config.json, generation_config.json and the weights."""
     import transformers
 
-    size = sum(tensor.numel() * tensor.element_size() for tensor in stock.weights.values())
+    weights = {name: tensor.contiguous() for name, tensor in stock.weights.items()}
+    if stock.config["model_type"] in _TIED_WITH_COPY and stock.config["tie_word_embeddings"]:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     require_free_bytes(folder, size)
     version = {"transformers_version": transformers.__version__}
     write_json(folder / CONFIG_NAME, stock.config | {"dtype": dtype} | version)
@@ -218,21 +227,41 @@ def _write_model(folder: Path, stock: Stock, dtype: str) -> None:
     # with the end is what `generate` does with a warning where no token is named.
     generation = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     write_json(folder / _GENERATION_NAME, generation | {"do_sample": False} | version)
-    weights = {name: tensor.contiguous() for name, tensor in stock.weights.items()}
     save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     # safetensors makes its files private to the user.
     (folder / WEIGHTS_NAME).chmod((folder / CONFIG_NAME).stat().st_mode)
 
 
 def _write_tokenizer(folder: Path, prepared: PreparedData, context: int) -> None:
-    """Write the data's tokenizer such that AutoTokenizer encodes as kvlab does."""
+    """Write the data's tokenizer such that AutoTokenizer encodes as kvlab does.
+
+    Args:
+        folder: Of the model, whose config.json is there.
+        prepared: The data.
+        context: Most tokens of a text.
+    """
     prepared.tokenizer()  # refuses files that are not those of the data
     origin = prepared.folder / TOKENIZER_FOLDER
     whole, settings = (read_regular_file(origin / n, _MAX_TOKENIZER_BYTES) for n in TOKENIZER_FILES)
     (folder / TOKENIZER_FILES[0]).write_bytes(whole)
     # Text that looks like the token that ends a document is text.
-    changes = {"model_max_length": context, "split_special_tokens": True}
-    write_json(folder / TOKENIZER_FILES[1], json.loads(settings) | changes)
+    changes: dict[str, Any] = {"model_max_length": context, "split_special_tokens": True}
+    written = json.loads(settings)
+    unknown = _unknown_token(json.loads(whole)["model"])
+    model_type = json.loads((folder / CONFIG_NAME).read_bytes())["model_type"]
+    if unknown is None and model_type in _UNKNOWN_IS_END:
+        unknown = written["eos_token"]
+    if unknown is not None:
+        changes["unk_token"] = unknown
+    write_json(folder / TOKENIZER_FILES[1], written | changes)
+
+
+def _unknown_token(model: Mapping[str, Any]) -> str | None:
+    """Return the token that a tokenizer.json's model has for what it does not know, if any."""
+    if model.get("unk_id") is not None:  # Unigram
+        return str(model["vocab"][model["unk_id"]][0])
+    token = model.get("unk_token")
+    return token if isinstance(token, str) and token in model.get("vocab", {}) else None
 
 
 def compare(

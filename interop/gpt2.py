@@ -44,6 +44,8 @@ def to_stock(
     keys = common_keys(config) | {
         "vocab_size": config.vocab_size,
         "n_positions": config.max_position_embeddings,
+        # The same by its older name, which engines that read config.json themselves ask for.
+        "n_ctx": config.max_position_embeddings,
         "n_embd": config.hidden_size,
         "n_layer": config.num_hidden_layers,
         "n_head": config.num_attention_heads,

@@ -127,6 +127,32 @@ def test_an_exported_run_is_the_model_of_transformers_that_computes_the_same(
         expected = model(tokens)
         torch.testing.assert_close(stock(tokens).logits, expected, rtol=1e-4, atol=1e-3)
     assert tokenizer_sha256(out, "out") == prepared.tokenizer_sha256
+    # What engines without transformers' ties and names of old need.
+    written, weights = json.loads((out / "config.json").read_text()), read_stock(out).weights
+    is_deepseek, is_gpt2 = "Deepseek" in EXPORTABLE[name][2], name.startswith("classic")
+    is_tied = model.config.tie_word_embeddings
+    assert written["tie_word_embeddings"] is stock.config.tie_word_embeddings is is_tied
+    assert ("lm_head.weight" in weights) is (is_deepseek or not is_tied)
+    if is_deepseek and is_tied:
+        assert torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
+        assert stock.lm_head.weight is stock.model.embed_tokens.weight
+    assert written.get("n_ctx") == (48 if is_gpt2 else None)
+    assert tokenizer.unk_token == ("<|endoftext|>" if is_gpt2 else None)
+    assert len(tokenizer) == prepared.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("model", "unknown"),
+    [
+        ({"type": "BPE", "vocab": {"a": 0}, "unk_token": None}, None),
+        ({"type": "BPE", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}, "<unk>"),
+        ({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<unk>"}, None),  # not in it
+        ({"type": "Unigram", "vocab": [["<unk>", 0.0], ["a", -1.0]], "unk_id": 0}, "<unk>"),
+        ({"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": None}, None),
+    ],
+)
+def test_the_unknown_token_is_that_of_the_tokenizers_model(model, unknown):
+    assert interop.export._unknown_token(model) == unknown
 
 
 def test_written_weights_are_rounded_and_compared_as_such(write_run, export, tmp_path):
@@ -438,6 +464,7 @@ def test_a_folder_of_transformers_is_written_again_and_converted(
     asked = Conversion("mla", kv_lora_rank=16)
     expected = convert(model.config, model.state_dict(), asked, torch.stack(windows))
     written = read_stock(latent).weights
+    assert torch.equal(written.pop("lm_head.weight"), written["model.embed_tokens.weight"])
     assert all(torch.equal(to_stock(*expected).weights[name], written[name]) for name in written)
     card = (latent / "README.md").read_text()
     assert "`converted to mla` after the training" in card
