@@ -103,7 +103,9 @@ def _one(variant: Mapping[str, Any], *, with_noise: bool = False) -> str:
     note = "".join(f", {text}" for text in [variant["verdict_note"], *notes] if text)
     note += "," if note else ""
     ratio = variant["cache_ratio_to_baseline"]
-    cache = f"{ratio:.3g} {'of' if ratio <= 1 else 'times'} the cache"
+    cache = "a cache that was not measured"
+    if ratio is not None:
+        cache = f"{ratio:.3g} {'of' if ratio <= 1 else 'times'} the cache"
     return f"{variant['name']} {variant['delta_percent']:+.2f} %{sure}{note} at {cache}"
 
 

@@ -12,6 +12,8 @@ from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE
 from evaluation.errors import PlotError
 from evaluation.headline import pairing_notes, too_little_text
 from evaluation.kv_cache import cache_bytes_of
+from evaluation.headline import pairing_notes
+from evaluation.kv_cache import cache_bytes_of, has_known_cache
 from evaluation.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
 from evaluation.tasks import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
 from guards.printable import printable
@@ -231,6 +233,8 @@ def _verdict(variant: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]], st
 
 
 def _cache(variant: Variant) -> Cell:
+    if not has_known_cache(variant):
+        return Cell(NONE, [("", "not measured")])
     ratio, measured = variant["cache_ratio_to_baseline"], variant["kv_cache_bytes_measured"]
     notes = (
         [] if ratio is None else [("", f"{_ratio(ratio)} of {variant['baseline'] or 'baseline'}")]
@@ -481,7 +485,7 @@ def _picture(plot: Plot, words: str) -> Picture | None:
 
 
 def _pareto_words(variants: Sequence[Variant]) -> str:
-    shown = [variant for variant in variants if variant["perplexity"] is not None]
+    shown = [v for v in variants if v["perplexity"] is not None and has_known_cache(v)]
     points = [
         f"{v['name']} {_ppl(v['perplexity'])} at {_count(cache_bytes_of(v))} bytes" for v in shown
     ]

@@ -1,5 +1,6 @@
 """The KV cache, weighed: bytes of the live tensors after a real decode."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,10 +41,17 @@ class CacheMeasurement:
 def cache_bytes_of(row: Mapping[str, Any]) -> float:
     """Return the bytes per token that a run or variant is sorted, drawn and compared by.
 
-    The closed form, or what was measured where kvlab has no formula.
+    The closed form, or what was measured where kvlab has no formula; infinite where that could not
+    be measured, which no table or plot shows.
     """
-    formula = row["kv_cache_bytes_per_token"]
-    return float(row["kv_cache_bytes_measured"] if formula is None else formula)
+    formula, measured = row["kv_cache_bytes_per_token"], row["kv_cache_bytes_measured"]
+    known = measured if formula is None else formula
+    return math.inf if known is None else float(known)
+
+
+def has_known_cache(row: Mapping[str, Any]) -> bool:
+    """Tell whether `cache_bytes_of` a run or variant is a number."""
+    return math.isfinite(cache_bytes_of(row))
 
 
 def require_closed_form(name: str, attention: str, formula: float, measured: float) -> None:

@@ -24,6 +24,7 @@ from modeling.accounting import mha_cache_bytes_per_token, num_parameters
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
+from tracking.failures import is_out_of_memory
 
 DEFAULT_CONTEXT = 1024
 """Where neither a run nor the model says one."""
@@ -192,6 +193,10 @@ def evaluate_outside(
     windows = None
     if settings.perplexity:
         windows = _score(origin, found.scorer, stream, (context, stride), settings, device)
+    weighed = found.weigh(context)
+    reads_whole_text = not notes
+    if found.problem is not None:
+        notes.append(f"{origin.name}: {found.problem}")
     row = {
         "run_name": origin.name,
         "attention": origin.kind,
@@ -201,9 +206,9 @@ def evaluate_outside(
         "tokens_trained": None,
         "split": split,
         **quality_of(windows, prepared.splits[split]),
-        **found.weigh(context),
+        **weighed,
         **dict.fromkeys(_OF_A_TRAINING),
-        "reads_whole_text": not notes,
+        "reads_whole_text": reads_whole_text,
         "protocol": card,
     }
     has_to_be_timed = settings.decode_speed.batch_sizes and settings.decode_speed.contexts
@@ -220,6 +225,10 @@ def evaluate_outside(
     )
 
 
+_OF_A_CACHE = (
+    *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "kv_cache_tokens_measured"),
+    *("cache_ratio_to_mha", "generation_peak_extra_bytes"),
+)
 _OF_A_TRAINING = (
     *("train_tokens_per_second", "train_peak_memory_bytes", "train_wall_seconds"),
     *("versions", "git_commit"),
@@ -244,12 +253,31 @@ class _InOwnModules:
         self.scorer: Scorer = _ThroughItsCache(model) if settings.decode else model
         self._model = model
         self._batch_size = settings.cache_batch_size
+        self._is_scored = settings.perplexity
+        self.problem: str | None = None
 
     def weigh(self, context: int) -> dict[str, Any]:
-        """Return the keys of a row about the cache, when it holds `context` tokens a sequence."""
+        """Return the keys of a row about the cache, when it holds `context` tokens a sequence.
+
+        What was scored is kept where the library's decoding fails: all of them are None, and
+        `problem` says why.
+
+        Raises:
+            EvaluationError: If it fails and nothing was scored.
+        """
         model, batch = self._model, self._batch_size
-        num_bytes = model.generate(batch, context)
-        extra = peak_extra_bytes(lambda: model.generate(batch, context), model.device) - num_bytes
+        try:
+            num_bytes = model.generate(batch, context)
+            total = peak_extra_bytes(lambda: model.generate(batch, context), model.device)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self.problem = f"its cache and its decoding could not be measured ({reason})"
+            if not self._is_scored:
+                raise EvaluationError(self.problem) from error
+            return dict.fromkeys(_OF_A_CACHE)
+        extra = total - num_bytes
         return {
             "kv_cache_bytes_per_token": None,
             "kv_cache_bytes_measured": num_bytes / (batch * context),
@@ -261,6 +289,8 @@ class _InOwnModules:
 
 class _InKvlabModules:
     """A model that was loaded into kvlab's modules, as a row wants it."""
+
+    problem = None
 
     def __init__(self, model: GPT, settings: EvalSettings) -> None:
         self.config = model.config

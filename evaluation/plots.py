@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Transform
 
 from evaluation.errors import PlotError
-from evaluation.kv_cache import cache_bytes_of
+from evaluation.kv_cache import cache_bytes_of, has_known_cache
 from evaluation.plot_labels import (
     LINE_HEIGHT,
     Anchor,
@@ -113,14 +113,15 @@ def plot_pareto(
     perplexity at each cache size or less.
 
     Args:
-        variants: Of one protocol; those without a perplexity are left out, and there must be two.
+        variants: Of one protocol; those without a perplexity or a cache that was measured are left
+            out, and there must be two.
         path: Of the PNG or SVG file, or a stream for SVG.
         theme: Of its colours.
 
     Returns:
         Whether there was anything to draw.
     """
-    points = [variant for variant in variants if variant["perplexity"] is not None]
+    points = [v for v in variants if v["perplexity"] is not None and has_known_cache(v)]
     if len(points) < 2:
         return False
     return _write(lambda figure, look: _draw_pareto(figure, look, points), path, theme, (6.4, 4.6))

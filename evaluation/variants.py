@@ -23,7 +23,7 @@ from evaluation.differences import (
     unequal,
 )
 from evaluation.errors import EvaluationError
-from evaluation.kv_cache import cache_bytes_of
+from evaluation.kv_cache import cache_bytes_of, has_known_cache
 from evaluation.plain import plain, shown
 from evaluation.settings import EvalSettings
 from evaluation.statistics import seed_interval, standard_deviation, text_interval
@@ -366,7 +366,10 @@ def _against_baseline(variant: Variant, runs: Sequence[EvaluatedRun]) -> dict[st
         return head
     if variant.is_baseline:
         return head | {"cache_ratio_to_baseline": 1.0, "verdict": "baseline"}
-    cache = cache_bytes_of(runs[0].row) / cache_bytes_of(found.theirs[0].row)
+    pair = runs[0].row, found.theirs[0].row
+    cache = None
+    if all(map(has_known_cache, pair)):
+        cache = cache_bytes_of(pair[0]) / cache_bytes_of(pair[1])
     return head | {"baseline_runs": found.baseline_runs, "cache_ratio_to_baseline": cache} | row
 
 
@@ -508,7 +511,7 @@ def add_decode_speed(
     for run in (variant.runs[0] for variant in variants):
         name = next((name for name in models if models[name].config == run.model), run.name)
         if run.decodable is not None:
-            others[name] = run.decodable, run.row["kv_cache_bytes_measured"]
+            others[name] = run.decodable, run.row["kv_cache_bytes_measured"] or 0.0
         elif name not in models:
             assert run.model is not None
             models[name] = GPT(run.model).to(device).eval()

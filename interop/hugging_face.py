@@ -327,6 +327,7 @@ class TransformersModel:
         self.is_bound = not has_rope and self.max_position_embeddings is not None
         self.num_parameters: int = sum(weight.numel() for weight in model.parameters())
         self.weight_bytes = _weight_bytes(model)
+        _count_its_own_layers(model)
         self._takes = set(inspect.signature(model.forward).parameters)
         # Recurrent models call it so.
         self._cache = "cache_params" if "cache_params" in self._takes else "past_key_values"
@@ -401,6 +402,8 @@ class TransformersModel:
         prompt = torch.zeros(
             batch_size, context_length - num_new, dtype=torch.long, device=self.device
         )
+        # What a model keeps elsewhere, a recurrent state in its modules say, is in no cache.
+        _cache_of(self._forward(prompt[:, :1]), self._cache)
         with quiet():
             output = self.model.generate(
                 prompt,
@@ -414,7 +417,10 @@ class TransformersModel:
                 pad_token_id=0,
                 return_dict_in_generate=True,
             )
-        return live_bytes(_cache_of(output, "past_key_values"))
+        num_bytes = live_bytes(_cache_of(output, "past_key_values"))
+        if not num_bytes:
+            raise InteropError("this model has no cache: each step computes the whole text")
+        return num_bytes
 
     def decode_step(self, batch: int, context: int) -> "DecodeStep":
         """Return a decoding step behind `context` random tokens, which can be repeated.
@@ -541,6 +547,18 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
             yield from _tensors(item, seen)
     elif hasattr(value, "__dict__"):
         yield from _tensors(vars(value), seen)
+
+
+def _count_its_own_layers(model: Any) -> None:
+    """Let a cache have as many layers as a decoder that is taken alone, of BART say.
+
+    The number of layers that such a configuration gives to transformers' cache is the encoder's.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        layers = getattr(config, "decoder_layers", None)
+        if config is not None and layers and not config.is_encoder_decoder:
+            config.num_hidden_layers = layers
 
 
 def _weight_bytes(model: Any) -> int:

@@ -26,7 +26,7 @@ from evaluation.report import decode_sections, new_report, note, table, update_r
 from evaluation.settings import DecodeSettings, EvalSettings
 from evaluation.variants import add_decode_speed, compare
 from interop.errors import InteropError
-from interop.hugging_face import TransformersModel, find, load_into_kvlab
+from interop.hugging_face import TransformersModel, find, load, load_into_kvlab
 from interop.layouts import to_stock
 from launch import compose
 from launch.errors import ConfigError
@@ -52,6 +52,74 @@ def evaluated_run(tmp_path, prepared, settings=SETTINGS, name="run", **changes):
 
 def measured(folder, model, text, settings=SETTINGS, name="hf:them"):
     return evaluate_outside(origin_of(folder, name), model, text, "validation", settings, CPU)
+
+
+def decoder_only(name):
+    """A decoder of few layers, of a kind whose encoder would have another number."""
+    import transformers
+
+    sizes = {"encoder_layers": 1, "decoder_layers": 3, "d_model": 32, "max_position_embeddings": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    widths = {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 257}
+    config = getattr(transformers, f"{name}Config")(**sizes, **heads, **widths, pad_token_id=0)
+    return getattr(transformers, f"{name}ForCausalLM")(config)
+
+
+def without_a_cache(name):
+    """A model whose class has no cache that can be fed, or none at all."""
+    import transformers
+
+    config, model, sizes = {
+        "rwkv": ("RwkvConfig", "RwkvForCausalLM", {"attention_hidden_size": 32}),
+        "openai-gpt": ("OpenAIGPTConfig", "OpenAIGPTLMHeadModel", {"n_embd": 32, "n_head": 4}),
+        "recurrent_gemma": (
+            *("RecurrentGemmaConfig", "RecurrentGemmaForCausalLM"),
+            {"num_attention_heads": 4, "intermediate_size": 48, "lru_width": 32},
+        ),
+    }[name]
+    some = {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
+    return getattr(transformers, model)(getattr(transformers, config)(**(some | sizes)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Bart", "Blenderbot", "Pegasus"])
+def test_a_decoder_taken_alone_has_the_cache_of_its_own_layers(name, tmp_path, prepared):
+    folder = saved(decoder_only(name), tmp_path / "them")
+    model = load(find(str(folder)), CPU)
+    through = dataclasses.replace(SETTINGS, decode=True, context=32)
+    for settings in (SETTINGS, through):
+        row = measured(folder, model, Text([(prepared, 32)]), settings).row
+        assert row["perplexity"] > 1
+        assert row["kv_cache_bytes_measured"] == 3 * 2 * 32 * 4
+    assert model.decode_step(1, 8)().shape == (1, 257)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rwkv", "openai-gpt", "recurrent_gemma"])
+def test_a_model_whose_cache_cannot_be_measured_keeps_its_perplexity(name, tmp_path, prepared):
+    torch.manual_seed(0)
+    folder = saved(without_a_cache(name), tmp_path / "them")
+    model = load(find(str(folder)), CPU)
+    settings = EvalSettings(decode_speed=DecodeSettings(batch_sizes=[1], contexts=[4], rounds=1))
+    text = Text([(prepared, 32)])
+    them = measured(folder, model, text, settings)
+    assert them.row["perplexity"] > 1
+    assert them.row["kv_cache_bytes_measured"] is None
+    assert "its cache and its decoding could not be measured" in them.notes[-1]
+    # Beside models with a cache, in every table and plot.
+    llamas = saved(llama(), tmp_path / "llama")
+    with_cache = measured(llamas, TransformersModel(llama()), text, settings, "hf:llama")
+    groups = compare([them, with_cache], None)
+    said = []
+    add_decode_speed(groups, settings, CPU, said.append)
+    assert any("hf:them is not timed" in line for line in said)
+    written = new_report(tmp_path, "x", groups, {})
+    names = {row["name"] for row in json.loads((written / "variants.json").read_text())}
+    assert names == {"hf:them", "hf:llama"}
+    assert "not measured" in (written / "report.html").read_text()
+    alone = dataclasses.replace(settings, perplexity=False)
+    with pytest.raises(EvaluationError, match="could not be measured"):
+        measured(tmp_path / "them", model, text, alone)
 
 
 @pytest.fixture
