@@ -352,6 +352,7 @@ def _facts(
 ) -> dict[str, str]:
     """Return what a report says of how it came about."""
     from evaluation.machine import describe_hardware
+    from evaluation.numerics import threads
     from training.record import git_commit, versions
 
     trained = [run.row["versions"] or {} for run in runs if not run.is_outside]
@@ -365,6 +366,8 @@ def _facts(
     }
     if trained:
         facts["Trained at commit"] = ", ".join(commits) or "not recorded"
+        rows = [run.row for run in runs if not run.is_outside]
+        facts["Threads of the training"] = threads(rows)
     if any(found != versions() for found in trained):
         described = {", ".join(f"{n} {v}" for n, v in found.items()) for found in trained if found}
         facts["Trained with"] = "; ".join(sorted(described)) or "not recorded"

@@ -15,6 +15,7 @@ from evaluation.corpus import find_prepared
 from evaluation.decode import Decodable
 from evaluation.errors import EvaluationError
 from evaluation.kv_cache import measure_generation_memory, measure_kv_cache, require_closed_form
+from evaluation.numerics import device_class, trained_with
 from evaluation.perplexity import Score, score
 from evaluation.settings import EvalSettings
 from evaluation.tasks import TaskScorer, answers_of
@@ -319,12 +320,14 @@ def evaluate_run(
         "versions": summary.get("versions"),
         "git_commit": summary.get("git_commit"),
         "reads_whole_text": not loaded.prepared.splits[split].lost_bytes,
+        "trained_with": trained_with(summary),
         "protocol": protocol_card(
             loaded.prepared,
             split,
             settings.windows(config),
             settings,
             dtype=_name(model.embed_tokens.weight.dtype),
+            device=device_class(device),
             intra_document_mask=config.intra_document_mask,
         )
         | ({} if tasks is None else {"tasks": tasks.protocol}),
@@ -457,6 +460,7 @@ def protocol_card(
     settings: EvalSettings,
     *,
     dtype: str,
+    device: str,
     intra_document_mask: bool,
 ) -> dict[str, Any]:
     """Return the card that says how a row's numbers came about.
@@ -466,7 +470,8 @@ def protocol_card(
         split: Which.
         windows: Context and stride.
         settings: How it was scored.
-        dtype: Of the weights.
+        dtype: Of the weights, in which it was computed.
+        device: What computed it: "cpu", or a GPU's name.
         intra_document_mask: Whether attention kept to documents.
     """
     counts = prepared.splits[split]
@@ -481,6 +486,7 @@ def protocol_card(
         "context": context,
         "stride": stride,
         "dtype": dtype,
+        "device": device,
         "decode_path": cached if settings.decode else "full windows, no cache",
         "intra_document_mask": intra_document_mask,
         "tokens": counts.tokens,

@@ -11,8 +11,6 @@ from typing import IO, Any, get_args
 from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE
 from evaluation.errors import PlotError
 from evaluation.headline import pairing_notes, too_little_text
-from evaluation.kv_cache import cache_bytes_of
-from evaluation.headline import pairing_notes
 from evaluation.kv_cache import cache_bytes_of, has_known_cache
 from evaluation.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
 from evaluation.tasks import TASK_NOTE, described, metrics_of, tasks_of, value_and_error

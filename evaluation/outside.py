@@ -17,6 +17,7 @@ from evaluation.decode import Step
 from evaluation.errors import BrokenWeights, EvaluationError
 from evaluation.kv_cache import measure_generation_memory, measure_kv_cache
 from evaluation.machine import peak_extra_bytes
+from evaluation.numerics import device_class
 from evaluation.perplexity import Score, Scorer, Tokens, score
 from evaluation.settings import EvalSettings
 from evaluation.through_cache import CachedScorer
@@ -180,6 +181,7 @@ def evaluate_outside(
         (context, stride),
         settings,
         dtype="float32",
+        device=device_class(device),
         intra_document_mask=found.config is not None and found.config.intra_document_mask,
     )
     if not _has_tokenizer_of(prepared, origin):
@@ -231,7 +233,7 @@ _OF_A_CACHE = (
 )
 _OF_A_TRAINING = (
     *("train_tokens_per_second", "train_peak_memory_bytes", "train_wall_seconds"),
-    *("versions", "git_commit"),
+    *("versions", "git_commit", "trained_with"),
 )
 
 

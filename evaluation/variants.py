@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from data.documents import document_names
+from evaluation import numerics
 from evaluation.comparison import EvaluatedRun, require_baseline
 from evaluation.decode import Decodable, break_even, measure_decode
 from evaluation.differences import (
@@ -471,6 +472,10 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
         f"{plain(key)}: " + ", ".join(f"{plain(v.settings.get(key))} ({v.label})" for v in trained)
         for key in sorted(keys)
     ]
+    rows = {plain(v.label): [run.row for run in v.by_seed().values()] for v in trained}
+    alike, unlike = numerics.compared(rows)
+    held += map(plain, alike)
+    differs += unlike
     if outside := [plain(variant.label) for variant in variants if variant.is_outside]:
         differs.append(f"the training, which kvlab does not know: {', '.join(outside)}")
     counts = [variant.result["num_parameters"] for variant in variants]

@@ -34,7 +34,7 @@ _NUMBERS = (
 _TEXTS = ("run_name", "attention", "position_embedding", "git_commit")
 _SUMMARY_TYPES: dict[str, tuple[type, ...]] = {
     "finished": (bool,),
-    "versions": (dict, NoneType),
+    **dict.fromkeys(("versions", "numerics"), (dict, NoneType)),
     **dict.fromkeys(_NUMBERS, (float, int, NoneType)),
     **dict.fromkeys(_TEXTS, (str, NoneType)),
 }

@@ -54,6 +54,9 @@ from training.rng import rng_tensors, use_stream_of_rank
 from training.schedule import learning_rate
 from training.time_limit import TimeLimit
 
+_NUMERICS = ("device", "num_threads", "native_bfloat16")
+"""Of a run's `record.numerics`, what its summary says beside the dtype."""
+
 
 def train(
     recipe: Recipe,
@@ -320,6 +323,10 @@ def train(
                 "peak_memory_bytes": max(peak_memory_before, peak_memory_bytes(device)),
                 "versions": origin.versions,
                 "git_commit": origin.git_commit,
+                "numerics": {
+                    "dtype": origin.numerics["precision"],
+                    **{key: origin.numerics[key] for key in _NUMERICS},
+                },
                 "tokens_dropped": windows.tokens_dropped,
                 "finished": True,
             }

@@ -37,6 +37,8 @@ def test_a_row_has_every_documented_key(make_run, prepared):
     card = row["protocol"]
     assert card["words"] == prepared.splits["validation"].words
     assert (card["context"], card["stride"], card["dtype"]) == (32, 32, "float32")
+    assert card["device"] == "cpu"
+    assert row["trained_with"] is None  # an older version's summary
     assert card["intra_document_mask"] is False
     assert found.windows.window_tokens == [w.scored for w in windows(len_of(prepared), 32, 32)]
     assert math.fsum(found.windows.window_nll) == pytest.approx(row["nll"] * row["tokens_scored"])

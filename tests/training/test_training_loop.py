@@ -10,6 +10,7 @@ from weights import assert_same_bits, final_tensors
 
 from data import batches
 from evaluation.errors import EvaluationError
+from evaluation.numerics import trained_with
 from modeling.gpt import GPT
 from modeling.kv_cache import LayerCache
 from tracking.checkpoints import CheckpointStore
@@ -259,4 +260,8 @@ def test_a_cache_that_is_not_its_closed_form_ends_without_a_summary(
         run_training(recipe, "narrow")
     monkeypatch.undo()
     # Its steps are saved: what is corrected finishes.
-    assert run_training(recipe, "narrow").read_summary()["finished"] is True
+    summary = run_training(recipe, "narrow").read_summary()
+    assert summary["finished"] is True
+    numerics = {"dtype": "float32", "device": "cpu", "num_threads": torch.get_num_threads()}
+    assert numerics.items() <= trained_with(summary).items()
+    assert type(summary["numerics"]["native_bfloat16"]) is bool

@@ -1,0 +1,58 @@
+"""What a run was trained with is recorded, and told where it differs between variants."""
+
+import pytest
+
+from evaluation.numerics import compared, threads, trained_with
+from evaluation.variants import compare
+from tests.evaluation.test_variants import run
+
+FLOAT32 = {"dtype": "float32", "device": "cpu", "native_bfloat16": False, "num_threads": 1}
+BFLOAT16 = FLOAT32 | {"dtype": "bfloat16", "native_bfloat16": True}
+
+
+def trained(attention, numerics, seed=0):
+    one = run(attention, seed=seed)
+    one.row["trained_with"] = numerics
+    return one
+
+
+def test_a_summary_is_read_back_with_what_changed_when_it_was_resumed():
+    assert trained_with({}) is None
+    assert trained_with({"numerics": FLOAT32}) == FLOAT32
+    changed = ["precision: float32 -> bfloat16 after step 3", "num_threads: 1 -> 2 after step 3"]
+    found = trained_with({"numerics": BFLOAT16, "numerics_changed": changed})
+    assert found == BFLOAT16 | {"dtype": "float32 -> bfloat16 after step 3"}
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (BFLOAT16, "training dtype: float32 (mha), bfloat16 (mla)"),
+        (FLOAT32 | {"device": "NVIDIA H200"}, "training device: cpu (mha), NVIDIA H200 (mla)"),
+        (None, "training dtype: float32 (mha), not recorded (mla)"),
+    ],
+)
+def test_runs_of_other_numerics_are_not_held_equal(other, said):
+    [group] = compare([trained("mha", FLOAT32), trained("mla", other)], None)
+    assert said in group.differs
+    assert not any("every other setting" in line for line in group.held_equal)
+
+
+def test_seeds_of_one_variant_are_told_apart():
+    runs = [trained("mha", FLOAT32, 0), trained("mha", BFLOAT16, 1), trained("mla", FLOAT32)]
+    [group] = compare(runs, None)
+    assert "training dtype: bfloat16 and float32 (mha), float32 (mla)" in group.differs
+
+
+def test_equal_numerics_are_held_equal_and_threads_forbid_nothing():
+    two = trained("mla", FLOAT32 | {"num_threads": 2})
+    [group] = compare([trained("mha", FLOAT32), two], None)
+    assert {"training dtype float32", "training device cpu"} <= set(group.held_equal)
+    assert group.differs == []
+    assert threads([trained("mha", FLOAT32).row, two.row]) == "1 (mha-seed0); 2 (mla-seed0)"
+    assert threads([two.row]) == "2"
+
+
+def test_runs_of_before_it_was_recorded_claim_neither():
+    assert compared({"mha": [run("mha").row], "mla": [run("mla").row]}) == ([], [])
+    assert threads([run("mha").row]) == "not recorded"
