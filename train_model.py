@@ -37,7 +37,6 @@ def main(config: run_config.TrainConfig) -> None:
     Of several ranks that torchrun started, each calls this; rank 0 alone prepares, writes, prints.
     """
     # PyTorch takes seconds to import, which `--help` and a misspelt key need not wait for.
-    from data.pipeline import prepare
     from data.prepared import PreparedData
     from modeling.accounting import match_cache, mha_yardstick
     from modeling.gpt import check
@@ -61,7 +60,7 @@ def main(config: run_config.TrainConfig) -> None:
     timeout = config.trainer.rank_timeout_seconds
     with joined(config.trainer.device, tell, timeout) as world:
         world.share_of(budget.sequences_per_pass)
-        folder = world.from_main(lambda: str(prepare(config.data, config.tokenizer, _say).folder))
+        folder = world.from_main(lambda: str(_prepared(config).folder))
         prepared = PreparedData(Path(folder))
         if initial is not None:
             _require_its_tokenizer(str(config.init_from), config.model, prepared)
@@ -294,6 +293,45 @@ def _with_tokenizer(
     if config.match != "none":
         model = match_to_mha(model)
     return dataclasses.replace(config, model=model)
+
+
+def _prepared(config: run_config.TrainConfig) -> "PreparedData":
+    """Prepare the data; where the texts are gone, a run that has begun goes on with what it had.
+
+    Raises:
+        DataError: If the texts cannot be prepared.
+    """
+    from data.errors import DataError
+    from data.pipeline import prepare
+
+    try:
+        return prepare(config.data, config.tokenizer, _say)
+    except DataError:
+        corpora = [config.data, *config.data.corpora.values()]
+        local = [Path(str(some.path)).expanduser() for some in corpora if some.source == "local"]
+        if all(path.exists() for path in local) or (found := _begun_on(config)) is None:
+            raise
+    _say(f"{config.run_name}: its texts are not there; it goes on with the data in {found.folder}")
+    return found
+
+
+def _begun_on(config: run_config.TrainConfig) -> "PreparedData | None":
+    """Find the data that a run has begun on by their hash; None if there are none."""
+    from evaluation.corpus import find_prepared
+    from evaluation.errors import EvaluationError
+    from tracking.checkpoints import CheckpointStore
+    from tracking.errors import RunError
+    from tracking.run_folder import RunFolder
+
+    run = RunFolder(config.runs_path, config.run_name)
+    try:
+        newest = CheckpointStore(run.checkpoints_path, 1, read_only=True).load_newest(names=[])
+        if newest is None:
+            return None
+        keys = ("folder", "fingerprint", "tokenizer_sha256")
+        return find_prepared(run, {key: newest.value(f"data.{key}", str) for key in keys})
+    except (EvaluationError, RunError):
+        return None
 
 
 def _require_same_data(run: "RunFolder", prepared: "PreparedData") -> None:

@@ -468,7 +468,8 @@ def _report(summary: dict[str, Any], mirror: WandbMirror) -> None:
         "perf/mfu": "mfu",
     }
     mirror.log({name: summary[key] for name, key in keys.items()}, summary["tokens_trained"])
-    mirror.summary({key: value for key, value in summary.items() if key != "versions"})
+    told = {key: value for key, value in summary.items() if key not in ("versions", "numerics")}
+    mirror.summary(told)
 
 
 def _sample(recipe: Recipe, model: GPT, prepared: PreparedData) -> str:
