@@ -1,5 +1,6 @@
 """In what numbers runs were trained, and where: recorded, and compared between variants."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ def trained_with(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(recorded, Mapping):
         return None
     found = {key: recorded.get(key) for key in (*_COMPARED, "num_threads")}
-    changed = [str(line) for line in summary.get("numerics_changed") or []]
+    lines = summary.get("numerics_changed")
+    changed = [str(line) for line in lines] if isinstance(lines, list) else []
     for key, (_, name) in _COMPARED.items():
         before = [line.partition(": ")[2] for line in changed if line.startswith(f"{name}: ")]
         if before:
@@ -88,4 +90,5 @@ def _in_words(value: Any) -> str:
         return _NOT_RECORDED
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return " ".join(str(value).split())[:200]
+    # A run is anybody's: without markup.
+    return re.sub(r"[^\w .,:;+=/()%>-]", "?", " ".join(str(value).split()))[:200]

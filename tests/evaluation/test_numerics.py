@@ -24,6 +24,13 @@ def test_a_summary_is_read_back_with_what_changed_when_it_was_resumed():
     assert found == BFLOAT16 | {"dtype": "float32 -> bfloat16 after step 3"}
 
 
+def test_what_a_summary_brings_is_no_markup_and_no_error():
+    hostile = {"dtype": ["`x` [a](javascript:b)\n<b>"], "device": None}
+    found = trained_with({"numerics": hostile, "numerics_changed": 3})
+    _, differs = compared({"mha": [{"trained_with": found}], "mla": [{"trained_with": FLOAT32}]})
+    assert not any(mark in line for line in differs for mark in ("`", "[", "<", "\n"))
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [
