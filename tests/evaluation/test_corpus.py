@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from omegaconf import OmegaConf
+from runs import quiet, write_run
 
 import evaluation.corpus
 import run_config
@@ -15,7 +16,6 @@ from evaluation.corpus import prepare_command
 from evaluation.errors import EvaluationError
 from launch import compose
 from launch.recorded import as_yaml
-from runs import quiet, write_run
 from tracking.configuration import flat
 from tracking.run_folder import RunFolder
 
