@@ -100,7 +100,8 @@ def kvlab(job: Job) -> Build:
 
     def build() -> Training:
         model = GPT(GPTConfig(**job.model)).to(job.device)
-        optimizers = build_optimizers(model, optim)
+        autocast_dtype = torch.bfloat16 if job.dtype == "bfloat16" else None
+        optimizers = build_optimizers(model, optim, autocast_dtype)
         # As the loop does; without its way back to eager, which would be measured unnoticed.
         loss_of = torch.compile(model.loss) if job.mode == COMPILED else model.loss
         autocast = job.autocast()

@@ -124,7 +124,7 @@ def train(
     torch.manual_seed(recipe.seed)
     model = build_model(lambda: _new_model(recipe.model, initial), world, sharded=sharded)
     model.recompute_activations(trainer.activation_checkpointing)
-    optimizers = build_optimizers(model, recipe.optim)
+    optimizers = build_optimizers(model, recipe.optim, autocast_dtype)
     loss_of: Callable[[Tensor, Tensor], Tensor] = functools.partial(
         model.loss, z_loss_weight=trainer.z_loss_weight
     )

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from training.hardware import has_native_bfloat16
-
 
 class Muon(torch.optim.Muon):
     """torch.optim.Muon with a dtype, batches and shards of its own.
 
-    PyTorch's iterates in bfloat16, which a CPU without such instructions emulates a hundred times
-    slower than float32: here that is float32. And it takes one matrix after the other; here all of
-    one shape go together, which keeps a GPU busy. Settings, state and formulas are PyTorch's.
+    PyTorch's always iterates in bfloat16, which turns a difference of 1e-7 between two gradients
+    into one of 1e-3 between two updates; here `dtype` decides. And it takes one matrix after the
+    other; here all of one shape go together, which keeps a GPU busy. Settings, state and formulas
+    are PyTorch's.
     Matrices that FSDP2 shards are gathered one shape at a time.
 
     Args:
@@ -24,6 +23,7 @@ class Muon(torch.optim.Muon):
         lr: Learning rate. The step's size is adjusted to that of AdamW (root mean square 0.2), so
             that one learning rate and one weight decay serve both.
         momentum: Of the running mean of gradients; Nesterov's form is used.
+        dtype: What float32 matrices are orthogonalised in.
 
     Raises:
         ValueError: If a parameter is not a matrix.
@@ -33,8 +33,15 @@ class Muon(torch.optim.Muon):
         (arXiv 2502.16982), equation 4.
     """
 
-    def __init__(self, params: ParamsT, lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -49,7 +56,11 @@ class Muon(torch.optim.Muon):
             for shape, parameters in by_shape.items():
                 directions = torch.stack([_whole(self._direction(p, group)) for p in parameters])
                 updates = orthogonalised(
-                    directions, group["ns_coefficients"], group["ns_steps"], group["eps"]
+                    directions,
+                    group["ns_coefficients"],
+                    group["ns_steps"],
+                    group["eps"],
+                    self._dtype,
                 )
                 size = group["lr"] * 0.2 * max(shape) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
@@ -87,6 +98,7 @@ def orthogonalised(
     coefficients: tuple[float, float, float],
     num_steps: int,
     eps: float,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Bring the singular values of matrices near 1 by Newton-Schulz iterations.
 
@@ -95,6 +107,7 @@ def orthogonalised(
         coefficients: a, b, c of X <- a X + (b G + c G^2) X with G = X X^T.
         num_steps: Iterations.
         eps: The least norm that a matrix is divided by.
+        dtype: What float32 is computed in.
 
     Returns:
         [n, rows, columns] in the dtype of `matrices`.
@@ -103,9 +116,7 @@ def orthogonalised(
         As in torch.optim.Muon.
     """
     a, b, c = coefficients
-    x = matrices
-    if x.dtype == torch.float32 and has_native_bfloat16(x.device):
-        x = x.bfloat16()
+    x = matrices.to(dtype) if matrices.dtype == torch.float32 else matrices
     is_tall = x.shape[1] > x.shape[2]
     if is_tall:  # G is the smaller of the two products
         x = x.transpose(1, 2)

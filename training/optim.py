@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from training.hardware import has_native_bfloat16
 from training.muon import Muon
 from training.settings import OptimSettings
 
 
-def build_optimizers(model: nn.Module, settings: OptimSettings) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, settings: OptimSettings, autocast_dtype: torch.dtype | None = None
+) -> list[torch.optim.Optimizer]:
     """Build AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the rest.
 
     All groups share one learning rate. Weight decay goes by role: matrices, embeddings (the output
@@ -18,6 +21,8 @@ def build_optimizers(model: nn.Module, settings: OptimSettings) -> list[torch.op
     Args:
         model: Its `nn.Embedding` modules and `lm_head` count as embeddings.
         settings: Name and rates, checked.
+        autocast_dtype: Of the training; None for float32. Muon computes in it, too, unless it would
+            be emulated.
     """
     roles = parameters_by_role(model)
     decays = {
@@ -32,8 +37,14 @@ def build_optimizers(model: nn.Module, settings: OptimSettings) -> list[torch.op
     }
     optimizers: list[torch.optim.Optimizer] = []
     if settings.name == "muon":
+        device = next(model.parameters()).device
         optimizers.append(
-            Muon([groups.pop("matrices")], lr=settings.learning_rate, momentum=settings.momentum)
+            Muon(
+                [groups.pop("matrices")],
+                lr=settings.learning_rate,
+                momentum=settings.momentum,
+                dtype=muon_dtype(autocast_dtype, device),
+            )
         )
     optimizers.append(
         torch.optim.AdamW(
@@ -45,6 +56,12 @@ def build_optimizers(model: nn.Module, settings: OptimSettings) -> list[torch.op
         )
     )
     return optimizers
+
+
+def muon_dtype(autocast_dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Return what Muon orthogonalises in: the training's own precision, unless it is emulated."""
+    is_narrow = autocast_dtype is not None and has_native_bfloat16(device)
+    return torch.bfloat16 if is_narrow else torch.float32
 
 
 def parameters_by_role(model: nn.Module) -> dict[str, list[nn.Parameter]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from training.hardware import has_native_bfloat16
+from training.optim import muon_dtype
 from training.settings import TrainerSettings
 
 PACKAGES = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
@@ -59,8 +59,8 @@ def numerics(
         "deterministic": trainer.deterministic,
         "device": torch.cuda.get_device_name(device) if is_cuda else "cpu",
         "num_threads": torch.get_num_threads(),
-        # Muon computes in it where it is native, whatever the precision.
-        "native_bfloat16": has_native_bfloat16(device),
+        # Of a training in bfloat16 Muon computes in it, too, but where it is emulated.
+        "native_bfloat16": muon_dtype(autocast_dtype, device) == torch.bfloat16,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         # A run may be resumed with another one, if the sequences per step stay the same.
         "micro_batch_size": trainer.micro_batch_size,

@@ -235,6 +235,7 @@ def test_recomputed_blocks_give_the_same_gradients_bit_for_bit(position_embeddin
 CONTEXT, PASSES, SEQUENCES, STEPS, PEAK_RATE = 64, 2, 12, 24, 3e-3
 RECIPE = [
     "attention=mla",
+    "trainer.precision=float32",  # else a machine with native bfloat16 rounds to that
     f"trainer.micro_batch_size={SEQUENCES}",
     f"trainer.gradient_accumulation_steps={PASSES}",
     f"trainer.max_tokens={STEPS * PASSES * SEQUENCES * CONTEXT}",
@@ -242,6 +243,9 @@ RECIPE = [
     "trainer.eval_every_steps=100",
     f"optim.learning_rate={PEAK_RATE}",
 ]
+
+# Measured: losses 3e-4, gradient norms 2e-3.
+ROUNDING_OF_BFLOAT16 = torch.finfo(torch.bfloat16).eps
 
 
 @pytest.fixture(scope="module")
@@ -313,14 +317,15 @@ def assert_same_bits(one, other):
         assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
 
 
-def assert_equal_but_for_rounding(one, other):
+def assert_equal_but_for_rounding(
+    one, other, rounding=PASSES * SEQUENCES * CONTEXT * 2**-24, of=torch.max
+):
     """Sums over the tokens of a step may be in another order.
 
     That changes a float32 sum of n terms relatively by up to n x 2^-24 of their absolute values:
-    losses and norms by that. A step of AdamW moves a weight by at most the learning rate, so the
+    losses and norms by that. A step moves a weight by about the learning rate at most, so the
     weights differ by at most steps x rate x n x 2^-24.
     """
-    rounding = PASSES * SEQUENCES * CONTEXT * 2**-24
     for key in ("train/loss", "train/grad_norm"):
         mine, theirs = (
             [record[key] for record in read_metrics(run / "metrics.jsonl")] for run in (one, other)
@@ -330,21 +335,32 @@ def assert_equal_but_for_rounding(one, other):
     mine, theirs = tensors_of(one), tensors_of(other)
     assert mine.keys() == theirs.keys()
     for key in mine:
-        torch.testing.assert_close(
-            mine[key], theirs[key], rtol=0, atol=STEPS * PEAK_RATE * rounding, msg=key
-        )
+        assert of((mine[key] - theirs[key]).abs()) <= STEPS * PEAK_RATE * rounding, key
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("trainer", ["default", "fsdp"])
-def test_two_ranks_equal_one(finished, trainer, optimizer):
-    one = finished(1, "default", f"optim={optimizer}")
-    two = finished(2, trainer, f"optim={optimizer}")
-    assert_equal_but_for_rounding(one, two)
+@pytest.mark.parametrize(
+    ("trainer", "changes"),
+    [
+        *(("default", ()), ("fsdp", ())),  # Muon, the default
+        *(("default", ("optim=adamw",)), ("fsdp", ("optim=adamw",))),
+        # What trainer.precision=auto takes where it is native.
+        ("default", ("trainer.precision=bfloat16",)),
+    ],
+    ids=str,
+)
+def test_two_ranks_equal_one(finished, trainer, changes):
+    one, two = finished(1, "default", *changes), finished(2, trainer, *changes)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, two)]
     assert summaries[0]["tokens_trained"] == summaries[1]["tokens_trained"]
-    assert summaries[0]["validation_nll"] == pytest.approx(summaries[1]["validation_nll"], rel=1e-5)
+    nlls = [summary["validation_nll"] for summary in summaries]
+    if "trainer.precision=bfloat16" in changes:
+        # A gradient near zero may change its sign, and one weight then goes the other way.
+        assert_equal_but_for_rounding(one, two, ROUNDING_OF_BFLOAT16, of=torch.mean)
+        assert nlls[0] == pytest.approx(nlls[1], rel=1e-3)
+        return
+    assert_equal_but_for_rounding(one, two)
+    assert nlls[0] == pytest.approx(nlls[1], rel=1e-5)
     assert (one / "samples.txt").read_text() == (two / "samples.txt").read_text()
     # Two ranks have two random streams; the last checkpoint is whole, however it was trained.
     assert set(tensors_of(two, "rng")) == {"cpu", "cpu_1"}

@@ -3,11 +3,11 @@ import torch
 
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
-from training import muon
 from training.muon import Muon, orthogonalised
 from training.optim import (
     build_optimizers,
     load_optimizer_tensors,
+    muon_dtype,
     optimizer_tensors,
     parameters_by_role,
     set_learning_rate,
@@ -162,14 +162,40 @@ def test_orthogonalised_brings_singular_values_near_one():
         assert values.max() < 1.3
 
 
-def test_orthogonalised_computes_in_bfloat16_where_that_is_native(monkeypatch):
-    x = normal(1, 8, 8)
-    exact = orthogonalised(x, COEFFICIENTS, 5, 1e-7)
-    monkeypatch.setattr(muon, "has_native_bfloat16", lambda device: True)
-    rounded = orthogonalised(x, COEFFICIENTS, 5, 1e-7)
-    assert rounded.dtype == torch.float32
-    assert torch.equal(rounded, rounded.bfloat16().float())
-    assert not torch.equal(exact, rounded)
+def test_orthogonalised_in_float32_keeps_a_rounding_small_and_in_bfloat16_does_not():
+    x = normal(4, 128, 96)
+    nearby = x * (1 + 2**-20 * normal(4, 128, 96, seed=1).sign())  # some lie on either side
+    apart = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        one, other = (orthogonalised(m, COEFFICIENTS, 5, 1e-7, dtype) for m in (x, nearby))
+        assert one.dtype == torch.float32
+        assert torch.equal(one, one.to(dtype).float())
+        apart[dtype] = (one - other).abs().max().item()
+    assert apart[torch.float32] < 1e-5
+    assert apart[torch.bfloat16] > 1e-4
+
+
+@pytest.mark.parametrize("is_native", [False, True], ids=["emulated", "native"])
+def test_muon_computes_in_the_trainings_precision_unless_it_is_emulated(monkeypatch, is_native):
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, probe, lambda: is_native, raising=False)
+    cpu = torch.device("cpu")
+    assert muon_dtype(None, cpu) == torch.float32
+    wanted = torch.bfloat16 if is_native else torch.float32
+    assert muon_dtype(torch.bfloat16, cpu) == wanted
+
+    taken = {}
+    for autocast_dtype in (None, torch.bfloat16):
+        model = tiny_model()
+        muon = build_optimizers(model, OptimSettings(name="muon"), autocast_dtype)[0]
+        # Without the weight, what is left is the update.
+        matrix = muon.param_groups[0]["params"][0]
+        with torch.no_grad():
+            matrix.zero_()
+        matrix.grad = normal(*matrix.shape)
+        muon.step()
+        taken[autocast_dtype] = matrix.detach()
+    assert torch.equal(taken[None], taken[torch.bfloat16]) != is_native
 
 
 def test_one_learning_rate_reaches_every_group():
