@@ -28,6 +28,7 @@ def ensure() -> None:
     `python`. Also sets the environment variable PROJECT_ROOT, which the configuration reads, and
     keeps PyTorch's profiler quiet.
     """
+    _open_closed_streams()
     os.environ["PROJECT_ROOT"] = str(_HERE)
     # Or PyTorch's profiler announces itself on stderr; it reads this when torch is imported.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
@@ -42,6 +43,24 @@ def ensure() -> None:
         _continue_in(str(python), arguments[1:])
     print(f"kvlab: {problem}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _open_closed_streams() -> None:
+    """Let stdin, stdout and stderr that were closed (`>&-`) lead to nowhere.
+
+    Python has None in their place; and the next file that is opened, a checkpoint say, would get
+    their number, and what a library prints.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest that is free: this one, since those below are open by now.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _problem() -> str | None:

@@ -6,7 +6,7 @@ ensure_environment.ensure()
 
 import launch.run  # noqa: E402
 import run_config  # noqa: E402
-from launch.terminal import complain, say  # noqa: E402
+from launch.terminal import complain, is_read, say  # noqa: E402
 
 _DEFAULT_NEW_TOKENS = 200
 
@@ -42,6 +42,8 @@ def main(config: run_config.GenerateConfig) -> None:
     for number, piece in enumerate(pieces):
         # The prompt is shown only once the first piece shows that the request is a valid one.
         say((config.prompt if number == 0 else "") + piece, end="")
+        if not is_read():
+            return
     say("")
 
 

@@ -18,7 +18,6 @@ from guards.printable import printable  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.failures import tell  # noqa: E402
 from launch.recorded import as_yaml, require_same_run  # noqa: E402
-from launch.terminal import silence  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -381,14 +380,11 @@ def _start(
 
 
 def _say(line: str) -> None:
-    """Print a line above the progress bar; where nobody reads any more, training goes on."""
+    """Print a line above the progress bar."""
     from tqdm import tqdm
 
-    try:
-        tqdm.write(printable(line))  # a sample, say, which anybody may have written
-        sys.stdout.flush()
-    except OSError:
-        silence(sys.stdout)
+    tqdm.write(printable(line))  # a sample, say, which anybody may have written
+    sys.stdout.flush()
 
 
 def _say_nothing(line: str) -> None:

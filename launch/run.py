@@ -4,7 +4,6 @@
 checks every value, and only then calls the job.
 """
 
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -40,7 +39,7 @@ from launch.failures import (
     tell_of,
 )
 from launch.hydra_guard import require_plain_hydra
-from launch.terminal import complain, silence
+from launch.terminal import complain, lost_output, outlive_readers
 from run_config import Config
 from training.errors import AlreadyTold
 
@@ -62,9 +61,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     """
     global _started_here
     _started_here = True
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    outlive_readers()
     register()
     os.environ["PROJECT_ROOT"] = str(run_config.ROOT)
     # Hydra would replace a traceback by a hint; here it hands every exception on.
@@ -120,22 +117,28 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     except COMPOSING_FAILED as error:
         is_plain = isinstance(error, ConfigError)
         tell_for_all_ranks(error if is_plain else ConfigError(explain(error, schema)))
-        _leave(EXIT_BAD_INPUT)
+        sys.exit(EXIT_BAD_INPUT)
     except JobFailed as failed:
         complain(
             f"a job ended with status {failed.status}: {failed.reason}; "
             f"submitit keeps each job's output in .multirun/.submitit of the runs folder"
         )
-        _leave(failed.status)
+        sys.exit(failed.status)
     except KeyboardInterrupt as interrupted:
         tell(interrupted)
-        _leave(EXIT_BEFORE_TRAINING)
+        sys.exit(EXIT_BEFORE_TRAINING)
     if broken:
         complain(
             f"{len(broken)} of {len(statuses)} runs failed: {', '.join(broken)}; the same command "
             "tries them again"
         )
-    _leave(max(statuses, default=0))
+    status = max(statuses, default=0)
+    sys.stdout.flush()
+    if (lost := lost_output()) and status == 0:
+        complain(f"stdout: {lost.strerror}; not all of the output could be written to it")
+        # A training's record is its files.
+        status = 0 if config_name == "train" and not is_help else EXIT_FAILED
+    sys.exit(status)
 
 
 def _is_started_here() -> bool:
@@ -149,12 +152,3 @@ def _run_name(config: DictConfig) -> str:
         return str(OmegaConf.select(config, "run_name", default=""))
     except OmegaConfBaseException:
         return ""
-
-
-def _leave(status: int) -> NoReturn:
-    """Exit, without the traceback of Python's own last flush where nobody reads the output."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        silence(sys.stdout)
-    sys.exit(status)

@@ -1,10 +1,14 @@
-"""What is printed, whoever wrote it: nothing of it commands the terminal."""
+"""What is printed, whoever wrote it and whoever reads it: it commands no terminal, ends no job."""
 
+import io
 import os
+import select
 import sys
 from typing import TextIO
 
 from guards.printable import printable
+
+_lost: dict[int, OSError] = {}  # why nothing is written any more, by number of the stream
 
 
 def say(text: str, end: str = "\n", file: TextIO | None = None) -> None:
@@ -20,12 +24,54 @@ def say(text: str, end: str = "\n", file: TextIO | None = None) -> None:
 
 def complain(message: object) -> None:
     """Print one line on stderr."""
-    try:
-        say(f"kvlab: {' '.join(str(message).split())}", file=sys.stderr)
-    except OSError:  # the exit status is still to be right
-        silence(sys.stderr)
+    say(f"kvlab: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def silence(stream: TextIO) -> None:
-    """Drop what a stream takes from now on and still holds: nobody reads it any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def outlive_readers() -> None:
+    """Let no write to stdout or stderr fail from now on, whoever writes, this code or a library.
+
+    Where a pipe's reader is gone, a device is full or a terminal is closed, the rest is dropped.
+    Letters that the encoding lacks are escaped.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):
+            continue  # a notebook's, say
+        if os.name != "posix" or stream.fileno() != number:
+            stream.reconfigure(errors="backslashreplace")
+            continue
+        stream.flush()
+        replaced = io.TextIOWrapper(
+            io.BufferedWriter(_Outlasting(number, "wb", closefd=False)),
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, replaced)
+
+
+def is_read() -> bool:
+    """Tell whether what is printed on stdout still goes anywhere."""
+    return 1 not in _lost
+
+
+def lost_output() -> OSError | None:
+    """Return why stdout does not hold all; None if it does, or if its reader wanted no more."""
+    error = _lost.get(1)
+    return None if isinstance(error, BrokenPipeError) else error
+
+
+class _Outlasting(io.FileIO):
+    """A stream of this process that drops what it cannot write."""
+
+    def write(self, data: "io.ReadableBuffer") -> int:  # type: ignore[name-defined]
+        """Write, or drop, some bytes; returns how many."""
+        try:
+            while (written := super().write(data)) is None:
+                select.select([], [self], [])  # a pipe that does not block
+            return written
+        except OSError as error:
+            _lost[self.fileno()] = error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return memoryview(data).nbytes

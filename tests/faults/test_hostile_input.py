@@ -299,31 +299,6 @@ def test_no_key_is_written_or_said(kvlab, tmp_path, corpus_folder, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_gets_no_traceback(kvlab, tmp_path):
-    assert kvlab("train", *SHORT, "run_name=x")[0] == 0
-    place = f"runs_dir={tmp_path}/runs"
-    commands = (
-        ["generate_text.py", place, "run=x", "max_new_tokens=50"],
-        ["eval_model.py", place, f"reports_dir={tmp_path}/r", "tracking=none", "eval=default"],
-        ["train_model.py", "--help"],
-    )
-    for command in commands:
-        reading, writing = os.pipe()
-        os.close(reading)  # as `head` does, but at once
-        done = subprocess.run(
-            [sys.executable, str(ROOT / command[0]), *command[1:]],
-            stdout=writing,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        os.close(writing)
-        assert "Traceback" not in done.stderr, done.stderr
-        assert done.stderr.count("nobody reads the output any more") <= 1
-    assert (tmp_path / "r" / "comparison" / "results.json").exists()  # before anything was printed
-
-
-@pytest.mark.slow
 def test_a_terminal_that_knows_no_unicode_is_written_to(kvlab, tmp_path):
     assert kvlab("train", *SHORT, "run_name=x")[0] == 0
     command = ["generate_text.py", f"runs_dir={tmp_path}/runs", "run=x", "prompt=é\N{SNOWMAN}"]
