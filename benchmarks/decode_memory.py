@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.decode_parts import cache_bytes
 from benchmarks.decode_systems import DYNAMIC, LITGPT, PREALLOCATED, STATIC, SYSTEMS
+from guards.sizes import in_units
 from modeling.config import GPTConfig
 
 
@@ -134,8 +135,8 @@ def group_systems(
             if not any(unit <= group for group in groups) and not placed(unit):
                 wanted = _bytes(unit.union(base), needs)
                 left_out[name] = (
-                    f"it and what it is compared with need {wanted / 1e9:.1f} GB for their caches, "
-                    f"and {available / 1e9:.1f} GB are free"
+                    f"it and what it is compared with need {in_units(wanted)} for their caches, "
+                    f"and {in_units(available)} are free"
                 )
     return [[name for name in names if name in group] for group in groups], left_out
 

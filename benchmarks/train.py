@@ -187,14 +187,15 @@ def require_memory(started: list[Worker]) -> None:
         WorkerError: If less is left than the largest process so far needed, and a quarter.
     """
     from evaluation.machine import bytes_in_proc
+    from guards.sizes import in_units
 
     available = bytes_in_proc("meminfo", "MemAvailable")
     on_cpu = [worker for worker in started if worker.job.device == "cpu"]
     largest = max((worker.facts.get("warmup_peak_bytes", 0) for worker in on_cpu), default=0)
     if available is not None and available < 1.25 * largest:
         raise WorkerError(
-            f"{available / 1e9:.1f} GB of memory are left, and a process may need "
-            f"{largest / 1e9:.1f}; measure fewer --systems or --modes at a time"
+            f"{in_units(available)} of memory are left, and a process may need "
+            f"{in_units(largest)}; measure fewer --systems or --modes at a time"
         )
 
 

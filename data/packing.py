@@ -17,6 +17,7 @@ from data.manifest import SplitCounts, label_of
 from data.settings import DataSettings
 from data.shards import ShardWriter, Tokens
 from data.sources import TEST, TRAIN, VALIDATION, Corpus, Document, Part
+from guards.sizes import in_units
 
 # Text encoded at once by one process; its tokens and texts take some ten times as much memory.
 _BATCH_CHARACTERS = 2**20
@@ -313,9 +314,9 @@ class Packer:
         free = shutil.disk_usage(self._folder).free
         if needed > free:
             problem = (
-                f"data.name {self._settings.name}: about {needed / 1e9:.2f} GB of tokens "
+                f"data.name {self._settings.name}: about {in_units(needed)} of tokens "
                 f"({tokens:,.0f} of {self._dtype.itemsize} bytes, judged by the first text) do not "
-                f"fit in the {free / 1e9:.2f} GB free at {self._folder.parent}; free space, set "
+                f"fit in the {in_units(free)} free at {self._folder.parent}; free space, set "
                 "data.prepared_dir to another disk, or lower data.max_train_tokens"
             )
             if all(source.corpus.text_bytes_are_known for source in self._sources):

@@ -22,6 +22,7 @@ from evaluation.machine import (
     synchronize,
 )
 from evaluation.settings import DecodeSettings
+from guards.sizes import in_units
 from modeling.accounting import kv_cache_bytes_per_token
 from modeling.gpt import GPT
 from modeling.kv_cache import KVCache
@@ -190,7 +191,7 @@ def check_memory(
     if free is not None and needed > _MEMORY_SHARE * free:
         raise EvaluationError(
             f"decoding at batch {batch} and context {context} is left out: the caches of all "
-            f"models need {needed / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are free"
+            f"models need {in_units(needed)} of the {in_units(free)} that are free"
         )
 
 

@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from guards.sizes import in_units
 from tracking.atomic import fsync_file, fsync_folder, read_json, write_json
-from tracking.disk import one_line, require_free_bytes, write_failure
-from tracking.errors import RunError
+from tracking.disk import free_bytes, one_line, require_free_bytes, write_failure
+from tracking.errors import RunError, WriteFailed
 from tracking.failures import is_lost_rank, is_out_of_memory
 from tracking.manifest import FILE_NAME as MANIFEST_NAME
 from tracking.manifest import read_manifest, verify_file, write_manifest
@@ -182,6 +183,36 @@ class CheckpointStore:
         self._remove(later for later in self._candidates() if later > step)
         self._prune()
         return final
+
+    def require_room(
+        self, tensors: dict[str, dict[str, Tensor]], num_saves: int, *, with_best: bool
+    ) -> None:
+        """Refuse a training whose checkpoints will not fit, before its first step.
+
+        A checkpoint is written before an old one is removed, so there is one more than are kept.
+
+        Args:
+            tensors: As `save` will get them; only their shapes and dtypes count (meta tensors do).
+            num_saves: To come.
+            with_best: Whether one may be kept as the best besides the last ones.
+
+        Raises:
+            WriteFailed: With the bytes needed and free.
+        """
+        if num_saves < 1:
+            return
+        there = len(self.steps())
+        count = max(1, min(self._keep_last + with_best + 1, there + num_saves) - there)
+        each = _size_bytes(tensors, {})
+        free = free_bytes(self._folder.parent)
+        if free >= count * each:
+            return
+        fewer = f"set trainer.keep_last=1 (now {self._keep_last}), " if self._keep_last > 1 else ""
+        raise WriteFailed(
+            f"not enough disk space in {self._folder.parent}: {in_units(count * each)} needed for "
+            f"{count} checkpoint{'s' * (count > 1)} of {in_units(each)}, {in_units(free)} free; "
+            f"free some space, {fewer}or set runs_dir to a folder on another disk"
+        )
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, oldest first; damage is not looked for."""

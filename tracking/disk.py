@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+from guards.sizes import in_units
 from tracking.errors import WriteFailed
 
 _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
@@ -26,8 +27,8 @@ def require_free_bytes(folder: Path, needed_bytes: int) -> None:
     free = free_bytes(folder)
     if free < needed_bytes:
         raise WriteFailed(
-            f"not enough disk space in {folder}: {needed_bytes} bytes needed, {free} bytes free; "
-            "free some space or move the runs folder to another disk"
+            f"not enough disk space in {folder}: {in_units(needed_bytes)} needed, "
+            f"{in_units(free)} free; free some space or move the runs folder to another disk"
         )
 
 
@@ -48,9 +49,9 @@ def write_failure(path: Path, cause: BaseException, needed_bytes: int | None = N
         return WriteFailed(
             f"cannot write {path}: {one_line(cause)}; check the disk and permissions"
         )
-    sizes = f"{free_bytes(_existing_parent(path))} bytes free"
+    sizes = f"{in_units(free_bytes(_existing_parent(path)))} free"
     if needed_bytes is not None:
-        sizes = f"{needed_bytes} bytes needed, {sizes}"
+        sizes = f"{in_units(needed_bytes)} needed, {sizes}"
     return WriteFailed(
         f"cannot write {path}: {one_line(cause)} ({sizes}); free some space, or raise the quota "
         "or file size limit"

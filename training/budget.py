@@ -39,6 +39,12 @@ class Budget:
         """Tokens of the whole run."""
         return self.num_steps * self.tokens_per_step
 
+    def saves_after(self, step: int, every: int) -> int:
+        """Return how many saves are to come after a step: every so many, and at the end."""
+        if step >= self.num_steps:
+            return 0
+        return self.num_steps // every - step // every + bool(self.num_steps % every)
+
     @property
     def num_distinct_tokens(self) -> int:
         """Tokens of the run, without those that come again."""

@@ -70,6 +70,29 @@ class RunCheckpoints:
             return None
         return found[0] if found else self._store.load(step, names=names)
 
+    def require_room(self, num_saves: int, *, with_best: bool) -> None:
+        """Refuse a training whose checkpoints will not fit on the disk, before its first step.
+
+        Args:
+            num_saves: To come.
+            with_best: Whether one may be kept as the best besides the last ones.
+
+        Raises:
+            WriteFailed: With the bytes needed and free.
+        """
+        if not self._world.is_main:
+            return
+        groups = {"model": self._weights(), "optimizer": self._moments()}
+        tensors = {
+            group: {
+                name: torch.empty(shape, dtype=dtype, device="meta")
+                for name, (shape, dtype) in kinds.items()
+            }
+            for group, kinds in groups.items()
+        }
+        # A sharded one is written once more at the end (`make_whole`).
+        self._store.require_room(tensors, num_saves + self._sharded, with_best=with_best)
+
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Put weights, optimizer state and random state of a checkpoint back, exactly.
 

@@ -144,6 +144,11 @@ def train(
         with same_version(checkpoint.path):
             progress = resume(checkpoint, checkpoints, recipe, prepared, origin, peak_flops, say)
         del checkpoint  # its tensors
+    every = trainer.checkpoint_every_steps
+    checkpoints.require_room(
+        budget.saves_after(progress.step, every),
+        with_best=math.lcm(every, trainer.eval_every_steps) < budget.num_steps,
+    )
     peak_memory_before = progress.peak_memory_bytes
     parallel = Parallel(model, loss_of, world, sharded=sharded)
     # A step whose validation is still to come is yet to be recorded.

@@ -97,7 +97,7 @@ def test_a_full_disk_is_one_line_with_path_and_sizes_and_nothing_is_lost(small_d
     run, store, log = started(small_disk)
     before = content_of(run.path)
     fill(small_disk)
-    with pytest.raises(WriteFailed, match=r"\d+ bytes needed, \d+ bytes free") as caught:
+    with pytest.raises(WriteFailed, match=r"[\d.]+ \w?B needed, [\d.]+ \w?B free") as caught:
         WRITES[name](run, store, log)
     line = str(caught.value)
     # A checkpoint that cannot fit is refused before its name is needed.
@@ -117,7 +117,7 @@ def test_a_disk_that_fills_up_within_a_save_keeps_the_one_before(small_disk, mon
     before = content_of(run.path)
     # As if another process wrote after the free space was looked at.
     monkeypatch.setattr("tracking.checkpoints.require_free_bytes", lambda folder, needed: None)
-    with pytest.raises(WriteFailed, match=r"No space left .*\d+ bytes needed, \d+ bytes free"):
+    with pytest.raises(WriteFailed, match=r"No space left .*[\d.]+ \w?B needed, [\d.]+ \w?B free"):
         store.save(3, tensors(3, 3_000_000), {}, is_best=True)
     require_nothing_lost(run, before)
     assert store.protected_step() == 1
@@ -206,7 +206,7 @@ def require_one_line(done):
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("kvlab: ")
     assert re.search(
-        r"cannot write .*/checkpoints/.*File too large .*bytes needed, \d+ bytes free", line
+        r"cannot write .*/checkpoints/.*File too large .*B needed, [\d.]+ \w?B free", line
     )
 
 

@@ -375,7 +375,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_report(where, tmp_path, monkeypat
     monkeypatch.setattr(report, where, full)
     said = refused(lambda: new_report(tmp_path / "reports", "x", compare([run("mha")], None), {}))
     assert "cannot write" in said
-    assert "bytes free" in said
+    assert "B free" in said
     assert files(tmp_path / "reports") == {}
 
 

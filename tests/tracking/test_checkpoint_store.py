@@ -535,7 +535,7 @@ def test_too_little_space_is_refused_before_writing(store, tmp_path, monkeypatch
     store.save(10, *content(10))
     monkeypatch.setattr(disk, "free_bytes", lambda folder: 1000)
     with pytest.raises(
-        RunError, match=r"not enough disk space in .*: \d+ bytes needed, 1000 bytes"
+        RunError, match=r"not enough disk space in .*: 1\.05 MB needed, 1\.00 kB free"
     ):
         store.save(20, *content(20))
     assert names_in(tmp_path / "checkpoints") == ["00000010"]
@@ -574,7 +574,7 @@ def test_file_size_limit_names_path_and_sizes_and_keeps_the_earlier_one(tmp_path
         assert str(tmp_path / "c") in line
         assert "File too large" in line
         assert "bytes needed" in line
-        assert "bytes free" in line
+        assert "B free" in line
     assert lines[1] == lines[3] == "['00000010'] 10"
 
 

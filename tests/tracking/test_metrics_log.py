@@ -141,7 +141,7 @@ def test_full_disk_is_named_and_leaves_whole_lines(tmp_path):
     )
     assert "cannot write" in done.stdout
     assert str(path) in done.stdout
-    assert "bytes free" in done.stdout
+    assert "B free" in done.stdout
     assert path.read_text().endswith("}\n")
     steps = [record["step"] for record in read_metrics(path)]
     assert steps == list(range(len(steps)))
