@@ -380,8 +380,8 @@ def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group
     from evaluation.tasks import TASK_COLUMNS, task_rows
     from tracking.wandb_mirror import WandbMirror
 
-    tracking = dataclasses.replace(config.tracking, group=config.tracking.group or config.study)
-    mirror = WandbMirror(tracking, folder, folder.name, dataclasses.asdict(config), say)
+    recorded = dataclasses.asdict(config)
+    mirror = WandbMirror(config.tracking, folder, folder.name, recorded, say, config.study)
     results = [result for group in groups for result in group.results]
     rows = [run.row for group in groups for run in group.runs]
     for name, columns, items in (

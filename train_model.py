@@ -7,6 +7,7 @@ ensure_environment.ensure()
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import math  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Mapping  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -194,7 +195,14 @@ def _trained(
         tracking = dataclasses.replace(
             config.tracking, wandb=config.tracking.wandb and world.is_main
         )
-        mirror = WandbMirror(tracking, run.path, config.run_name, dataclasses.asdict(config), say)
+        mirror = WandbMirror(
+            tracking,
+            run.path,
+            config.run_name,
+            dataclasses.asdict(config),
+            say,
+            resumes=_has_checkpoint(run),
+        )
         failed = True
         try:
             with world.telling(lambda: newest_checkpoint_hint(run.checkpoints_path)):
@@ -224,6 +232,7 @@ def _with_fair_rate(
     """
     from evaluation.errors import BrokenWeights
     from tracking.run_folder import RunFolder
+    from tracking.wandb_environment import forget_names_of_one_run
     from training.errors import TrainingDiverged, TrainingError
     from training.fair_rate import (
         GRID_FOLDER,
@@ -240,6 +249,8 @@ def _with_fair_rate(
             "rate without torchrun, then set fair_lr=false and that optim.learning_rate"
         )
     nlls: dict[float, float] = {}
+    # They are the run's that is trained afterwards, not those of the grid.
+    names_of_one_run = forget_names_of_one_run()
     for rate in grid(config.optim.learning_rate, config.fair_lr_factors):
         one = dataclasses.replace(
             config,
@@ -258,6 +269,7 @@ def _with_fair_rate(
             nlls[rate] = summary["validation_nll"]
         except (TrainingDiverged, BrokenWeights):
             nlls[rate] = math.inf
+    os.environ.update(names_of_one_run)
     choice = choose(nlls)
     say(describe(nlls, choice))
     optim = dataclasses.replace(config.optim, learning_rate=choice.learning_rate)

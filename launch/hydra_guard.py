@@ -9,6 +9,7 @@ import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -80,6 +81,26 @@ def _flat_hydra(config: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in flat(node).items() if not re.match(told, key)}
 
 
+def num_jobs(config_name: str, flags: argparse.Namespace) -> int:
+    """Return how many runs Hydra will make of a multirun.
+
+    Args:
+        config_name: Of the entry point.
+        flags: The command line as Hydra's own parser has read it.
+    """
+    with hydra.initialize_config_dir(str(run_config.ROOT / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        whole = loader.load_configuration(config_name, flags.overrides, RunMode.MULTIRUN)
+        return sum(len(batch) for batch in BasicSweeper.split_arguments(_swept(whole), None))
+
+
+def _swept(whole: DictConfig) -> list[Override]:
+    """Return what the configuration and the command line say of the jobs of a multirun."""
+    loader = GlobalHydra.instance().config_loader()
+    params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
+    return OverridesParser.create(loader).parse_overrides([*params, *whole.hydra.overrides.task])
+
+
 def _composed_as_hydra_will(config_name: str, flags: argparse.Namespace) -> Iterator[DictConfig]:
     """Compose what Hydra will: once, or for a multirun the whole and each job of it."""
     mode = RunMode.MULTIRUN if flags.multirun else RunMode.RUN
@@ -88,8 +109,7 @@ def _composed_as_hydra_will(config_name: str, flags: argparse.Namespace) -> Iter
     yield whole
     if not flags.multirun:
         return
-    params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
-    given = OverridesParser.create(loader).parse_overrides([*params, *whole.hydra.overrides.task])
+    given = _swept(whole)
     # A plain value says nothing of Hydra: jobs that differ in such are composed once.
     choices = [
         override

@@ -38,9 +38,10 @@ from launch.failures import (
     tell_for_all_ranks,
     tell_of,
 )
-from launch.hydra_guard import require_plain_hydra
+from launch.hydra_guard import num_jobs, require_plain_hydra
 from launch.terminal import complain, lost_output, outlive_readers
 from run_config import Config
+from tracking.wandb_environment import forget_names_of_one_run
 from training.errors import AlreadyTold
 
 _started_here = False
@@ -105,6 +106,9 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             print(help_text(config_name))
         elif has_flags:
             require_plain_hydra(config_name, flags)
+            if is_multirun and num_jobs(config_name, flags) > 1:
+                for name in forget_names_of_one_run():
+                    complain(f"{name} names one run, and this is a sweep of several: ignored")
             sys.argv[1:] = arguments
             conf = str(run_config.ROOT / "conf")
             # For the processes of a launcher.

@@ -1,10 +1,12 @@
 """The settings of the `tracking` configuration group."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Optional
 
 MODES = ("online", "offline", "disabled")
+MODE_ALIASES = {"dryrun": "offline", "run": "online"}  # values that WANDB_MODE also takes
 _MAX_NAME_LENGTH = 128
 _MAX_TAG_LENGTH = 64
 _FORBIDDEN_IN_PROJECT = "/\\#?%:"
@@ -17,10 +19,10 @@ class TrackingSettings:
     Attributes:
         name: Name of the choice, as in `tracking=wandb`.
         wandb: Whether to mirror the run to wandb.
-        project: wandb project.
-        entity: wandb user or team; None is the key's default.
-        group: wandb group; None is the run's name, so that the parts of a resumed run sit together.
-        tags: wandb tags.
+        project: wandb project; None takes WANDB_PROJECT if that is set, else "kvlab".
+        entity: wandb user or team; None takes WANDB_ENTITY, else the key's default.
+        group: wandb group; None takes WANDB_RUN_GROUP, else the run's name.
+        tags: wandb tags; where there are none, those of WANDB_TAGS (a,b).
         mode: "online", "offline" or "disabled"; None takes WANDB_MODE if that is set, else online
             where an API key is configured and offline otherwise.
         init_timeout_seconds: Longest wait for the wandb server, before going on offline.
@@ -28,7 +30,7 @@ class TrackingSettings:
 
     name: str = "???"
     wandb: bool = True
-    project: str = "kvlab"
+    project: Optional[str] = None  # noqa: UP045
     entity: Optional[str] = None  # noqa: UP045 (OmegaConf 2.3 schemas)
     group: Optional[str] = None  # noqa: UP045
     tags: list[str] = field(default_factory=list)
@@ -40,11 +42,19 @@ class TrackingSettings:
         found = []
         if self.mode is not None and self.mode not in MODES:
             found.append(f"tracking.mode is {self.mode!r}; use null, {', '.join(MODES)}")
-        if not self.project or len(self.project) > _MAX_NAME_LENGTH:
+        mode = os.environ.get("WANDB_MODE") if self.wandb and self.mode is None else None
+        if mode and mode not in (*MODES, *MODE_ALIASES):
             found.append(
-                f"tracking.project has {len(self.project)} characters; use 1 to {_MAX_NAME_LENGTH}"
+                f"the environment variable WANDB_MODE is {mode!r}; set it to "
+                f"{', '.join(MODES[:-1])} or {MODES[-1]}, or set tracking.mode"
             )
-        if any(character in _FORBIDDEN_IN_PROJECT for character in self.project):
+        project = "kvlab" if self.project is None else self.project
+        if not 1 <= len(project) <= _MAX_NAME_LENGTH:
+            found.append(
+                f"tracking.project has {len(project)} characters; use null or 1 to "
+                f"{_MAX_NAME_LENGTH}"
+            )
+        if any(character in _FORBIDDEN_IN_PROJECT for character in project):
             found.append(
                 f"tracking.project is {self.project!r}; it must not contain any of "
                 f"{' '.join(_FORBIDDEN_IN_PROJECT)}"

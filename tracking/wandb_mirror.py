@@ -8,6 +8,7 @@ and never answers, is PROBE_SECONDS; one that answers the probe and then hangs c
 """
 
 import os
+import secrets
 import ssl
 import threading
 import urllib.error
@@ -18,13 +19,13 @@ from typing import Any
 
 from tracking.disk import one_line
 from tracking.notices import Say, to_stderr
-from tracking.settings import TrackingSettings
+from tracking.settings import MODE_ALIASES, TrackingSettings
+from tracking.wandb_environment import give_folders, run_id, variable
 
 PROBE_SECONDS = 5.0
 FINISH_SECONDS = 60.0
 _FINISH_MARGIN_SECONDS = 10.0  # for wandb to give up by itself, and for its service to stop
 X_AXIS = "progress/tokens"
-_ALIASES = {"dryrun": "offline", "run": "online"}  # values that WANDB_MODE also takes
 
 
 class WandbMirror:
@@ -33,9 +34,11 @@ class WandbMirror:
     Args:
         settings: Whether, where and how.
         folder: The run's folder; wandb writes to `wandb/` in it.
-        run_name: The run's name, and its group if the settings name none.
+        run_name: The run's name, and its group if nothing else names one.
         config: The resolved configuration, plain values without secrets: it is uploaded.
         say: Receives one line where the user should know something.
+        default_group: The group where neither the settings nor WANDB_RUN_GROUP name one.
+        resumes: Whether the run has begun, and is to stay the same run in wandb.
     """
 
     def __init__(
@@ -45,7 +48,13 @@ class WandbMirror:
         run_name: str,
         config: dict[str, Any],
         say: Say = to_stderr,
+        default_group: str | None = None,
+        *,
+        resumes: bool = False,
     ) -> None:
+        self._default_group = default_group or run_name
+        self._resumes = resumes
+        self._folder_of_wandb = Path(variable("WANDB_DIR") or folder)
         self._settings = settings
         self._folder = folder
         self._run_name = run_name
@@ -147,11 +156,12 @@ class WandbMirror:
         # wandb's telemetry talks to the server even in offline mode, and where that does not answer
         # holds up the process's exit for 10 s and more. Read at import.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        give_folders(self._folder)
         import wandb
 
         wandb.setup(settings=wandb.Settings(silent=True))
         mode = self._settings.mode or os.environ.get("WANDB_MODE")
-        mode = _ALIASES.get(mode or "", mode)
+        mode = MODE_ALIASES.get(mode or "", mode)
         if mode == "disabled":
             self._enabled = False
             return None
@@ -166,7 +176,7 @@ class WandbMirror:
                     reason = f"the server could not start a run ({one_line(error)})"
             self._say(
                 f"wandb: {reason}, so this run is recorded offline; upload it later with "
-                f"`wandb sync {self._folder / 'wandb'}/offline-run-*`"
+                f"`wandb sync {self._folder_of_wandb / 'wandb'}/offline-run-*`"
             )
         return self._init(wandb, "offline")
 
@@ -194,13 +204,16 @@ class WandbMirror:
         }
         known = wandb.Settings.model_fields
         run = wandb.init(
-            project=self._settings.project,
+            project=self._settings.project or variable("WANDB_PROJECT") or "kvlab",
+            # wandb looks for what is None in the environment.
             entity=self._settings.entity,
-            group=self._settings.group or self._run_name,
-            tags=list(self._settings.tags),
-            name=self._run_name,
+            group=self._settings.group or variable("WANDB_RUN_GROUP") or self._default_group,
+            tags=list(self._settings.tags) or None,
+            name=variable("WANDB_NAME") or self._run_name,
+            id=run_id(self._folder, secrets.token_hex(4), resumes=self._resumes),
+            resume="allow",
             config=self._config,
-            dir=str(self._folder),
+            dir=str(self._folder_of_wandb),
             mode=mode,
             # A run of this process that was never finished must not receive this one's metrics.
             reinit="create_new",

@@ -39,6 +39,23 @@ def test_problems_name_the_key_and_the_value(change, key):
     assert problems[0].startswith(key)
 
 
+@pytest.mark.parametrize("mode", ["", "online", "offline", "disabled", "dryrun", "run"])
+def test_a_mode_of_the_environment_that_wandb_has_is_taken(mode, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert TrackingSettings(name="wandb", wandb=True).problems() == []
+
+
+def test_a_mode_of_the_environment_that_wandb_lacks_is_named_with_those_it_has(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "foo")
+    (problem,) = TrackingSettings(name="wandb", wandb=True).problems()
+    assert problem == (
+        "the environment variable WANDB_MODE is 'foo'; set it to online, offline or disabled, or "
+        "set tracking.mode"
+    )
+    assert TrackingSettings(name="wandb", wandb=True, mode="offline").problems() == []
+    assert TrackingSettings(name="none", wandb=False).problems() == []
+
+
 def test_problems_are_all_gathered():
     settings = TrackingSettings(name="x", wandb=True, mode="dry", project="", tags=[""])
     assert len(settings.problems()) == 3

@@ -12,6 +12,7 @@ import pytest
 
 from tracking import wandb_mirror
 from tracking.settings import TrackingSettings
+from tracking.wandb_environment import run_id
 from tracking.wandb_mirror import WandbMirror
 
 ROOT = Path(__file__).parents[2]
@@ -26,11 +27,12 @@ from tracking.wandb_mirror import WandbMirror
 def say(line):
     print("SAID", line, flush=True)
 
-def mirror(name="r1", **settings):
+def mirror(name="r1", resumes=False, default_group=None, **settings):
     folder = Path(sys.argv[1]) / name
     folder.mkdir(exist_ok=True)
     chosen = TrackingSettings(**{"name": "wandb", "wandb": True, **settings})
-    return WandbMirror(chosen, folder, name, {"lr": 3e-4, "model": {"name": "mla"}}, say)
+    config = {"lr": 3e-4, "model": {"name": "mla"}}
+    return WandbMirror(chosen, folder, name, config, say, default_group, resumes=resumes)
 
 start = time.monotonic()
 """
@@ -141,6 +143,87 @@ def test_offline_run_reads_back_once_per_run_of_a_process_and_holds_no_key(tmp_p
     for file in (tmp_path / "runs").rglob("*"):
         if file.is_file():
             assert KEY.encode() not in file.read_bytes(), file
+
+
+ENVIRONMENT = {
+    "WANDB_PROJECT": "theirs",
+    "WANDB_ENTITY": "team",
+    "WANDB_RUN_GROUP": "groups",
+    "WANDB_TAGS": "x,y",
+    "WANDB_NAME": "named",
+    "WANDB_NOTES": "a note",
+    "WANDB_JOB_TYPE": "job",
+    "WANDB_RUN_ID": "agent-1",
+}
+SEVERAL = """
+def one(name, tokens, **options):
+    m = mirror(name, **options)
+    m.log({"train/loss": 1.0}, tokens=tokens)
+    m.finish()
+
+one("env", 1, default_group="study")
+one("given", 1, project="kvlab", entity="me", group="mine", tags=["z"])
+from tracking.wandb_environment import forget_names_of_one_run
+assert sorted(forget_names_of_one_run()) == ["WANDB_NAME", "WANDB_RUN_ID"]
+for name in [name for name in os.environ if name in sys.argv[2].split()]:
+    del os.environ[name]
+one("default", 1, default_group="study")
+one("resumed", 1)
+time.sleep(1.1)  # for another folder: they are named by the second
+one("resumed", 2, resumes=True)
+time.sleep(1.1)
+one("resumed", 3)
+"""
+
+
+@pytest.mark.slow
+def test_environment_holds_where_the_configuration_says_nothing_and_a_resumed_run_is_the_same(
+    tmp_path,
+):
+    arguments, options = program(
+        tmp_path, SEVERAL, WANDB_MODE="offline", **ENVIRONMENT, HOME="/proc/nowhere"
+    )
+    done = subprocess.run(
+        [*arguments, " ".join(ENVIRONMENT)],
+        **options,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    # Without a home that can be written to, too, no library logs.
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    def recorded(name):
+        return [read_wandb(path)[2][0] for path in offline_files(tmp_path, name)]
+
+    (env,), (given,), (default,) = (recorded(name) for name in ("env", "given", "default"))
+    assert (env.project, env.entity, env.run_group) == ("theirs", "team", "groups")
+    assert (given.project, given.entity, given.run_group) == ("kvlab", "me", "mine")
+    assert (default.project, default.entity, default.run_group) == ("kvlab", "", "study")
+    assert [sorted(run.tags) for run in (env, given, default)] == [["x", "y"], ["z"], []]
+    assert (env.display_name, env.notes, env.job_type) == ("named", "a note", "job")
+    assert (default.display_name, default.notes, default.job_type) == ("default", "", "")
+    assert env.run_id == "agent-1" != default.run_id
+    first, resumed, another = recorded("resumed")
+    assert first.run_id == resumed.run_id != another.run_id
+    for path, tokens in zip(offline_files(tmp_path, "resumed"), (1, 2, 3), strict=True):
+        assert [record["progress/tokens"] for record in read_wandb(path)[0]] == [tokens]
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"id": 3}', '{"id": "../x"}'])
+def test_an_id_that_was_not_recorded_or_is_damaged_is_replaced(tmp_path, monkeypatch, content):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    path = tmp_path / "wandb" / "kvlab-run-id.json"
+    if content is not None:
+        path.parent.mkdir()
+        path.write_text(content)
+    assert run_id(tmp_path, "new1", resumes=True) == "new1"
+    assert run_id(tmp_path, "new2", resumes=True) == "new1"
+    assert run_id(tmp_path, "new3", resumes=False) == "new3"
+    monkeypatch.setenv("WANDB_RUN_ID", "theirs")  # a sweep agent's wins
+    assert run_id(tmp_path, "new4", resumes=True) == "theirs"
 
 
 LOG = """
