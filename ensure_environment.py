@@ -36,11 +36,11 @@ def ensure() -> None:
     problem = _problem()
     if problem is None:
         return
-    python = _VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = _VENV / "bin" / "python"
     arguments = getattr(sys, "orig_argv", None)  # knows `python -m`; new in Python 3.10
-    if arguments and not tried and python.exists():
+    if arguments and not tried and os.name == "posix" and python.exists():
         os.environ[_TRIED] = "1"
-        _continue_in(str(python), arguments[1:])
+        os.execv(python, [str(python), *arguments[1:]])
     print(f"kvlab: {problem}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -65,6 +65,8 @@ def _open_closed_streams() -> None:
 
 def _problem() -> str | None:
     """Say why kvlab cannot run in this Python, or None."""
+    if os.name == "nt":
+        return "Linux or macOS is needed; on Windows use WSL, the Windows Subsystem for Linux"
     version = sys.version_info[:2]
     if not (3, 11) <= version <= (3, 13):
         return (
@@ -84,12 +86,3 @@ def _is_installed(name: str) -> bool:
     spec = importlib.util.find_spec(name)
     # A folder that merely has the name, such as a run's wandb/, has a spec without an origin.
     return spec is not None and spec.origin is not None
-
-
-def _continue_in(python: str, arguments: list[str]) -> None:
-    """Replace this process by the same command under another interpreter."""
-    if os.name == "nt":  # execv would return to the prompt at once
-        import subprocess
-
-        raise SystemExit(subprocess.call([python, *arguments]))
-    os.execv(python, [python, *arguments])

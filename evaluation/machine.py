@@ -46,6 +46,23 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
+def load_of_others() -> float | None:
+    """Return the CPUs that other processes keep busy, by the last minute's load average.
+
+    This process and those that it started, as to prepare data, count with the CPU time that they
+    have taken: a load average moves towards what runs by 1 - exp(-t / 60) in t seconds.
+
+    Returns:
+        At least 0; None where the system keeps no such average.
+    """
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+    own = sum(os.times()[:4]) / 60
+    return max(0.0, load - min(own, cpu_count()))
+
+
 def describe_hardware(device: torch.device) -> str:
     """Say on what numbers were measured."""
     cpus = f"{cpu_count()} CPUs of {processor_name()} ({torch.backends.cpu.get_cpu_capability()})"

@@ -78,6 +78,8 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
 
     # A launcher may pickle this function and call it in a process that begins here.
     def task(config: DictConfig) -> None:
+        if not _is_started_here():
+            outlive_readers()
         register()
         name = _run_name(config) if is_multirun else ""
         tell_of(name, config_name)

@@ -37,7 +37,7 @@ def outlive_readers() -> None:
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):
             continue  # a notebook's, say
-        if os.name != "posix" or stream.fileno() != number:
+        if os.name != "posix" or _number_of(stream) != number:
             stream.reconfigure(errors="backslashreplace")
             continue
         stream.flush()
@@ -60,6 +60,14 @@ def lost_output() -> OSError | None:
     """Return why stdout does not hold all; None if it does, or if its reader wanted no more."""
     error = _lost.get(1)
     return None if isinstance(error, BrokenPipeError) else error
+
+
+def _number_of(stream: io.TextIOWrapper) -> int | None:
+    """Return a stream's file descriptor; None if it has none, as in a test."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):
+        return None
 
 
 class _Outlasting(io.FileIO):

@@ -10,7 +10,6 @@ import pytest
 
 import ensure_environment
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="makes POSIX virtual environments")
 ROOT = Path(ensure_environment.__file__).resolve().parent
 ENTRY = """
 import ensure_environment
@@ -161,3 +160,15 @@ def test_this_environment_passes_and_imports_no_package():
     )
     result = run(sys.executable, "-c", code, cwd=ROOT)
     assert (result.returncode, result.stdout) == (0, "[]\n"), result.stderr
+
+
+def test_windows_is_refused_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(ensure_environment.os, "name", "nt")
+    with pytest.raises(SystemExit) as end:
+        ensure_environment.ensure()
+    assert end.value.code == 2
+    monkeypatch.undo()
+    err = capsys.readouterr().err
+    assert err == (
+        "kvlab: Linux or macOS is needed; on Windows use WSL, the Windows Subsystem for Linux\n"
+    )

@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import resource
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from evaluation.machine import bytes_in_proc
+from evaluation.machine import bytes_in_proc, cpu_count, load_of_others
 from training.errors import TrainingError
 
 
@@ -44,6 +43,25 @@ def has_native_bfloat16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
+def busy_machine_advice(num_threads: int) -> str:
+    """Return a line for a CPU on which others run; '' where there is room.
+
+    The threads of a matrix product wait for the last of them, which has to wait for a CPU. They are
+    not lowered unasked: a run resumes bit for bit only with as many as it had.
+
+    Args:
+        num_threads: That this training will use.
+    """
+    load, cpus = load_of_others(), cpu_count()
+    if load is None or load <= cpus or num_threads == 1:
+        return ""
+    return (
+        f"the machine is busy: other processes keep {load:.1f} of {cpus} CPUs busy, and the "
+        f"{num_threads} threads of this training wait for each other; if it is slow, set "
+        "trainer.num_threads=1"
+    )
+
+
 def choose_determinism(deterministic: bool) -> None:
     """Let PyTorch use only kernels that repeat their result bit for bit, or all of them again.
 
@@ -69,13 +87,18 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory_bytes(device: torch.device) -> int:
     """Return the most memory held on the device since the reset (for a CPU, resident).
 
-    Where the system cannot reset its record, it is that of the whole process.
+    Where the system cannot reset its record, it is that of the whole process; 0 where it keeps
+    none.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     kernels = bytes_in_proc("self/status", "VmHWM")
     if kernels is not None:
         return kernels
+    try:
+        import resource  # Unix only
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

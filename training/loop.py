@@ -36,6 +36,7 @@ from training.checkpointing import RunCheckpoints
 from training.distributed import World, alone
 from training.errors import TrainingInterrupted
 from training.hardware import (
+    busy_machine_advice,
     choose_determinism,
     measure_matmul_flops,
     peak_memory_bytes,
@@ -105,6 +106,8 @@ def train(
     choose_determinism(trainer.deterministic)
     if trainer.num_threads is not None:
         torch.set_num_threads(trainer.num_threads)
+    if device.type == "cpu" and (advice := busy_machine_advice(torch.get_num_threads())):
+        say(advice)
     if trainer.tune_allocator and device.type == "cpu":
         say(tune())
     autocast_dtype = pick_autocast_dtype(trainer.precision, device)

@@ -208,7 +208,8 @@ def test_a_place_may_be_named_by_the_environment(monkeypatch):
 
 
 def test_an_error_that_nobody_can_read_changes_no_status():
-    code = "from launch.terminal import complain; complain('lost'); raise SystemExit(75)"
+    code = "from launch.terminal import complain, outlive_readers; outlive_readers(); "
+    code += "complain('lost'); raise SystemExit(75)"
     main, other = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", f"input(); {code}"],

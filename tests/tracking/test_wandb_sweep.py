@@ -11,7 +11,7 @@ import run_config
 @pytest.mark.parametrize(
     ("arguments", "number"),
     [(["seed=0"], 1), (["-m", "seed=0"], 1), (["-m", "seed=0,1"], 2), (["-m", "seed=0,1,2"], 3)],
-    ids=" ".join,
+    ids=str,
 )
 def test_a_sweep_of_several_ignores_the_id_of_one_run(
     tmp_path, monkeypatch, capsys, arguments, number

@@ -1,9 +1,19 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from tracking.metrics import read_metrics
 from training.errors import TrainingError
-from training.hardware import measure_matmul_flops, pick_autocast_dtype, pick_device
+from training.hardware import (
+    busy_machine_advice,
+    measure_matmul_flops,
+    pick_autocast_dtype,
+    pick_device,
+)
 
 CPU = torch.device("cpu")
 
@@ -45,3 +55,68 @@ def test_bfloat16_training_follows_float32(recipe, run_training):
     assert losses[0] != losses[1]
     # bfloat16 has 8 bits of mantissa; losses near 5.7 differ in the third digit.
     torch.testing.assert_close(losses[0], losses[1], rtol=2**-7, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("load", "seconds", "threads", "is_said"),
+    [
+        (8.5, 0.0, 4, True),
+        (8.5, 0.0, 1, False),  # there is no fewer
+        (4.0, 0.0, 4, False),  # as many as there are CPUs
+        (4.5, 60.0, 4, False),  # one of them is this process
+        (4.5, 6.0, 4, True),
+        (8.5, 1e5, 4, True),  # after hours; a process takes no more than the CPUs that there are
+        (None, 0.0, 4, False),
+        (OSError, 0.0, 4, False),
+    ],
+)
+def test_a_busy_machine_is_said_with_what_to_set(monkeypatch, load, seconds, threads, is_said):
+    def average():
+        if load is OSError:
+            raise OSError
+        return (load, 0.0, 0.0)
+
+    if load is None:
+        monkeypatch.delattr("os.getloadavg")
+    else:
+        monkeypatch.setattr("os.getloadavg", average)
+    # Half of it of processes that have ended.
+    monkeypatch.setattr("os.times", lambda: (seconds / 2, 0.0, 0.0, seconds / 2, 1e9))
+    for module in ("training.hardware", "evaluation.machine"):
+        monkeypatch.setattr(f"{module}.cpu_count", lambda: 4)
+    said = busy_machine_advice(threads)
+    assert said.endswith("if it is slow, set trainer.num_threads=1") == is_said
+    assert bool(said) == is_said
+
+
+WITHOUT = """
+import os, sys
+for name in ("resource", "fcntl", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("sched_getaffinity", "getloadavg", "fork"):
+    delattr(os, name)
+import signal
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
+    delattr(signal, name)
+import train_model
+from training import hardware
+hardware.bytes_in_proc = lambda file, key: None
+train_model.launch.run.run("train", train_model.run_config.TrainConfig, train_model.main)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_needs_no_module_that_only_some_systems_have(tiny_data, tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", WITHOUT, *tiny_data, "debug=smoke", "tracking=none"),
+            *("trainer.sample_tokens=0", "run_name=x", f"runs_dir={tmp_path}"),
+        ],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+    assert json.loads((tmp_path / "x" / "summary.json").read_text())["finished"]
