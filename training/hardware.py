@@ -56,9 +56,8 @@ def busy_machine_advice(num_threads: int) -> str:
     if load is None or load <= cpus or num_threads == 1:
         return ""
     return (
-        f"the machine is busy: other processes keep {load:.1f} of {cpus} CPUs busy, and the "
-        f"{num_threads} threads of this training wait for each other; if it is slow, set "
-        "trainer.num_threads=1"
+        f"the machine is busy: others have work for {load:.1f} CPUs, and there are {cpus}; if "
+        f"training with {num_threads} threads is slow, set trainer.num_threads=1"
     )
 
 

@@ -85,7 +85,7 @@ def test_a_busy_machine_is_said_with_what_to_set(monkeypatch, load, seconds, thr
     for module in ("training.hardware", "evaluation.machine"):
         monkeypatch.setattr(f"{module}.cpu_count", lambda: 4)
     said = busy_machine_advice(threads)
-    assert said.endswith("if it is slow, set trainer.num_threads=1") == is_said
+    assert said.endswith("with 4 threads is slow, set trainer.num_threads=1") == is_said
     assert bool(said) == is_said
 
 
