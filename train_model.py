@@ -55,6 +55,12 @@ def main(config: run_config.TrainConfig) -> None:
         config = dataclasses.replace(config, model=model)
     config.eval.windows(config.model)
     budget = make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
+    schedule = config.schedule
+    warmup = schedule.warmup(budget.num_steps)
+    # What is recorded is what it comes to.
+    config = dataclasses.replace(
+        config, schedule=dataclasses.replace(schedule, warmup_steps=warmup)
+    )
     run = RunFolder(config.runs_path, config.run_name)
 
     timeout = config.trainer.rank_timeout_seconds
@@ -67,6 +73,11 @@ def main(config: run_config.TrainConfig) -> None:
         asked = config.model
         config = _with_tokenizer(config, prepared)
         say = _say if world.is_main else _say_nothing
+        if schedule.warmup_steps is None and warmup < schedule.warmup_at_most:
+            say(
+                f"warm-up: {warmup} steps instead of {schedule.warmup_at_most}, a tenth of the "
+                f"run's {budget.num_steps} (schedule.warmup_steps sets another)"
+            )
         if config.fair_lr:
             config = _with_fair_rate(config, prepared, world, say, initial)
         yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)

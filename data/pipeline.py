@@ -47,7 +47,7 @@ _REPEAT_S = 60.0
 # What takes a minute or so is worth a line.
 _LONG_TRAINING_BYTES = 2**24
 # They change where and how fast a corpus is prepared, not what it is.
-_NOT_CONTENT = ("prepared_dir", "num_workers")
+_NOT_CONTENT = ("prepared_dir", "num_workers", "sample_prompt")
 
 
 def _say_to_stderr(line: str) -> None:

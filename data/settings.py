@@ -97,6 +97,8 @@ class DataSettings:
         num_workers: Processes that encode text; null takes one per core. Their number changes no
             byte.
         prepared_dir: Folder that holds prepared corpora.
+        sample_prompt: Default of trainer.sample_prompt; null takes the first words of the
+            validation split.
     """
 
     name: str = "???"
@@ -121,6 +123,7 @@ class DataSettings:
     shard_tokens: int = 2**24
     num_workers: int | None = None
     prepared_dir: str = "???"
+    sample_prompt: str | None = None
 
     def problems(self) -> list[str]:
         """List what is wrong with these values, one message each, naming the key."""
@@ -193,7 +196,10 @@ class DataSettings:
                     "files on this machine are data=local data.path=..."
                 )
         elif self.path is not None:
-            found.append(f"data.path ({self.path!r}) must be null: {self.source} finds its files")
+            found.append(
+                f"data.path ({self.path!r}) must be null: {self.source} finds its files; those of "
+                "your own are data=local data.path=..."
+            )
         if self.source not in ("local", "mixture") and self.encoding != DataSettings.encoding:
             found.append(f"data.encoding ({self.encoding!r}) applies to source local only")
         if self.source != "hub":

@@ -23,6 +23,7 @@ _NO_PART_OF_THE_RESULT = (
     "init_from",  # a place; what it held is init_sha256
     "tracking.",
     "sampling.",
+    "schedule.warmup_at_most",  # what it comes to is in warmup_steps
     "eval.",
     "trainer.device",
     "trainer.deterministic",
@@ -42,8 +43,8 @@ _NO_PART_OF_THE_RESULT = (
     "trainer.sample_",
 )
 # What was read from there is told by the fingerprint of the prepared data, which a checkpoint has.
-_PLACE_OF_DATA = re.compile(
-    r"data\.(corpora\.[^.]+\.)?(prepared_dir|path|num_workers)|tokenizer\.path"
+_OUTSIDE_THE_TEXT = re.compile(
+    r"data\.(corpora\.[^.]+\.)?(prepared_dir|path|num_workers|sample_prompt)|tokenizer\.path"
 )
 
 
@@ -60,7 +61,7 @@ def sequences_per_step(settings: Mapping[str, Any]) -> int | None:
 
 def may_change(key: str) -> bool:
     """Tell a dotted key that has no part in what a run computes from one that has."""
-    return key.startswith(_NO_PART_OF_THE_RESULT) or _PLACE_OF_DATA.fullmatch(key) is not None
+    return key.startswith(_NO_PART_OF_THE_RESULT) or _OUTSIDE_THE_TEXT.fullmatch(key) is not None
 
 
 def flat(node: Mapping[Any, Any]) -> dict[str, Any]:

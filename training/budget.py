@@ -87,11 +87,11 @@ def make_budget(
         num_steps=-(-trainer.max_tokens // per_step),
         distinct_steps=trainer.overfit_batches,
     )
-    if schedule.warmup_steps >= budget.num_steps:
+    if schedule.warmup(budget.num_steps) >= budget.num_steps:
         raise TrainingError(
             f"schedule.warmup_steps ({schedule.warmup_steps}) must be below the run's "
             f"{budget.num_steps} steps (trainer.max_tokens={trainer.max_tokens} at {per_step} "
-            f"tokens a step); set schedule.warmup_steps={budget.num_steps // 10} or raise "
-            "trainer.max_tokens"
+            f"tokens a step); set schedule.warmup_steps={budget.num_steps // 10}, leave it "
+            "out (it is then at most a tenth of the run) or raise trainer.max_tokens"
         )
     return budget

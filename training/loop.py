@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.batches import TrainingWindows, read_ahead
+from data.opening import opening
 from data.prepared import PreparedData
 from evaluation.kv_cache import measure_kv_cache, require_closed_form
 from evaluation.perplexity import Score, score
@@ -482,7 +483,9 @@ def _report(summary: dict[str, Any], mirror: WandbMirror) -> None:
 
 def _sample(recipe: Recipe, model: GPT, prepared: PreparedData) -> str:
     """Continue the sample prompt, as far as the context reaches."""
-    prompt, tokenizer = recipe.trainer.sample_prompt, prepared.tokenizer()
+    tokenizer = prepared.tokenizer()
+    asked = recipe.trainer.sample_prompt
+    prompt = opening(prepared) if asked is None else asked
     room = recipe.model.max_position_embeddings - len(tokenizer.encode(prompt).ids)
     if room < 1:
         return f"{prompt} [fills the context: no room for a sample]"

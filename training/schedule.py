@@ -19,14 +19,15 @@ def learning_rate(settings: ScheduleSettings, peak: float, step: int, num_steps:
         (warm-up, stable, decay): Hu et al. 2024 (arXiv 2404.06395), with the decay 1 - sqrt of
         Haegele et al. 2024 (arXiv 2405.18392).
     """
-    if step < settings.warmup_steps:
-        return peak * (step + 1) / settings.warmup_steps
+    warmup_steps = settings.warmup(num_steps)
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
     low, last = settings.final_fraction, num_steps - 1
     if settings.name == "constant":
         return peak
     if settings.name == "wsd":
-        decay_steps = min(settings.decay_fraction * num_steps, last - settings.warmup_steps)
+        decay_steps = min(settings.decay_fraction * num_steps, last - warmup_steps)
         progress = max(0.0, (step - (last - decay_steps)) / max(1.0, decay_steps))
         return peak * (low + (1 - low) * (1 - math.sqrt(progress)))
-    progress = (step - settings.warmup_steps) / max(1, last - settings.warmup_steps)
+    progress = (step - warmup_steps) / max(1, last - warmup_steps)
     return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))

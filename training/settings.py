@@ -1,11 +1,13 @@
 """Settings of optimizer, schedule and trainer. Nothing here imports torch."""
 
 import math
+import re
 from dataclasses import dataclass
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 PARALLELISMS = ("ddp", "fsdp")
 # Beyond, the machine would end the process or be busy for ever, before anything is refused.
+DEVICES = ("auto", "cpu", "cuda")
 _MAX = {"max_tokens": 2**53, "micro_batch_size": 2**16, "num_threads": 2**10}
 
 
@@ -16,6 +18,23 @@ def _in_range(key: str, value: float, low: float, high: float, *, low_open: bool
     bound = f"above {low}" if low_open else f"at least {low}"
     below = "" if math.isinf(high) else f" and below {high}"
     return f"{key} ({value}) must be {bound}{below}"
+
+
+def device_problems(key: str, device: str) -> list[str]:
+    """Return what is wrong with the name of a device, and what there is instead."""
+    if device in DEVICES:
+        return []
+    text = f"{key} ('{device}') must be auto, cpu or cuda"
+    if re.fullmatch(r"(cuda|gpu):?\d+|\d+", device):
+        number = re.sub(r"\D", "", device)
+        return [
+            f"{text}; one GPU of several is CUDA_VISIBLE_DEVICES={number} python ... {key}=cuda"
+        ]
+    if device.lower() in ("gpu", "nvidia", "rocm", "hip"):
+        return [f"{text}; a GPU is {key}=cuda"]
+    if device.lower() in ("mps", "metal", "xpu", "tpu", "xla", "npu"):
+        return [f"{text}; kvlab does not run on {device}: {key}=cpu does"]
+    return [text]
 
 
 @dataclass
@@ -59,11 +78,19 @@ class ScheduleSettings:
 
     name: str = "cosine"
     """cosine, wsd (stable, then a decay at the end) or constant."""
-    warmup_steps: int = 70
+    warmup_steps: int | None = None
+    """null: a tenth of the run, and warmup_at_most steps if that is less."""
+    warmup_at_most: int = 70
     final_fraction: float = 0.1
     """Learning rate at the end, as a fraction of the peak (cosine and wsd)."""
     decay_fraction: float = 0.2
     """The last part of the run, in which wsd lowers the learning rate."""
+
+    def warmup(self, num_steps: int) -> int:
+        """Return the steps of the warm-up in a run of `num_steps`."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return min(self.warmup_at_most, num_steps // 10)
 
     def problems(self) -> list[str]:
         """Return every value out of its range, naming the key."""
@@ -71,7 +98,10 @@ class ScheduleSettings:
             ""
             if self.name in ("cosine", "wsd", "constant")
             else f"schedule.name ('{self.name}') must be cosine, wsd or constant",
-            _in_range("schedule.warmup_steps", self.warmup_steps, 0, math.inf),
+            ""
+            if self.warmup_steps is None
+            else _in_range("schedule.warmup_steps", self.warmup_steps, 0, math.inf),
+            _in_range("schedule.warmup_at_most", self.warmup_at_most, 1, math.inf),
             ""
             if 0.0 <= self.final_fraction <= 1.0
             else f"schedule.final_fraction ({self.final_fraction}) must be in [0, 1]",
@@ -128,7 +158,8 @@ class TrainerSettings:
     checkpoint_every_steps: int = 100
     keep_last: int = 2
     """Checkpoints kept, besides the one with the best validation."""
-    sample_prompt: str = "def "
+    sample_prompt: str | None = None
+    """Text that is continued at the end; null takes the first words of the validation split."""
     sample_tokens: int = 120
     """Length of the sample text at the end; 0 for none."""
 
@@ -164,6 +195,7 @@ class TrainerSettings:
             found.append(
                 _in_range("trainer.max_minutes", self.max_minutes, 0, math.inf, low_open=True)
             )
+        found += device_problems("trainer.device", self.device)
         if self.precision not in PRECISIONS:
             found.append(
                 f"trainer.precision ('{self.precision}') must be one of {', '.join(PRECISIONS)}"
@@ -178,6 +210,6 @@ class TrainerSettings:
                 "trainer.compile=true does not work with trainer.parallelism=fsdp; set one of "
                 "trainer.compile=false and trainer.parallelism=ddp"
             )
-        if self.sample_tokens > 0 and not self.sample_prompt:
+        if self.sample_tokens > 0 and self.sample_prompt == "":
             found.append("trainer.sample_prompt is empty; give at least one character")
         return [problem for problem in found if problem]
