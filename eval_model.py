@@ -16,6 +16,7 @@ import launch.run  # noqa: E402
 import run_config  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.failures import USER_ERRORS  # noqa: E402
+from launch.runs import located  # noqa: E402
 from launch.terminal import say  # noqa: E402
 
 if TYPE_CHECKING:
@@ -128,7 +129,10 @@ def _evaluate(
     found: list[EvaluatedRun] = []
     left_out: list[str] = []
     try:
-        runs = choose_runs(config.runs_path, config.patterns(), left_out.append, config.study)
+        asked = config.patterns()
+        folder, names = located(config.runs_path, asked or [])
+        patterns = None if asked is None else names
+        runs = choose_runs(folder, patterns, left_out.append, config.study)
     except EvaluationError as error:
         if not config.outside() or config.run is not None or config.study is not None:
             raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING  # noqa: E402
 
 import launch.run  # noqa: E402
 import run_config  # noqa: E402
+from launch.runs import find_run  # noqa: E402
 from launch.terminal import complain, say  # noqa: E402
 
 if TYPE_CHECKING:
@@ -50,12 +51,11 @@ def _of_run(config: run_config.ExportConfig, name: str) -> "Source":
     from interop.export import Source
     from interop.model_card import Origin
     from tracking.configuration import read_configuration
-    from tracking.run_folder import RunFolder
 
-    run = RunFolder(config.runs_path, name)
+    run = find_run(config.runs_path, name, complain)
     loaded = load_run(run, torch.device("cpu"), complain)
     summary, recorded = run.read_summary() or {}, read_configuration(run.config_path)
-    origin = Origin(name, is_run=True, summary=summary, recorded=recorded)
+    origin = Origin(run.name, is_run=True, summary=summary, recorded=recorded)
     return Source(loaded.model.config, loaded.model.state_dict(), loaded.prepared, origin)
 
 

@@ -1,11 +1,14 @@
-"""Continue a prompt with a trained model: python generate_text.py run=... prompt="def "."""
+"""Continue a prompt with a trained model: python generate_text.py prompt="def "."""
 
 import ensure_environment
 
 ensure_environment.ensure()
 
+from pathlib import Path  # noqa: E402
+
 import launch.run  # noqa: E402
 import run_config  # noqa: E402
+from launch.runs import find_run  # noqa: E402
 from launch.terminal import complain, is_read, say  # noqa: E402
 
 _DEFAULT_NEW_TOKENS = 200
@@ -13,19 +16,25 @@ _DEFAULT_NEW_TOKENS = 200
 
 def main(config: run_config.GenerateConfig) -> None:
     """Stream the continuation to the terminal."""
+    from data.opening import opening
     from evaluation.comparison import load_run
     from modeling.generate import generate_text
     from modeling.kv_cache import cache_dtype_of
-    from tracking.run_folder import RunFolder
+    from tracking.configuration import read_configuration
     from training.hardware import pick_device
 
-    run = RunFolder(config.runs_dir, config.run)
-    loaded = load_run(run, pick_device(config.device), complain)
+    device = pick_device(config.device)
+    run = find_run(Path(config.runs_dir), config.run, complain)
+    loaded = load_run(run, device, complain)
     tokenizer = loaded.prepared.tokenizer()
+    prompt = config.prompt
+    if prompt is None:
+        recorded = read_configuration(run.config_path).get("trainer.sample_prompt")
+        prompt = recorded if isinstance(recorded, str) and recorded else opening(loaded.prepared)
     max_new_tokens = config.max_new_tokens
     if max_new_tokens is None:
         context = loaded.model.config.max_position_embeddings
-        room = context - len(tokenizer.encode(config.prompt).ids)
+        room = context - len(tokenizer.encode(prompt).ids)
         # A prompt that leaves no room for one is refused.
         max_new_tokens = max(1, min(_DEFAULT_NEW_TOKENS, room))
         if 0 < room < _DEFAULT_NEW_TOKENS:
@@ -33,7 +42,7 @@ def main(config: run_config.GenerateConfig) -> None:
     pieces = generate_text(
         loaded.model,
         tokenizer,
-        config.prompt,
+        prompt,
         max_new_tokens,
         config.sampling,
         stop_token=loaded.prepared.end_of_document_id,
@@ -41,7 +50,7 @@ def main(config: run_config.GenerateConfig) -> None:
     )
     for number, piece in enumerate(pieces):
         # The prompt is shown only once the first piece shows that the request is a valid one.
-        say((config.prompt if number == 0 else "") + piece, end="")
+        say((prompt if number == 0 else "") + piece, end="")
         if not is_read():
             return
     say("")

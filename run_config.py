@@ -13,8 +13,14 @@ from data.settings import DataSettings, TokenizerSettings
 from evaluation.settings import EvalSettings
 from interop.settings import DTYPE_NAMES
 from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems
+from tracking.run_folder import listed, names_by_age
 from tracking.settings import TrackingSettings
-from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
+from training.settings import (
+    OptimSettings,
+    ScheduleSettings,
+    TrainerSettings,
+    device_problems,
+)
 
 ROOT = Path(__file__).resolve().parent
 PREPARE_COMMANDS = ("prepare", "verify", "inspect")
@@ -115,6 +121,7 @@ class EvalConfig(_InAStudy):
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
         found = _name_problems("report_name", self.report_name)
+        found += device_problems("device", self.device)
         found += _name_problems("experiment", self.study)
         if isinstance(self.run, dict):
             found.append(f"run ({self.run}) must be a name or a list of names: run=[mha-*,mla-*]")
@@ -158,8 +165,8 @@ class GenerateConfig:
     """Everything `generate_text.py` reads."""
 
     runs_dir: str = "???"
-    run: str = "???"
-    prompt: str = "def "
+    run: str | None = None
+    prompt: str | None = None
     max_new_tokens: int | None = None
     cache_dtype: str | None = None
     device: str = "auto"
@@ -167,7 +174,7 @@ class GenerateConfig:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
-        found = []
+        found = device_problems("device", self.device)
         if self.max_new_tokens is not None and self.max_new_tokens < 0:
             found.append(f"max_new_tokens ({self.max_new_tokens}) must be at least 0")
         return found + cache_dtype_problems("cache_dtype", self.cache_dtype)
@@ -214,8 +221,11 @@ class ExportConfig(_InAStudy):
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
         found = _name_problems("study", self.study)
+        found += device_problems("device", self.device)
         if (self.run is None) == (self.hf is None):
-            found.append("one of run=NAME and hf=FOLDER must be given, and not both")
+            names = names_by_age(self.runs_path) if self.run is None else []
+            there = f"; runs there are: {listed(names)}" if names else ""
+            found.append(f"one of run=NAME and hf=FOLDER must be given, and not both{there}")
         if (self.hf is None) != (self.data_folder is None):
             found.append(
                 "data_folder, a prepared folder with the model's tokenizer, goes with hf and hf "

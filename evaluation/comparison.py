@@ -240,9 +240,12 @@ def choose_runs(
     for pattern in patterns:
         matching = [run for run in finished if fnmatch.fnmatch(run.path.name, pattern)]
         if not matching:
+            names = [run.path.name for run in finished]
+            begun = [name for name in names if name.startswith(pattern)]
+            hint = f"run='{pattern}*' takes {len(begun)} of them; " if begun else ""
             raise EvaluationError(
-                f"no finished run in {runs_dir} is called '{pattern}'; there are: "
-                f"{', '.join(r.path.name for r in finished)}"
+                f"no finished run in {runs_dir} is called '{pattern}'; {hint}there are: "
+                f"{', '.join(names)}"
             )
         chosen += [run for run in matching if run not in chosen]
     return chosen

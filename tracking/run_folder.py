@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from tracking.errors import RunError
 
 _MAX_NAME_LENGTH = 150
 _MAX_SAMPLE_BYTES = 20_000
+_MOST_LISTED = 12
 _NAME = re.compile(rf"(?!\.)[A-Za-z0-9._=,+-]{{1,{_MAX_NAME_LENGTH}}}")
 # What a killed process leaves of `write_text`.
 _TEMPORARY = re.compile(r"\..+\.tmp-[0-9]+")
@@ -265,6 +266,26 @@ def list_finished_runs(runs_dir: Path | str) -> tuple[list[RunFolder], list[str]
         else:
             problems.append(f"{path.name} is not finished; its training goes on when it is rerun")
     return runs, problems
+
+
+def names_by_age(runs_dir: Path | str) -> list[str]:
+    """Return the names of the runs that have checkpoints, the newest last; [] if none."""
+    try:
+        found = [
+            (checkpoints.stat().st_mtime, checkpoints.parent.name)
+            for checkpoints in Path(runs_dir).glob("*/checkpoints")
+            if not checkpoints.parent.name.startswith(".") and any(checkpoints.iterdir())
+        ]
+    except OSError:
+        return []
+    return [name for _, name in sorted(found)]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the newest of names that are sorted by age, and how many more there are."""
+    shown = ", ".join(reversed(names[-_MOST_LISTED:]))
+    more = len(names) - _MOST_LISTED
+    return shown if more <= 0 else f"{shown}, and {more} more"
 
 
 def _owner(path: Path) -> str:
