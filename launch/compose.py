@@ -1,8 +1,10 @@
 """The YAML files and what a user types, composed by Hydra and checked against a schema."""
 
 import dataclasses
+import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -18,6 +20,7 @@ from yaml import YAMLError
 import run_config
 from launch.errors import ConfigError
 from launch.explain import explain
+from launch.local import local_settings
 from run_config import Config
 from tracking.configuration import flat
 
@@ -26,10 +29,8 @@ COMPOSING_FAILED = (
     *(HydraException, OmegaConfBaseException, YAMLError),
     *(ValueError, OSError, RecursionError),
 )
-# Their values are text as it stands: Hydra's grammar would strip "def " and refuse "f(x)".
-_TEXT_KEY = re.compile(
-    r"prompt|trainer\.sample_prompt|data\.(corpora\.[^.]+\.)?(text_template|document_start)"
-)
+# Of a run's name, the part that comes from a folder.
+_LONGEST_NAME = 60
 # Bytes that are not UTF-8 arrive from the command line as lone surrogates.
 _CAN_BE_WRITTEN = re.compile(r"[^\0\ud800-\udfff]*")
 # Where things are, and whose: a cluster's conf/local may need them.
@@ -37,13 +38,22 @@ _HARMLESS_VARIABLE = re.compile(r"HOME|USER|LOGNAME|SCRATCH|TMPDIR|SLURM_JOB_ID|
 
 
 def register() -> None:
-    """Make the schemas and the YAML arithmetic known to Hydra; calling it twice does no harm."""
+    """Make the schemas and the YAML arithmetic known to Hydra; calling it twice does no harm.
+
+    Raises:
+        ConfigError: If conf/local/default.yaml is wrong.
+    """
     store = ConfigStore.instance()
     for name, schema in run_config.SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)
+        # Hydra would give all of the file to each entry point, and refuse what one does not have.
+        store.store(
+            group="local", name=f"{name}_settings", node=local_settings(name), package="_global_"
+        )
     OmegaConf.register_new_resolver("oc.env", _root_folder, replace=True)
     OmegaConf.register_new_resolver("divide", _divide, replace=True)
     OmegaConf.register_new_resolver("name_or", _name_or, replace=True)
+    OmegaConf.register_new_resolver("corpus", _corpus, replace=True)
     OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
 
 
@@ -56,11 +66,37 @@ def _divide(numerator: int, denominator: int) -> int:
 
 def _name_or(folder: str | None, otherwise: str) -> str:
     """Name a run in YAML's `${name_or:folder,otherwise}` after a folder, if there is one."""
-    if folder is None:
-        return otherwise
-    # Only what a run may be called.
-    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", Path(folder).expanduser().resolve().name)
-    return name.strip("-.") or otherwise
+    return otherwise if folder is None else _as_name(folder) or otherwise
+
+
+def _corpus(data: DictConfig) -> str:
+    """Name a corpus in YAML's `${corpus:${data}}`, with its folder where any folder can be it."""
+    name = str(data.name)
+    folders = [] if name != data.source else _folders(data)
+    return "-".join([name, *(found for folder in folders if (found := _as_name(folder)))])
+
+
+def _folders(data: DictConfig) -> list[str]:
+    """Return what tells a corpus from others of its kind, those of a mixture in its order."""
+    if data.source == "mixture":
+        return [folder for corpus in data.corpora.values() for folder in _folders(corpus)]
+    if OmegaConf.is_missing(data, "path") or not data.path:
+        return []
+    if data.source == "hub":
+        of_hub = [str(data.path).replace("/", "-"), data.config_name]
+        return [name for name in of_hub if name]
+    return [str(data.path)] if data.source == "local" else []
+
+
+def _as_name(folder: str) -> str:
+    """Return what a folder is called in the characters that the name of a run may have."""
+    name = Path(folder).expanduser().resolve().name
+    plain = unicodedata.normalize("NFKD", name)
+    plain = "".join(one for one in plain if not unicodedata.combining(one))
+    plain = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", plain).strip("-.")[:_LONGEST_NAME]
+    if plain or not name:
+        return plain
+    return hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
 
 
 def _root_folder(name: str, default: str | None = None) -> str:
@@ -75,51 +111,19 @@ def _root_folder(name: str, default: str | None = None) -> str:
     return str(run_config.ROOT)
 
 
-def for_hydra(config_name: str, arguments: Sequence[str]) -> list[str]:
-    """Return what a user types as Hydra takes it.
-
-    Args:
-        config_name: Of the entry point, as `launch.run.run` takes it.
-        arguments: Of the command line.
-    """
-    if config_name == "eval":
-        # A choice of conf/experiment/ to Hydra, with settings that are a training's.
-        arguments = [re.sub(r"^experiment=", "study=", argument) for argument in arguments]
-    return [_as_text(argument) for argument in arguments]
-
-
-def _as_text(argument: str) -> str:
-    """Quote an override whose value is any text, unless the user quoted it for Hydra already."""
-    key, _, value = argument.partition("=")
-    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    is_null = value == "null" and key.startswith("data.")
-    if not _TEXT_KEY.fullmatch(key) or is_quoted or is_null:
-        return argument
-    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    value = re.sub(r"(\\+)$", r"\1\1", value)
-    return f"{key}='{value.replace('${', chr(92) + '${')}'"
-
-
 def require_sound(arguments: Sequence[str]) -> None:
-    """Refuse what Hydra would without saying where, or say of what key.
+    """Refuse what Hydra would without saying of what key.
 
     Args:
-        arguments: What `for_hydra` returned.
+        arguments: Of the command line.
 
     Raises:
         ConfigError: Naming the key.
     """
     for argument in arguments:
-        key, assigned, value = argument.partition("=")
         if not _CAN_BE_WRITTEN.fullmatch(argument):
-            raise _no_text(key, value.strip("'"))  # for_hydra quotes
-        folder = run_config.ROOT / "conf" / key
-        # A number or a list in place of a file's name.
-        is_choice = assigned and re.fullmatch(r"\w+", key) and folder.is_dir()
-        is_there = "/" not in value and (folder / f"{value}.yaml").is_file()
-        if is_choice and not is_there and not re.match(r"[A-Za-z_'\"$]", value):
-            names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-            raise ConfigError(f"{key} ({value}) must be one of: {names}")
+            key, _, value = argument.partition("=")
+            raise _no_text(key, value.strip("'"))
 
 
 def composed(config_name: str, overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
@@ -135,12 +139,13 @@ def composed(config_name: str, overrides: list[str], *, with_hydra: bool = False
         return hydra.compose(config_name, overrides, return_hydra_config=with_hydra)
 
 
-def checked(config: DictConfig, schema: type[Config]) -> Config:
+def checked(config: DictConfig, schema: type[Config], typed: Sequence[str] = ()) -> Config:
     """Turn a composed configuration into its dataclass.
 
     Args:
         config: What `composed` returned, or Hydra gave a job.
         schema: Of the entry point.
+        typed: The command line.
 
     Raises:
         ConfigError: Naming every key that is unknown, missing or out of its range.
@@ -153,15 +158,15 @@ def checked(config: DictConfig, schema: type[Config]) -> Config:
         missing = sorted(OmegaConf.missing_keys(fresh))
         if missing:
             raise ConfigError(f"{', '.join(missing)} must be given: {missing[0]}=...")
-        typed: Config = cast(Any, OmegaConf.to_object(fresh))
+        filled: Config = cast(Any, OmegaConf.to_object(fresh))
     except OmegaConfBaseException as error:
-        raise ConfigError(explain(error, schema)) from error
-    sections: list[Any] = [typed]
-    sections += [value for value in vars(typed).values() if dataclasses.is_dataclass(value)]
+        raise ConfigError(explain(error, schema, typed)) from error
+    sections: list[Any] = [filled]
+    sections += [value for value in vars(filled).values() if dataclasses.is_dataclass(value)]
     problems = [problem for section in sections for problem in section.problems()]
     if problems:
         raise ConfigError("; ".join(problems))
-    return typed
+    return filled
 
 
 def _require_text(resolved: dict[str, Any]) -> None:

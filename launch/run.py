@@ -4,13 +4,16 @@
 checks every value, and only then calls the job.
 """
 
+import math
 import os
 import sys
+import tomllib
 from collections.abc import Callable
 from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,7 +22,6 @@ from launch.compose import (
     COMPOSING_FAILED,
     checked,
     composed,
-    for_hydra,
     help_text,
     register,
     require_sound,
@@ -39,7 +41,9 @@ from launch.failures import (
     tell_of,
 )
 from launch.hydra_guard import num_jobs, require_plain_hydra
+from launch.mistakes import sweep_without_flag
 from launch.terminal import complain, lost_output, outlive_readers
+from launch.typed import for_hydra
 from run_config import Config
 from tracking.wandb_environment import forget_names_of_one_run
 from training.errors import AlreadyTold
@@ -63,16 +67,12 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     global _started_here
     _started_here = True
     outlive_readers()
-    register()
     os.environ["PROJECT_ROOT"] = str(run_config.ROOT)
     # Hydra would replace a traceback by a hint; here it hands every exception on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    arguments = for_hydra(config_name, sys.argv[1:])
-    is_help = bool({"--help", "-h"} & set(arguments))
-    has_flags = not is_help and any(argument.startswith("-") for argument in arguments)
-    # Hydra's own parser: what is looked at here has to be what Hydra will see.
-    flags = get_args_parser().parse_args(arguments if has_flags else [])
-    is_multirun: bool = flags.multirun
+    is_multirun = False
+    typed = sys.argv[1:]
+    is_question = not {"--help", "-h", "--version"}.isdisjoint(typed)
     statuses: list[int] = []
     broken: list[str] = []
 
@@ -85,7 +85,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
         tell_of(name, config_name)
         reason = ""
         try:
-            job(checked(config, schema))
+            job(checked(config, schema, typed))
             status = 0
         except AlreadyTold as told:
             status = STATUS_OF.get(told.kind, EXIT_FAILED)
@@ -103,10 +103,17 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             sys.exit(status)
 
     try:
-        require_sound(arguments)
-        if is_help:
-            print(help_text(config_name))
-        elif has_flags:
+        register()
+        require_sound([] if is_question else typed)
+        arguments = for_hydra(config_name, [] if is_question else typed)
+        if is_question:
+            print(f"kvlab {_version()}" if "--version" in typed else help_text(config_name))
+        elif any(argument.startswith("-") for argument in arguments):
+            # Hydra's own parser: what is looked at here has to be what Hydra will see.
+            parser = get_args_parser()
+            parser.error = _refuse_flags  # type: ignore[method-assign]
+            flags = parser.parse_args(arguments)
+            is_multirun = flags.multirun
             require_plain_hydra(config_name, flags)
             if is_multirun and num_jobs(config_name, flags) > 1:
                 for name in forget_names_of_one_run():
@@ -119,10 +126,11 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(task)()
         else:
             # A single run needs no launcher, which would compose everything twice.
+            _require_flag_of_sweep(config_name, arguments)
             task(composed(config_name, arguments))
     except COMPOSING_FAILED as error:
         is_plain = isinstance(error, ConfigError)
-        tell_for_all_ranks(error if is_plain else ConfigError(explain(error, schema)))
+        tell_for_all_ranks(error if is_plain else ConfigError(explain(error, schema, typed)))
         sys.exit(EXIT_BAD_INPUT)
     except JobFailed as failed:
         complain(
@@ -143,8 +151,36 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     if (lost := lost_output()) and status == 0:
         complain(f"stdout: {lost.strerror}; not all of the output could be written to it")
         # A training's record is its files.
-        status = 0 if config_name == "train" and not is_help else EXIT_FAILED
+        status = 0 if config_name == "train" and not is_question else EXIT_FAILED
     sys.exit(status)
+
+
+def _refuse_flags(message: str) -> NoReturn:
+    """Say in one line what argparse would in its usage."""
+    raise ConfigError(f"{message}; -m, --help, --version and Hydra's --cfg job are the flags")
+
+
+def _version() -> str:
+    """Return kvlab's own version, from pyproject.toml."""
+    text = (run_config.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return str(tomllib.loads(text)["project"]["version"])
+
+
+def _require_flag_of_sweep(config_name: str, arguments: list[str]) -> None:
+    """Refuse an experiment that is a sweep, where a single run of it would be trained in silence.
+
+    Raises:
+        ConfigError: With the number of runs, and the command.
+    """
+    if not any(argument.startswith("experiment=") for argument in arguments):
+        return
+    params = composed(config_name, arguments, with_hydra=True).hydra.sweeper.params or {}
+    given = {argument.lstrip("+").partition("=")[0] for argument in arguments}
+    swept = [f"{key}={value}" for key, value in params.items() if key not in given]
+    overrides = OverridesParser.create().parse_overrides(swept)
+    runs = math.prod(len(list(o.sweep_iterator())) for o in overrides if o.is_sweep_override())
+    if runs > 1:
+        raise ConfigError(sweep_without_flag(config_name, sys.argv[1:], runs))
 
 
 def _is_started_here() -> bool:

@@ -16,6 +16,7 @@ from evaluation.headline import headline
 from evaluation.plots import plot_pareto
 from evaluation.report import decode_sections, protocol_line, table
 from launch import compose
+from launch.typed import for_hydra
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -56,7 +57,7 @@ def test_every_command_composes(command):
     name, schema = ENTRIES[script]
     # Of a sweep the first choice: one run is composed at a time.
     overrides = [re.sub(r"=([^\[,]*),.*", r"=\1", part) for part in arguments if part != "-m"]
-    overrides = compose.for_hydra(name, overrides)
+    overrides = for_hydra(name, overrides)
     compose.checked(compose.composed(name, overrides), schema)
 
 

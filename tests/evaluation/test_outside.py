@@ -31,6 +31,7 @@ from interop.layouts import to_stock
 from launch import compose
 from launch.errors import ConfigError
 from launch.failures import USER_ERRORS
+from launch.typed import for_hydra
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from tests.evaluation.runs import CONFIG, quiet, write_run
@@ -461,7 +462,7 @@ def evaluate(tmp_path):
     def run(*overrides):
         where = [f"runs_dir={tmp_path}/runs", f"reports_dir={tmp_path}/reports", "tracking=none"]
         fast = ["eval.decode_speed.batch_sizes=[]", "eval.batch_size=128"]
-        arguments = compose.for_hydra("eval", [*where, *fast, *overrides])
+        arguments = for_hydra("eval", [*where, *fast, *overrides])
         composed = compose.composed("eval", arguments)
         eval_model.main(compose.checked(composed, run_config.EvalConfig))
         return max((tmp_path / "reports").iterdir(), key=lambda path: path.stat().st_mtime_ns)

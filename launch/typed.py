@@ -1,0 +1,266 @@
+"""What a user types, as Hydra's grammar takes it: free text as it stands, numbers with suffixes.
+
+docs/command_line.md says the same for users.
+"""
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+
+from launch.errors import ConfigError
+from launch.keys import Key, choices, groups_of, look_up
+from launch.mistakes import (
+    not_an_assignment,
+    one_of_several,
+    unknown_flag,
+    unknown_key,
+    wrong_choice,
+)
+
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
+_NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([kKmMbBgGtT]?)")
+_THOUSANDS = {"": 0, "k": 3, "m": 6, "b": 9, "g": 9, "t": 12}
+# A value that could take the machine is refused by its rule, not computed here.
+_MOST_DIGITS = 40
+# Hydra's functions that make a sweep of a value, or a list of it.
+_FUNCTION = re.compile(
+    r"(choice|range|interval|glob|shuffle|sort|tag|extend_list|str|int)\s*\(.*\)"
+)
+_INTERPOLATION = re.compile(r"\$\{([^{}]*)\}")
+_UNQUOTED = re.compile(r"[\w\s./\\+$%*@?|:,()\[\]{}'\"=-]*", re.ASCII)
+_LONG_FLAGS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run"),
+    *("--multirun", "--shell-completion", "--config-path", "--config-name", "--config-dir"),
+    *("--experimental-rerun", "--info"),
+)
+_SHORT_FLAGS = ("-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i")
+_WITH_A_VALUE = re.compile(r"-(c|p|cp|cn|cd)|--(cfg|package|config-\w+|experimental-rerun)")
+
+
+def for_hydra(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """Return what a user types as Hydra takes it, flags first.
+
+    Args:
+        config_name: Of the entry point, as `launch.run.run` takes it.
+        arguments: Of the command line.
+
+    Raises:
+        ConfigError: Saying what to type instead, if it can only be a mistake.
+    """
+    flags, typed = _split(config_name, arguments)
+    if config_name == "eval":
+        # A choice of conf/experiment/ to Hydra, with settings that are a training's.
+        typed = [re.sub(r"^experiment=", "study=", argument) for argument in typed]
+    is_multirun = any(re.match(r"-m$|--mu", flag) for flag in flags)
+    # Nothing is chosen there by default, which Hydra has no other word for.
+    typed = [one for one in typed if one not in ("experiment=null", "debug=null")]
+    return flags + [_as_hydra(config_name, one, typed, is_multirun) for one in typed]
+
+
+def _split(config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell Hydra's flags from assignments."""
+    flags: list[str] = []
+    typed: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name = argument.partition("=")[0]
+        is_long = len(name) > 3 and any(flag.startswith(name) for flag in _LONG_FLAGS)
+        # In the others it can only be meant as the key.
+        is_key = config_name != "train" and name in ("--run", "-r")
+        if (argument in _SHORT_FLAGS or is_long) and not is_key:
+            flags.append(argument)
+            if _WITH_A_VALUE.fullmatch(argument) and rest:
+                flags.append(rest.pop(0))
+        elif argument.startswith("-"):
+            raise ConfigError(unknown_flag(config_name, argument, rest))
+        elif not re.match(r"[+~]*\w[\w/@.:$-]*\s*=|~", argument):
+            raise ConfigError(not_an_assignment(config_name, argument, typed, rest))
+        else:
+            typed.append(argument)
+    return flags, typed
+
+
+def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun: bool) -> str:
+    """Return one assignment with its value written as Hydra's grammar wants it."""
+    prefix, key, value = _parts(argument)
+    if argument.startswith("~"):
+        raise ConfigError(f"{argument}: no key can be left out; give it another value: KEY=VALUE")
+    if re.match(r"hydra\b", key) or "@" in key:
+        return argument
+    is_group = key in groups_of(config_name)
+    if is_group and prefix:
+        raise ConfigError(f"{argument}: leave out the {prefix}: {key}={value}")
+    known = look_up(config_name, key)
+    if known is None and not is_group:
+        if _may_be_of_another_file(key, typed):
+            return argument
+        raise ConfigError(unknown_key(config_name, key, value))
+    if not is_group and known is not None and known.is_text:
+        is_path_itself = re.fullmatch(r"(data|tokenizer)\.(corpora\.[^.]+\.)?path", key)
+        says_none = known.may_be_null and key != "prompt"
+        if (
+            value == "null"
+            and says_none
+            and not (is_path_itself and any(re.match(r"(data|tokenizer)=", one) for one in typed))
+        ):
+            return f"{prefix}{key}=null"
+        return f"{prefix}{key}={_as_text(config_name, key, known, value, is_multirun)}"
+    _require_closed(key, value)
+    pieces = _split_at_commas(value)
+    is_open = not re.match(r"\s*[\[$]|null$|\w+\s*\(", value)
+    if known is not None and known.is_list and is_open and not (is_multirun and pieces[1:]):
+        value, pieces = f"[{value}]", [f"[{value}]"]
+    if is_group and value.startswith("[") and value.endswith("]"):
+        pieces = _split_at_commas(value[1:-1])
+    if len(pieces) > 1 and not is_multirun:
+        raise ConfigError(one_of_several(config_name, key, known, pieces))
+    if is_group:
+        _require_choices(config_name, key, value, pieces, typed)
+    if key == "model.attention":
+        raise ConfigError(unknown_key(config_name, key, value))
+    if known is not None and known.kind == "int":
+        value = ",".join(_whole_number(piece) for piece in pieces)
+    if not _UNQUOTED.fullmatch(value) or ("=" in value and not _FUNCTION.fullmatch(value)):
+        value = quoted(value)
+    return f"{prefix}{key}={value}"
+
+
+def _require_choices(
+    config_name: str, group: str, value: str, pieces: Sequence[str], typed: Sequence[str]
+) -> None:
+    """Refuse a choice that there is not, unless a folder of the user's own may have it."""
+    if _FUNCTION.fullmatch(value) or "${" in value or _has_own_folder(typed):
+        return
+    for piece in pieces:
+        name = piece.strip()
+        name = name[1:-1] if _QUOTED.fullmatch(name) else name
+        listed = name[1:-1].split(",") if name.startswith("[") and name.endswith("]") else [name]
+        for one in map(str.strip, listed):
+            if one not in ("null", *choices(group)):
+                raise ConfigError(wrong_choice(config_name, group, one))
+
+
+def _has_own_folder(typed: Sequence[str]) -> bool:
+    return any(one.startswith("hydra.searchpath=") for one in typed)
+
+
+def _parts(argument: str) -> tuple[str, str, str]:
+    """Return the plus signs of an assignment, its key and its value."""
+    found = re.fullmatch(r"([+]*)([^=]*?)\s*=(.*)", argument, re.DOTALL)
+    return (found[1], found[2], found[3]) if found else ("", argument, "")
+
+
+def _may_be_of_another_file(key: str, typed: Sequence[str]) -> bool:
+    """Tell keys that a folder of the user's own may bring, or an attention of the user's own."""
+    return _has_own_folder(typed) or key.startswith("model.attention.")
+
+
+def _as_text(config_name: str, key: str, known: Key, value: str, is_multirun: bool) -> str:
+    """Quote a value that may be any text, or a list of such."""
+    if _QUOTED.fullmatch(value):
+        return value
+    if known.kind == "prose":
+        return quoted(value, keeps_interpolations=False)
+    is_there = known.kind == "path" and _is_there(value)
+    if is_multirun and _FUNCTION.fullmatch(value):
+        return value
+    if known.is_list and not is_there:
+        if value.startswith("[") and value.endswith("]"):
+            inner = value[1:-1].strip()
+            pieces = _split_at_commas(inner) if inner else []
+            return f"[{','.join(_one(config_name, piece.strip()) for piece in pieces)}]"
+        if value.startswith("["):
+            raise ConfigError(f"{key}: a bracket is not closed in {value}")
+        pieces = _split_at_commas(value)
+        if len(pieces) > 1 and key in ("run", "hf") and _are_several(key, pieces):
+            raise ConfigError(one_of_several(config_name, key, known, pieces))
+        if key not in ("run", "hf"):
+            found = [_one(config_name, piece.strip()) for piece in pieces if piece.strip()]
+            return f"[{','.join(found)}]"
+    if is_multirun and not is_there and not known.is_list:
+        return ",".join(_one(config_name, piece) for piece in _split_at_commas(value))
+    return _one(config_name, value)
+
+
+def _are_several(key: str, pieces: Sequence[str]) -> bool:
+    """Tell several names from one path that has a comma in it."""
+    return key == "run" or all(re.match(r"[A-Za-z0-9~][^=]*$", piece) for piece in pieces)
+
+
+def _one(config_name: str, value: str) -> str:
+    """Quote one text, unless the user quoted it for Hydra already."""
+    if _QUOTED.fullmatch(value):
+        return value
+
+    def names_a_key(found: re.Match[str]) -> bool:
+        inner = found[1]
+        return ":" in inner or inner == "now" or look_up(config_name, inner) is not None
+
+    has_interpolation = any(names_a_key(found) for found in _INTERPOLATION.finditer(value))
+    return quoted(value, keeps_interpolations=has_interpolation or "${${" in value)
+
+
+def quoted(value: str, *, keeps_interpolations: bool = True) -> str:
+    """Quote any text for Hydra's grammar.
+
+    Args:
+        value: The text.
+        keeps_interpolations: Whether `${key}` in it is that key's value, or just these characters.
+    """
+    if not keeps_interpolations:
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return "'" + re.sub(r"(\\+)\Z", r"\1\1", value) + "'"
+
+
+def _is_there(value: str) -> bool:
+    try:
+        return bool(value) and Path(value).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def _require_closed(key: str, value: str) -> None:
+    rest = _QUOTED.sub("", value)
+    if re.search(r"(?<!\\)['\"]", rest):
+        raise ConfigError(f"{key}: a quote is not closed in {value}")
+    for opening, closing, name in (("[", "]", "bracket"), ("{", "}", "brace"), ("(", ")", "paren")):
+        if rest.count(opening) != rest.count(closing):
+            name = "parenthesis" if name == "paren" else name
+            raise ConfigError(f"{key}: a {name} is not closed in {value}")
+
+
+def _split_at_commas(value: str) -> list[str]:
+    """Split where a comma is in no quotes and no brackets."""
+    pieces, depth, start, position = [], 0, 0, 0
+    while position < len(value):
+        if found := _QUOTED.match(value, position):
+            position = found.end()
+            continue
+        character = value[position]
+        depth += (character in "[({") - (character in "])}")
+        if character == "," and depth <= 0:
+            pieces.append(value[start:position])
+            start = position + 1
+        position += 1
+    return [*pieces, value[start:]]
+
+
+def _whole_number(value: str) -> str:
+    """Write 1e9, 1.5M, 1_000_000 and lists of such as digits; leave all else as it is."""
+    if (is_list := value.strip()).startswith("[") and is_list.endswith("]"):
+        inner = [_whole_number(piece.strip()) for piece in _split_at_commas(is_list[1:-1])]
+        return f"[{','.join(inner)}]"
+    found = _NUMBER.fullmatch(value.strip())
+    if found is None:
+        return value
+    if re.fullmatch(r"[+-]?\d+", value.strip()):
+        return value.strip()
+    exponent = _THOUSANDS[found[2].lower()]
+    written = Decimal(found[1].replace("_", ""))
+    if abs(written.adjusted()) + exponent > _MOST_DIGITS:
+        return value
+    number = written.scaleb(exponent)
+    return str(int(number)) if number == number.to_integral_value() else value

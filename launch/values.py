@@ -1,0 +1,96 @@
+"""What a key takes, where a value is of another type or two sizes do not divide."""
+
+import re
+from collections.abc import Callable, Sequence
+
+from launch.keys import look_up
+
+_WANTED = {
+    "int": "a whole number, such as 1500000, 1_500_000, 1.5e6 or 1.5M",
+    "float": "a number, such as 0.1 or 3e-4",
+    "bool": "true or false",
+}
+
+
+def not_of_type(config_name: str, key: str, reason: str) -> str:
+    """Say what a key takes, where a value is of another type.
+
+    Args:
+        config_name: Of the entry point.
+        key: Dotted; '' where nothing is known of it.
+        reason: What the library says.
+    """
+    reason = re.sub(r"\b(List|Dict)Config\b", lambda kind: kind.group(1).lower(), reason.strip())
+    if "is not Optional" in reason or "Incompatible value 'None'" in reason:
+        return f"{key}: null is not allowed" if key else "null is not allowed"
+    if missing := re.search(r"Interpolation key '([^']+)' not found", reason):
+        other = missing.group(1)
+        return f"{key}: ${{{other}}} stands for the key {other}, which is not there"
+    wanted = _WANTED.get(known.kind) if (known := look_up(config_name, key)) else None
+    found = re.search(r"Value '(.*?)'(?: of type '\w+')? (?:could not be|is not a valid)", reason)
+    if wanted and found:
+        listed = "a list; each is to be " if known and known.is_list else ""
+        return f"{key} ({found.group(1)}) must be {listed}{wanted}"
+    return f"{key}: {reason}" if key else reason
+
+
+def not_divisible(key: str, division: str, typed: Sequence[str]) -> str:
+    """Say which sizes divide, where a width is worked out from two that do not.
+
+    Args:
+        key: What could not be worked out.
+        division: "A is not divisible by B".
+        typed: The command line, which may have set one of the two.
+    """
+    leaf = key.rpartition(".")[2]
+    found = re.match(r"(\d+) is not divisible by (-?\d+)", division)
+    if found is None:
+        return f"{key} cannot be worked out: {division}; set {key}"
+    whole, part = int(found.group(1)), int(found.group(2))
+    if leaf == "num_key_value_heads":
+        near = _near(whole, lambda n: n % part == 0)
+        divisors = [str(n) for n in range(1, whole + 1) if whole % n == 0]
+        return (
+            f"model.num_attention_heads ({whole}): {division}, which attention=gqa needs; set "
+            f"model.num_attention_heads={' or '.join(map(str, near))}, or "
+            f"model.attention.num_key_value_heads to one of {', '.join(divisors)}"
+        )
+    if leaf == "qk_rope_head_dim":
+        return (
+            f"the width of a head, model.hidden_size over model.num_attention_heads, is odd: "
+            f"{division}; choose sizes that give an even one, or set {key}"
+        )
+    if leaf in ("head_dim", "qk_nope_head_dim") and part < 1:
+        return f"model.num_attention_heads ({part}) must be at least 1"
+    if leaf not in ("head_dim", "qk_nope_head_dim"):
+        return f"{key} cannot be worked out: {division}; set {key}"
+    heads = next(
+        (name for one in typed if (name := one.partition("=")[0]).endswith("num_attention_heads")),
+        "model.num_attention_heads",
+    )
+    # RoPE rotates pairs of a head's dimensions, and MLA's those of half a head.
+    pairs = 2 if leaf == "head_dim" else 4
+    if any(one.startswith("model.hidden_size=") for one in typed):
+        near = _near(whole, lambda n: n % part == 0)
+        even = _near(whole, lambda n: n % (part * pairs) == 0)
+        rope = "" if near == even else f"; with RoPE, which rotates pairs, {_or(even)}"
+        return (
+            f"model.hidden_size ({whole}): {division}, {heads}; set model.hidden_size={_or(near)}"
+            f"{rope}"
+        )
+    near = _near(part, lambda n: whole % n == 0 and (whole // n) % pairs == 0)
+    return (
+        f"{heads} ({part}): {division}, the width model.hidden_size by the number of heads; set "
+        f"model.num_attention_heads={_or(near)}"
+    )
+
+
+def _or(values: Sequence[int]) -> str:
+    return " or ".join(map(str, values))
+
+
+def _near(value: int, fits: Callable[[int], bool]) -> list[int]:
+    """Return the nearest values that fit: one below and one above, if there are."""
+    below = next((n for n in range(value - 1, 0, -1) if fits(n)), None)
+    above = next((n for n in range(value + 1, 4 * value + 64) if fits(n)), None)
+    return [n for n in (below, above) if n is not None]
