@@ -16,7 +16,7 @@ import launch.run  # noqa: E402
 import run_config  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.failures import USER_ERRORS  # noqa: E402
-from launch.runs import located  # noqa: E402
+from launch.runs import located, require_study  # noqa: E402
 from launch.terminal import say  # noqa: E402
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ def _evaluate(
     found: list[EvaluatedRun] = []
     left_out: list[str] = []
     try:
+        if config.study is not None:
+            require_study(Path(config.runs_dir), config.study)
         asked = config.patterns()
         folder, names = located(config.runs_path, asked or [])
         patterns = None if asked is None else names

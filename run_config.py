@@ -124,7 +124,7 @@ class EvalConfig(_InAStudy):
         found += device_problems("device", self.device)
         found += _name_problems("experiment", self.study)
         if isinstance(self.run, dict):
-            found.append(f"run ({self.run}) must be a name or a list of names: run=[mha-*,mla-*]")
+            found.append(f"run ({self.run}) must be a name or a list of names: run='[mha-*,mla-*]'")
         if self.hf is not None and (isinstance(self.hf, dict) or not all(self.outside())):
             found.append(f"hf ({self.hf}) must be a folder or a name of the Hub, or a list of them")
         if self.hf is not None and self.hf_modules == "transformers":

@@ -117,5 +117,5 @@ class EvalSettings:
         how = ("task_folder", "task_limit", "num_fewshot")
         given = [key for key in how if getattr(self, key) is not None]
         if given and not self.tasks:
-            found.append(f"eval.{given[0]} says how tasks are run; name some: eval.tasks=[NAME]")
+            found.append(f"eval.{given[0]} says how tasks are run; name some: eval.tasks=NAME")
         return found

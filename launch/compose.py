@@ -29,6 +29,11 @@ COMPOSING_FAILED = (
     *(HydraException, OmegaConfBaseException, YAMLError),
     *(ValueError, OSError, RecursionError),
 )
+_HOW_TO_WRITE = """\
+Values are written without spaces around =. Paths and text are taken as they stand (with spaces,
+quoted for the shell: prompt='def add'), numbers also as 1.5e6, 1_500_000, 10k, 10M or 2B, lists
+with or without brackets: eval.tasks=a,b. See docs/command_line.md.
+"""
 # Of a run's name, the part that comes from a folder.
 _LONGEST_NAME = 60
 # Bytes that are not UTF-8 arrive from the command line as lone surrogates.
@@ -73,7 +78,8 @@ def _corpus(data: DictConfig) -> str:
     """Name a corpus in YAML's `${corpus:${data}}`, with its folder where any folder can be it."""
     name = str(data.name)
     folders = [] if name != data.source else _folders(data)
-    return "-".join([name, *(found for folder in folders if (found := _as_name(folder)))])
+    found = [re.sub(r"[=,+-]+", "-", _as_name(folder)).strip("-") for folder in folders]
+    return "-".join([name, *filter(None, found)])
 
 
 def _folders(data: DictConfig) -> list[str]:
@@ -208,4 +214,5 @@ def help_text(config_name: str) -> str:
     return Template(template).substitute(
         APP_CONFIG_GROUPS="".join(f"{name}: {options}\n" for name, options in groups.items()),
         CONFIG=OmegaConf.to_yaml(config),
+        HOW_TO_WRITE=_HOW_TO_WRITE.rstrip(),
     )

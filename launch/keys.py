@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import re
 import types
 import typing
@@ -30,6 +31,8 @@ _PATHS = {
     *("data_folder", "folder", "hf", "init_from", "out", "path", "prepared_dir", "reports_dir"),
     *("runs_dir", "task_folder"),
 }
+# In these ~ is replaced as they are typed: Hydra makes a folder in the first.
+FOLDERS_OF_RUNS = ("runs_dir", "reports_dir")
 _WHOLE = r"(num_\w+|\w*head_dim|hidden_size|\w+_rank)"
 
 
@@ -104,6 +107,11 @@ def look_up(config_name: str, key: str) -> Key | None:
     if re.fullmatch(r"data\.weights\.[^.]+", key):
         return Key("float")
     return keys_of(config_name).get(re.sub(r"^data\.corpora\.[^.]+\.", "data.", key))
+
+
+def with_home(folder: str) -> str:
+    """Return a folder with a leading ~ replaced, and all else as it is."""
+    return os.path.expanduser(folder)  # noqa: PTH111 (a Path would drop what ends it)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from yaml import YAMLError
 
 import run_config
 from launch.errors import ConfigError
-from launch.keys import entries_with, groups_of, look_up
+from launch.keys import FOLDERS_OF_RUNS, entries_with, groups_of, look_up, with_home
 from launch.mistakes import unknown_key
 
 
@@ -43,7 +43,8 @@ def _those_of(config_name: str, node: dict[Any, Any], prefix: str, where: str) -
         if key == "hydra" or key.startswith("model.attention") or look_up(config_name, key):
             if key.startswith("model") and config_name != "train":
                 continue
-            kept[name] = value
+            is_folder = key in FOLDERS_OF_RUNS and isinstance(value, str)
+            kept[name] = with_home(value) if is_folder else value
         elif isinstance(value, dict) and entries_with(key):
             if below := _those_of(config_name, value, f"{key}.", where):
                 kept[name] = below

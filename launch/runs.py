@@ -2,10 +2,12 @@
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.errors import ConfigError
+from launch.keys import choices
 from tracking.run_folder import RunFolder, listed, names_by_age
 
 
@@ -51,32 +53,45 @@ def find_run(runs_path: Path, name: str | None, say: Callable[[str], None]) -> R
         RunError: If the name is no name.
     """
     folder, names = located(runs_path, [] if name is None else [name])
+    wanted = names[0] if names else "*"
+    run = None
+    if not re.search(r"[*?\[]", wanted):
+        if "/" in str(name) and folder != runs_path and not (folder / wanted).is_dir():
+            folder, wanted = runs_path, str(name)
+        run = RunFolder(folder, wanted)  # refuses what is no name, and a link
     there = names_by_age(folder)
+    if run is not None and wanted in there:
+        return run
     if not there:
-        raise ConfigError(
-            f"there is no run in {folder}; train one: python train_model.py attention=mla"
-        )
+        train = "train one: python train_model.py attention=mla"
+        raise ConfigError(f"there is no run in {folder}; {train}")
     if name is None:
-        newest = there[-1]
-        say(f"run={newest}, the newest in {folder}")
-        return RunFolder(folder, newest)
-    (wanted,) = names
-    if wanted in there:
-        return RunFolder(folder, wanted)
-    if (folder / wanted).is_symlink():
-        return RunFolder(folder, wanted)  # which refuses it
+        say(f"run={there[-1]}, the newest in {folder}")
+        return RunFolder(folder, there[-1])
     matching = fnmatch.filter(there, wanted)
     if len(matching) == 1:
         say(f"run={matching[0]}")
         return RunFolder(folder, matching[0])
     if matching:
-        raise ConfigError(
-            f"run ('{wanted}') is the name of several; take one of: {listed(matching)}"
-        )
-    if not (folder / wanted).exists():
-        RunFolder(folder, wanted)  # refuses what is no name
+        several = f"run ('{wanted}') is the name of several"
+        raise ConfigError(f"{several}; take one of: {listed(matching)}")
     near = [one for one in there if one.startswith(wanted)]
     near = near[-1:] or difflib.get_close_matches(wanted, there, n=1)
     hint = f"; did you mean run={near[0]}?" if near else ""
-    what = "is not a run with a checkpoint" if (folder / wanted).exists() else "is not there"
+    what = "has no checkpoint" if (folder / wanted).exists() else "is not there"
     raise ConfigError(f"run ('{wanted}') {what} in {folder}{hint}; there are: {listed(there)}")
+
+
+def require_study(runs_dir: Path, study: str) -> None:
+    """Refuse a study that nobody has trained and no file of conf/experiment/ describes.
+
+    Raises:
+        ConfigError: Listing those that there are.
+    """
+    trained = sorted({path.parent.parent.name for path in runs_dir.glob("*/*/checkpoints")})
+    known = sorted({*trained, *(one for one in choices("experiment") if one.startswith("study_"))})
+    if study in known or (runs_dir / study).is_dir():
+        return
+    near = difflib.get_close_matches(study, known, n=1)
+    hint = f"did you mean experiment={near[0]}? There" if near else "there"
+    raise ConfigError(f"there is no study '{study}'; {hint} are {', '.join(known)}")

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from launch.errors import ConfigError
-from launch.keys import Key, choices, groups_of, look_up
+from launch.keys import FOLDERS_OF_RUNS, Key, choices, groups_of, look_up, with_home
 from launch.mistakes import (
     not_an_assignment,
     one_of_several,
@@ -69,7 +69,7 @@ def _split(config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[
         is_long = len(name) > 3 and any(flag.startswith(name) for flag in _LONG_FLAGS)
         # In the others it can only be meant as the key.
         is_key = config_name != "train" and name in ("--run", "-r")
-        if (argument in _SHORT_FLAGS or is_long) and not is_key:
+        if (name in _SHORT_FLAGS or is_long) and not is_key:
             flags.append(argument)
             if _WITH_A_VALUE.fullmatch(argument) and rest:
                 flags.append(rest.pop(0))
@@ -85,9 +85,9 @@ def _split(config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[
 def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun: bool) -> str:
     """Return one assignment with its value written as Hydra's grammar wants it."""
     prefix, key, value = _parts(argument)
-    if argument.startswith("~"):
+    if argument.startswith("~") and not argument.startswith("~hydra"):
         raise ConfigError(f"{argument}: no key can be left out; give it another value: KEY=VALUE")
-    if re.match(r"hydra\b", key) or "@" in key:
+    if re.match(r"~?hydra\b", key) or "@" in key:
         return argument
     is_group = key in groups_of(config_name)
     if is_group and prefix:
@@ -161,6 +161,8 @@ def _as_text(config_name: str, key: str, known: Key, value: str, is_multirun: bo
     """Quote a value that may be any text, or a list of such."""
     if _QUOTED.fullmatch(value):
         return value
+    if key in FOLDERS_OF_RUNS:
+        value = with_home(value)
     if known.kind == "prose":
         return quoted(value, keeps_interpolations=False)
     is_there = known.kind == "path" and _is_there(value)

@@ -1,5 +1,6 @@
 """What a user types: what is taken as it stands, and what a mistake is answered with."""
 
+import os
 import random
 import re
 import shlex
@@ -10,8 +11,8 @@ import launch.run
 import run_config
 from launch import compose
 from launch.errors import ConfigError
-from launch.keys import SCRIPTS, keys_of
-from launch.runs import find_run, located
+from launch.keys import SCRIPTS, keys_of, with_home
+from launch.runs import find_run, located, require_study
 from launch.typed import for_hydra
 
 NAMES = [
@@ -67,7 +68,8 @@ def test_free_text_is_taken_as_it_stands(entry, key):
     for name in names:
         typed = [f"{key}={name}", *BESIDE.get(key, [])]
         override = parser.parse_override(for_hydra(entry, typed)[0])
-        assert OmegaConf.create({"value": override.value()}).value == name
+        wanted = with_home(name) if key in ("runs_dir", "reports_dir") else name
+        assert OmegaConf.create({"value": override.value()}).value == wanted
     config = composed(entry, f"{key}=/tmp/tëxte, (a)=1 'b'", *BESIDE.get(key, []))
     assert value_of(config, key) == "/tmp/tëxte, (a)=1 'b'"
 
@@ -90,7 +92,8 @@ def test_every_free_text_takes_any_characters():
                 continue
             (argument,) = for_hydra(entry, [f"{key}={text}"])
             value = parser.parse_override(argument).value()
-            assert OmegaConf.create({"value": value}).value == text, (key, text)
+            wanted = with_home(text) if key in ("runs_dir", "reports_dir") else text
+            assert OmegaConf.create({"value": value}).value == wanted, (key, text)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +234,7 @@ MISTAKES = [
     ("train", "+attention=mla", "leave out the +: attention=mla"),
     ("train", "~attention", "no key can be left out"),
     ("train", "--cfg foo", "are the flags"),
-    ("prepare", "verfy", "python -m data.prepare verify"),
+    ("prepare", "verif", "python -m data.prepare verify"),
     ("export", "out=x device=cuda:0 run=y", "CUDA_VISIBLE_DEVICES=0"),
 ]
 # Of libraries, or of their insides.
@@ -249,6 +252,21 @@ def test_a_mistake_is_answered_with_the_next_command(entry, typed, answer, start
     assert (status, out, err.count("\n")) == (2, "", 1), err
     assert answer in err
     assert not NEVER.search(err), err
+
+
+@pytest.mark.parametrize("entry", SCRIPTS)
+def test_help_says_how_values_are_written(entry, start):
+    status, out, _ = start(entry, "--help")
+    assert status == 0
+    assert "Paths and text are taken as they stand" in out
+    assert "$" not in re.sub(r"\$\{", "", out)
+
+
+def test_a_study_that_is_not_there_lists_those_there_are(runs):
+    require_study(runs, "study")
+    require_study(runs, "study_nano")
+    with pytest.raises(ConfigError, match=r"'study_nan'; did you mean experiment=study_nano\?"):
+        require_study(runs, "study_nan")
 
 
 def test_version_is_kvlabs(start):
@@ -274,17 +292,17 @@ def conf(tmp_path, monkeypatch):
     compose.register()
 
 
-def test_local_settings_are_taken_where_an_entry_point_has_them(conf, tmp_path):
+def test_local_settings_are_taken_where_an_entry_point_has_them(conf):
     conf(
         "local/default.yaml",
-        f"runs_dir: {tmp_path}/elsewhere\ntrainer: {{num_threads: 3}}\n"
+        "runs_dir: ~/elsewhere\ntrainer: {num_threads: 3}\n"
         "defaults: [{override /tracking: none}, {override /optim: adamw}]\n",
     )
     train = composed("train")
     assert (train.trainer.num_threads, train.optim.name) == (3, "adamw")
     for entry in ("train", "eval", "generate", "export", "prepare"):
         config = composed(entry)
-        assert config.runs_dir == f"{tmp_path}/elsewhere"
+        assert config.runs_dir == with_home("~/elsewhere")
         assert entry not in ("train", "eval") or config.tracking.wandb is False
     assert composed("train", "trainer.num_threads=1").trainer.num_threads == 1
 
@@ -329,8 +347,6 @@ def test_a_file_without_its_package_is_told_so(name, text, message, conf, start)
 @pytest.fixture
 def runs(tmp_path):
     """A folder of runs, the last of them the newest, and one of a study."""
-    import os
-
     for age, name in enumerate(["study/mqa-seed0", "mha-seed0", "mla-seed0", "mla-seed1"]):
         folder = tmp_path / "runs" / name / "checkpoints"
         (folder / "1").mkdir(parents=True)

@@ -66,6 +66,22 @@ def test_every_python_example_runs(code):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102 (our own text)
 
 
+def pages():
+    """Everything that shows commands: the pages, and what --help prints."""
+    found = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "conf").glob("*.yaml")]
+    return sorted(path for path in found if path.name != "CHANGELOG.md")
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda path: path.name)
+def test_commands_are_quoted_for_zsh(page):
+    """An unquoted bracket, * or ? is a pattern there, and an error where no file matches."""
+    command = r"(?:^ {4,}|`)((?:python|torchrun|sh|srun) [^`\n]*)"
+    for found in re.findall(command, page.read_text(), re.MULTILINE):
+        text = re.sub(r"\s[\[|(] ?[a-z]\w*=?.*$|  .*$", "", found)  # optional arguments, remarks
+        unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", text)
+        assert not re.search(r"[][*?]", unquoted), f"{page.name}: {found}"
+
+
 @pytest.fixture
 def study():
     """The committed study that the README shows: its folder and its variants."""
