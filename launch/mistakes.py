@@ -29,18 +29,22 @@ def unknown_flag(config_name: str, argument: str, rest: Sequence[str]) -> str:
     """Say what to type for `--key value`, `--key=value`, `-key=value` and the like."""
     name, assigned, value = argument.lstrip("-").partition("=")
     name = name.replace("-", "_")
+    if not assigned and rest and not rest[0].startswith("-") and "=" not in rest[0]:
+        value = rest[0]
     if re.fullmatch(r"(resume|continue|restart|resume_from\w*)", name):
         return f"there is no {argument}: rerunning the same command resumes its run"
     if tokens := config_name == "train" and counts_tokens(name):
         return f"there is no {argument}; {tokens}"
+    if name in ("no_wandb", "offline", "disable_wandb"):
+        return f"there is no {argument}; keys have no dashes: tracking=none"
+    if name == "data" and config_name in ("train", "prepare") and value not in choices("data"):
+        return f"there is no {argument}; {wrong_choice(config_name, 'data', value)}"
     if not name:
         return f"'{argument}' is not KEY=VALUE; --help lists every key"
     if name in ("verbose", "quiet", "debug", "dry_run"):
         smoke = command(config_name, "debug=smoke")
         known = f"; {smoke} is a run of seconds" if config_name == "train" else ""
         return f"there is no {argument}{known}; --help lists every key"
-    if not assigned and rest and not rest[0].startswith("-") and "=" not in rest[0]:
-        value = rest[0]
     found = _assignment(config_name, name, value)
     if found is None:
         return f"there is no {argument}; keys have no dashes: KEY=VALUE (--help lists them)"
@@ -114,6 +118,11 @@ def not_an_assignment(
         return f"'{argument}' is not KEY=VALUE; {command(config_name, near[0])} has it first"
     if config_name == "eval":
         return f"'{argument}' is not KEY=VALUE; runs are named by run=: {_run_of(argument)}"
+    file = re.fullmatch(r"(?:conf/)?(\w+)/(\w+)(?:\.yaml)?", argument)
+    if file and file[1] in groups and file[2] in groups[file[1]]:
+        return f"'{argument}' is not KEY=VALUE; write {file[1]}={file[2]}"
+    if any(one in ("data=local", "data=hub") for one in typed):
+        return f"'{argument}' is not KEY=VALUE; write {shell_word(f'data.path={argument}')}"
     for group in groups:
         if choice := near_choice(group, argument, exact=True):
             return f"'{argument}' is not KEY=VALUE; write {group}={choice}"
@@ -143,6 +152,9 @@ def _until_assignment(rest: Sequence[str]) -> list[str]:
 def one_of_several(config_name: str, key: str, known: Key | None, pieces: Sequence[str]) -> str:
     """Say what to type for several values of a key that takes one."""
     value = ",".join(pieces)
+    if not all(piece.strip() for piece in pieces):
+        meant = shell_word(f"{key}={','.join(piece for piece in pieces if piece.strip())}")
+        return f"{key}={value} has a comma too many: {meant}"
     if known is not None and known.is_list:
         listed = shell_word(f"{key}=[{','.join(piece.strip() for piece in pieces)}]")
         return f"{key}={value} names several: write {listed}"
@@ -196,10 +208,9 @@ def wrong_choice(
         return f"{text}; text of your own is data=local {meant} (there are {listed})"
     if group == "tracking":
         near = near_choice(group, value)
-        hint = f"; did you mean tracking={near}?" if near else ""
+        hint = f"; did you mean tracking={near}? There" if near else "; there"
         return (
-            f"{text}{hint}; there are {listed}, and every run writes metrics.jsonl, which needs no "
-            "account"
+            f"{text}{hint} are {listed}, and every run writes metrics.jsonl, which needs no account"
         )
     if group == "experiment":
         return f"{text}; there are {listed}; files of your own go to conf/experiment/"
@@ -227,12 +238,14 @@ def unknown_key(config_name: str, key: str, value: str = "") -> str:
     if any(known.startswith(f"{key}.") for known in keys_of(config_name)):
         below = [k for k in keys_of(config_name) if k.startswith(f"{key}.")]
         return f"{key} is a section of keys: {key}.KEY=VALUE, such as {below[0]}=VALUE"
+    if re.match(r"data\.(corpora|weights)\b", key):
+        return f"there is no key '{key}' here; it goes with data=mixture and a corpus of that name"
     near = similar_keys(config_name, key)
     if (tokens := counts_tokens(key)) and config_name == "train":
         return f"there is no key '{key}'; {tokens}"
     others = [f"python {SCRIPTS[one]}" for one in entries_with(key) if one != config_name]
     has_leaf = any(one.rpartition(".")[2] == leaf for one in near)
-    if others and not has_leaf:
+    if others and not has_leaf and ("." in key or not near):
         return (
             f"there is no key '{key}' in python {SCRIPTS[config_name]}; {' and '.join(others)} "
             f"{'has' if len(others) == 1 else 'have'} it"

@@ -104,11 +104,11 @@ def near_choice(group: str, value: str, *, exact: bool = False) -> str | None:
             len(other) > 4 and plain.startswith(other) for other in others.split()
         ):
             return choice
-    found = difflib.get_close_matches(plain, known, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
     squeezed = plain.replace("_", "")
     begun = [choice for choice in known if squeezed and choice.startswith(squeezed[:4])]
     same = [choice for choice in known if choice.replace("_", "") == squeezed]
-    starting = [choice for choice in known if choice.startswith(plain)]
+    starting = [choice for choice in known if choice.startswith(plain) or choice.endswith(plain)]
     return next(iter([*same, *starting[:1], *found, *begun[:1]]), None)
 
 
@@ -119,6 +119,8 @@ def similar_keys(config_name: str, key: str) -> list[str]:
     for candidate in known:
         if candidate.lower() == key.lower():
             return [candidate]
+    if f"model.{key}" in known:
+        return [f"model.{key}"]
     parent = key.rpartition(".")[0]
     same_leaf = [k for k in known if k.rpartition(".")[2] == leaf and k != key]
     by_alias = [

@@ -64,7 +64,7 @@ def _split(config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[
     typed: list[str] = []
     rest = list(arguments)
     while rest:
-        argument = rest.pop(0)
+        argument = _as_of_a_keyboard(rest.pop(0))
         name = argument.partition("=")[0]
         is_long = len(name) > 3 and any(flag.startswith(name) for flag in _LONG_FLAGS)
         # In the others it can only be meant as the key.
@@ -80,6 +80,19 @@ def _split(config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[
         else:
             typed.append(argument)
     return flags, typed
+
+
+def _as_of_a_keyboard(argument: str) -> str:
+    """Return an argument with the dash that was meant where an editor made a long one of it.
+
+    Raises:
+        ConfigError: If an editor made typographic quotes, which a shell does not take for quotes.
+    """
+    argument = argument.lstrip(" ")
+    if re.match("[\u201c\u201d\u201e\u2018\u2019\u00ab]", argument):
+        meant = argument.strip("\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb")
+        raise ConfigError(f"{argument} has typographic quotes; type plain ones: '{meant}'")
+    return re.sub("^[\u2010-\u2015\u2212]+", "--", argument)
 
 
 def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun: bool) -> str:

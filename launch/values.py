@@ -30,7 +30,9 @@ def not_of_type(config_name: str, key: str, reason: str) -> str:
     found = re.search(r"Value '(.*?)'(?: of type '\w+')? (?:could not be|is not a valid)", reason)
     if wanted and found:
         listed = "a list; each is to be " if known and known.is_list else ""
-        return f"{key} ({found.group(1)}) must be {listed}{wanted}"
+        text = f"{key} ({found.group(1)}) must be {listed}{wanted}"
+        percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", found.group(1))
+        return f"{text}; that is {float(percent.group(1)) / 100:g}" if percent else text
     return f"{key}: {reason}" if key else reason
 
 
