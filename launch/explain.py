@@ -20,6 +20,12 @@ _PACKAGES = {
     "experiment": "_global_",
 }
 
+# Hydra's grammar, where a value of hydra.* or of another package is no value.
+_UNREADABLE = re.compile(
+    r"token recognition|mismatched input|viable alternative|extraneous input|missing .* at '"
+    r"|Error parsing override|mismatch type argument|NoViableAlt"
+)
+
 
 def explain(error: BaseException, schema: type, typed: Sequence[str] = ()) -> str:
     """Say in one line what Hydra or OmegaConf refused, with the nearest valid key.
@@ -53,6 +59,11 @@ def explain(error: BaseException, schema: type, typed: Sequence[str] = ()) -> st
         return wrong_choice(entry, found.group(1), found.group(2), names)
     if sweep := re.search(r"Sweep parameters? '(.*?)' requires", text):
         return f"{sweep.group(1)} is a sweep of several runs: add -m"
+    if function := re.search(r"Unknown function '(\w+)'", text):
+        return f"there is no function {function.group(1)}; quote a text that has parentheses"
+    if _UNREADABLE.search(text):
+        found = re.search(r"(?:parsing override '|at '|: )([\w/@.]+)=", text)
+        return f"{found.group(1) if found else 'a value'} cannot be read; quote it: KEY='\"VALUE\"'"
     if "No match in the defaults list" in text:
         return " ".join(text.splitlines()[0].split())
     if found := re.search(r"Could not load '([^']+)'", text):

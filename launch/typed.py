@@ -28,7 +28,7 @@ _FUNCTION = re.compile(
     r"(choice|range|interval|glob|shuffle|sort|tag|extend_list|str|int)\s*\(.*\)"
 )
 _INTERPOLATION = re.compile(r"\$\{([^{}]*)\}")
-_UNQUOTED = re.compile(r"[\w\s./\\+$%*@?|:,()\[\]{}'\"=-]*", re.ASCII)
+_PLAIN = re.compile(r"[\w.+-]*|\[[\w.+,\s'\"-]*\]", re.ASCII)
 _LONG_FLAGS = (
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run"),
     *("--multirun", "--shell-completion", "--config-path", "--config-name", "--config-dir"),
@@ -100,6 +100,9 @@ def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun
     prefix, key, value = _parts(argument)
     if argument.startswith("~") and not argument.startswith("~hydra"):
         raise ConfigError(f"{argument}: no key can be left out; give it another value: KEY=VALUE")
+    for folder in re.findall(r"file://([^],]+)", value) if key == "hydra.searchpath" else []:
+        if not _is_there(folder):
+            raise ConfigError(f"{key}: there is no folder {folder}")
     if re.match(r"~?hydra\b", key) or "@" in key:
         return argument
     is_group = key in groups_of(config_name)
@@ -135,9 +138,17 @@ def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun
         raise ConfigError(unknown_key(config_name, key, value))
     if known is not None and known.kind == "int":
         value = ",".join(_whole_number(piece) for piece in pieces)
-    if not _UNQUOTED.fullmatch(value) or ("=" in value and not _FUNCTION.fullmatch(value)):
-        value = quoted(value)
+    if known is not None:
+        value = ",".join(_plain(known, piece) for piece in _split_at_commas(value))
     return f"{prefix}{key}={value}"
+
+
+def _plain(known: Key, value: str) -> str:
+    """Quote what Hydra's grammar would not read, for the key's own rule to refuse it."""
+    is_mapping = known.kind == "other" and value.startswith(("{", "["))
+    if _PLAIN.fullmatch(value.strip()) or _FUNCTION.fullmatch(value) or "${" in value or is_mapping:
+        return value
+    return value if _QUOTED.fullmatch(value) else quoted(value)
 
 
 def _require_choices(
@@ -211,7 +222,8 @@ def _one(config_name: str, value: str) -> str:
 
     def names_a_key(found: re.Match[str]) -> bool:
         inner = found[1]
-        return ":" in inner or inner == "now" or look_up(config_name, inner) is not None
+        resolver = re.match(r"(oc\.\w+|env|divide|multiply|name_or|corpus|hydra|now):", inner)
+        return resolver is not None or look_up(config_name, inner) is not None
 
     has_interpolation = any(names_a_key(found) for found in _INTERPOLATION.finditer(value))
     return quoted(value, keeps_interpolations=has_interpolation or "${${" in value)

@@ -26,6 +26,8 @@ def not_of_type(config_name: str, key: str, reason: str) -> str:
     if missing := re.search(r"Interpolation key '([^']+)' not found", reason):
         other = missing.group(1)
         return f"{key}: ${{{other}}} stands for the key {other}, which is not there"
+    if "Cannot assign" in reason or "Dict[" in reason:
+        return f"{key} is a section of keys: {key}.NAME.KEY=VALUE"
     wanted = _WANTED.get(known.kind) if (known := look_up(config_name, key)) else None
     found = re.search(r"Value '(.*?)'(?: of type '\w+')? (?:could not be|is not a valid)", reason)
     if wanted and found:

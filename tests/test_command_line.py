@@ -18,7 +18,7 @@ from launch.typed import for_hydra
 NAMES = [
     *("~/texts", "/tmp/tëxte", "/tmp/文本", "/tmp/a,b=c", "a=b", "a(b", "[x]", "{x}", "{", "'x"),
     *('"x', "a&b", "#x", "a;b", "hi!", "a b", " x", "1e3", "true", "1_000", "50%", "$x", "${x}"),
-    *("C:\\x\\", "a:b", "x\\'", "\\", "@x", "a|b", "*?", "-x", "a\nb"),
+    *("C:\\x\\", "a:b", "x\\'", "\\", "@x", "a|b", "*?", "-x", "a\nb", "${a:b}"),
 ]
 # Needed beside a key, for the configuration to be a whole one.
 BESIDE = {
@@ -245,6 +245,13 @@ MISTAKES = [
     ("train", "tracking=tensorboard", "there are none, wandb"),
     ("train", "+attention=mla", "leave out the +: attention=mla"),
     ("train", "~attention", "no key can be left out"),
+    ("train", "hydra.launcher.x=\u00e9", "hydra.launcher.x cannot be read"),
+    ("train", "-m hydra.launcher.x=a,b(", "cannot be read"),
+    ("train", "match={a}b", "match ('{a}b') must be params, cache or none"),
+    ("train", "optim.learning_rate=f(x)", "optim.learning_rate (f(x)) must be a number"),
+    ("train", "-m seed=range(a)", "cannot be read"),
+    ("train", "data.corpora=x", "data.corpora is a section of keys"),
+    ("train", "hydra.searchpath=[file:///nope]", "there is no folder /nope"),
     ("train", "--cfg foo", "are the flags"),
     ("prepare", "verif", "python -m data.prepare verify"),
     ("export", "out=x device=cuda:0 run=y", "CUDA_VISIBLE_DEVICES=0"),

@@ -589,7 +589,7 @@ def test_a_model_that_fails_costs_no_other_its_numbers(
     [
         (["hf=a", "eval.decode_path=absorbed"], "set hf_modules=kvlab, or leave it out"),
         (["hf=a", "eval.decode=true", "eval.cache_dtype=int8"], "eval.cache_dtype=int8 is kvlab's"),
-        (["hf={a: 1}"], "hf .* must be a folder or a name of the Hub"),
+        (["hf={a: 1}"], "hf: no such folder: {a: 1}"),
         (["hf=[a,'']"], "hf .* must be a folder or a name of the Hub"),
         (["hf_modules=own"], "hf_modules .* must be transformers or kvlab"),
         (["data_folder=a"], "data_folder needs hf="),
