@@ -1,6 +1,6 @@
 """Plots of a report. An attention has the same colour and marker in all of them.
 
-Figures come as PNG or SVG, light or dark; the same numbers give the same SVG, byte for byte.
+Figures come as PNG, PDF or SVG, light or dark; the same numbers give the same file, byte for byte.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,8 @@ from evaluation.plot_labels import (
 )
 
 Theme = Literal["light", "dark"]
+Target = Path | IO[bytes] | Sequence[Path]
+"""A PNG, PDF or SVG file, or several of one figure, or a stream for SVG."""
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; others follow in order.
 _STYLES = {
@@ -77,7 +80,7 @@ def style_of(attention: str, theme: Theme = "light") -> tuple[str, str]:
 
 def plot_decode(
     rows: Sequence[dict[str, Any]],
-    path: Path | IO[bytes],
+    path: Target,
     theme: Theme = "light",
     batch: int | None = None,
 ) -> bool:
@@ -88,7 +91,7 @@ def plot_decode(
 
     Args:
         rows: Of runs or variants, with `decode` as `comparison.add_decode_speed` leaves it.
-        path: Of the PNG or SVG file, or a stream for SVG.
+        path: Where.
         theme: Of its colours.
         batch: The only batch to draw; None: all.
 
@@ -104,9 +107,7 @@ def plot_decode(
     return _write(lambda figure, look: _draw_decode(figure, look, rows, shown), path, theme, size)
 
 
-def plot_pareto(
-    variants: Sequence[dict[str, Any]], path: Path | IO[bytes], theme: Theme = "light"
-) -> bool:
+def plot_pareto(variants: Sequence[dict[str, Any]], path: Target, theme: Theme = "light") -> bool:
     """Draw perplexity against the bytes that the cache holds per token.
 
     Thick intervals are those over seeds, thin ones those over the text; the line is the lowest
@@ -115,7 +116,7 @@ def plot_pareto(
     Args:
         variants: Of one protocol; those without a perplexity or a cache that was measured are left
             out, and there must be two.
-        path: Of the PNG or SVG file, or a stream for SVG.
+        path: Where.
         theme: Of its colours.
 
     Returns:
@@ -127,9 +128,7 @@ def plot_pareto(
     return _write(lambda figure, look: _draw_pareto(figure, look, points), path, theme, (6.4, 4.6))
 
 
-def plot_curves(
-    curves: Mapping[str, dict[str, Any]], path: Path | IO[bytes], theme: Theme = "light"
-) -> bool:
+def plot_curves(curves: Mapping[str, dict[str, Any]], path: Target, theme: Theme = "light") -> bool:
     """Draw validation perplexity against the tokens trained on, a line for each variant.
 
     The line is the mean over seeds (of the logarithms, as the axis shows them) where all of them
@@ -137,7 +136,7 @@ def plot_curves(
 
     Args:
         curves: By run name, each with `variant`, `attention`, `tokens` and `perplexity`.
-        path: Of the PNG or SVG file, or a stream for SVG.
+        path: Where.
         theme: Of its colours.
 
     Returns:
@@ -158,6 +157,8 @@ def plot_all(
 ) -> list[str]:
     """Write those of pareto.png, curves.png and decode.png that there is something to show in.
 
+    Each is in figures/ as well, as a PDF for papers: vectors, and fonts that can be searched.
+
     Args:
         folder: Where; it exists.
         variants: Of one protocol.
@@ -165,19 +166,22 @@ def plot_all(
         suffix: Of the names, before .png.
 
     Returns:
-        The names of the files written.
+        The names of the PNG files written.
 
     Raises:
         PlotError: If one cannot be drawn.
     """
-    names = [f"{plot}{suffix}.png" for plot in ("pareto", "curves", "decode")]
-    pareto, training, decode = (folder / name for name in names)
-    is_written = [
-        plot_pareto(variants, pareto),
-        plot_curves(curves, training),
-        plot_decode(variants, decode),
-    ]
-    return [name for name, written in zip(names, is_written, strict=True) if written]
+    plots: dict[str, Callable[[Target], bool]] = {
+        "pareto": partial(plot_pareto, variants),
+        "curves": partial(plot_curves, curves),
+        "decode": partial(plot_decode, variants),
+    }
+    written = []
+    for plot, draw in plots.items():
+        name = f"{plot}{suffix}"
+        if draw([folder / f"{name}.png", folder / "figures" / f"{name}.pdf"]):
+            written.append(f"{name}.png")
+    return written
 
 
 class SeedLine(NamedTuple):
@@ -229,7 +233,7 @@ def _height_for(labels: int) -> float:
 
 def _write(
     draw: Callable[[Figure, _Look], None],
-    path: Path | IO[bytes],
+    path: Target,
     theme: Theme,
     size: tuple[float, float],
 ) -> Literal[True]:
@@ -240,7 +244,7 @@ def _write(
         PlotError: If it cannot be drawn.
     """
     look = _LOOKS[theme]
-    stream = BytesIO()
+    targets = path if isinstance(path, Sequence) else [path]
     with _explained():
         # Without pyplot: no window system, and no state that outlives the figure.
         with _own_settings():
@@ -254,17 +258,29 @@ def _write(
             figure = Figure(figsize=size, layout="constrained")
             FigureCanvasAgg(figure)
             draw(figure, look)
-            if isinstance(path, Path) and path.suffix != ".svg":
-                figure.savefig(stream, format="png", dpi=150)
-            else:
-                # Transparent: a page has its own ground.
-                nothing = {"Date": None, "Creator": None}
-                figure.savefig(stream, format="svg", metadata=nothing, transparent=True)
-    if isinstance(path, Path):
-        path.write_bytes(stream.getvalue())
-    else:
-        path.write(stream.getvalue())
+            drawn = [_rendered(figure, target) for target in targets]
+    for target, content in zip(targets, drawn, strict=True):
+        if isinstance(target, Path):
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(content)
+        else:
+            target.write(content)
     return True
+
+
+def _rendered(figure: Figure, target: Path | IO[bytes]) -> bytes:
+    """Return the figure in the format of the target; a stream takes SVG."""
+    stream = BytesIO()
+    suffix = target.suffix if isinstance(target, Path) else ".svg"
+    if suffix == ".png":
+        figure.savefig(stream, format="png", dpi=150)
+    elif suffix == ".pdf":
+        figure.savefig(stream, format="pdf", metadata={"CreationDate": None})
+    else:
+        # Transparent: a page has its own ground.
+        nothing = {"Date": None, "Creator": None}
+        figure.savefig(stream, format="svg", metadata=nothing, transparent=True)
+    return stream.getvalue()
 
 
 @contextlib.contextmanager
@@ -319,6 +335,7 @@ def _settings(look: _Look) -> dict[str, Any]:
         **lines,
         **labels,
         "svg.hashsalt": "kvlab",
+        "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
         "figure.facecolor": look.face,
         "axes.facecolor": look.face,
         "text.color": look.ink,
@@ -527,4 +544,4 @@ def _log_scale(axis: Axis) -> None:
     locator = LogLocator(subs=(1, 2, 5)) if is_wide else MaxNLocator(6, steps=[1, 2, 5, 10])
     axis.set_major_locator(locator)
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))

@@ -15,6 +15,7 @@ from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_token
 from evaluation.errors import EvaluationError, PlotError
 from evaluation.headline import headline, pairing_notes, too_little_text
 from evaluation.html_report import write_html
+from evaluation.paper import latex_tables, results_csv
 from evaluation.plain import plain
 from evaluation.plots import plot_all
 from evaluation.statistics import FEWEST_SEEDS
@@ -470,8 +471,10 @@ def update_report(folder: Path, groups: Sequence[Group], facts: Mapping[str, str
         RunError: If it cannot be written; the one that is there stays.
     """
     with _written_beside(folder, groups, facts, _nobody) as written:
-        for path in sorted(written.iterdir()):
-            path.replace(folder / path.name)
+        for path in sorted(path for path in written.rglob("*") if path.is_file()):
+            place = folder / path.relative_to(written)
+            place.parent.mkdir(exist_ok=True)
+            path.replace(place)
 
 
 @contextmanager
@@ -499,8 +502,9 @@ def _write_report(
 ) -> None:
     """Write results.json, variants.json, plots, report.md and report.html.
 
-    And windows.json, documents.json and pairs.json, where perplexity was measured;
-    across_tokenizers.json, where one text was read in several tokenizers' tokens.
+    For papers results.csv, table.tex and figures/. And windows.json, documents.json and pairs.json,
+    where perplexity was measured; across_tokenizers.json, where one text was read in several
+    tokenizers' tokens.
     """
     runs = [run for group in groups for run in group.runs]
     variants = [result for group in groups for result in group.results]
@@ -534,6 +538,8 @@ def _write_report(
             facts = {**facts, "Plots left out": str(error)}
             say(f"plots left out: {error}")
         plots.append(drawn)
+    write_text(folder / "results.csv", results_csv(groups))
+    write_text(folder / "table.tex", latex_tables(groups))
     write_text(folder / "report.md", printable(_markdown(title, groups, facts, plots, across)))
     write_html(
         folder / "report.html",

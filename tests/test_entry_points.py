@@ -221,10 +221,10 @@ def test_a_study_is_compared_seed_by_seed(kvlab, tmp_path):
     assert f"- Left out: `{left_out}`" in (folder / "report.md").read_text()
     assert "- Command: `python eval_model.py " in (folder / "report.md").read_text()
     assert " experiment=study_nano " in (folder / "report.md").read_text()
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     again = kvlab("eval_model.py", *arguments, "eval.baseline=mla")
     assert again.returncode == 0, again.stderr
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in before} == before
     mha, mla = json.loads((tmp_path / "study_nano-2" / "variants.json").read_text())
     assert (mha["baseline"], mla["verdict"]) == ("mla", "baseline")
 

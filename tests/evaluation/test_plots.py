@@ -98,10 +98,20 @@ def test_png_by_name_and_nothing_where_there_is_nothing_to_draw(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_plot_all_names_what_it_wrote(tmp_path):
+def test_plot_all_names_what_it_wrote_and_has_the_same_as_vectors(tmp_path):
     variants = [mha(), mla(decode=[decode_point(8)])]
     assert plot_all(tmp_path, variants, {}) == ["pareto.png", "decode.png"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["decode.png", "pareto.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"decode.png", "pareto.png", "figures"}
+    figures = sorted((tmp_path / "figures").iterdir())
+    assert [path.name for path in figures] == ["decode.pdf", "pareto.pdf"]
+    before = [path.read_bytes() for path in figures]
+    for figure in before:
+        assert figure.startswith(b"%PDF")
+        assert b"/FontFile2" in figure  # TrueType, embedded
+        assert b"/Type3" not in figure
+        assert b"/Subtype /Image" not in figure  # vectors
+    plot_all(tmp_path, variants, {})
+    assert [path.read_bytes() for path in figures] == before
 
 
 def test_decode_of_one_batch_is_one_panel():

@@ -596,8 +596,9 @@ def test_a_report_holds_rows_windows_plots_and_pages(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         *("results.json", "variants.json", "windows.json", "report.md", "report.html"),
         *("documents.json", "pairs.json"),
-        *("pareto.png", "curves.png"),
+        *("pareto.png", "curves.png", "results.csv", "table.tex", "figures"),
     }
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"pareto.pdf", "curves.pdf"}
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["run_name"] for row in rows] == [
         f"{name}-seed{seed}" for name in ("mha", "mla") for seed in (0, 1, 2)

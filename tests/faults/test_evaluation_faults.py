@@ -325,7 +325,7 @@ def test_weights_that_are_not_those_of_the_end_are_said_to_be_so(make_run):
 
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_killed_report_leaves_none_that_is_half_written(tmp_path, monkeypatch):
