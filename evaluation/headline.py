@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.plain import plain, shown
+from evaluation.labels import label, shown
+from evaluation.plain import plain
 from evaluation.statistics import FEWEST_DOCUMENTS, FEWEST_SEEDS
 
 
@@ -41,8 +42,8 @@ def _what(variants: Sequence[Mapping[str, Any]], unranked: Sequence[str]) -> str
     best = min(variants, key=lambda variant: variant["perplexity"])
     each = f", {number} {'seed' if seeds == [1] else 'seeds'}" if seeds else ""
     if len(variants) == 1:
-        return f"{best['name']}{trained}{each}: perplexity {best['perplexity']:.2f}."
-    said = f"{best['name']} has the lowest perplexity, {best['perplexity']:.2f}"
+        return f"{best['name']}{trained}{each}: perplexity {best['perplexity']:,.2f}."
+    said = f"{best['name']} has the lowest perplexity, {best['perplexity']:,.2f}"
     if unranked:
         said = f"not ranked, since they differ in {'; '.join(unranked)}"
     parts = []
@@ -98,7 +99,7 @@ def _one(variant: Mapping[str, Any], *, with_noise: bool = False) -> str:
     """Name a variant with its difference and the cache that it has for it."""
     noise, interval = _interval(variant)
     over = f" over {noise}" if with_noise else ""
-    sure = f" ({interval[0]:+.2f} to {interval[1]:+.2f}{over})" if interval else ""
+    sure = f" ({interval[0]:+,.2f} to {interval[1]:+,.2f}{over})" if interval else ""
     notes = [f"{key} {ours}, not {theirs}" for key, (ours, theirs) in _unequal(variant).items()]
     note = "".join(f", {text}" for text in [variant["verdict_note"], *notes] if text)
     note += "," if note else ""
@@ -106,13 +107,13 @@ def _one(variant: Mapping[str, Any], *, with_noise: bool = False) -> str:
     cache = "a cache that was not measured"
     if ratio is not None:
         cache = f"{ratio:.3g} {'of' if ratio <= 1 else 'times'} the cache"
-    return f"{variant['name']} {variant['delta_percent']:+.2f} %{sure}{note} at {cache}"
+    return f"{variant['name']} {variant['delta_percent']:+,.2f} %{sure}{note} at {cache}"
 
 
 def _unequal(variant: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return what keeps a variant from being compared with its baseline, with both values."""
     return {
-        plain(key): (shown(ours), shown(theirs))
+        plain(label(key), 120): (plain(shown(ours)), plain(shown(theirs)))
         for key, (ours, theirs) in variant.get("unequal", {}).items()
     }
 

@@ -12,6 +12,7 @@ from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE
 from evaluation.errors import PlotError
 from evaluation.headline import pairing_notes, too_little_text
 from evaluation.kv_cache import cache_bytes_of, has_known_cache
+from evaluation.labels import NONE, label, shown, typeset
 from evaluation.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
 from evaluation.tasks import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
 from guards.printable import printable
@@ -19,17 +20,16 @@ from tracking.atomic import write_text
 
 Variant = dict[str, Any]
 Plot = Callable[[IO[bytes], Theme], bool]
-NONE = "\N{EN DASH}"
-"""Stands for a value that there is not."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows of a variant: a value, and smaller lines below it (label, text)."""
+    """What a table shows of a variant: a value, and lines below it (label, text)."""
 
     text: str
     notes: Sequence[tuple[str, str]] = ()
     badge: str = ""
+    intervals: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def write_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"label": label, "typeset": typeset}
     page = environment.get_template("report.html.jinja").render(
         title=title,
         headline=headline,
@@ -126,7 +127,7 @@ def _group(group: Mapping[str, Any], curves: Mapping[str, dict[str, Any]]) -> di
     batches = sorted({point["batch"] for v in variants for point in _decode(v)})
     return {
         "protocol_line": group["protocol_line"],
-        "protocol": {key: _plain(value) for key, value in group["protocol"].items()},
+        "protocol": {label(key): shown(value) for key, value in group["protocol"].items()},
         "held_equal": group["held_equal"],
         "differs": group["differs"],
         "baseline": _baseline(variants) if any(v["baseline"] for v in variants) else None,
@@ -156,7 +157,11 @@ def _group(group: Mapping[str, Any], curves: Mapping[str, dict[str, Any]]) -> di
 
 def _table(caption: str, rows: list[Cell], columns: Sequence[Column]) -> Table:
     """Leave out the columns that are empty for every variant."""
-    filled = [c for c in columns if any(cell.text != NONE or cell.notes for cell in c.cells)]
+    filled = [
+        c
+        for c in columns
+        if any(cell.text != NONE or cell.notes or cell.intervals for cell in c.cells)
+    ]
     return Table(caption, rows, filled)
 
 
@@ -199,7 +204,7 @@ def _result_columns(variants: Sequence[Variant]) -> list[Column]:
 def _perplexity(variant: Variant) -> Cell:
     if variant["perplexity"] is None:
         return Cell(NONE)
-    return Cell(_ppl(variant["perplexity"]), _intervals(variant, "perplexity", _ppl))
+    return Cell(_ppl(variant["perplexity"]), intervals=_intervals(variant, "perplexity", _ppl))
 
 
 def _baseline(variants: Sequence[Variant]) -> str:
@@ -211,9 +216,9 @@ def _baseline(variants: Sequence[Variant]) -> str:
 def _difference(variant: Variant, against: str) -> Cell:
     if variant["delta_percent"] is None:
         return Cell(NONE)
-    notes = _intervals(variant, "delta_percent", _signed)
-    notes += [("to", variant["baseline"])] if variant["baseline"] != against else []
-    return Cell(f"{_signed(variant['delta_percent'])} %", notes)
+    notes = [("to", variant["baseline"])] if variant["baseline"] != against else []
+    intervals = _intervals(variant, "delta_percent", _signed)
+    return Cell(f"{_signed(variant['delta_percent'])} %", notes, intervals=intervals)
 
 
 def _intervals(
@@ -278,8 +283,8 @@ def _ends(values: Any) -> list[int]:
 def _ms(variant: Variant, batch: int, context: int, roofline: bool = False) -> Cell:
     for point in _decode(variant):
         if (point["batch"], point["context"]) == (batch, context):
-            notes = [("roofline", f"{point['roofline_ms']:.2f}")] if roofline else []
-            return Cell(f"{point['ms_per_token']:.2f}", notes)
+            notes = [("roofline", f"{point['roofline_ms']:,.2f}")] if roofline else []
+            return Cell(f"{point['ms_per_token']:,.2f}", notes)
     return Cell(NONE)
 
 
@@ -325,8 +330,11 @@ def _task_table(variants: Sequence[Variant], task: str) -> Table:
     columns = []
     for metric in metrics_of(variants, task):
         pairs = [value_and_error(variant, task, metric) for variant in variants]
-        cells = [Cell(value or NONE, [("±", error)] if error else []) for value, error in pairs]
-        columns.append(Column(metric, described(variants, task), cells, metric))
+        cells = [
+            Cell(value or NONE, [("", f"±\N{NO-BREAK SPACE}{error}")] if error else [])
+            for value, error in pairs
+        ]
+        columns.append(Column(label(metric), described(variants, task), cells, label(metric)))
     return _table(task, [Cell(v["name"]) for v in variants], columns)
 
 
@@ -354,11 +362,9 @@ def _across(found: Mapping[str, Any]) -> dict[str, Any]:
     bits = [
         Cell(
             f"{row['bits_per_byte']:.4f}",
-            [("text", f"{low:.4f} to {high:.4f}") for low, high in [row["bits_per_byte_ci95_text"]]]
-            if row["bits_per_byte_ci95_text"]
-            else [],
+            intervals=[("text", f"{pair[0]:.4f} to {pair[1]:.4f}")] if pair else [],
         )
-        for row in rows
+        for row, pair in ((row, row["bits_per_byte_ci95_text"]) for row in rows)
     ]
     numbers = partial(_numbers, rows)
     columns = [
@@ -440,7 +446,7 @@ def _budget_columns(variants: Sequence[Variant]) -> list[Column]:
     budgets = [variant["budget"] for variant in variants]
     numbers = partial(_numbers, budgets)
     return [
-        *(numbers(part, "Parameters", part, _count) for part in (*PARTS, "total")),
+        *(numbers(label(part), "Parameters", part, _count) for part in (*PARTS, "total")),
         numbers(
             "bytes/token", "KV cache", "kv_cache_bytes_per_token", _count, "KV cache bytes/token"
         ),
@@ -509,8 +515,8 @@ def _decode_words(variants: Sequence[Variant], batch: int) -> str:
         if points:
             first, last = points[0], points[-1]
             lines.append(
-                f"{variant['name']} {first['ms_per_token']:.2f} at {first['context']:,} and "
-                f"{last['ms_per_token']:.2f} at {last['context']:,}"
+                f"{variant['name']} {first['ms_per_token']:,.2f} at {first['context']:,} and "
+                f"{last['ms_per_token']:,.2f} at {last['context']:,}"
             )
     return f"Milliseconds per token against context, batch {batch}: {'; '.join(lines)}."
 
@@ -535,13 +541,13 @@ def _ratio(value: float) -> str:
 
 
 def _signed(value: float, digits: int = 2) -> str:
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:+,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _memory(value: float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:
-            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+            return f"{value:,.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:,.1f} GiB"
 
@@ -549,14 +555,5 @@ def _memory(value: float) -> str:
 def _duration(seconds: float) -> str:
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
+            return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def _plain(value: Any) -> str:
-    """Show a value of a protocol card."""
-    if value is None:
-        return NONE
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return _count(value) if isinstance(value, int) else str(value)

@@ -15,6 +15,7 @@ from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_token
 from evaluation.errors import EvaluationError, PlotError
 from evaluation.headline import headline, pairing_notes, too_little_text
 from evaluation.html_report import write_html
+from evaluation.labels import label, shown
 from evaluation.paper import latex_tables, results_csv
 from evaluation.plain import plain
 from evaluation.plots import plot_all
@@ -61,11 +62,11 @@ def quality_cells(variant: Mapping[str, Any]) -> list[str]:
         str(len(variant["seeds"]) or "-"),
         f"{variant['num_parameters']:,}",
         _number(variant["perplexity"]),
-        _interval(variant["perplexity_ci95_text"], "{:.2f}"),
-        _interval(variant["perplexity_ci95_seeds"], "{:.2f}"),
-        "-" if percent is None else f"{percent:+.2f} %",
-        _interval(variant["delta_percent_ci95_text"], "{:+.2f}"),
-        _interval(variant["delta_percent_ci95_seeds"], "{:+.2f}"),
+        _interval(variant["perplexity_ci95_text"], "{:,.2f}"),
+        _interval(variant["perplexity_ci95_seeds"], "{:,.2f}"),
+        "-" if percent is None else f"{percent:+,.2f} %",
+        _interval(variant["delta_percent_ci95_text"], "{:+,.2f}"),
+        _interval(variant["delta_percent_ci95_seeds"], "{:+,.2f}"),
         f"{variant['verdict'] or '-'}{note}",
         "-" if variant["is_baseline"] else variant["baseline"] or "-",
         _number(variant["kv_cache_bytes_per_token"]),
@@ -178,12 +179,12 @@ def run_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
     body = [
         [
             *(row["run_name"], _seed(row["seed"]), _number(row["perplexity"])),
-            _interval(row["perplexity_ci95"], "{:.2f}"),
+            _interval(row["perplexity_ci95"], "{:,.2f}"),
             *(_number(row["word_perplexity"]), _number(row["bits_per_byte"])),
-            "-" if row["delta_nll"] is None else f"{100 * math.expm1(row['delta_nll']):+.2f} %",
+            "-" if row["delta_nll"] is None else f"{100 * math.expm1(row['delta_nll']):+,.2f} %",
             _interval(
                 row["delta_nll_ci95"] and [100 * math.expm1(end) for end in row["delta_nll_ci95"]],
-                "{:+.2f}",
+                "{:+,.2f}",
             ),
             row["baseline_run"] or "-",
         ]
@@ -357,7 +358,7 @@ def decode_sections(variants: Sequence[Mapping[str, Any]], style: str) -> list[s
             here = {p["context"]: p for p in variant["decode"] if p["batch"] == batch}
             timed = [here.get(context) for context in contexts]
             cells = [
-                f"{p['ms_per_token']:.2f} ({p['roofline_ms']:.2f})" if p else "-" for p in timed
+                f"{p['ms_per_token']:,.2f} ({p['roofline_ms']:,.2f})" if p else "-" for p in timed
             ]
             last = timed[-1]
             memory = [
@@ -638,7 +639,7 @@ def _markdown_group(group: Group, plots: Sequence[str]) -> list[str]:
     if sampled := [variant for variant in variants if variant["sample"]]:
         parts += ["## Samples"]
         parts += [f"{v['name']} (seed {v['seeds'][0]}):\n\n{_fenced(v['sample'])}" for v in sampled]
-    card = "\n".join(f"- {key}: {as_code(value)}" for key, value in group.protocol.items())
+    card = "\n".join(f"- {label(k)}: {as_code(shown(v))}" for k, v in group.protocol.items())
     return [*parts, "## Protocol card", card]
 
 

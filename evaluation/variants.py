@@ -25,7 +25,8 @@ from evaluation.differences import (
 )
 from evaluation.errors import EvaluationError
 from evaluation.kv_cache import cache_bytes_of, has_known_cache
-from evaluation.plain import plain, shown
+from evaluation.labels import label, shown
+from evaluation.plain import plain
 from evaluation.settings import EvalSettings
 from evaluation.statistics import seed_interval, standard_deviation, text_interval
 from evaluation.tasks import over_seeds
@@ -393,8 +394,9 @@ def _unranked(variants: Sequence[Variant]) -> list[str]:
     for number, one in enumerate(trained):
         for other in trained[number + 1 :]:
             for key, values in unequal(one.runs[0], other.runs[0]).items():
-                found.setdefault(key, {}).update(dict.fromkeys(map(shown, values)))
-    said = [f"{plain(key)} ({' and '.join(values)})" for key, values in found.items()]
+                texts = (plain(shown(value)) for value in values)
+                found.setdefault(key, {}).update(dict.fromkeys(texts))
+    said = [f"{plain(label(key), 120)} ({' and '.join(values)})" for key, values in found.items()]
     outside = [plain(variant.label) for variant in variants if variant.is_outside]
     if outside and len(variants) > 1:
         said.append(f"training, which is not known of {', '.join(outside)}")
@@ -456,7 +458,7 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
     trained = [variant for variant in variants if not variant.is_outside]
     settings = [variant.settings for variant in trained]
     held = [
-        text.format(plain(settings[0][key]))
+        text.format(plain(shown(settings[0][key])))
         for key, text in _HELD.items()
         if settings
         and key in settings[0]
@@ -469,7 +471,8 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
         if not COMPARED.fullmatch(key)
     }
     differs = [
-        f"{plain(key)}: " + ", ".join(f"{plain(v.settings.get(key))} ({v.label})" for v in trained)
+        f"{plain(label(key), 120)}: "
+        + ", ".join(f"{plain(shown(v.settings.get(key)))} ({v.label})" for v in trained)
         for key in sorted(keys)
     ]
     rows = {plain(v.label): [run.row for run in v.by_seed().values()] for v in trained}

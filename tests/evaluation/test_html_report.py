@@ -1,12 +1,15 @@
 """The web page of a report: complete in itself, escaped, and without columns of nothing."""
 
 import base64
+import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import pytest
 from variants_for_reports import curves_of, decode_point, mha, mla, single_seed, unscored
 
 from evaluation.html_report import write_html
+from evaluation.labels import label as label_of
 from tracking.errors import RunError
 
 VOID = {"meta", "link", "img", "source", "wbr"}
@@ -158,9 +161,11 @@ def test_main_table_has_both_intervals_the_verdict_and_the_costs(full):
 def test_further_tables_and_lists(full):
     assert full.cells("seed 1") == ["43.66", "43.66"]
     assert full.cells("ms at 16*")[0] == "4.00 roofline 0.40"
-    assert full.cells("mlp") == ["1,161,216"] * 2
+    assert full.cells("MLP") == ["1,161,216"] * 2
     assert full.cells("MFLOPs/token") == ["15.0"] * 2
-    assert full.text("dt")[:4] == ["corpus", "context", "revision", "intra_document_mask"]
+    assert full.text("dt")[:4] == [
+        *("corpus", "context", "revision", "attention within documents only")
+    ]
     assert full.text("dd") == ["tiny", "8", "\N{EN DASH}", "no", "python eval_model.py", "abc"]
     assert [item for item in full.text("li") if item in ("optim: muon", "attention")] == [
         *("optim: muon", "attention")
@@ -174,6 +179,143 @@ def test_cells_say_on_a_phone_and_to_a_screen_reader_what_they_are(full):
         assert cell.get("data-label") or not cell["text"]
     assert all(heading.get("scope") for heading in full.all("th"))
     assert len(full.all("caption")) == len(full.all("table")) == 5
+
+
+def levels_and_landmarks(page):
+    """Check that no level is skipped, and that no two landmarks of a kind have one name."""
+    levels = [int(e["tag"][1]) for e in page.elements if re.fullmatch("h[1-6]", e["tag"])]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in pairwise(levels))
+    kinds = ("nav", "main", "header", "footer", "aside", "form")
+    landmarks = [
+        (e.get("role", e["tag"]), e.get("aria-label"), e.get("aria-labelledby"))
+        for e in page.elements
+        if e["tag"] in kinds
+        or e.get("role") == "region"
+        or (e["tag"] == "section" and {"aria-label", "aria-labelledby"} & set(e))
+    ]
+    assert len(landmarks) == len(set(landmarks))
+    focusable = [e for e in page.elements if "tabindex" in e and e["tag"] != "pre"]
+    assert all(e["role"] == "group" and e["aria-label"] for e in focusable)
+
+
+def test_headings_skip_no_level_and_landmarks_have_names_of_their_own(full, page):
+    levels_and_landmarks(full)
+    other = mla(name="mla-strided", runs=["strided"], seeds=[0], decode=[decode_point(8)])
+    tasks = {"a": {"n": 9, "version": 1, "num_fewshot": 0, "metrics": {}}}
+    groups = group(mha(), mla()), group(single_seed(mha()), other | {"tasks": tasks})
+    levels_and_landmarks(page(*groups, curves=curves_of(mha(), other)))
+
+
+def luminance(colour):
+    """Relative luminance of an sRGB colour, as WCAG 2.2 defines it."""
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_every_text_stands_out_from_its_ground_in_both_schemes(full):
+    [style] = [element["text"] for element in full.all("style")]
+    assert "opacity" not in style  # a contrast that cannot be read off the colours
+    schemes = [
+        dict(re.findall(r"--([\w-]+): (#\w{6});", block))
+        for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    ]
+    rules = [
+        re.findall(r"(?:^|; ?)([\w-]+): *var\(--([\w-]+)\)", body.strip())
+        for body in re.findall(r"\{([^{}]*)\}", style)
+    ]
+    pairs = set()
+    for found in map(dict, rules):
+        if "color" in found:
+            grounds = [found["background"]] if "background" in found else ["ground", "face"]
+            pairs |= {(found["color"], ground) for ground in grounds}
+    assert {("quiet", "face"), ("quiet", "wash"), ("bad", "bad-wash"), ("ink", "ground")} <= pairs
+    assert len(schemes) == 2
+    for colours in (schemes[0], schemes[0] | schemes[1]):
+        for text, ground in pairs:
+            bright, dark = sorted(map(luminance, (colours[text], colours[ground])), reverse=True)
+            assert (bright + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
+def test_intervals_are_no_smaller_than_the_text(full):
+    [style] = [element["text"] for element in full.all("style")]
+    rules = re.findall(r"^ *([^{}\n]+) \{([^{}]*)\}", style, re.MULTILINE)
+    text = {}
+    for selector, body in rules:
+        size = re.search(r"font(?:-size)?: ([\d.]+)(px|pt)", body)
+        if size and selector == "body":
+            text[size[2]] = float(size[1])
+    assert set(text) == {"px", "pt"}  # on the screen and on paper
+    seen = set()
+    for selector, body in rules:
+        size = re.search(r"font-size: ([\d.]+)(px|pt)", body)
+        if size and re.search(r"\.interval(?! i)", selector):
+            assert float(size[1]) >= text[size[2]], selector
+            seen.add(size[2])
+    assert seen == set(text)
+    assert len(full.all("span", class_="interval")) == 6
+
+
+def test_numbers_are_grouped_signed_and_kept_with_their_units(page):
+    speeds = [decode_point(8, ms=1234.5)]
+    variant = mla(
+        perplexity=12345.6,
+        perplexity_ci95_text=[1000.0, 20000.0],
+        delta_percent=-2345.678,
+        delta_percent_ci95_text=[-3000.5, -1.25],
+        train_wall_seconds=36e5 * 2,
+        decode=speeds,
+    )
+    found = page(
+        group(
+            mha(decode=speeds),
+            variant,
+            protocol={"words": 1234567, "utf8_bytes": 1e6, "decode_path": None},
+            differs=["learning rate (optim.learning_rate): 8e-05 (mha-1e-3), -0.5 (mla-2)"],
+        ),
+        headline="mla -1.5 % (-2.00 to +3.00) at 5 MiB",
+        facts={"Command": "python eval_model.py x=-1 y=8e-05"},
+    )
+    minus, times, space = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NO-BREAK SPACE}"
+    cell = found.all("td", **{"data-label": "against mha"})[1]["text"]
+    assert f"{minus}2,345.68{space}%" in cell
+    assert f"{minus}3,000.50 to {minus}1.25" in cell
+    assert found.cells("perplexity")[1].startswith("12,346 text 1,000 to 20,000")
+    assert found.cells("ms/token, batch 1, at 8") == ["1,234.50"] * 2
+    assert "2,000.0 h" in found.cells("training tokens/s")[1]
+    assert found.text("dt")[:3] == ["words", "bytes (UTF-8)", "scored through"]
+    assert found.text("dd")[:3] == ["1,234,567", "1,000,000.0", "\N{EN DASH}"]
+    [lede] = found.all("p", class_="lede")
+    assert lede["text"] == f"mla {minus}1.5{space}% ({minus}2.00 to +3.00) at 5{space}MiB"
+    power = f"8{space}{times}{space}10⁻⁵"
+    assert found.all("li")[-1]["text"] == (
+        f"learning rate (optim.learning_rate): {power} (mha-1e-3), {minus}0.5 (mla-2)"
+    )
+    assert found.text("dd")[-1] == "python eval_model.py x=-1 y=8e-05"  # to be pasted
+    # Wherever kvlab itself writes something: no bare digits, no sign or unit that breaks away.
+    own = " ".join(
+        e["text"] for e in found.elements if e["tag"] in ("td", "p", "li", "figcaption", "caption")
+    )
+    assert not re.search(r"(?<![\d.,])\d{4,}(?![\d.])", own)
+    assert not re.search(r"(?<![\w-])-\d", own)
+    assert not re.search(r"\d (%|[KMG]i?B|min|h|ms)\b", own)
+    labels = found.text("th", scope="col") + found.text("dt") + found.text("caption")
+    assert not [text for text in labels if re.search(r"[a-z]_[a-z]", text)]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("utf8_bytes", "bytes (UTF-8)"),
+        ("begins_with", "begins with"),
+        ("optim.learning_rate", "learning rate (optim.learning_rate)"),
+        ("exact_match,strict-match", "exact match, strict-match"),
+    ],
+)
+def test_keys_have_labels(key, words):
+    assert label_of(key) == words
 
 
 def test_the_same_numbers_give_the_same_page(page):

@@ -153,7 +153,12 @@ def test_the_page_has_a_table_for_each_task(tmp_path):
         write_html(path, title="t", headline="", groups=[group], curves={}, facts={})
         page = path.read_text()
         assert ('id="tasks"' in page) == ("tasks" in some[0])
-    for text in ("0.3750", "0.0300", "1,200 documents, 5-shot", "lm_eval 1.2.3 &lt;b&gt;"):
+    for text in (
+        "0.3750",
+        "0.0300",
+        "1,200\N{NO-BREAK SPACE}documents, 5-shot",
+        "lm_eval 1.2.3 &lt;b&gt;",
+    ):
         assert text in page, text
 
 

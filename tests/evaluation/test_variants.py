@@ -114,6 +114,7 @@ def test_seeds_are_one_variant_and_the_cache_gives_the_order():
     assert group.differs == []
     assert "parameters within 0 %" in group.held_equal
     assert "learning rate 0.008" in group.held_equal
+    assert "4,096 training tokens asked for" in group.held_equal
 
 
 def test_a_variants_numbers_are_those_of_its_runs():
@@ -357,7 +358,7 @@ def test_what_else_differs_is_said():
     runs[1].row["num_parameters"] = 1200
     (group,) = compare(runs, None)
     assert group.differs == [
-        "optim.learning_rate: 0.008 (mha), 0.004 (gqa)",
+        "learning rate (optim.learning_rate): 0.008 (mha), 0.004 (gqa)",
         "parameters: from 1,000 to 1,200",
     ]
     assert not any("every other setting" in text or "rate" in text for text in group.held_equal)
@@ -365,7 +366,9 @@ def test_what_else_differs_is_said():
         run(n, model__attention__attention_dropout=p) for n, p in (("mha", 0.0), ("gqa", 0.1))
     ]
     dropout = compare(dropouts, None)
-    assert dropout[0].differs == ["model.attention.attention_dropout: 0.0 (mha), 0.1 (gqa)"]
+    assert dropout[0].differs == [
+        "attention dropout (model.attention.attention_dropout): 0.0 (mha), 0.1 (gqa)"
+    ]
     seeds = compare([run("mha", 0), run("gqa", 1)], None)[0].held_equal
     assert not any("every other setting" in text for text in seeds)
     same = compare(study(mha=0.0, gqa=0.1), None)[0].held_equal
