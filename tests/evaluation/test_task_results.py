@@ -153,6 +153,7 @@ def test_the_page_has_a_table_for_each_task(tmp_path):
         write_html(path, title="t", headline="", groups=[group], curves={}, facts={})
         page = path.read_text()
         assert ('id="tasks"' in page) == ("tasks" in some[0])
+        assert ("<h3>one</h3>" in page) == ("tasks" in some[0])
     for text in (
         "0.3750",
         "0.0300",
