@@ -90,7 +90,7 @@ def main(config: run_config.EvalConfig) -> None:
             say(f"\n{part}")
         update_report(folder, groups, facts)
     _mirror(config, folder, groups)
-    say(f"\n{folder}/report.html, report.md, results.json")
+    say(f"\n{folder}/report.html, report.md, results.json, results.csv, table.tex, figures/")
 
 
 def _load_tasks(config: run_config.EvalConfig) -> "Tasks | None":

@@ -18,6 +18,10 @@ from evaluation.tasks import TASK_NOTE, described, metrics_of, tasks_of, value_a
 from guards.printable import printable
 from tracking.atomic import write_text
 
+FILES_NOTE = (
+    "For papers, the report's folder holds figures/ (any plots, as PDFs), table.tex (for LaTeX, "
+    "with booktabs) and results.csv (a row a run)."
+)
 Variant = dict[str, Any]
 Plot = Callable[[IO[bytes], Theme], bool]
 
@@ -114,6 +118,7 @@ def write_html(
         across=[_across(found) for found in across],
         across_title=ACROSS_TITLE,
         across_note=ACROSS_NOTE,
+        files_note=FILES_NOTE,
     )
     write_text(path, printable(page))
 

@@ -14,7 +14,7 @@ from tabulate import tabulate
 from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
 from evaluation.errors import EvaluationError, PlotError
 from evaluation.headline import headline, pairing_notes, too_little_text
-from evaluation.html_report import write_html
+from evaluation.html_report import FILES_NOTE, write_html
 from evaluation.labels import label, shown
 from evaluation.paper import latex_tables, results_csv
 from evaluation.plain import plain
@@ -126,7 +126,7 @@ def table(variants: Sequence[Mapping[str, Any]], style: str, *, with_costs: bool
     headers = [*QUALITY]
     body = [quality_cells(variant) for variant in variants]
     if with_costs:
-        headers += [*COSTS, *(f"ms/token b{batch} c{context}" for batch, context in points)]
+        headers += [*COSTS, *(f"ms/token b{batch} c{context:,}" for batch, context in points)]
         body = [[*row, *cost_cells(v, points)] for row, v in zip(body, variants, strict=True)]
     # The name of the baseline says nothing where there is one.
     several = len({variant["baseline"] for variant in variants} - {None}) > 1
@@ -610,6 +610,7 @@ def _markdown(
         heading = f"## {ACROSS_TITLE}: {plain(found['corpus'])}, {plain(found['split'])} split"
         parts += [heading, across_table(found["variants"], "github"), ACROSS_NOTE]
     parts += ["## About", "\n".join(f"- {name}: {as_code(value)}" for name, value in facts.items())]
+    parts += [FILES_NOTE]
     return "\n\n".join(parts) + "\n"
 
 

@@ -615,6 +615,10 @@ def test_a_report_holds_rows_windows_plots_and_pages(tmp_path):
         *("Held equal", "- Command: `python eval_model.py`", "- stride: `8`", "pareto.png"),
     ):
         assert part in text, part
+    # Both pages name the files beside them.
+    for page in (text, (tmp_path / "report.html").read_text()):
+        for name in ("figures/", "table.tex", "results.csv"):
+            assert name in page
 
 
 def test_a_sample_cannot_end_its_fence(tmp_path):
