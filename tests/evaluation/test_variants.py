@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from variants_for_reports import decode_point
 
 from evaluation.comparison import EvaluatedRun
 from evaluation.errors import EvaluationError
@@ -652,6 +653,16 @@ def test_a_report_without_perplexity_shows_the_cache(tmp_path):
     for name in ("windows", "documents", "pairs"):
         assert not (tmp_path / f"{name}.json").exists()
     assert "Perplexity is" not in text
+
+
+def test_the_first_plot_of_a_report_may_come_with_its_update(tmp_path):
+    bare = dataclasses.replace(run("mha", scored=False), curve={"tokens": [], "perplexity": []})
+    groups = compare([bare], None)
+    folder = new_report(tmp_path, "x", groups, FACTS)
+    assert not (folder / "figures").exists()
+    groups[0].results[0] |= {"decode": [decode_point(8)], "break_even": {"1": None}}
+    update_report(folder, groups, FACTS)
+    assert [path.name for path in (folder / "figures").iterdir()] == ["decode.pdf"]
 
 
 def test_a_report_that_is_there_is_kept_and_the_next_numbered(tmp_path):
