@@ -29,6 +29,7 @@ from tracking.atomic import write_text
 from tracking.checkpoints import CheckpointStore, same_version
 from tracking.failures import is_out_of_memory
 from tracking.metrics import MetricsLog, NoMetrics
+from tracking.progress import in_words
 from tracking.run_folder import RunFolder
 from tracking.wandb_mirror import WandbMirror
 from training.allocator import tune
@@ -46,7 +47,7 @@ from training.hardware import (
 )
 from training.interrupt import InterruptRequest, StopAsked
 from training.optim import build_optimizers, set_learning_rate
-from training.pace import Pace, in_words
+from training.pace import Pace
 from training.parallel import Parallel, build_model
 from training.profile import profiled_steps
 from training.record import git_commit, numerics, versions

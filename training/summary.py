@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.pace import in_words
+from tracking.progress import in_words
 
 
 def describe_run(

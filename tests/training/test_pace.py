@@ -4,7 +4,7 @@ import re
 import pytest
 
 from tracking.metrics import read_metrics
-from training.pace import RECENT_STEPS, Pace, in_words
+from training.pace import RECENT_STEPS, Pace
 
 
 def pace_after(*seconds, first_step=0, num_steps=1000):
@@ -29,21 +29,6 @@ def test_steps_long_ago_are_forgotten():
     assert pace.seconds_left == pytest.approx(10 * 2.0)
     assert pace.longest_step_seconds == pytest.approx(2.0)
     assert pace_after(9.0, 2.0, 5.0, 3.0).longest_step_seconds == pytest.approx(5.0)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.2, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min"),
-        (250.0, "4 min 10 s"),
-        (7500.0, "2 h 5 min"),
-        (90061.0, "1 d 1 h"),
-    ],
-)
-def test_durations_in_words(seconds, words):
-    assert in_words(seconds) == words
 
 
 def test_speed_and_time_left_are_said_and_recorded(recipe, run_training):
