@@ -147,8 +147,8 @@ def _evaluate(
     require_baseline([*attentions, *(found.kind for found in outside)], config.eval.baseline)
     for line in left_out:
         _warn(f"left out: {line}")
-    for run in runs:
-        _warn(f"evaluating {run.name}")
+    for number, run in enumerate(runs, start=1):
+        _warn(f"evaluating {run.name} ({number} of {len(runs)})")
         try:
             found.append(evaluate_run(run, config.split, config.eval, device, say, tasks))
         except (*USER_ERRORS, MemoryError, RuntimeError) as error:
@@ -203,8 +203,8 @@ def _evaluate_outside(
         return []
     texts = texts_of(runs, config.split) if given is None else [given]
     found: list[EvaluatedRun] = []
-    for source in outside:
-        _warn(f"evaluating {source.label}")
+    for number, source in enumerate(outside, start=1):
+        _warn(f"evaluating {source.label} ({number} of {len(outside)})")
         try:
             some = _evaluate_one_outside(config, source, texts, device, tasks)
         # Whatever a foreign folder makes a library raise must not lose what was scored before.

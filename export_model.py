@@ -5,6 +5,7 @@ import ensure_environment
 ensure_environment.ensure()
 
 import os  # noqa: E402
+import sys  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 import launch.run  # noqa: E402
@@ -32,7 +33,9 @@ def main(config: run_config.ExportConfig) -> None:
     device = pick_device(config.device)
     source = _of_folder(config) if config.run is None else _of_run(config, config.run)
     if config.convert is not None:
+        _note(f"converting to {config.convert}")
         source = _converted(source, config)
+    _note("writing the folder and comparing it with transformers' model")
     exported = export(source, out, config.dtype, device)
     agreement = exported.agreement
     say(
@@ -42,6 +45,11 @@ def main(config: run_config.ExportConfig) -> None:
         f"rounding allows {agreement.tolerance:.1e}) and {agreement.new_tokens} tokens of its "
         "greedy text"
     )
+
+
+def _note(line: str) -> None:
+    """Say on stderr what takes a while."""
+    say(line, file=sys.stderr)
 
 
 def _of_run(config: run_config.ExportConfig, name: str) -> "Source":

@@ -8,14 +8,13 @@ import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
-import sys  # noqa: E402
 from collections.abc import Callable, Mapping  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import launch.run  # noqa: E402
 import run_config  # noqa: E402
-from guards.printable import printable  # noqa: E402
+from launch import terminal  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.failures import tell  # noqa: E402
 from launch.recorded import as_yaml, require_same_run  # noqa: E402
@@ -72,7 +71,7 @@ def main(config: run_config.TrainConfig) -> None:
             _require_its_tokenizer(str(config.init_from), config.model, prepared)
         asked = config.model
         config = _with_tokenizer(config, prepared)
-        say = _say if world.is_main else _say_nothing
+        say = terminal.say if world.is_main else _say_nothing
         if schedule.warmup_steps is None and warmup < schedule.warmup_at_most:
             say(
                 f"warm-up: {warmup} steps instead of {schedule.warmup_at_most}, a tenth of the "
@@ -90,6 +89,8 @@ def main(config: run_config.TrainConfig) -> None:
                 "(another run_name=... or seed=... trains another)"
             )
             return
+        if world.is_main and config.trainer.sample_tokens > 0:
+            terminal.say(f"sample:\n{run.read_sample()}\n", end="")
         is_default = run.path.parent == run_config.ROOT / "runs"
         arguments = [] if is_default else [f"runs_dir={config.runs_path}"]
         say(describe_run(summary, prepared.name, prepared.baselines, run.path, arguments))
@@ -327,13 +328,15 @@ def _prepared(config: run_config.TrainConfig) -> "PreparedData":
     from data.pipeline import prepare
 
     try:
-        return prepare(config.data, config.tokenizer, _say)
+        return prepare(config.data, config.tokenizer, terminal.say)
     except DataError:
         corpora = [config.data, *config.data.corpora.values()]
         local = [Path(str(some.path)).expanduser() for some in corpora if some.source == "local"]
         if all(path.exists() for path in local) or (found := _begun_on(config)) is None:
             raise
-    _say(f"{config.run_name}: its texts are not there; it goes on with the data in {found.folder}")
+    terminal.say(
+        f"{config.run_name}: its texts are gone; it uses the data prepared in {found.folder}"
+    )
     return found
 
 
@@ -400,14 +403,6 @@ def _start(
         say(f"{run.name} has a new configuration; the one that was there is replaced")
     run.write_config(text)
     return None
-
-
-def _say(line: str) -> None:
-    """Print a line above the progress bar."""
-    from tqdm import tqdm
-
-    tqdm.write(printable(line))  # a sample, say, which anybody may have written
-    sys.stdout.flush()
 
 
 def _say_nothing(line: str) -> None:

@@ -145,7 +145,14 @@ class Packer:
         # disable=None: no bar where the output is not a terminal.
         with (
             closing(encoded),
-            tqdm(initial=done, unit="B", unit_scale=True, desc="encoding", disable=None) as bar,
+            tqdm(
+                initial=done,
+                unit="B",
+                unit_scale=True,
+                desc="encoding",
+                disable=None,
+                dynamic_ncols=True,
+            ) as bar,
         ):
             is_first = True
             while True:

@@ -27,6 +27,7 @@ from modeling.kv_cache import cache_dtype_of
 from tracking.checkpoints import CheckpointStore, same_version
 from tracking.configuration import PASSES, flat, read_configuration, sequences_per_step
 from tracking.metrics import read_metrics
+from tracking.progress import Bar
 from tracking.run_folder import RunFolder, list_finished_runs, without_seed
 
 
@@ -294,7 +295,7 @@ def evaluate_run(
         cache.measured_bytes_per_token,
     )
     recorded, curve, sample = _recorded(run), _curve(run), run.read_sample()
-    windows = _score(loaded, stream, settings, device) if settings.perplexity else None
+    windows = _score(run.name, loaded, stream, settings, device) if settings.perplexity else None
     answers, notes = _run_tasks(tasks, run.name, loaded, settings)
     if windows is not None and split == "validation" and not settings.decode:
         told = summary.get("validation_nll")
@@ -362,13 +363,19 @@ def _run_tasks(
 
 
 def _score(
-    loaded: LoadedRun, stream: TokenStream, settings: EvalSettings, device: torch.device
+    name: str,
+    loaded: LoadedRun,
+    stream: TokenStream,
+    settings: EvalSettings,
+    device: torch.device,
 ) -> Score:
     model = loaded.model
     scorer = CachedScorer(model, cache_dtype_of(settings.cache_dtype)) if settings.decode else model
     context, stride = settings.windows(model.config)
     end = loaded.prepared.end_of_document_id
-    return score(scorer, stream, context, stride, settings.batch_size, device, end_of_document=end)
+    with Bar(name) as bar:
+        watch = bar.count("scoring", "tokens")
+        return score(scorer, stream, context, stride, settings.batch_size, device, None, watch, end)
 
 
 def _unlike_its_summary(

@@ -5,6 +5,7 @@ be longer than those that a model was trained on.
 """
 
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from guards.sizes import in_units
 from modeling.accounting import kv_cache_bytes_per_token
 from modeling.gpt import GPT
 from modeling.kv_cache import KVCache
+from tracking.progress import Bar
 
 _WARMUP_ROUNDS = 2
 _MEMORY_SHARE = 0.8
@@ -145,8 +147,11 @@ def measure_decode(
     bandwidth = measure_memory_bandwidth(device)
     found: dict[str, list[DecodePoint]] = {name: [] for name in [*models, *others]}
     others_per_token = sum(per_token for _, per_token in others.values())
-    for batch in sorted(settings.batch_sizes):
-        for context in sorted(settings.contexts):
+    points = list(itertools.product(sorted(settings.batch_sizes), sorted(settings.contexts)))
+    rounds_each = _WARMUP_ROUNDS + settings.rounds
+    with Bar("timing decoding") as bar:
+        watch = bar.count("timing decoding: round", "")
+        for number, (batch, context) in enumerate(points):
             try:
                 check_memory(models.values(), batch, context, cache_dtype, device, others_per_token)
             except EvaluationError as error:
@@ -163,7 +168,8 @@ def measure_decode(
                     say(f"{name} is not timed at batch {batch} and context {context}: {error}")
             if not steps:
                 continue
-            rounds = _take_turns(steps, settings, device)
+            position = (number * rounds_each, len(points) * rounds_each)
+            rounds = _take_turns(steps, settings, device, position, watch)
             for name, step in steps.items():
                 found[name].append(_point(step, rounds[name], bandwidth, device))
             del steps, step  # their caches, before the next ones are made
@@ -258,15 +264,24 @@ def fill_with_noise(cache: KVCache, length: int) -> None:
 
 
 def _take_turns(
-    steps: Mapping[str, Step], settings: DecodeSettings, device: torch.device
+    steps: Mapping[str, Step],
+    settings: DecodeSettings,
+    device: torch.device,
+    position: tuple[int, int],
+    watch: Callable[[int, int], None],
 ) -> dict[str, list[float]]:
-    """Return milliseconds per step of each model, one number per round."""
+    """Return milliseconds per step of each model, one number per round.
+
+    `watch` gets the rounds before each one and all there are; `position` has both at the first.
+    """
     rounds: dict[str, list[float]] = {name: [] for name in steps}
+    rounds_before, all_rounds = position
     order = list(steps)
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         for number in range(_WARMUP_ROUNDS + settings.rounds):
+            watch(rounds_before + number, all_rounds)
             first = number % len(order)  # nobody always follows the same one
             for name in order[first:] + order[:first]:
                 turn = [_milliseconds(steps[name], device) for _ in range(settings.steps)]

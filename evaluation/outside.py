@@ -26,6 +26,7 @@ from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
 from tracking.failures import is_out_of_memory
+from tracking.progress import Bar
 
 DEFAULT_CONTEXT = 1024
 """Where neither a run nor the model says one."""
@@ -353,7 +354,9 @@ def _score(
 ) -> Score:
     try:
         end = origin.tokenizer.token_to_id(origin.end_of_document)
-        return score(scorer, stream, *windows, settings.batch_size, device, end_of_document=end)
+        with Bar(origin.name) as bar:
+            watch = bar.count("scoring", "tokens")
+            return score(scorer, stream, *windows, settings.batch_size, device, None, watch, end)
     except BrokenWeights as error:
         raise EvaluationError(
             f"{origin.name} gives likelihoods that are no numbers, or that none can hold; its "

@@ -118,7 +118,7 @@ def score(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     max_tokens: int | None = None,
-    before_batch: Callable[[], None] = lambda: None,
+    before_batch: Callable[[int, int], None] = lambda done, total: None,
     end_of_document: int | None = None,
 ) -> Score:
     """Score every token of a stream once, except the first.
@@ -131,7 +131,8 @@ def score(
         batch_size: Windows per forward pass.
         device: Where the model is.
         max_tokens: Score only the stream's first `max_tokens`, for a quick look during training.
-        before_batch: Called before each forward pass; what it raises ends the scoring.
+        before_batch: Called before each forward pass with the number of targets scored and that of
+            all; what it raises ends the scoring.
         end_of_document: The token that ends a document; None takes the stream as one document.
 
     Raises:
@@ -149,7 +150,7 @@ def score(
     window_tokens: list[int] = []
     documents = _Documents(end_of_document, first=int(stream.window(0, 1)[0]))
     for batch in _batches(windows(num_tokens, context, stride), batch_size):
-        before_batch()
+        before_batch(sum(window_tokens), num_tokens - 1)
         rows = np.stack([stream.window(w.start, w.length + 1) for w in batch])
         tokens = torch.from_numpy(rows).to(device)
         nll = model.token_nll(tokens[:, :-1], tokens[:, 1:]).double().cpu()

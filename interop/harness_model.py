@@ -18,6 +18,7 @@ from modeling.config import SamplingSettings
 from modeling.generate import generate, left_pad
 from modeling.gpt import GPT
 from modeling.linear import linear
+from tracking.progress import Bar
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -133,8 +134,11 @@ class TokenScorer:
     def _batches(items: Any, length: Callable[[Any], int], size: int) -> Iterator[list[Any]]:
         """Yield batches of items of like length, the longest first: memory runs out at once."""
         ordered = sorted(items, key=length, reverse=True)
-        for start in range(0, len(ordered), size):
-            yield ordered[start : start + size]
+        with Bar("tasks") as bar:
+            watch = bar.count("answering", "texts")
+            for start in range(0, len(ordered), size):
+                watch(start, len(ordered))
+                yield ordered[start : start + size]
 
 
 def _score(log_probabilities: Tensor, continuation: Tokens) -> tuple[float, bool]:

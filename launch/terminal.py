@@ -1,25 +1,40 @@
 """What is printed, whoever wrote it and whoever reads it: it commands no terminal, ends no job."""
 
+import contextlib
 import io
 import os
+import re
 import select
 import sys
+import textwrap
 from typing import TextIO
 
 from guards.printable import printable
 
+_NARROWEST = 20
+"""Columns; of a terminal that says it has fewer, nothing is known."""
+# What a user may copy stays in one piece: what is in backticks, and a command with its arguments.
+_IN_ONE_PIECE = re.compile(r"`[^`]*`|\bpython (?:-m )?[\w./]+(?: -m\b| [\w./+@~-]+=[^\s;,)]+)*")
+_HELD_TOGETHER = "\ue000"  # a space that is none to textwrap; nobody writes this character
 _lost: dict[int, OSError] = {}  # why nothing is written any more, by number of the stream
 
 
 def say(text: str, end: str = "\n", file: TextIO | None = None) -> None:
     """Print text that anybody may have written: nothing in it commands the terminal.
 
+    On a terminal, sentences are broken at words and stand above a progress bar.
+
     Args:
         text: Any.
-        end: What follows it.
+        end: What follows it; text that something else than a new line follows is not broken.
         file: Where to; stdout if not given.
     """
-    print(printable(text), end=end, file=file, flush=True)
+    stream = sys.stdout if file is None else file
+    text = printable(text)
+    if end == "\n" and (columns := columns_of(stream)):
+        text = wrapped(text, columns)
+    with _above_the_bar(stream):
+        print(text, end=end, file=stream, flush=True)
 
 
 def complain(message: object) -> None:
@@ -68,6 +83,48 @@ def _number_of(stream: io.TextIOWrapper) -> int | None:
         return stream.fileno()
     except (OSError, ValueError):
         return None
+
+
+def wrapped(text: str, columns: int) -> str:
+    """Break lines at words; those that are laid out with spaces, such as a table's, stay.
+
+    Args:
+        text: Lines.
+        columns: That a line may have; a longer word or command keeps its line to itself.
+    """
+    return "\n".join(_broken(line, columns) for line in text.split("\n"))
+
+
+def _broken(line: str, columns: int) -> str:
+    if len(line) <= columns or "  " in line or line[:1] in (" ", "|"):
+        return line
+    line = _IN_ONE_PIECE.sub(lambda found: found[0].replace(" ", _HELD_TOGETHER), line)
+    broken = textwrap.fill(
+        line,
+        columns,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return broken.replace(_HELD_TOGETHER, " ")
+
+
+def columns_of(stream: TextIO) -> int:
+    """Return the width of a terminal; 0 of anything else, or where it is not known."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
+    except (OSError, ValueError):
+        return 0
+    return columns if columns >= _NARROWEST else 0
+
+
+def _above_the_bar(stream: TextIO) -> contextlib.AbstractContextManager[None]:
+    """Take a progress bar away while something is printed, if there can be one."""
+    if "tqdm" not in sys.modules:
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode(file=stream)
 
 
 class _Outlasting(io.FileIO):

@@ -499,7 +499,7 @@ def test_a_run_goes_on_with_texts_that_moved_and_not_with_others(kvlab, tmp_path
     shutil.rmtree(places[0])
     gone = kvlab("train_model.py", *arguments, f"data.path={places[0]}")
     assert gone.returncode == 0, gone.stderr
-    assert "x: its texts are not there; it goes on with the data in" in gone.stdout
+    assert "x: its texts are gone; it uses the data prepared in" in gone.stdout
     assert "x is finished" in gone.stdout
     moved = kvlab("train_model.py", *arguments, f"data.path={places[1]}")
     assert moved.returncode == 0, moved.stderr

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data.batches import TrainingWindows, read_ahead
 from data.opening import opening
@@ -29,7 +28,7 @@ from tracking.atomic import write_text
 from tracking.checkpoints import CheckpointStore, same_version
 from tracking.failures import is_out_of_memory
 from tracking.metrics import MetricsLog, NoMetrics
-from tracking.progress import in_words
+from tracking.progress import Bar, in_words
 from tracking.run_folder import RunFolder
 from tracking.wandb_mirror import WandbMirror
 from training.allocator import tune
@@ -191,6 +190,30 @@ def train(
         if reason := world.first_reason(interrupt.name):
             raise StopAsked(reason)
 
+    def watched(what: str, unit: str) -> Callable[[int, int], None]:
+        """Return what shows how far such work is, and ends it once a signal asks for it."""
+        show = bar.count(what, unit)
+
+        def watch(done: int, total: int) -> None:
+            give_way()
+            show(done, total)
+
+        return watch
+
+    def show_step(measured: dict[str, float]) -> None:
+        """Show what the last step measured."""
+        bar.show(
+            *(progress.step, budget.num_steps),
+            f"step {progress.step:,} of {budget.num_steps:,}",
+            f"loss {measured['train/loss']:.3f}",
+            f"{measured['perf/tokens_per_second']:,.0f} tokens/s",
+            f"{in_words(measured['progress/seconds_left'])} left",
+        )
+
+    def finishing(what: str) -> None:
+        """Show what is done once all steps are."""
+        bar.show(1, 1, what)
+
     def conclude(measured: dict[str, float]) -> float:
         """Validate a step where that is due and record it; returns the nats, or infinity."""
         is_last = progress.step == budget.num_steps
@@ -198,19 +221,22 @@ def train(
         nll = math.inf
         progress.unfinished = measured
         if progress.step % trainer.eval_every_steps == 0 and not is_last:
-            result = _validate(model, prepared, recipe, device, trainer.eval_tokens, give_way)
+            result = _validate(
+                *(model, prepared, recipe, device, trainer.eval_tokens),
+                watched("validating", "tokens"),
+            )
+            show_step(measured)
             nll = result.nll
             record = record | {
                 "validation/nll_part": nll,
                 "validation/perplexity_part": result.perplexity,
             }
-            mean_speed = progress.step * budget.tokens_per_step / progress.train_seconds
             say(
                 f"step {progress.step}: loss {measured['train/loss']:.3f}, validation perplexity "
                 f"{result.perplexity:.2f} on its first {result.tokens_scored:,} tokens, "
-                f"{mean_speed:,.0f} tokens/s, MFU {mean_speed * mfu_per_speed:.2f}, gradient "
-                f"norm {measured['train/grad_norm']:.2f}, learning rate "
-                f"{measured['train/learning_rate']:.1e}, "
+                f"{measured['perf/tokens_per_second']:,.0f} tokens/s, "
+                f"MFU {measured['perf/mfu']:.2f}, gradient norm {measured['train/grad_norm']:.2f}, "
+                f"learning rate {measured['train/learning_rate']:.1e}, "
                 f"{in_words(measured['progress/seconds_left'])} left"
             )
         if record:
@@ -224,13 +250,7 @@ def train(
         InterruptRequest(is_one_of_many=world.size > 1) as interrupt,
         contextlib.closing(metrics),
         contextlib.closing(batches),
-        tqdm(
-            total=budget.num_steps,
-            initial=progress.step,
-            unit="step",
-            disable=None if world.is_main else True,
-            leave=False,
-        ) as bar,
+        Bar(is_shown=world.is_main) as bar,
         profiled_steps(
             trainer.profile and world.is_main,
             *(run.path / "profile", budget.num_steps - progress.step, device, say),
@@ -282,14 +302,9 @@ def train(
             progress.train_seconds += seconds
             progress.possible_flops += seconds * peak_flops
             progress.wall_seconds = time.perf_counter() - started
-            pace.step_done(time.perf_counter())
-            speed = budget.tokens_per_step / seconds
+            pace.step_done(time.perf_counter(), seconds)
+            speed = budget.tokens_per_step / pace.computing_seconds
             is_last = progress.step == budget.num_steps
-            bar.update()
-            bar.set_postfix_str(
-                f"loss {loss:.3f}, {speed:,.0f} tokens/s, MFU {speed * mfu_per_speed:.2f}, "
-                f"gradient norm {norm:.2f}, learning rate {rate:.1e}"
-            )
 
             measured = {
                 "train/loss": loss,
@@ -300,6 +315,7 @@ def train(
                 "perf/mfu": speed * mfu_per_speed,
                 "progress/seconds_left": pace.seconds_left,
             }
+            show_step(measured)
             nll = math.inf
             # Made again by the run that goes on from this step.
             with contextlib.suppress(StopAsked):
@@ -311,6 +327,8 @@ def train(
             if progress.step % trainer.checkpoint_every_steps == 0 or is_last or stopping:
                 is_best = nll < progress.best_nll
                 progress.best_nll = min(nll, progress.best_nll)
+                if is_last:
+                    finishing("saving the last checkpoint")
                 save(rng_tensors(device), is_best=is_best)
                 # It takes long enough for a signal to come.
                 stopping = stopping or world.first_reason(interrupt.name)
@@ -319,7 +337,9 @@ def train(
 
         try:
             results = _summarise(
-                *(recipe, budget, progress, model, prepared, device, flops_per_token, give_way)
+                *(recipe, budget, progress, model, prepared, device, flops_per_token),
+                watched("validating", "tokens"),
+                finishing,
             )
             require_closed_form(
                 run.path.name,
@@ -342,10 +362,10 @@ def train(
             }
             _report(summary, mirror)
             if trainer.sample_tokens > 0:
+                finishing("writing a sample")
                 text = _sample(recipe, model, prepared)
                 if world.is_main:
                     write_text(run.samples_path, text + "\n")
-                say(f"sample:\n{text}\n")
             give_way()
         except StopAsked as asked:
             raise _interrupted(asked, progress, budget) from None
@@ -405,7 +425,7 @@ def _validate(
     recipe: Recipe,
     device: torch.device,
     max_tokens: int | None,
-    give_way: Callable[[], None],
+    watch: Callable[[int, int], None],
 ) -> Score:
     """Score the validation split in float32, leaving model mode and random state as they were."""
     context, stride = recipe.eval.windows(recipe.model)
@@ -418,7 +438,7 @@ def _validate(
         recipe.eval.batch_size,
         device,
         max_tokens,
-        give_way,
+        watch,
     )
     model.train()
     return result
@@ -432,11 +452,13 @@ def _summarise(
     prepared: PreparedData,
     device: torch.device,
     flops_per_token: float,
-    give_way: Callable[[], None],
+    watch: Callable[[int, int], None],
+    say_now: Callable[[str], None],
 ) -> dict[str, Any]:
     """Measure the finished model on the whole validation split; what summary.json holds."""
-    result = _validate(model, prepared, recipe, device, None, give_way)
+    result = _validate(model, prepared, recipe, device, None, watch)
     model.eval()
+    say_now("measuring the KV cache")
     context = recipe.model.max_position_embeddings
     cache = measure_kv_cache(model, recipe.eval.cache_batch_size, context)
     count = num_parameters(recipe.model)

@@ -12,6 +12,9 @@ class Pace:
     checkpoints count. The first step of a process, which also warms up or compiles, counts only
     until there is a second one.
 
+    The time that a step itself takes, without what happens between steps, is kept for the same
+    steps: what tokens/s and MFU are computed from while a run trains.
+
     Args:
         first_step: Steps done before this process began.
         num_steps: Steps of the run.
@@ -24,14 +27,22 @@ class Pace:
         self._last_end = now
         self._has_first_step_only = False
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._computing: deque[float] = deque(maxlen=RECENT_STEPS)
 
-    def step_done(self, now: float) -> None:
-        """Note the end of a step, at a time in seconds."""
+    def step_done(self, now: float, computing_seconds: float) -> None:
+        """Note the end of a step.
+
+        Args:
+            now: Seconds on the clock.
+            computing_seconds: Of them the step itself took so many.
+        """
         is_first = not self._recent
         if self._has_first_step_only:
             self._recent.clear()
+            self._computing.clear()
         self._has_first_step_only = is_first
         self._recent.append(now - self._last_end)
+        self._computing.append(computing_seconds)
         self._last_end = now
         self._steps_done += 1
 
@@ -43,6 +54,11 @@ class Pace:
         first validation. Call it after a step.
         """
         return (self._num_steps - self._steps_done) * sum(self._recent) / len(self._recent)
+
+    @property
+    def computing_seconds(self) -> float:
+        """Mean time of a recent step, without what happens between steps. Call it after a step."""
+        return sum(self._computing) / len(self._computing)
 
     @property
     def longest_step_seconds(self) -> float:

@@ -11,7 +11,7 @@ def pace_after(*seconds, first_step=0, num_steps=1000):
     pace = Pace(first_step, num_steps, now=50.0)
     for end in itertools.accumulate(seconds, initial=50.0):
         if end > 50.0:
-            pace.step_done(end)
+            pace.step_done(end, 0.5)
     return pace
 
 
@@ -31,6 +31,18 @@ def test_steps_long_ago_are_forgotten():
     assert pace_after(9.0, 2.0, 5.0, 3.0).longest_step_seconds == pytest.approx(5.0)
 
 
+def test_the_speed_is_that_of_the_recent_steps_alone_without_the_first():
+    pace = Pace(0, 1000, now=0.0)
+    pace.step_done(9.0, 4.0)
+    assert pace.computing_seconds == 4.0
+    pace.step_done(19.0, 1.0)
+    pace.step_done(20.0, 0.5)
+    assert pace.computing_seconds == 0.75
+    for step in range(RECENT_STEPS):
+        pace.step_done(30.0 + step, 0.25)
+    assert pace.computing_seconds == 0.25
+
+
 def test_speed_and_time_left_are_said_and_recorded(recipe, run_training):
     lines = []
     folder = run_training(recipe, "run", lines.append)
@@ -43,8 +55,9 @@ def test_speed_and_time_left_are_said_and_recorded(recipe, run_training):
     assert left[-1] == 0.0
     assert all(seconds > 0 for seconds in left[:-1])
     (line,) = (line for line in lines if line.startswith("step 5:"))
+    speed = f"{records[4]['perf/tokens_per_second']:,.0f}"
     assert re.search(
-        rf"tokens/s, MFU \d\.\d\d, gradient norm {records[4]['train/grad_norm']:.2f}, "
+        rf" {speed} tokens/s, MFU \d\.\d\d, gradient norm {records[4]['train/grad_norm']:.2f}, "
         rf"learning rate {records[4]['train/learning_rate']:.1e}, \d+ s left$",
         line,
     )
