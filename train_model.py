@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import launch.run  # noqa: E402
 import run_config  # noqa: E402
-from launch import terminal  # noqa: E402
+from launch import sweep, terminal  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.failures import tell  # noqa: E402
 from launch.recorded import as_yaml, require_same_run  # noqa: E402
@@ -43,7 +43,7 @@ def main(config: run_config.TrainConfig) -> None:
     from training.budget import make_budget
     from training.budget_sheet import budget_sheet
     from training.distributed import joined
-    from training.summary import describe_run
+    from training.summary import describe_in_short, describe_run
 
     check(config.model)
     initial = None
@@ -81,13 +81,17 @@ def main(config: run_config.TrainConfig) -> None:
             config = _with_fair_rate(config, prepared, world, say, initial)
         yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
         sheet = budget_sheet(config.model, mha_yardstick(yardstick))
-        summary, was_finished = _trained(run, config, prepared, world, say, sheet, initial)
+        say_once = _say_unless_repeated if world.is_main else _say_nothing
+        summary, was_finished = _trained(run, config, prepared, world, say_once, sheet, initial)
         if was_finished:
             say(
                 f"{config.run_name} is finished: validation perplexity "
                 f"{summary['validation_perplexity']:.2f}; nothing to do "
                 "(another run_name=... or seed=... trains another)"
             )
+            return
+        if sweep.current:
+            say(describe_in_short(summary))
             return
         if world.is_main and config.trainer.sample_tokens > 0:
             terminal.say(f"sample:\n{run.read_sample()}\n", end="")
@@ -403,6 +407,12 @@ def _start(
         say(f"{run.name} has a new configuration; the one that was there is replaced")
     run.write_config(text)
     return None
+
+
+def _say_unless_repeated(line: str) -> None:
+    """Print a line that no other run of the same sweep has printed."""
+    if not (sweep.current and sweep.current.is_repeated(line)):
+        terminal.say(line)
 
 
 def _say_nothing(line: str) -> None:

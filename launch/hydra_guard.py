@@ -19,7 +19,7 @@ from launch.errors import ConfigError
 from tracking.configuration import flat
 
 
-def require_plain_hydra(config_name: str, flags: argparse.Namespace) -> None:
+def require_plain_hydra(config_name: str, flags: argparse.Namespace) -> list[list[str]]:
     """Refuse what makes Hydra import, call or write something before the job is even checked.
 
     Hydra calls what `_target_` names in its callbacks, its launcher and its logging; a file that
@@ -28,6 +28,9 @@ def require_plain_hydra(config_name: str, flags: argparse.Namespace) -> None:
     Args:
         config_name: Of the entry point, as `launch.run.run` takes it.
         flags: The command line as Hydra's own parser has read it.
+
+    Returns:
+        The overrides of each run of a multirun; none for a single run.
 
     Raises:
         ConfigError: Naming the key.
@@ -66,6 +69,7 @@ def require_plain_hydra(config_name: str, flags: argparse.Namespace) -> None:
                         f"a configuration file sets hydra.{key}, which may run code; remove it "
                         "there (the command line takes hydra/launcher and hydra.launcher.*)"
                     )
+        return [*_jobs(config_name, flags)] if flags.multirun else []
 
 
 def _is_of_an_installed_package(key: str, target: Any) -> bool:
@@ -81,24 +85,18 @@ def _flat_hydra(config: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in flat(node).items() if not re.match(told, key)}
 
 
-def num_jobs(config_name: str, flags: argparse.Namespace) -> int:
-    """Return how many runs Hydra will make of a multirun.
-
-    Args:
-        config_name: Of the entry point.
-        flags: The command line as Hydra's own parser has read it.
-    """
-    with hydra.initialize_config_dir(str(run_config.ROOT / "conf"), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        whole = loader.load_configuration(config_name, flags.overrides, RunMode.MULTIRUN)
-        return sum(len(batch) for batch in BasicSweeper.split_arguments(_swept(whole), None))
-
-
-def _swept(whole: DictConfig) -> list[Override]:
-    """Return what the configuration and the command line say of the jobs of a multirun."""
-    loader = GlobalHydra.instance().config_loader()
+def _given(whole: DictConfig) -> list[Override]:
+    """Return the overrides of a multirun: those that a file sets, then those that were typed."""
     params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
-    return OverridesParser.create(loader).parse_overrides([*params, *whole.hydra.overrides.task])
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    return parser.parse_overrides([*params, *whole.hydra.overrides.task])
+
+
+def _jobs(config_name: str, flags: argparse.Namespace) -> Iterator[list[str]]:
+    loader = GlobalHydra.instance().config_loader()
+    whole = loader.load_configuration(config_name, flags.overrides, RunMode.MULTIRUN)
+    for batch in BasicSweeper.split_arguments(_given(whole), None):
+        yield from batch
 
 
 def _composed_as_hydra_will(config_name: str, flags: argparse.Namespace) -> Iterator[DictConfig]:
@@ -109,7 +107,7 @@ def _composed_as_hydra_will(config_name: str, flags: argparse.Namespace) -> Iter
     yield whole
     if not flags.multirun:
         return
-    given = _swept(whole)
+    given = _given(whole)
     # A plain value says nothing of Hydra: jobs that differ in such are composed once.
     choices = [
         override

@@ -9,7 +9,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import run_config
+from launch import sweep
 from launch.compose import (
     COMPOSING_FAILED,
     checked,
@@ -40,7 +41,7 @@ from launch.failures import (
     tell_for_all_ranks,
     tell_of,
 )
-from launch.hydra_guard import num_jobs, require_plain_hydra
+from launch.hydra_guard import require_plain_hydra
 from launch.mistakes import sweep_without_flag
 from launch.terminal import complain, lost_output, outlive_readers
 from launch.typed import for_hydra
@@ -74,32 +75,41 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     typed = sys.argv[1:]
     is_question = not {"--help", "-h", "--version"}.isdisjoint(typed)
     statuses: list[int] = []
-    broken: list[str] = []
 
     # A launcher may pickle this function and call it in a process that begins here.
     def task(config: DictConfig) -> None:
         if not _is_started_here():
             outlive_readers()
         register()
-        name = _run_name(config) if is_multirun else ""
+        name = str(_selected(config, "run_name") or "") if is_multirun else ""
         tell_of(name, config_name)
         reason = ""
+        if sweep.current:
+            attention = str(_selected(config, "model.attention.name") or "")
+            sweep.current.begin(name, attention, _selected(config, "seed"))
         try:
-            job(checked(config, schema, typed))
+            settings = checked(config, schema, typed)
+            if sweep.current and isinstance(settings, run_config.TrainConfig):
+                sweep.current.train(settings.runs_path)
+            job(settings)
             status = 0
         except AlreadyTold as told:
             status = STATUS_OF.get(told.kind, EXIT_FAILED)
+            reason = "see above"
         except Exception as error:
             tell_for_all_ranks(error)
             status = status_of(error)
-            reason = f"{type(error).__name__}: {error}" if status == 1 else str(error)
+            is_known = any(kind.__name__ in STATUS_OF for kind in type(error).__mro__)
+            reason = str(error) if is_known else f"{type(error).__name__}: {error}"
         if status and not _is_started_here():
             raise JobFailed(f"{name}: {reason}" if name else reason, status)
         statuses.append(status)
-        if status and is_multirun:
-            broken.append(name or "one without a name")
+        if sweep.current:
+            sweep.current.end(status, reason)
         # Where several ranks train, all have to agree on what comes next: nothing.
         if status == EXIT_INTERRUPTED or (status and rank_and_size()[1] > 1):
+            if sweep.current:
+                sweep.current.conclude()
             sys.exit(status)
 
     try:
@@ -114,10 +124,12 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             parser.error = _refuse_flags  # type: ignore[method-assign]
             flags = parser.parse_args(arguments)
             is_multirun = flags.multirun
-            require_plain_hydra(config_name, flags)
-            if is_multirun and num_jobs(config_name, flags) > 1:
-                for name in forget_names_of_one_run():
-                    complain(f"{name} names one run, and this is a sweep of several: ignored")
+            jobs = require_plain_hydra(config_name, flags)
+            if is_multirun:
+                if len(jobs) > 1:
+                    for name in forget_names_of_one_run():
+                        complain(f"{name} names one run, and this is a sweep of several: ignored")
+                sweep.current = sweep.Sweep(jobs, trains=config_name == "train")
             sys.argv[1:] = arguments
             conf = str(run_config.ROOT / "conf")
             # For the processes of a launcher.
@@ -141,11 +153,8 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     except KeyboardInterrupt as interrupted:
         tell(interrupted)
         sys.exit(EXIT_BEFORE_TRAINING)
-    if broken:
-        complain(
-            f"{len(broken)} of {len(statuses)} runs failed: {', '.join(broken)}; the same command "
-            "tries them again"
-        )
+    if sweep.current:
+        sweep.current.conclude()
     status = max(statuses, default=0)
     sys.stdout.flush()
     if (lost := lost_output()) and status == 0:
@@ -188,9 +197,9 @@ def _is_started_here() -> bool:
     return _started_here
 
 
-def _run_name(config: DictConfig) -> str:
-    """Return the name of the run, as far as it can be worked out of a configuration not checked."""
+def _selected(config: DictConfig, key: str) -> Any:
+    """Return a value, if it can be worked out of a configuration that is not checked; else None."""
     try:
-        return str(OmegaConf.select(config, "run_name", default=""))
+        return OmegaConf.select(config, key)
     except OmegaConfBaseException:
-        return ""
+        return None

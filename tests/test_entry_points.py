@@ -354,7 +354,13 @@ def test_a_broken_run_does_not_stop_the_others_of_a_multirun(kvlab, tmp_path):
     result = kvlab("train_model.py", "-m", "model.num_attention_heads=3,4", "run_name=x")
     assert result.returncode == 2
     assert re.search(r"kvlab: x: .*64 is not divisible by 3", result.stderr)
-    assert last_line(result).startswith("kvlab: 1 of 2 runs failed: x;")
+    assert last_line(result) == (
+        "kvlab: 1 of 2 runs failed: x; correct that, then the same command tries them again"
+    )
+    reason = result.stderr.strip().splitlines()[-2]
+    assert re.match(r"kvlab: x failed: .*64 is not divisible by 3", reason)
+    assert "run 2 of 2: model.num_attention_heads=4\n" in result.stdout
+    assert _statuses(result) == ["failed", "done"]
     assert (tmp_path / "runs" / "x" / "summary.json").exists()
 
 
@@ -412,6 +418,19 @@ def test_fair_lr_trains_a_grid_once_and_then_each_seed_at_its_best_rate(kvlab, t
     assert not (runs / "mha-smoke-tiny-seed2").exists()
 
 
+def _statuses(result):
+    """Of the runs in the table that a sweep ends with, which fits 80 columns."""
+    lines = result.stdout.splitlines()
+    header = next(n for n, line in enumerate(lines) if line.startswith("run  "))
+    table = lines[header:]
+    assert max(map(len, table)) <= 80
+    names = table[0].split("  ")
+    assert [name.strip() for name in names if name.strip()] == [
+        *("run", "attention", "seed", "perplexity", "KV bytes", "time", "status")
+    ]
+    return [re.split(r" {2,}", line)[-1] for line in table[2:]]
+
+
 def test_a_study_of_two_attentions_finishes_and_a_second_call_says_so(kvlab, tmp_path):
     study = ["-m", "experiment=study_nano", "attention=mha,mla", "seed=0,1"]
     names = [f"{name}-smoke-tiny-seed{seed}" for name in ("mha", "mla") for seed in (0, 1)]
@@ -419,11 +438,17 @@ def test_a_study_of_two_attentions_finishes_and_a_second_call_says_so(kvlab, tmp
     assert first.returncode == 0, first.stderr
     runs = tmp_path / "runs" / "study_nano"
     assert [run.name for run in list_finished_runs(runs)[0]] == names
-    assert first.stdout.count("MHA, the yardstick") == 4
+    assert first.stdout.count("MHA, the yardstick") == 2
+    headings = re.findall(r"^run (\d of \d: .*?)( \(about .* left\))?$", first.stdout, re.MULTILINE)
+    swept = [f"attention={name} seed={seed}" for name in ("mha", "mla") for seed in (0, 1)]
+    assert [told for told, _ in headings] == [f"{n} of 4: {s}" for n, s in enumerate(swept, 1)]
+    assert [bool(left) for _, left in headings] == [False, True, True, True]
+    assert _statuses(first) == ["done"] * 4
     second = kvlab("train_model.py", *study)
     assert second.returncode == 0, second.stderr
     assert re.findall(r"^(\S+) is finished", second.stdout, re.MULTILINE) == names
     assert "yardstick" not in second.stdout
+    assert _statuses(second) == ["done before"] * 4
 
 
 def test_help_is_readable_and_needs_no_torch(tmp_path):

@@ -54,6 +54,15 @@ def describe_run(
     return "\n".join(lines)
 
 
+def describe_in_short(summary: Mapping[str, Any]) -> str:
+    """Say in a line how good a run of several is, and what it costs."""
+    return (
+        f"{summary['run_name']}: validation perplexity {summary['validation_perplexity']:.2f}, KV "
+        f"cache {summary['kv_cache_bytes_per_token']:,} bytes per token, trained in "
+        f"{in_words(summary['wall_seconds'])}"
+    )
+
+
 def _standing(perplexity: float, unigram: float, bigram: float) -> str:
     """Compare a perplexity with those of models that only count."""
     if perplexity < min(unigram, bigram):

@@ -1,0 +1,152 @@
+"""The runs of a multirun that one process makes in turn: their headings, and a table at the end."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.failures import EXIT_BAD_INPUT, EXIT_INTERRUPTED, rank_and_size
+from launch.terminal import columns_of, complain, say
+from tracking.errors import RunError
+from tracking.progress import in_words
+from tracking.run_folder import RunFolder
+
+_COLUMNS = ("run", "attention", "seed", "perplexity", "KV bytes", "time", "status")
+_USUAL_COLUMNS = 80
+
+
+@dataclass
+class _Run:
+    """One of the runs, as far as it is known."""
+
+    name: str
+    attention: str
+    seed: object
+    folder: RunFolder | None = None
+    summary: dict[str, Any] | None = None
+    status: str = "not started"
+    exit_status: int = 0
+    reason: str = ""
+
+
+class Sweep:
+    """What is said of the runs of a multirun.
+
+    Args:
+        jobs: The overrides of each.
+        trains: Whether they are trainings, which end in a table.
+    """
+
+    def __init__(self, jobs: Sequence[Sequence[str]], *, trains: bool) -> None:
+        everywhere = set.intersection(*map(set, jobs)) if jobs else set()
+        self._swept = [[text for text in job if text not in everywhere] for job in jobs]
+        self._trains = trains
+        self._runs: list[_Run] = []
+        self._said: set[str] = set()
+
+    def begin(self, name: str, attention: str, seed: object) -> None:
+        """Say which run comes now, and about how long this one and those behind it will take."""
+        number, total = len(self._runs) + 1, max(len(self._swept), len(self._runs) + 1)
+        swept = self._swept[number - 1] if number <= len(self._swept) else []
+        times = [run.summary["wall_seconds"] for run in self._runs if run.summary]
+        left = sum(times) / len(times) * (total - number + 1) if times else None
+        estimate = "" if left is None else f" (about {in_words(left)} left)"
+        self._runs.append(_Run(name, attention, seed))
+        if rank_and_size()[0] == 0:
+            before = "\n" if number > 1 else ""
+            say(f"{before}run {number} of {total}: {' '.join(swept) or name}{estimate}")
+
+    def train(self, runs_path: Path) -> None:
+        """Note where the run that comes now is, and whether it is finished."""
+        run = self._runs[-1]
+        run.folder = RunFolder(runs_path, run.name)
+        run.summary = _summary(run.folder)
+        run.status = "done before" if run.summary else "interrupted"
+
+    def end(self, exit_status: int, reason: str) -> None:
+        """Note how the run ended."""
+        run = self._runs[-1]
+        run.exit_status, run.reason = exit_status, " ".join(reason.split())
+        if exit_status:
+            run.status = "interrupted" if exit_status == EXIT_INTERRUPTED else "failed"
+        elif run.status != "done before":
+            run.status = "done"
+            run.summary = _summary(run.folder) if run.folder else None
+
+    def is_repeated(self, text: str) -> bool:
+        """Tell whether another run has said the same, but for its name, and remember it."""
+        run = self._runs[-1]
+        key = text.replace(run.name, "")
+        is_repeated = key in self._said
+        self._said.add(key)
+        return is_repeated
+
+    def conclude(self) -> None:
+        """Lay out the runs in a table, and repeat why some failed."""
+        if rank_and_size()[0] > 0 or not self._runs:
+            return
+        if self._trains:
+            say(f"\n{self._table()}")
+        failed = [run for run in self._runs if run.status == "failed"]
+        if not failed:
+            return
+        for reason in dict.fromkeys(run.reason for run in failed):
+            names = ", ".join(_named(run) for run in failed if run.reason == reason)
+            complain(f"{names} failed: {reason}")
+        is_bad_input = all(run.exit_status == EXIT_BAD_INPUT for run in failed)
+        complain(
+            f"{len(failed)} of {len(self._runs)} runs failed: {', '.join(map(_named, failed))}; "
+            + ("correct that, then " if is_bad_input else "")
+            + "the same command tries them again"
+        )
+
+    def _table(self) -> str:
+        from tabulate import tabulate
+
+        unseen = len(self._swept) - len(self._runs)
+        rows = [_row(run) for run in self._runs]
+        rows += [["", "", "", "-", "-", "-", "not started"]] * unseen
+        align = ["left", "left", *["right"] * 4, "left"]
+        for _ in range(2):
+            table = tabulate(rows, headers=_COLUMNS, colalign=align, disable_numparse=True)
+            if len(table.splitlines()[1]) <= (columns_of(sys.stdout) or _USUAL_COLUMNS):
+                break
+            # Its number, which the heading had, in place of a name that does not fit.
+            rows = [[str(number), *row[1:]] for number, row in enumerate(rows, start=1)]
+        return table
+
+
+current: Sweep | None = None
+"""The one that this process makes; None where there is a single run."""
+
+
+def _summary(folder: RunFolder) -> dict[str, Any] | None:
+    """Return what a finished run measured; None if it is not finished, or cannot be read."""
+    try:
+        found = folder.read_summary()
+    except RunError:
+        return None
+    return found if found and found.get("finished") and found.get("wall_seconds") else None
+
+
+def _row(run: _Run) -> list[str]:
+    seed = "" if run.seed is None else str(run.seed)
+    if run.summary is None:
+        return [run.name, run.attention, seed, "-", "-", "-", run.status]
+    return [
+        *(run.name, run.attention, seed),
+        f"{run.summary['validation_perplexity']:.2f}",
+        f"{run.summary['kv_cache_bytes_per_token']:,}",
+        *(_clock(run.summary["wall_seconds"]), run.status),
+    ]
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _named(run: _Run) -> str:
+    return run.name or "one without a name"
