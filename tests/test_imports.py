@@ -18,8 +18,8 @@ MAY_IMPORT = {
     "run_config": {"modeling", "data", "tracking", "evaluation", "training", "interop"},
     "launch": {*PACKAGES, "run_config"},
 }
-# An entry point, though it lives in a package: `python -m data.prepare`.
-ENTRY_POINTS = {ROOT / "data" / "prepare.py"}
+# Entry points, though they live in packages: `python -m data.prepare`.
+ENTRY_POINTS = {ROOT / "data" / "prepare.py", ROOT / "modeling" / "check.py"}
 USERS_OF_HYDRA = {"launch/compose.py", "launch/hydra_guard.py", "launch/run.py"}
 HEAVY = {"wandb", "transformers", "datasets", "matplotlib", "jinja2", "lm_eval"}
 

@@ -135,21 +135,21 @@ def test_the_pareto_plot_is_drawn_from_the_committed_study(study, tmp_path):
 def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, tiny_data):
     names = (
         *("guards", "interop", "launch", "modeling", "data", "tracking", "training", "evaluation"),
-        "conf",
+        *("conf", "tests"),
     )
     ignored = shutil.ignore_patterns("__pycache__", "prepared", "local")
     for name in names:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
-    for path in ROOT.glob("*.py"):
+    for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, tmp_path)
     (module,) = (c for c in code_blocks("python") if "register_" in c)
     (yaml,) = code_blocks("yaml")
     (tmp_path / "modeling" / "attention" / "gated.py").write_text(module)
     (tmp_path / "conf" / "attention" / "gated.yaml").write_text(yaml)
 
-    def run(script, *arguments):
+    def run(*arguments):
         return subprocess.run(
-            [sys.executable, script, *arguments, "tracking=none"],
+            [sys.executable, *arguments],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -159,11 +159,26 @@ def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, tiny_data):
 
     trained = run(
         "train_model.py",
-        *("attention=gated", "debug=smoke", *tiny_data),
+        *("attention=gated", "debug=smoke", "tracking=none", *tiny_data),
     )
     assert trained.returncode == 0, trained.stderr
-    compared = run("eval_model.py")
+    compared = run("eval_model.py", "tracking=none")
     assert compared.returncode == 0, compared.stderr
     assert "gated" in compared.stdout
+
+    checked = run("-m", "modeling.check", "attention=gated")
+    assert checked.returncode == 0, checked.stdout
+    assert "✓ Decoding token by token" in checked.stdout
+    # What the registry and conf/attention list is found by the tests, too.
+    tested = run(
+        *("-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider"),
+        *("tests/test_configuration.py", "tests/modeling/test_attention_contract.py"),
+        "-k",
+        "gated or finer_width or lists or registered or mqaa",
+        "-v",
+    )
+    assert tested.returncode == 0, tested.stdout
+    for named in ("composes_with_every_size", "keeps_its_promise"):
+        assert named in tested.stdout
     refused = run("train_model.py", "attention=gatd")
     assert "gated" in refused.stderr

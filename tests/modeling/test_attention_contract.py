@@ -1,5 +1,7 @@
 """One body over every attention: what each promises the model, the cache and the counts."""
 
+import functools
+
 import pytest
 import torch
 from tiny import (
@@ -22,6 +24,17 @@ import modeling.attention.kernel
 import modeling.attention.latent
 from modeling.attention import attention_config, attention_config_class
 from modeling.attention.kernel import attend_in_blocks
+from modeling.check import example, names
+from modeling.contract import (
+    CHECKS,
+    causality,
+    chunks,
+    decoding,
+    examine,
+    left_padding,
+    padding,
+    truncation,
+)
 from modeling.errors import ModelConfigError
 from modeling.kv_cache import CACHE_DTYPES, KVCache, LayerCache
 
@@ -86,11 +99,29 @@ def gradients(output, x, module):
     return {"x": x.grad} | {name: p.grad for name, p in module.named_parameters()}
 
 
-def left_padding(lengths):
-    """Positions and padding mask of rows that end together."""
-    index = torch.arange(max(lengths))
-    start = max(lengths) - torch.tensor(lengths)[:, None]
-    return (index - start).clamp(min=0), index >= start
+# What `python -m modeling.check` checks
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_attention_keeps_its_promise(fields, check):
+    # What a cache takes no part in is the same on every path.
+    reads = check in (decoding, chunks, truncation, padding, causality)
+    for path in decode_paths(fields) if reads else ("auto",):
+        found = examine(check, attention_config(fields | {"decode_path": path}))
+        assert found.passed, (path, found)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", names())
+def test_attention_of_every_file_in_conf_keeps_its_promise(name, check, small):
+    found = examine(check, small(name))
+    assert found.passed, found
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The small attention of a file; composing takes a while."""
+    return functools.cache(example)
 
 
 # Shapes, counts and names
@@ -108,11 +139,6 @@ def test_attention_output_has_shape_and_dtype_of_its_input(fields, dtype, forwar
 @pytest.mark.parametrize("case", CASES)
 def test_attention_state_dict_keys_are_the_stored_list(case):
     assert sorted(build_attention(CASES[case]).state_dict()) == sorted(STATE_DICT_KEYS[case])
-
-
-def test_attention_num_parameters_equals_closed_form(fields):
-    module = build_attention(fields)
-    assert module.config.num_parameters() == sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -133,54 +159,7 @@ def test_attention_cache_elements_are_those_of_the_papers(case, elements):
     assert attention_config(CASES[case]).kv_cache_elements_per_token() == elements
 
 
-def test_attention_residual_projections_are_the_output_projection(fields):
-    module = build_attention(fields)
-    assert module.residual_projections() == [module.o_proj]
-
-
-def test_attention_gives_every_parameter_a_gradient(fields):
-    module = build_attention(fields).train()
-    module(normal(B, S, M), torch.arange(S)).square().sum().backward()
-    for name, parameter in module.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 1e-3, name
-
-
 # What may influence what
-
-
-def test_attention_future_token_changes_nothing_earlier(fields, forward_only):
-    module = build_attention(fields, torch.float64)
-    x = normal(B, S, M, dtype=torch.float64)
-    changed = x.clone()
-    changed[:, 4] = normal(B, M, dtype=torch.float64, seed=5)
-    before, after = (module(each, torch.arange(S)) for each in (x, changed))
-    assert_near(after[:, :4], before[:, :4])
-    assert (after[:, 4:] - before[:, 4:]).abs().amax(-1).min() > 1e-3
-
-
-def test_attention_future_token_in_a_chunk_changes_nothing_earlier(fields, forward_only):
-    x = normal(B, S, M, dtype=torch.float64)
-    changed = x.clone()
-    changed[:, 6] = normal(B, M, dtype=torch.float64, seed=5)
-    for path in decode_paths(fields):
-        module = build_attention(fields, torch.float64, decode_path=path)
-        before, after = (
-            run_through_cache(module, each, torch.arange(S), (3, 4)) for each in (x, changed)
-        )
-        assert_near(after[:, :6], before[:, :6])
-        assert (after[:, 6] - before[:, 6]).abs().amax() > 1e-3
-
-
-def test_attention_batch_rows_are_independent(fields, forward_only):
-    module = build_attention(fields, torch.float64)
-    x = normal(B, S, M, dtype=torch.float64)
-    together = module(x, torch.arange(S))
-    through_cache = run_through_cache(module, x, torch.arange(S), (4, 1, 2))
-    for row in range(B):
-        alone = module(x[row : row + 1], torch.arange(S))
-        assert_near(together[row : row + 1], alone)
-        assert_near(through_cache[row : row + 1], alone)
 
 
 # Against the oracle
@@ -230,16 +209,6 @@ def test_attention_bfloat16_cache_under_float32_weights_costs_only_the_rounding(
 # Through the cache
 
 
-@pytest.mark.parametrize("chunks", CHUNKINGS, ids=lambda chunks: "-".join(map(str, chunks)))
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_attention_through_the_cache_equals_the_full_pass(fields, dtype, chunks, forward_only):
-    x = normal(B, S, M, dtype=dtype)
-    positions = torch.tensor([3, 5, 6, 7, 20, 21, 22])
-    for path in decode_paths(fields):
-        module = build_attention(fields, dtype, decode_path=path)
-        assert_near(run_through_cache(module, x, positions, chunks), module(x, positions))
-
-
 def test_attention_through_the_cache_equals_the_reference_at_large_positions_of_each_row(
     fields, forward_only
 ):
@@ -270,25 +239,6 @@ def test_attention_cache_reused_after_reset_or_truncate_equals_a_fresh_one(field
 
 
 # Padding
-
-
-def test_attention_left_padded_rows_equal_each_row_alone(fields, forward_only):
-    lengths = [7, 5, 2]
-    positions, mask = left_padding(lengths)
-    x = normal(B, S, M, dtype=torch.float64)
-    garbage = torch.where(mask[..., None], x, 100 * normal(B, S, M, dtype=torch.float64, seed=8))
-    for path in decode_paths(fields):
-        module = build_attention(fields, torch.float64, decode_path=path)
-        outputs = [
-            module(x, positions, attention_mask=mask),
-            module(garbage, positions, attention_mask=mask),
-            run_through_cache(module, garbage, positions, (4, 1, 2), mask),
-            run_through_cache(module, garbage, positions, (1, 1, 1, 1, 3), mask),
-        ]
-        for row, length in enumerate(lengths):
-            alone = module(x[row : row + 1, -length:], torch.arange(length))
-            for output in outputs:
-                assert_near(output[row : row + 1, -length:], alone)
 
 
 def test_attention_with_padding_equals_the_reference(fields, forward_only):
@@ -722,7 +672,6 @@ def test_attention_config_names_every_missing_field():
 
 
 def test_unknown_attention_name_lists_those_there_are():
-    names = "gqa, mha, mha_no_rope, mla, mla_no_rope, mqa, mqa_no_rope"
-    with pytest.raises(ModelConfigError, match=names) as refused:
+    with pytest.raises(ModelConfigError, match=", ".join(names())) as refused:
         attention_config_class("mqaa")
     assert "did you mean 'mqa'?" in str(refused.value)

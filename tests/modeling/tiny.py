@@ -9,7 +9,10 @@ from torch.utils._pytree import tree_leaves
 from modeling.attention import LatentAttentionConfig, attention_config
 from modeling.attention.reference import grouped_query_reference, latent_reference
 from modeling.config import GPTConfig
+from modeling.contract import randomise, run_through_cache
 from modeling.gpt import GPT
+
+__all__ = ["run_through_cache"]
 
 M, H, B, S = 20, 4, 3, 7
 
@@ -46,19 +49,6 @@ def decode_paths(fields):
     return ("auto", *ways, "blocks")
 
 
-def randomise(module, std=0.5, seed=1):
-    """Give every parameter large values without any symmetry; norms stay positive."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if "norm" in name:
-                parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
-            else:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(std * noise + std / 10)
-    return module
-
-
 def build_attention(fields, dtype=torch.float32, **changes):
     """An attention in evaluation mode whose weights no two heads or dimensions share."""
     return randomise(attention_config(fields | changes).build()).to(dtype).eval()
@@ -91,22 +81,6 @@ def assert_near(actual, expected, roundings=None):
         roundings = BFLOAT16_ROUNDINGS if actual.dtype == torch.bfloat16 else ROUNDINGS
     atol = roundings * torch.finfo(actual.dtype).eps * expected.abs().max().item()
     torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=atol)
-
-
-def run_through_cache(module, x, positions, chunks, attention_mask=None, cache=None):
-    """Feed x to the module in chunks, through one cache."""
-    assert sum(chunks) == x.shape[1]
-    cache = cache or module.new_cache(x.shape[0], x.shape[1])
-    outputs, start = [], 0
-    for size in chunks:
-        end = start + size
-        mask = attention_mask
-        if mask is not None:
-            mask = mask[:, :end] if mask.dim() == 2 else mask[:, start:end, :end]
-        piece, positions_now = x[:, start:end], positions[..., start:end]
-        outputs.append(module(piece, positions_now, cache, attention_mask=mask))
-        start = end
-    return torch.cat(outputs, dim=1)
 
 
 def gpt_config(attention="mha", **changes):

@@ -1,0 +1,211 @@
+"""Attentions with one fault each: `python -m modeling.check` finds every one."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import modeling.check
+from modeling.attention import GroupedQueryAttention, GroupedQueryAttentionConfig
+from modeling.contract import CHECKS, examine
+
+FIELDS = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "v_head_dim": 8,
+    "qk_rope_head_dim": 8,
+}
+
+
+class OneLater(GroupedQueryAttention):
+    """Counts positions from one later where something is cached."""
+
+    def forward(self, x, positions, cache=None, **options):
+        later = cache is not None and cache.length > 0
+        return super().forward(x, positions + later, cache, **options)
+
+
+class SeesItsChunk(GroupedQueryAttention):
+    """Masks nothing causally where several tokens come with a cache."""
+
+    def forward(self, x, positions, cache=None, **options):
+        if cache is None or x.shape[1] == 1:
+            return super().forward(x, positions, cache, **options)
+        return super().forward(
+            *(x, positions, cache), key_value_states=x, key_value_positions=positions, **options
+        )
+
+
+class SeesTheFuture(GroupedQueryAttention):
+    def forward(self, x, positions, cache=None, **options):
+        return super().forward(x, positions, cache, **options) + x.mean(1, keepdim=True)
+
+
+class IgnoresPadding(GroupedQueryAttention):
+    def forward(self, x, positions, cache=None, *, attention_mask=None, **options):
+        return super().forward(x, positions, cache, **options)
+
+
+class HasADeadParameter(GroupedQueryAttention):
+    def __init__(self, config, layer_idx=0):
+        super().__init__(config, layer_idx)
+        self.dead = nn.Parameter(torch.zeros(1))
+
+
+class MixesRows(GroupedQueryAttention):
+    def forward(self, x, positions, cache=None, **options):
+        return super().forward(x - x.mean(0, keepdim=True), positions, cache, **options)
+
+
+class IsNoisy(GroupedQueryAttention):
+    def forward(self, x, positions, cache=None, **options):
+        return super().forward(x, positions, cache, **options) + torch.rand(1)
+
+
+class IgnoresPositions(GroupedQueryAttention):
+    def forward(self, x, positions, cache=None, **options):
+        return super().forward(x, torch.zeros_like(positions), cache, **options)
+
+
+class RemembersLengths(GroupedQueryAttention):
+    """Keeps the longest cache it saw, outside of the cache."""
+
+    longest = 0
+
+    def forward(self, x, positions, cache=None, **options):
+        output = super().forward(x, positions, cache, **options)
+        if cache is not None:
+            output = output * (1 + (positions[0] < self.longest))
+            self.longest = max(self.longest, cache.length)
+        return output
+
+
+class WrongBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+class HasAWrongGradient(GroupedQueryAttention):
+    def forward(self, x, positions, cache=None, **options):
+        return super().forward(WrongBackward.apply(x), positions, cache, **options)
+
+
+class DropsADimension(GroupedQueryAttention):
+    def forward(self, x, positions, cache=None, **options):
+        return super().forward(x, positions, cache, **options)[..., :-1]
+
+
+class NamesAnotherProjection(GroupedQueryAttention):
+    def residual_projections(self):
+        return [nn.Linear(16, 16)]
+
+
+# What finds it: at least these.
+FAULTS = {
+    OneLater: {"decoding", "chunks", "padding", "truncation"},
+    SeesItsChunk: {"chunks", "causality"},
+    SeesTheFuture: {"decoding", "causality"},
+    IgnoresPadding: {"padding"},
+    HasADeadParameter: {"gradient", "parameters"},
+    MixesRows: {"rows", "padding"},
+    IsNoisy: {"determinism"},
+    IgnoresPositions: {"positions"},
+    RemembersLengths: {"truncation"},
+    HasAWrongGradient: {"gradient_check"},
+    DropsADimension: {"shape"},
+    NamesAnotherProjection: {"initialisation"},
+}
+WRONG_FORMS = {
+    "num_parameters": "parameters",
+    "flops_per_token": "flops",
+    "kv_cache_elements_per_token": "cache_bytes",
+}
+
+
+def config_of(module_class, **wrong):
+    """A small configuration that builds a class, and has closed forms of its own."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(GroupedQueryAttentionConfig):
+        def build(self, layer_idx=0):
+            return module_class(self, layer_idx)
+
+    for name, function in wrong.items():
+        setattr(Config, name, function)
+    return Config(**FIELDS)
+
+
+def crosses(config):
+    return {check.__name__ for check in CHECKS if not examine(check, config).passed}
+
+
+def test_an_attention_without_a_fault_has_no_cross():
+    assert crosses(config_of(GroupedQueryAttention)) == set()
+
+
+@pytest.mark.parametrize("module_class", FAULTS, ids=lambda found: found.__name__)
+def test_a_planted_fault_gets_its_cross(module_class):
+    assert crosses(config_of(module_class)) >= FAULTS[module_class]
+
+
+@pytest.mark.parametrize("form", WRONG_FORMS)
+def test_a_wrong_closed_form_gets_its_cross_alone(form):
+    right = getattr(GroupedQueryAttentionConfig, form)
+
+    def wrong(self, *arguments):
+        return right(self, *arguments) * 1.05
+
+    assert crosses(config_of(GroupedQueryAttention, **{form: wrong})) == {WRONG_FORMS[form]}
+
+
+def test_what_an_attention_raises_is_a_cross():
+    def build(self, layer_idx=0):
+        raise TypeError("no\nhead")
+
+    config = config_of(GroupedQueryAttention, build=build)
+    assert crosses(config) == {check.__name__ for check in CHECKS}
+    assert "raised TypeError: no head" in examine(CHECKS[0], config).measured
+
+
+def test_the_command_prints_a_tick_a_line_and_a_cross_with_where_to_look(monkeypatch, capsys):
+    assert modeling.check.run(["attention=mqa"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[0] for line in lines[1:-1]] == ["✓"] * len(CHECKS)
+    assert lines[-1] == f"{len(CHECKS)} of {len(CHECKS)} checks passed"
+    # 2 d elements of d = 8, float32, for 3 sequences.
+    assert "3 x 11 tokens in float32: measured 2,112, closed form 2,112" in "".join(lines)
+    assert "3 x 29 tokens in float32: measured 5,568, closed form 5,568" in "".join(lines)
+
+    monkeypatch.setattr(GroupedQueryAttentionConfig, "num_parameters", lambda self: 7)
+    assert modeling.check.run(["attention=mha"]) == 1
+    out = capsys.readouterr().out
+    (cross,) = (line for line in out.splitlines() if line.startswith("✗"))
+    assert cross == (
+        "✗ Parameters are the closed form: measured 4,096, closed form 7; look at num_parameters"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["attention=mlaa"], "mlaa"),
+        (["mla"], "python -m modeling.check attention=NAME"),
+        (["attention=mla", "model.attention.kv_lora_rank=0"], "kv_lora_rank (0) must be at least"),
+        (["attention=gqa", "model.num_attention_heads=3"], "not divisible"),
+    ],
+)
+def test_a_mistake_in_what_is_checked_is_one_line_with_status_2(arguments, said, capsys):
+    assert modeling.check.run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("kvlab: ")
+    assert captured.err.count("\n") == 1
+    assert said in captured.err
