@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.failures import EXIT_BAD_INPUT, EXIT_INTERRUPTED, rank_and_size
-from launch.terminal import columns_of, complain, say
+from launch.terminal import columns_of, complain, say, silence
 from tracking.errors import RunError
 from tracking.progress import in_words
 from tracking.run_folder import RunFolder
@@ -21,6 +21,7 @@ class _Run:
     """One of the runs, as far as it is known."""
 
     name: str
+    label: str
     attention: str
     seed: object
     folder: RunFolder | None = None
@@ -52,10 +53,11 @@ class Sweep:
         times = [run.summary["wall_seconds"] for run in self._runs if run.summary]
         left = sum(times) / len(times) * (total - number + 1) if times else None
         estimate = "" if left is None else f" (about {in_words(left)} left)"
-        self._runs.append(_Run(name, attention, seed))
+        label = " ".join(swept) or name
+        self._runs.append(_Run(name, name or label, attention, seed))
         if rank_and_size()[0] == 0:
             before = "\n" if number > 1 else ""
-            say(f"{before}run {number} of {total}: {' '.join(swept) or name}{estimate}")
+            _say(f"{before}run {number} of {total}: {label}{estimate}")
 
     def train(self, runs_path: Path) -> None:
         """Note where the run that comes now is, and whether it is finished."""
@@ -87,16 +89,15 @@ class Sweep:
         if rank_and_size()[0] > 0 or not self._runs:
             return
         if self._trains:
-            say(f"\n{self._table()}")
+            _say(f"\n{self._table()}")
         failed = [run for run in self._runs if run.status == "failed"]
         if not failed:
             return
         for reason in dict.fromkeys(run.reason for run in failed):
-            names = ", ".join(_named(run) for run in failed if run.reason == reason)
-            complain(f"{names} failed: {reason}")
+            complain(f"{_labels(failed, reason)} failed: {reason}")
         is_bad_input = all(run.exit_status == EXIT_BAD_INPUT for run in failed)
         complain(
-            f"{len(failed)} of {len(self._runs)} runs failed: {', '.join(map(_named, failed))}; "
+            f"{len(failed)} of {len(self._runs)} runs failed: {_labels(failed)}; "
             + ("correct that, then " if is_bad_input else "")
             + "the same command tries them again"
         )
@@ -127,7 +128,8 @@ def _summary(folder: RunFolder) -> dict[str, Any] | None:
         found = folder.read_summary()
     except RunError:
         return None
-    return found if found and found.get("finished") and found.get("wall_seconds") else None
+    needed = ("finished", "wall_seconds", "kv_cache_bytes_per_token")
+    return found if found and all(found.get(key) for key in needed) else None
 
 
 def _row(run: _Run) -> list[str]:
@@ -148,5 +150,14 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _named(run: _Run) -> str:
-    return run.name or "one without a name"
+def _labels(runs: Sequence[_Run], reason: str | None = None) -> str:
+    """Name runs, all or those that failed for one reason."""
+    return ", ".join(run.label for run in runs if reason in (None, run.reason))
+
+
+def _say(text: str) -> None:
+    """Print; where nobody reads any more, training goes on."""
+    try:
+        say(text)
+    except OSError:
+        silence(sys.stdout)
