@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.failures import EXIT_BAD_INPUT, EXIT_INTERRUPTED, rank_and_size
-from launch.terminal import columns_of, complain, say, silence
+from launch.terminal import columns_of, complain, say
 from tracking.errors import RunError
 from tracking.progress import in_words
 from tracking.run_folder import RunFolder
@@ -57,7 +57,7 @@ class Sweep:
         self._runs.append(_Run(name, name or label, attention, seed))
         if rank_and_size()[0] == 0:
             before = "\n" if number > 1 else ""
-            _say(f"{before}run {number} of {total}: {label}{estimate}")
+            say(f"{before}run {number} of {total}: {label}{estimate}")
 
     def train(self, runs_path: Path) -> None:
         """Note where the run that comes now is, and whether it is finished."""
@@ -89,7 +89,7 @@ class Sweep:
         if rank_and_size()[0] > 0 or not self._runs:
             return
         if self._trains:
-            _say(f"\n{self._table()}")
+            say(f"\n{self._table()}")
         failed = [run for run in self._runs if run.status == "failed"]
         if not failed:
             return
@@ -153,11 +153,3 @@ def _clock(seconds: float) -> str:
 def _labels(runs: Sequence[_Run], reason: str | None = None) -> str:
     """Name runs, all or those that failed for one reason."""
     return ", ".join(run.label for run in runs if reason in (None, run.reason))
-
-
-def _say(text: str) -> None:
-    """Print; where nobody reads any more, training goes on."""
-    try:
-        say(text)
-    except OSError:
-        silence(sys.stdout)

@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import quiet, write_run
 
 import evaluation.corpus
 import run_config
@@ -16,6 +15,8 @@ from evaluation.corpus import prepare_command
 from evaluation.errors import EvaluationError
 from launch import compose
 from launch.recorded import as_yaml
+from launch.typed import for_hydra
+from tests.evaluation.runs import quiet, write_run
 from tracking.configuration import flat
 from tracking.run_folder import RunFolder
 
@@ -93,7 +94,7 @@ def test_data_of_this_repository_are_looked_at(trained, tmp_path, monkeypatch, p
         opened(trained / "runs")
     command = shlex.split(str(refused.value).partition("prepare it again: ")[2])
     assert command[:4] == ["python", "-m", "data.prepare", "data=local"]
-    config = compose.composed("prepare", compose.for_hydra("prepare", command[3:]))
+    config = compose.composed("prepare", for_hydra("prepare", command[3:]))
     asked = compose.checked(config, run_config.PrepareConfig)
     assert prepared_folder(asked.data, asked.tokenizer).name == prepared.folder.name
     monkeypatch.setattr(evaluation.corpus, "_ROOT", tmp_path / "repository")
