@@ -3,7 +3,9 @@
 import re
 from typing import Any
 
+from evaluation.labels import NONE
+
 
 def plain(value: Any, longest: int = 60) -> str:
     """Return a value that a run brings as text without markup, on one line."""
-    return re.sub(r"[^\w .,:;+=/()%-]", "?", " ".join(str(value).split()))[:longest]
+    return re.sub(rf"[^\w .,:;+=/()%{NONE}-]", "?", " ".join(str(value).split()))[:longest]

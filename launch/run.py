@@ -72,6 +72,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     # Hydra would replace a traceback by a hint; here it hands every exception on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     is_multirun = False
+    sweep.current = None
     typed = sys.argv[1:]
     is_question = not {"--help", "-h", "--version"}.isdisjoint(typed)
     statuses: list[int] = []

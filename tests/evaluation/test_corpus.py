@@ -113,7 +113,7 @@ def test_data_of_this_repository_are_looked_at(trained, tmp_path, monkeypatch, p
 )
 def test_the_command_that_is_named_prepares_the_same_data(arguments):
     def composed(name, some):
-        config = compose.composed(name, compose.for_hydra(name, some))
+        config = compose.composed(name, for_hydra(name, some))
         return compose.checked(config, run_config.SCHEMAS[name])
 
     trained = composed("train", arguments)

@@ -6,10 +6,17 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from variants_for_reports import curves_of, decode_point, mha, mla, single_seed, unscored
 
 from evaluation.html_report import write_html
 from evaluation.labels import label as label_of
+from tests.evaluation.variants_for_reports import (
+    curves_of,
+    decode_point,
+    mha,
+    mla,
+    single_seed,
+    unscored,
+)
 from tracking.errors import RunError
 
 VOID = {"meta", "link", "img", "source", "wbr"}

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from variants_for_reports import mha, mla, single_seed, unscored
 
 from evaluation.paper import CSV_COLUMNS, latex_tables, results_csv
+from tests.evaluation.variants_for_reports import mha, mla, single_seed, unscored
 
 ROOT = Path(__file__).parent.parent.parent
 STUDY = ROOT / "docs" / "results" / "2026-11-23-study-nano"

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from variants_for_reports import mha, mla
 
 from evaluation.comparison import evaluate_run
 from evaluation.html_report import write_html
@@ -13,6 +12,7 @@ from evaluation.settings import EvalSettings
 from evaluation.tasks import TASK_COLUMNS, over_seeds, task_rows
 from evaluation.variants import compare
 from tests.evaluation.runs import quiet, write_run
+from tests.evaluation.variants_for_reports import mha, mla
 
 ANSWERS = {
     "one": {

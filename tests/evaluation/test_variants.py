@@ -8,11 +8,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from variants_for_reports import decode_point
 
 from evaluation.comparison import EvaluatedRun
 from evaluation.errors import EvaluationError
 from evaluation.headline import headline
+from evaluation.labels import NONE
 from evaluation.perplexity import Score
 from evaluation.report import (
     budget_table,
@@ -30,6 +30,7 @@ from evaluation.settings import DecodeSettings, EvalSettings
 from evaluation.statistics import seed_interval, text_interval, unpaired_seed_interval
 from evaluation.variants import add_decode_speed, compare, differing_fields, require_one_protocol
 from tests.evaluation.models import model
+from tests.evaluation.variants_for_reports import decode_point
 from tracking.configuration import flat
 from tracking.errors import RunError
 
@@ -410,12 +411,28 @@ def twice(ours, theirs, **rows):
     [
         ({}, {"tokens_trained": 123456}, "tokens trained (4,096 and 123,456)"),
         ({}, {"num_parameters": 1200}, "parameters (1,000 and 1,200)"),
-        ({"begins_with": "mha"}, {}, "begins_with (random weights and mha)"),
-        ({"model__max_position_embeddings": 16}, {}, "model.max_position_embeddings (8 and 16)"),
-        ({"trainer__sequences_per_step": 9}, {}, "trainer.sequences_per_step (8 and 9)"),
-        ({"trainer__overfit_batches": 2}, {}, "trainer.overfit_batches (None and 2)"),
-        ({"data__max_train_tokens": 9}, {}, "data.max_train_tokens (None and 9)"),
-        ({"optim__learning_rate": 0.1}, {}, "optim.learning_rate (0.008 and 0.1)"),
+        ({"begins_with": "mha"}, {}, "begins with (random weights and mha)"),
+        (
+            {"model__max_position_embeddings": 16},
+            {},
+            "max position embeddings (model.max_position_embeddings) (8 and 16)",
+        ),
+        (
+            {"trainer__sequences_per_step": 9},
+            {},
+            "sequences per step (trainer.sequences_per_step) (8 and 9)",
+        ),
+        (
+            {"trainer__overfit_batches": 2},
+            {},
+            f"overfit batches (trainer.overfit_batches) ({NONE} and 2)",
+        ),
+        (
+            {"data__max_train_tokens": 9},
+            {},
+            f"max train tokens (data.max_train_tokens) ({NONE} and 9)",
+        ),
+        ({"optim__learning_rate": 0.1}, {}, "learning rate (optim.learning_rate) (0.008 and 0.1)"),
     ],
 )
 def test_what_was_not_trained_alike_is_not_ranked(ours, rows, said):

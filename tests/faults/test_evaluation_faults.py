@@ -196,10 +196,10 @@ def test_validating_leaves_the_model_in_training_and_its_likelihoods_alone(make_
     )
     torch.manual_seed(0)
     trained = GPT(config).train()
-    first = validate(trained, prepared, recipe, CPU, None, lambda: None)
+    first = validate(trained, prepared, recipe, CPU, None, lambda done, total: None)
     assert trained.training
     assert all(module.training for module in trained.modules())
-    assert validate(trained, prepared, recipe, CPU, None, lambda: None) == first
+    assert validate(trained, prepared, recipe, CPU, None, lambda done, total: None) == first
     alone = score(trained.eval(), prepared.stream("validation"), 32, 32)
     assert alone.window_nll == first.window_nll
     assert not trained.training

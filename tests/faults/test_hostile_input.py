@@ -121,7 +121,7 @@ def test_an_experiment_runs_no_code(
 def test_without_the_check_an_experiment_would_run_code(start, mark, tmp_path, monkeypatch):
     # So that the test above can fail.
     arguments = bring("searchpath", tmp_path, PLACES["callback"] % TARGETS["touch"], monkeypatch)
-    monkeypatch.setattr(launch.run, "require_plain_hydra", lambda config_name, flags: None)
+    monkeypatch.setattr(launch.run, "require_plain_hydra", lambda config_name, flags: [])
     start("-m", *arguments, "experiment=mine")
     assert mark.exists()
 

@@ -185,7 +185,7 @@ def test_settings_name_what_does_not_go_together():
 
 def test_a_sharded_run_is_asked_for_in_one_word():
     config = compose.checked(compose.composed("train", ["trainer=fsdp"]), TrainConfig)
-    assert config.trainer == TrainerSettings(parallelism="fsdp")
+    assert config.trainer == TrainerSettings(parallelism="fsdp", sample_prompt="def ")
 
 
 def test_slurm_launcher_is_composed_and_its_absence_said_in_one_line():
