@@ -88,15 +88,16 @@ def too_little(split: str, source: Source, num_read: int) -> str:
         num_read: Documents with text in all sources.
     """
     settings, key = source.settings, _key(source)
-    if split == TRAIN or num_read == 0:
+    if num_read == 0 or all(part.split is not None for part in source.corpus.parts):
         what = settings.path or settings.name
         return f"{key}.source {settings.source} ({what}): no text for split {split}"
     # Of fewer documents a larger fraction holds out one or two, which may be most of the text.
     is_few = num_read < 1 / settings.validation_fraction or num_read < MIN_DOCUMENTS
-    remedy = "" if is_few else "raise it, "
+    remedy = "" if is_few else "lower it, " if split == TRAIN else "raise it, "
+    documents = "1 document" if num_read == 1 else f"{num_read} documents"
     return (
-        f"{key}.validation_fraction ({settings.validation_fraction}) of {num_read} documents left "
-        f"none for validation: {remedy}{_more_documents(source)}"
+        f"{key}.validation_fraction ({settings.validation_fraction}) of {documents} left none for "
+        f"{'training' if split == TRAIN else split}: {remedy}{_more_documents(source)}"
     )
 
 

@@ -637,7 +637,7 @@ def test_corpus_too_small_for_a_validation_split_says_what_to_do(
 ):
     write_jsonl("train.jsonl", ["only one document"])
     with pytest.raises(
-        DataError, match=r"validation_fraction \(0\.25\) of 1 documents.*document_s"
+        DataError, match=r"validation_fraction \(0\.25\) of 1 document .*document_s"
     ):
         prepare(local(), byte_level, quiet)
 

@@ -18,6 +18,7 @@ from data.manifest import share_of
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
 from data.settings import TokenizerSettings
+from data.sources import TRAIN, split_by_hash
 from data.tokenizer import bytes_tokenizer, save_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,11 @@ def test_few_documents_are_not_told_to_raise_the_fraction(local, byte_level, wri
     write_jsonl("a.jsonl", ["one", "two", "three"])
     with pytest.raises(DataError, match=r"of 3 documents left none for validation: split long"):
         prepare(local(validation_fraction=0.001), byte_level, lambda _: None)
+    # The only one may be held out, too.
+    alone = next(text for text in map(str, range(99)) if split_by_hash(text.encode(), 0.5) != TRAIN)
+    write_jsonl("a.jsonl", [alone])
+    with pytest.raises(DataError, match=r"of 1 document left none for training: split long"):
+        prepare(local(validation_fraction=0.5), byte_level, lambda _: None)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
