@@ -140,7 +140,7 @@ def test_grouped_query_attentions_run_without_rope():
         ("attentoin=mla", "no key 'attentoin'; did you mean 'attention'"),
         ("model.attention.kv_rank=1", "no key 'model.attention.kv_rank'"),
         ("+model.attention.head_dimm=1", "model.attention.head_dimm; did you mean 'head_dim'"),
-        ("attention=mqaa", "no attention 'mqaa'; did you mean attention=mqa? There are gqa, mha"),
+        ("attention=mqaa", "no attention 'mqaa'; did you mean attention=mqa? There are g"),
         ("data=nope", "there is no data 'nope'; there are fineweb_edu, hub"),
         ("trainer.max_tokens=abc", "trainer.max_tokens (abc) must be a whole number, such as 15"),
         ("trainer.max_tokens=1e3", "(1000.0) must be a whole number, such as 1500000, 1_500_000"),

@@ -279,7 +279,7 @@ def test_a_changed_configuration_under_the_same_name_is_refused(kvlab):
     assert kvlab("train_model.py", "run_name=x").returncode == 0
     changed = kvlab("train_model.py", "run_name=x", "attention=mqa", "seed=3")
     assert changed.returncode == 2
-    assert "model.attention.num_key_value_heads: 4 -> 1" in last_line(changed)
+    assert "model.attention.num_key_value_heads: 8 -> 1" in last_line(changed)
     assert "seed: 0 -> 3" in last_line(changed)
 
 

@@ -44,7 +44,7 @@ def test_every_cell_runs_and_shows_what_it_says(tiny_data, tmp_path):
     for attention in ("mha", "mla"):
         assert re.search(rf"^{attention} +[\d.]+", quality, re.M)
     assert re.search(r"^delta_percent +NaN +-?[\d.]+$", against_mha, re.M)
-    assert re.search(r"^kv_bytes_per_token_measured +1024.* +576", against_mha, re.M)
+    assert re.search(r"^kv_bytes_per_token_measured +1024.* +288", against_mha, re.M)
     assert "DeepseekV3ForCausalLM" in text
     # 2 layers x (32 + 4) elements x 4 bytes.
     assert "288 bytes per token in transformers' cache" in text

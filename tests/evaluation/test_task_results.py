@@ -146,6 +146,7 @@ def test_the_page_has_a_table_for_each_task(tmp_path):
         "protocol": {"tasks": "lm_eval 1.2.3 <b>"},
         "held_equal": [],
         "differs": [],
+        "pairs": [],
     }
     path = tmp_path / "report.html"
     for some in ([mha(), mla()], [*variants(), mha()]):

@@ -304,7 +304,7 @@ def test_an_unfinished_run_goes_on_only_as_it_was(train, tmp_path):  # C6
     before = content()
     assert any(path.name == "model.safetensors" for path in before)
     for change, told in (
-        ("attention=mqa", "model.attention.num_key_value_heads: 4 -> 1"),
+        ("attention=mqa", "model.attention.num_key_value_heads: 8 -> 1"),
         ("optim.learning_rate=0.5", "optim.learning_rate: 0.008 -> 0.5"),
         ("seed=3", "seed: 0 -> 3"),
         ("trainer.max_tokens=4096", "trainer.max_tokens: 2048 -> 4096"),

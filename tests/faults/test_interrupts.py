@@ -14,6 +14,7 @@ from tracking.run_folder import RunFolder
 STEPS = 12
 SETTINGS = [
     *("debug=smoke", "tracking=none", "model.attention.attention_dropout=0.1"),
+    "trainer.precision=float32",  # where instruction sets are compared
     *(f"trainer.max_tokens={STEPS * 4 * 64}", "trainer.eval_every_steps=3"),
     *("trainer.checkpoint_every_steps=5", "trainer.eval_tokens=1500", "eval.batch_size=4"),
     *("trainer.sample_tokens=4", "trainer.num_threads=1"),
