@@ -45,7 +45,7 @@ _BYTE_ORDER_MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-_LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\r?\n(ext-.*\n)*oid sha256:")
+_LFS = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/v1\r?\n(ext-.*\n)*oid sha256:")
 _ANNEX = re.compile(rb"/annex/objects/[A-Z0-9]+E?-s\d+--\S+\s*")
 _MARKUP = re.compile(rb"\s*<(!doctype html|html|\?xml)[\s>]", re.IGNORECASE)
 # Of more, or in a shorter text, it is the encoding that differs.
@@ -155,6 +155,8 @@ def undecodable(sample: bytes, encoding: str) -> str:
     Returns:
         What to do, as the rest of a sentence after "line N is not UTF-8".
     """
+    if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+        return "; it is damaged or cut short: restore it, or move it out of data.path"
     if _is_binary(sample):
         return "; convert it to text, or move it out of data.path: the file is binary"
     if not is_utf8(encoding):

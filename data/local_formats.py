@@ -189,19 +189,28 @@ def _refuse_surrogates(row: dict[str, Any], columns: list[str], where: str) -> N
             raise DataError(f"{where}: {column!r} holds half of a surrogate pair") from error
 
 
+def _unmarked(lines: io.TextIOWrapper) -> Iterator[str]:
+    """Yield lines without a byte order mark, before which quotes would be no quotes."""
+    yield lines.readline().removeprefix(_MARK)
+    yield from lines
+
+
 def _csv(path: Path, settings: DataSettings, columns: list[str]) -> Iterator[dict[str, Any]]:
-    del columns
     # A text may be as long as a book; the library's bound is 128 kB.
     csv.field_size_limit(sys.maxsize)
     name = path.name.lower().removesuffix(compression_of(path) or "")
     with _decoded(path, settings, "") as lines:
-        rows = csv.reader(lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True)
+        separator = "\t" if name.endswith(".tsv") else ","
+        rows = csv.reader(_unmarked(lines), delimiter=separator, strict=True)
         header: list[str] | None = None
+        first_line = 1
         try:
             for row in rows:
                 if header is None:
-                    header = [*row]
-                    header[:1] = [first.removeprefix(_MARK) for first in header[:1]]
+                    header = row
+                    for column in columns:
+                        if row.count(column) > 1:
+                            raise DataError(f"{path} has more than one column {column!r}")
                 elif row:
                     if len(row) != len(header):
                         raise DataError(
@@ -209,8 +218,13 @@ def _csv(path: Path, settings: DataSettings, columns: list[str]) -> Iterator[dic
                             f"has {len(header)}; put a text that holds the separator in quotes"
                         )
                     yield dict(zip(header, row, strict=True))
+                first_line = rows.line_num + 1
         except csv.Error as error:
-            raise DataError(f"{path}: line {rows.line_num}: {error}") from error
+            what = str(error).replace("\t", "\\t")
+            raise DataError(
+                f"{path}: the row that begins in line {first_line}: {what}; put a text that holds "
+                "quotes in quotes, and double those in it"
+            ) from error
 
 
 def _parquet(path: Path, settings: DataSettings, columns: list[str]) -> Iterator[dict[str, Any]]:

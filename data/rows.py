@@ -70,9 +70,9 @@ class RowTexts:
             if column not in row:
                 key = "data.text_template" if self._template else "data.text_column"
                 place = where if self.num_rows > 1 else self._source
+                there = f"its columns are {', '.join(row)}" if row else "it has none"
                 raise DataError(
-                    f"{place} has no column {column!r}; its columns are {', '.join(row)}: set {key}"
-                    + self._alternative
+                    f"{place} has no column {column!r}; {there}: set {key}{self._alternative}"
                 )
             problem = bad_text(row[column], allow_numbers=self._template is not None)
             if problem:

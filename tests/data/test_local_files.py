@@ -170,6 +170,7 @@ def test_values_of_hub_rows_are_written_likewise(local, streaming):
         ("a.json", '["a",\n "b"]', ["a", "b"]),
         ("A.JSONL", '{"text": "\\ud83d\\ude00"}', ["\U0001f600"]),
         ("a.csv", '\ufefftext,n\r\n"a, ""b""\r\nc",1\r\n\r\nd,2', ['a, "b"\r\nc', "d"]),
+        ("a.csv", '\ufeff"text","n, m"\r\n"a",1\r\n', ["a"]),
         ("a.tsv", "n\ttext\n1\ta, b\n", ["a, b"]),
         ("a.CSV", "text\n" + "x" * 200_000 + "\n", ["x" * 200_000]),
         ("a.TXT.GZ", gzip.compress(b"one") + gzip.compress(b" two\r\n"), ["one two\r\n"]),
@@ -190,6 +191,7 @@ EAST = "\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u6211\u4eec\u53bb\u516c\u56ed
 FOREIGN = [
     ("a.txt", LFS, "Git LFS pointer.*git lfs pull"),
     ("a.jsonl", LFS, "git lfs pull"),
+    ("a.txt", LFS.replace("git-lfs", "hawser"), "git lfs pull"),
     ("a.parquet", LFS, "git lfs pull"),
     ("a.jsonl.gz", LFS, "git lfs pull"),
     ("a.txt.zst", LFS, "git lfs pull"),
@@ -215,7 +217,11 @@ FOREIGN = [
     ("a.txt.gz", b"plain text", r"cannot be read as gz .*remove the ending \.gz"),
     ("a.txt.zst", zstandard.ZstdCompressor().compress(b"x" * 999)[:-4], "cannot be read as zst"),
     ("a.csv", "text,n\na, b,1\n", "line 2 has 3 fields where the header has 2"),
-    ("a.csv", 'text\n"a"b\n', "line 2: "),
+    ("a.csv", 'text\nx\n"a"b\n', "begins in line 3: ',' expected after .*put a text that holds"),
+    ("a.csv", 'text\n"x\ny"\n"a\nb\n', "begins in line 4: unexpected end of data"),
+    ("a.tsv", 'id\ttext\n1\t"a"b\n', r"line 2: '\\t' expected"),
+    ("a.csv", "text,text\na,b\n", "has more than one column 'text'"),
+    ("a.jsonl", "{}\n", "has no column 'text'; it has none: set data.text_column"),
     ("a.csv", "id\n1\n", "no column 'text'; its columns are id"),
 ]
 
@@ -273,6 +279,9 @@ def test_other_encodings_are_read_where_they_are_named(read, encoding):
 def test_an_encoding_that_does_not_fit_is_named(read):
     with pytest.raises(DataError, match=r"line 2 is not ascii \(data\.encoding\); set data\.enc"):
         read("a.txt", "a\né", encoding="ascii")
+    with pytest.raises(DataError, match=r"line 2 is not utf-16 .*damaged or cut short") as caught:
+        read("a.txt", "Größe\nLänge".encode("utf-16")[:-1], encoding="utf-16")
+    assert "binary" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
