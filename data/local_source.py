@@ -59,6 +59,8 @@ def open_local(settings: DataSettings) -> Corpus:
     by_split: dict[str, list[LocalFile]] = {}
     for file in files:
         by_split.setdefault(file.split, []).append(file)
+    if settings.train_split == TRAIN and TRAIN not in by_split:
+        raise DataError(_nothing_to_train_on(settings, by_split, unused))
     chosen = choose_splits(settings, by_split)
     for name in by_split.keys() - chosen.keys():
         unused += [file.relative for file in by_split[name]]
@@ -112,6 +114,20 @@ def open_local(settings: DataSettings) -> Corpus:
             file.format in ("text", "parquet") and not compression_of(file.path) for file, _ in used
         )
         and is_utf8(settings.encoding),
+    )
+
+
+def _nothing_to_train_on(
+    settings: DataSettings, by_split: dict[str, list[LocalFile]], unused: list[str]
+) -> str:
+    named = "; ".join(
+        f"of split {name}: {shortened([file.relative for file in some])}"
+        for name, some in by_split.items()
+    )
+    others = f"; not used: {shortened(unused)}" if unused else ""
+    return (
+        f"data.path: {settings.path} holds no training text; by their names its files are {named}"
+        f"{others}; rename one (such as train.txt), or set data.train_split={next(iter(by_split))}"
     )
 
 

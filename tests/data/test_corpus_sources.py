@@ -273,8 +273,13 @@ def test_folder_without_known_files_lists_what_there_is(local, corpus_folder):
 
 def test_missing_splits_list_those_there_are(local, write_jsonl):
     write_jsonl("test.jsonl", sentences(3))
-    with pytest.raises(DataError, match=r"data\.train_split \('train'\).*its splits are test"):
+    write_jsonl("train.parquet.gz", [])
+    held_out = r"no training text; .*split test: test\.jsonl; not used: train\.parquet\.gz; rename"
+    with pytest.raises(DataError, match=held_out + r".*set data\.train_split=test"):
         open_corpus(local())
+    assert open_corpus(local(train_split="test")).splits == ("train", "validation")
+    with pytest.raises(DataError, match=r"data\.train_split \('learn'\).*its splits are test"):
+        open_corpus(local(train_split="learn"))
     write_jsonl("train.jsonl", sentences(3))
     with pytest.raises(DataError, match=r"data\.validation_split \('dev'\).*train"):
         open_corpus(local(validation_split="dev"))
