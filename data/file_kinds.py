@@ -45,7 +45,10 @@ _BYTE_ORDER_MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-_LFS = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/spec/v1\r?\n(ext-.*\n)*oid sha256:")
+# Written by its first releases, too, when it was called hawser.
+_LFS = re.compile(
+    rb"version https://(git-lfs|hawser)\.github\.com/spec/v1\r?\n(ext-.*\n)*oid sha256:"
+)
 _ANNEX = re.compile(rb"/annex/objects/[A-Z0-9]+E?-s\d+--\S+\s*")
 _MARKUP = re.compile(rb"\s*<(!doctype html|html|\?xml)[\s>]", re.IGNORECASE)
 # Of more, or in a shorter text, it is the encoding that differs.

@@ -72,11 +72,13 @@ def _key(source: Source) -> str:
 
 
 def _more_documents(source: Source) -> str:
-    key = _key(source)
-    return (
-        f"split long files into documents with {key}.document_start, or name files to hold out "
-        "(such as train.txt and validation.txt in one folder)"
+    key, start = f"{_key(source)}.document_start", source.settings.document_start
+    more = (
+        f"split long files into documents with {key}"
+        if start is None
+        else f"let {key} ({start!r}) match more lines"
     )
+    return f"{more}, or name files to hold out (such as train.txt and validation.txt in one folder)"
 
 
 def too_little(split: str, source: Source, num_read: int) -> str:
@@ -94,6 +96,9 @@ def too_little(split: str, source: Source, num_read: int) -> str:
     # Of fewer documents a larger fraction holds out one or two, which may be most of the text.
     is_few = num_read < 1 / settings.validation_fraction or num_read < MIN_DOCUMENTS
     remedy = "" if is_few else "lower it, " if split == TRAIN else "raise it, "
+    if split != TRAIN and settings.max_train_tokens is not None:
+        # At which reading ends.
+        remedy += f"raise {key}.max_train_tokens ({settings.max_train_tokens}), "
     documents = "1 document" if num_read == 1 else f"{num_read} documents"
     return (
         f"{key}.validation_fraction ({settings.validation_fraction}) of {documents} left none for "

@@ -58,6 +58,12 @@ def test_few_documents_are_not_told_to_raise_the_fraction(local, byte_level, wri
     write_jsonl("a.jsonl", ["one", "two", "three"])
     with pytest.raises(DataError, match=r"of 3 documents left none for validation: split long"):
         prepare(local(validation_fraction=0.001), byte_level, lambda _: None)
+    limited = r"left none for validation: raise data\.max_train_tokens \(1\), split long"
+    with pytest.raises(DataError, match=limited):
+        prepare(local(validation_fraction=0.001, max_train_tokens=1), byte_level, lambda _: None)
+    never = local(validation_fraction=0.001, document_start="never")
+    with pytest.raises(DataError, match=r"of 1 document .*: let data\.document_start \('never'\)"):
+        prepare(never, byte_level, lambda _: None)
     # The only one may be held out, too.
     alone = next(text for text in map(str, range(99)) if split_by_hash(text.encode(), 0.5) != TRAIN)
     write_jsonl("a.jsonl", [alone])
