@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import re
+from pathlib import Path
 
 from data.settings import is_utf8
 
@@ -95,6 +96,13 @@ def pointer_kind(head: bytes) -> str | None:
         return "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
     if _ANNEX.fullmatch(head):
         return "is a git-annex pointer, not the file itself; fetch that with `git annex get`"
+    return None
+
+
+def pointer_at(path: Path) -> str | None:
+    """Tell whether a file is such a pointer; as `foreign_kind`. None if it cannot be read."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return pointer_kind(file.read(HEAD_BYTES))
     return None
 
 

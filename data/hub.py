@@ -124,8 +124,13 @@ def _disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
-def explain(error: BaseException) -> str:
-    """Say what failed while something of the Hub was read, and what to do; no full stop."""
+def explain(error: BaseException, folder: Path | None = None) -> str:
+    """Say what failed while something was read, and what to do; no full stop.
+
+    Args:
+        error: What was raised.
+        folder: Where it was read from; None if from the Hub.
+    """
     from huggingface_hub import constants
 
     if _disk_is_full(error):
@@ -153,6 +158,8 @@ def explain(error: BaseException) -> str:
     if network is not None:
         return f"the connection failed ({type(network).__name__}: {network}); try again later"
     damaged = _find(error, "ArrowInvalid", "JSONDecodeError", "UnicodeDecodeError")
+    if damaged is not None and folder is not None:
+        return f"a file in it is damaged ({damaged}); restore it"
     if damaged is not None:
         return (
             f"a data file is damaged ({damaged}); take another revision, or delete the copy under "

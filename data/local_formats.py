@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.compressed import compression_of, open_bytes
 from data.errors import DataError
-from data.file_kinds import HEAD_BYTES, foreign_kind, is_markup, pointer_kind, undecodable
+from data.file_kinds import HEAD_BYTES, foreign_kind, is_markup, pointer_at, undecodable
 from data.local_files import LocalFile
 from data.rows import ROWS_AT_ONCE, JsonFloat, JsonInteger, RowTexts, as_narrow
 from data.settings import DataSettings
@@ -61,11 +61,9 @@ def read_rows(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
 
 
 def _refuse_foreign(file: LocalFile, settings: DataSettings) -> None:
-    if compression_of(file.path):
-        with file.path.open("rb") as packed:
-            # A pointer bears the name of what it points at.
-            if kind := pointer_kind(packed.read(HEAD_BYTES)):
-                raise DataError(f"{file.path} {kind}")
+    # A pointer bears the name of what it points at.
+    if compression_of(file.path) and (kind := pointer_at(file.path)):
+        raise DataError(f"{file.path} {kind}")
     with open_bytes(file.path) as opened:
         head = opened.read(HEAD_BYTES)
     # Parquet is what parquet's signature says, and everything else is for its reader to refuse.

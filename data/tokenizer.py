@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.errors import DataError
+from data.file_kinds import pointer_at
 from data.files import read_json, write_bytes_synced
 from data.settings import TokenizerSettings, is_hub_name
 from guards.regular_file import read_regular_file
@@ -156,7 +157,10 @@ def load_pretrained(path: str, key: str = "tokenizer.path") -> BuiltTokenizer:
     except BaseException as error:
         if not _is_of_the_library(error):
             raise
-        where = " from the local cache (HF_HUB_OFFLINE=1)" if not is_local and is_offline() else ""
+        if is_local:
+            why = _why_not(folder, explain(error, folder))
+            raise DataError(f"{key} ({path!r}): cannot load a tokenizer: {why}") from error
+        where = " from the local cache (HF_HUB_OFFLINE=1)" if is_offline() else ""
         raise DataError(
             f"{key} ({path!r}): cannot load a tokenizer{where}: {explain(error)}"
         ) from error
@@ -256,6 +260,15 @@ def _parsed(text: str, path: Path) -> "Tokenizer":
     if not ids:
         raise DataError(f"{path} is not a tokenizer (its vocabulary is empty)")
     return tokenizer
+
+
+def _why_not(folder: Path, otherwise: str) -> str:
+    """Say what keeps a folder's tokenizer from being loaded: a file that is a pointer, or else."""
+    for path in sorted(folder.iterdir()):
+        # Weights may be pointers: nobody reads them here.
+        if path.suffix in (".json", ".txt", ".model") and (kind := pointer_at(path)):
+            return f"{path} {kind}"
+    return otherwise
 
 
 def end_of_document_id(folder: Path) -> int:

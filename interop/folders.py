@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from data.file_kinds import pointer_at
 from data.tokenizer import load_pretrained, sha256_of_tokenizer
 from guards.regular_file import read_regular_file, require_regular_file
 from guards.strict_json import load_strict
@@ -111,7 +112,8 @@ def _read_object(folder: Path, name: str) -> dict[str, Any]:
         raise InteropError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
-        raise InteropError(f"{path} is not valid JSON ({reason})") from error
+        why = pointer_at(path) or f"is not valid JSON ({reason})"
+        raise InteropError(f"{path} {why}") from error
     if not isinstance(value, dict):
         raise InteropError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     return value
@@ -130,4 +132,5 @@ def _read_weights(folder: Path, name: str) -> dict[str, Tensor]:
         raise InteropError(f"cannot read {path}: {reason}") from error
     except SafetensorError as error:
         reason = " ".join(str(error).split())[:200]
-        raise InteropError(f"{path} is not a safetensors file, or is cut off ({reason})") from error
+        why = pointer_at(path) or f"is not a safetensors file, or is cut off ({reason})"
+        raise InteropError(f"{path} {why}") from error

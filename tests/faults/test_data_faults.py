@@ -192,6 +192,23 @@ def test_a_tokenizer_that_makes_the_library_panic_is_refused(folder, change, cap
     assert "panicked" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            r"tokenizer\.json is a Git LFS pointer.*git lfs pull",
+        ),
+        ("{", "a file in it is damaged .*; restore it"),
+    ],
+)
+def test_a_folder_of_yours_is_not_sought_on_the_hub(folder, content, message):
+    (folder / "tokenizer" / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load_pretrained(str(folder / "tokenizer"))
+    assert "revision" not in str(caught.value)
+
+
 def test_two_shards_of_equal_size_cannot_change_places(folder):
     first, second = folder / "train-00000.npy", folder / "train-00001.npy"
     assert first.stat().st_size == second.stat().st_size

@@ -78,6 +78,15 @@ def cut_off(folder):
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def pointer(folder, name="model.safetensors"):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (folder / name).write_text(text)
+
+
+def config_as_pointer(folder):
+    pointer(folder, "config.json")
+
+
 def empty(folder):
     (folder / "model.safetensors").write_bytes(b"")
 
@@ -118,6 +127,8 @@ def twice(folder):
         (list_as_config, "config.json must hold a JSON object, not a list"),
         (pickled, "no model.safetensors.*pickled .* are not read"),
         (cut_off, "model.safetensors is not a safetensors file, or is cut off"),
+        (pointer, "model.safetensors is a Git LFS pointer.*git lfs pull"),
+        (config_as_pointer, "config.json is a Git LFS pointer.*git lfs pull"),
         (empty, "model.safetensors is not a safetensors file, or is cut off"),
         (no_file, "cannot read .*model.safetensors: it is not a regular file"),
         (elsewhere, "'../model-1.safetensors' is no safetensors file in that folder"),
