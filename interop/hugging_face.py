@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import DataError
+from data.file_kinds import pointer_at
 from data.hub import check_reachable, explain, is_offline, resolve
 from data.hub_watch import watched
 from data.settings import is_hub_name
@@ -172,9 +173,13 @@ def _config(name: str, folder: Path) -> Any:
         raise _refusal(name, "this is an adapter, not a model; merge it into its model first")
     try:
         written = read_config(folder)
-        weight_files(folder)  # transformers would follow an index out of the folder
+        # transformers would follow an index out of the folder.
+        weights = [folder / file for file in weight_files(folder)]
     except InteropError as error:
         raise _refusal(name, str(error)) from error
+    for path in weights:
+        if kind := pointer_at(path):
+            raise _refusal(name, f"{path} {kind}")
     if "quantization_config" in written:
         raise _refusal(
             name, "its weights are quantised, and the protocol's are float32; take another"

@@ -297,6 +297,12 @@ REFUSED = {
     "no head": (spoil_head, "its weights lack lm_head.weight"),
     "another shape": (spoil_shape, r"down_proj.weight as \[32, 48\], and .* needs \[32, 44\]"),
     "foreign tokenizer": (spoil_tokenizer, "its tokenizer has the id 258"),
+    "a pointer": (
+        lambda path: (path / "model.safetensors").write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+        ),
+        r"model\.safetensors is a Git LFS pointer.*git lfs pull",
+    ),
     "no eos": (spoil_eos, "has no eos_token"),
     "no tokenizer": (
         lambda path: [(path / name).unlink() for name in TOKENIZER_FILES],
