@@ -204,12 +204,12 @@ def _csv(path: Path, settings: DataSettings, columns: list[str]) -> Iterator[dic
         first_line = 1
         try:
             for row in rows:
-                if header is None:
+                if row and header is None:
                     header = row
                     for column in columns:
                         if row.count(column) > 1:
                             raise DataError(f"{path} has more than one column {column!r}")
-                elif row:
+                elif row and header is not None:
                     if len(row) != len(header):
                         raise DataError(
                             f"{path}: line {rows.line_num} has {len(row)} fields where the header "

@@ -171,6 +171,7 @@ def test_values_of_hub_rows_are_written_likewise(local, streaming):
         ("A.JSONL", '{"text": "\\ud83d\\ude00"}', ["\U0001f600"]),
         ("a.csv", '\ufefftext,n\r\n"a, ""b""\r\nc",1\r\n\r\nd,2', ['a, "b"\r\nc', "d"]),
         ("a.csv", '\ufeff"text","n, m"\r\n"a",1\r\n', ["a"]),
+        ("a.csv", "\r\n\r\ntext\r\na", ["a"]),
         ("a.tsv", "n\ttext\n1\ta, b\n", ["a, b"]),
         ("a.CSV", "text\n" + "x" * 200_000 + "\n", ["x" * 200_000]),
         ("a.TXT.GZ", gzip.compress(b"one") + gzip.compress(b" two\r\n"), ["one two\r\n"]),
