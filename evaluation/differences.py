@@ -61,8 +61,9 @@ def unequal(one: EvaluatedRun, other: EvaluatedRun) -> dict[str, tuple[Any, Any]
     """Return what keeps two trained models from being ranked, with both values.
 
     The budget of a training and the size of a model have to be equal. Everything else may be what
-    is compared, but not together with the attention: which of the two it was could not be told. A
-    learning rate that was chosen for each (`fair_lr`) may differ with it.
+    is compared, but not together with the attention: nobody could say which of the two made the
+    difference. A learning rate that was chosen for each (`fair_lr`) may differ with it. The
+    precision is the dtype that was trained in, where both runs recorded it.
 
     Args:
         one: A run.
@@ -78,10 +79,16 @@ def unequal(one: EvaluatedRun, other: EvaluatedRun) -> dict[str, tuple[Any, Any]
         found["parameters"] = size
     keys = differing_keys(one.settings, other.settings)
     another_attention = any(COMPARED.fullmatch(key) for key in keys)
+    # trainer.precision=auto is what the machine made of it.
+    dtypes = tuple((run.row.get("trained_with") or {}).get("dtype") for run in (one, other))
+    if another_attention and None not in dtypes and dtypes[0] != dtypes[1]:
+        found["training dtype"] = dtypes
     for key in keys:
         if COMPARED.fullmatch(key) or _PLACES.fullmatch(key):
             continue
         if key == "trainer.max_tokens" and None not in trained:
+            continue
+        if key == "trainer.precision" and None not in dtypes:
             continue
         is_chosen = key == "optim.learning_rate" and all(
             run.settings.get("fair_lr") is True for run in (one, other)

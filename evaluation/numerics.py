@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 _NOT_RECORDED = "not recorded"
-# Of summary.json's `numerics`: what is told, and which of `numerics_changed` concern it.
+# Of summary.json's `numerics`: what is reported, and which of `numerics_changed` concern it.
 _COMPARED = {
     "dtype": ("training dtype", "precision"),
     "device": ("training device", "device"),
-    "native_bfloat16": ("bfloat16 native where it was trained", "native_bfloat16"),
+    "native_bfloat16": ("trained in native bfloat16", "native_bfloat16"),
 }
 
 

@@ -45,6 +45,18 @@ def test_runs_of_other_numerics_are_not_held_equal(other, said):
     assert not any("every other setting" in line for line in group.held_equal)
 
 
+def test_no_attention_is_ranked_by_another_dtype_whatever_the_setting_says():
+    two = [trained("mha", FLOAT32), trained("mla", BFLOAT16)]
+    [group] = compare(two, None)
+    assert group.unranked == ["training dtype (float32 and bfloat16)"]
+    assert group.variants[1].result["verdict"] == "not comparable"
+    two[1].row["trained_with"] = FLOAT32
+    two[0].settings["trainer.precision"], two[1].settings["trainer.precision"] = "auto", "float32"
+    [group] = compare(two, None)
+    assert group.unranked == []
+    assert group.variants[1].result["verdict"] != "not comparable"
+
+
 def test_seeds_of_one_variant_are_told_apart():
     runs = [trained("mha", FLOAT32, 0), trained("mha", BFLOAT16, 1), trained("mla", FLOAT32)]
     [group] = compare(runs, None)
