@@ -156,8 +156,8 @@ def _evaluate(
             if not is_users and (config.run is not None or not is_out_of_memory(error)):
                 raise
             if config.run is not None:
-                raise ConfigError(f"{run.name}: {error}") from error
-            left_out.append(f"{run.name}: {' '.join(str(error).split())}")
+                raise ConfigError(_of(run.name, error)) from error
+            left_out.append(_of(run.name, error))
             _warn(f"left out: {left_out[-1]}")
             continue
         for note in found[-1].notes:
@@ -165,6 +165,12 @@ def _evaluate(
     if not found:
         raise ConfigError("no run could be evaluated; see the lines above")
     return found, left_out
+
+
+def _of(name: str, error: BaseException) -> str:
+    """Say in one line what is wrong with a run or model, with its name once."""
+    text = " ".join((str(error) or type(error).__name__).split())
+    return text if text.startswith((f"{name}:", f"{name} ")) else f"{name}: {text}"
 
 
 def _find_outside(names: "Sequence[str]") -> "list[HuggingFaceModel]":
@@ -209,7 +215,7 @@ def _evaluate_outside(
             some = _evaluate_one_outside(config, source, texts, device, tasks)
         # Whatever a foreign folder makes a library raise must not lose what was scored before.
         except (*USER_ERRORS, *_OF_LIBRARIES) as error:
-            reason = " ".join(f"{source.label}: {error or type(error).__name__}".split())
+            reason = _of(source.label, error)
             if not runs and len(outside) == 1:
                 raise ConfigError(reason) from error
             left_out.append(reason)
