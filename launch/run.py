@@ -43,7 +43,7 @@ from launch.failures import (
 )
 from launch.hydra_guard import require_plain_hydra
 from launch.mistakes import sweep_without_flag
-from launch.terminal import complain, lost_output, outlive_readers
+from launch.terminal import complain, is_whole, outlive_readers
 from launch.typed import for_hydra
 from run_config import Config
 from tracking.wandb_environment import forget_names_of_one_run
@@ -157,9 +157,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     if sweep.current:
         sweep.current.conclude()
     status = max(statuses, default=0)
-    sys.stdout.flush()
-    if (lost := lost_output()) and status == 0:
-        complain(f"stdout: {lost.strerror}; not all of the output could be written to it")
+    if status == 0 and not is_whole():
         # A training's record is its files.
         status = 0 if config_name == "train" and not is_question else EXIT_FAILED
     sys.exit(status)

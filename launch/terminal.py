@@ -77,6 +77,15 @@ def lost_output() -> OSError | None:
     return None if isinstance(error, BrokenPipeError) else error
 
 
+def is_whole() -> bool:
+    """Tell whether stdout holds all that was printed; if not, complain."""
+    sys.stdout.flush()
+    if (error := lost_output()) is None:
+        return True
+    complain(f"stdout: {error.strerror}; not all of the output could be written to it")
+    return False
+
+
 def _number_of(stream: io.TextIOWrapper) -> int | None:
     """Return a stream's file descriptor; None if it has none, as in a test."""
     try:

@@ -4,7 +4,6 @@ import ensure_environment
 
 ensure_environment.ensure()
 
-import io  # noqa: E402
 import re  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
@@ -15,7 +14,7 @@ from launch.compose import COMPOSING_FAILED, checked, composed  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.explain import explain  # noqa: E402
 from launch.failures import EXIT_BAD_INPUT, EXIT_FAILED, USER_ERRORS, tell, tell_of  # noqa: E402
-from launch.terminal import say  # noqa: E402
+from launch.terminal import is_whole, outlive_readers, say  # noqa: E402
 
 if TYPE_CHECKING:
     from modeling.attention import AttentionConfig
@@ -73,12 +72,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Call `main`; a mistake in what was typed is one line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    outlive_readers()
     tell_of("", "train")
     try:
-        return main(arguments)
+        status = main(arguments)
+        return status if status or is_whole() else EXIT_FAILED
     except USER_ERRORS as error:
         tell(error)
     except COMPOSING_FAILED as error:

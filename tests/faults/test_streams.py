@@ -75,6 +75,23 @@ def test_help_that_nobody_reads_to_its_end_is_silent_and_to_a_full_disk_is_not(s
     assert full.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("redirection", "status", "complaint"),
+    [
+        ("| head -1", 0, ""),
+        (">&- 2>&- <&-", 0, ""),
+        ("> /dev/full", 1, "kvlab: stdout: No space left on device; not all of the output"),
+    ],
+)
+def test_a_check_that_nobody_reads_ends_well_and_one_on_a_full_disk_does_not(
+    shell, redirection, status, complaint
+):
+    done = shell("-m modeling.check", ["--help"], redirection)
+    assert done.returncode == status
+    assert done.stderr.startswith(complaint)
+    assert done.stderr.count("\n") == bool(complaint)
+
+
 @pytest.mark.slow
 def test_jobs_finish_without_streams(shell, tiny_data, tmp_path):
     smoke = ["debug=smoke", "tracking=none", "trainer.sample_tokens=4", "run_name=x"]
