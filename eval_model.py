@@ -113,7 +113,7 @@ def _evaluate(
     device: "torch.device",
     tasks: "Tasks | None",
 ) -> "tuple[list[EvaluatedRun], list[str]]":
-    """Evaluate the chosen runs; where none was named, one that cannot be is told and left out.
+    """Evaluate the chosen runs; where none was named, one that cannot be is reported and left out.
 
     Returns:
         What was found, and a line for each run that was left out.
@@ -198,7 +198,7 @@ def _evaluate_outside(
 ) -> "list[EvaluatedRun]":
     """Evaluate each model from elsewhere on the text that is given, else on each of the runs.
 
-    One that cannot be is told, and `left_out` gets a line.
+    One that cannot be is reported, and `left_out` gets a line.
 
     Raises:
         ConfigError: If nothing could be.

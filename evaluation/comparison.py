@@ -274,7 +274,7 @@ def evaluate_run(
     say: Callable[[str], None],
     tasks: TaskScorer | None = None,
 ) -> EvaluatedRun:
-    """Score one run, weigh its cache, and run `tasks` on it.
+    """Score one run, measure its cache, and run `tasks` on it.
 
     Raises:
         EvaluationError: If it cannot be loaded or scored.

@@ -1,4 +1,4 @@
-"""The KV cache, weighed: bytes of the live tensors after a real decode."""
+"""The KV cache, measured: bytes of the live tensors after a real decode."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _ALLOWED = 0.01
 
 @dataclass(frozen=True)
 class CacheMeasurement:
-    """Bytes per token, by formula and by weighing.
+    """Bytes per token, by formula and as measured.
 
     Args:
         bytes_per_token: Closed form.
@@ -78,7 +78,7 @@ def require_closed_form(name: str, attention: str, formula: float, measured: flo
 def measure_kv_cache(
     model: GPT, batch_size: int, context_length: int, dtype: torch.dtype | None = None
 ) -> CacheMeasurement:
-    """Prefill and decode until the cache is full, then weigh it.
+    """Prefill and decode until the cache is full, then measure it.
 
     Args:
         model: In evaluation mode.

@@ -52,7 +52,7 @@ class OutsideModel(Protocol):
     """A causal language model of another library's modules, in evaluation mode, float32."""
 
     positions: str
-    """How it is told positions."""
+    """How it encodes positions."""
     num_parameters: int
     """Each once."""
     max_position_embeddings: int | None
@@ -150,7 +150,7 @@ def evaluate_outside(
     settings: EvalSettings,
     device: torch.device,
 ) -> EvaluatedRun:
-    """Score a model on a text and weigh its cache, as `comparison.evaluate_run` does a run.
+    """Score a model on a text and measure its cache, as `comparison.evaluate_run` does a run.
 
     With the tokenizer of a prepared corpus it reads that corpus' tokens, and its card is that of
     the runs; with another it reads the same documents in its own tokens.
@@ -196,7 +196,7 @@ def evaluate_outside(
     windows = None
     if settings.perplexity:
         windows = _score(origin, found.scorer, stream, (context, stride), settings, device)
-    weighed = found.weigh(context)
+    of_cache = found.measure_cache(context)
     reads_whole_text = not notes
     if found.problem is not None:
         notes.append(f"{origin.name}: {found.problem}")
@@ -209,7 +209,7 @@ def evaluate_outside(
         "tokens_trained": None,
         "split": split,
         **quality_of(windows, prepared.splits[split]),
-        **weighed,
+        **of_cache,
         **dict.fromkeys(_OF_A_TRAINING),
         "reads_whole_text": reads_whole_text,
         "protocol": card,
@@ -259,7 +259,7 @@ class _InOwnModules:
         self._is_scored = settings.perplexity
         self.problem: str | None = None
 
-    def weigh(self, context: int) -> dict[str, Any]:
+    def measure_cache(self, context: int) -> dict[str, Any]:
         """Return the keys of a row about the cache, when it holds `context` tokens a sequence.
 
         What was scored is kept where the library's decoding fails: all of them are None, and
@@ -306,7 +306,7 @@ class _InKvlabModules:
         self._model = model
         self._batch_size = settings.cache_batch_size
 
-    def weigh(self, context: int) -> dict[str, Any]:
+    def measure_cache(self, context: int) -> dict[str, Any]:
         """Return the keys of a row about the cache, when it holds `context` tokens a sequence."""
         where = (self._model, self._batch_size, context, self._cache_dtype)
         cache = measure_kv_cache(*where)

@@ -18,7 +18,7 @@ CSV_COLUMNS = {
     "run": "the run's name",
     "variant": "what it is a run of; runs of a variant differ in the seed alone",
     "attention": "`attention=`, or the class of an external model",
-    "positions": "how the model is told positions",
+    "positions": "how the model encodes positions",
     "seed": "of the training; empty for an external model",
     "parameters": "all of them, embeddings included",
     "tokens_trained": "tokens that the training read",

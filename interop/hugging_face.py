@@ -41,7 +41,7 @@ LOGITS_AT_ONCE = 2**27
 """Of a forward pass: 512 MiB in float32."""
 _LOGITS_OF_A_SOFTMAX = 2**22
 _DECODED = 4
-"""Tokens decoded behind the prompt before a cache is weighed."""
+"""Tokens decoded behind the prompt before a cache is measured."""
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ class CheckpointStore:
         Args:
             tensors: As `save` will get them; only their shapes and dtypes count (meta tensors do).
             num_saves: To come.
-            with_best: Whether one may be kept as the best besides the last ones.
+            with_best: Whether one may be kept as the best in addition to the last ones.
 
         Raises:
             WriteFailed: With the bytes needed and free.

@@ -42,7 +42,7 @@ _NO_PART_OF_THE_RESULT = (
     "trainer.keep_last",
     "trainer.sample_",
 )
-# What was read from there is told by the fingerprint of the prepared data, which a checkpoint has.
+# The fingerprint of the prepared data, which a checkpoint has, identifies what was read there.
 _OUTSIDE_THE_TEXT = re.compile(
     r"data\.(corpora\.[^.]+\.)?(prepared_dir|path|num_workers|sample_prompt)|tokenizer\.path"
 )

@@ -75,7 +75,7 @@ class RunCheckpoints:
 
         Args:
             num_saves: To come.
-            with_best: Whether one may be kept as the best besides the last ones.
+            with_best: Whether one may be kept as the best in addition to the last ones.
 
         Raises:
             WriteFailed: With the bytes needed and free.
