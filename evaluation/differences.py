@@ -82,7 +82,7 @@ def unequal(one: EvaluatedRun, other: EvaluatedRun) -> dict[str, tuple[Any, Any]
     # trainer.precision=auto is what the machine made of it.
     dtypes = tuple((run.row.get("trained_with") or {}).get("dtype") for run in (one, other))
     if another_attention and None not in dtypes and dtypes[0] != dtypes[1]:
-        found["training dtype"] = dtypes
+        found["training dtype"] = dtypes[0], dtypes[1]
     for key in keys:
         if COMPARED.fullmatch(key) or _PLACES.fullmatch(key):
             continue

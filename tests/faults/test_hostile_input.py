@@ -366,6 +366,18 @@ def test_a_run_too_large_for_the_memory_is_left_out_and_the_others_are_kept(kvla
     assert "kvlab: out of memory (" in err
     assert "lower eval.batch_size" in err
 
+    def refuse_x(name, *_):
+        if name == "x":
+            raise comparison.EvaluationError(f"{name}: refused")
+
+    monkeypatch.setattr(comparison, "require_closed_form", refuse_x)
+    status, _, err = kvlab("eval", quick)
+    assert status == 0
+    assert "left out: x: refused\n" in err  # with its name once
+    status, _, err = kvlab("eval", quick, "run=x")
+    assert status == 2
+    assert err.endswith("kvlab: x: refused\n")
+
 
 # Names and tokenizers
 
