@@ -60,10 +60,7 @@ def not_divisible(key: str, division: str, typed: Sequence[str]) -> str:
             f"model.attention.num_key_value_heads to one of {', '.join(divisors)}"
         )
     if leaf == "qk_rope_head_dim":
-        return (
-            f"the width of a head, model.hidden_size over model.num_attention_heads, is odd: "
-            f"{division}; choose sizes that give an even one, or set {key}"
-        )
+        return _odd_heads(key, whole, typed)
     if leaf in ("head_dim", "qk_nope_head_dim") and part < 1:
         return f"model.num_attention_heads ({part}) must be at least 1"
     if leaf not in ("head_dim", "qk_nope_head_dim"):
@@ -86,6 +83,28 @@ def not_divisible(key: str, division: str, typed: Sequence[str]) -> str:
     return (
         f"{heads} ({part}): {division}, the width model.hidden_size by the number of heads; set "
         f"model.num_attention_heads={_or(near)}"
+    )
+
+
+def _odd_heads(key: str, width: int, typed: Sequence[str]) -> str:
+    """Say what to set where half a head, which MLA rotates, is no whole number of dimensions."""
+    given = {one.partition("=")[0].rpartition(".")[2]: one.partition("=")[2] for one in typed}
+    if given.get("qk_nope_head_dim") == str(width):
+        return (
+            f"model.attention.qk_nope_head_dim ({width}) is odd, and MLA rotates half as many "
+            f"dimensions; set {key}={width // 4 * 2 or 2}, say"
+        )
+    sizes = {name: int(value) for name, value in given.items() if value.isdecimal()}
+    if heads := sizes.get("num_attention_heads", sizes.get("hidden_size", 0) // width):
+        near = _near(heads * width, lambda n: n % (4 * heads) == 0)
+        counts = _near(heads, lambda n: width * heads % (4 * n) == 0)
+        other = f", or model.num_attention_heads={_or(counts)}" if counts else ""
+        set_to = f"model.hidden_size={_or(near)}{other}"
+    else:
+        set_to = "other sizes of model.hidden_size and model.num_attention_heads"
+    return (
+        f"model.hidden_size over model.num_attention_heads gives heads of {width} dimensions, of "
+        f"which MLA rotates half, in pairs; set {set_to}"
     )
 
 

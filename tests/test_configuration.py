@@ -147,10 +147,15 @@ def test_grouped_query_attentions_run_without_rope():
         ("trainer.compile=maybe", "trainer.compile (maybe) must be true or false"),
         ("trainer.device=mps", "must be auto, cpu or cuda; kvlab does not run on mps: trainer.dev"),
         ("trainer.device=gpu", "a GPU is trainer.device=cuda"),
+        (
+            "trainer.precision=bf16",
+            "one of auto, float32, bfloat16; did you mean trainer.precision=bf",
+        ),
+        ("trainer.precision=fp16", "kvlab does not train in float16: trainer.precision=bfl"),
         ("trainer.device=cuda:1", "CUDA_VISIBLE_DEVICES=1 python ... trainer.device=cuda"),
         ("optim.learning_rate=null", "optim.learning_rate: null is not allowed"),
-        ("model.attention.head_dim=abc", "head_dim ('abc') must be of type int"),
-        ("model.attention.head_dim=true", "head_dim (True) must be of type int"),
+        ("model.attention.head_dim=abc", "head_dim ('abc') must be a whole number"),
+        ("model.attention.head_dim=true", "head_dim (True) must be a whole number"),
         ("run_name=???", "run_name must be given"),
         ("match=cash", "match ('cash') must be params, cache or none"),
         ("match_cache_ratio=0", "match_cache_ratio (0.0) must be in (0, 1]"),
@@ -182,6 +187,31 @@ def test_wrong_keys_and_types_are_refused_by_name(override, message):
             ["model.hidden_size=100"],
             "model.hidden_size (100): 100 is not divisible by 8, model.num_attention_heads; set "
             "model.hidden_size=96 or 104; with RoPE, which rotates pairs, 96 or 112",
+        ),
+        (
+            ["model.hidden_size=104"],
+            "(13) must be even, since RoPE rotates pairs; set model.hidden_size=96 or 112, or "
+            "model.num_attention_heads=4",
+        ),
+        (
+            ["attention=mla", "model.hidden_size=112"],
+            "(7) must be even, since RoPE rotates pairs; "
+            "set model.hidden_size=96 or 128, or model.num_attention_heads=7",
+        ),
+        (
+            ["attention=mla", "model.hidden_size=104"],
+            "heads of 13 dimensions, of which MLA rotates "
+            "half, in pairs; set model.hidden_size=96 or 128, or model.num_attention_heads=2 or 13",
+        ),
+        (
+            ["attention=mla", "model.num_attention_heads=64"],
+            "heads of 3 dimensions, of which MLA "
+            "rotates half, in pairs; set model.hidden_size=256, or model.num_attention_heads=48",
+        ),
+        (
+            ["attention=mla", "model.attention.qk_nope_head_dim=13"],
+            "(13) is odd, and MLA rotates "
+            "half as many dimensions; set model.attention.qk_rope_head_dim=6, say",
         ),
         (["model.num_attention_heads=0"], "model.num_attention_heads (0) must be at least 1"),
         (

@@ -55,7 +55,7 @@ class AttentionConfig(ABC):
         if self.qk_rope_head_dim % 2:
             found.append(
                 f"qk_rope_head_dim ({self.qk_rope_head_dim}) must be even, since RoPE rotates "
-                f"pairs; set model.attention.qk_rope_head_dim={self.qk_rope_head_dim + 1}"
+                f"pairs; set {self._sizes_with_even_heads()}"
             )
         if not 0.0 <= self.attention_dropout < 1.0:
             found.append(
@@ -68,6 +68,19 @@ class AttentionConfig(ABC):
                 "set model.attention.rope_theta=10000"
             )
         return found
+
+    def _sizes_with_even_heads(self) -> str:
+        """Say what to set where `qk_rope_head_dim` is odd: what it was worked out from, if so."""
+        width, heads, rotated = self.hidden_size, self.num_attention_heads, self.qk_rope_head_dim
+        for part in (1, 2):  # all of a head, or MLA's half
+            if heads > 0 and part * rotated * heads == width:
+                unit = 2 * part * heads
+                widths = [str(n) for n in (width // unit * unit, (width // unit + 1) * unit) if n]
+                counts = [n for n in range(1, width) if width % (2 * part * n) == 0]
+                nearest = min(counts, key=lambda n: abs(n - heads), default=None)
+                other = f", or model.num_attention_heads={nearest}" if nearest else ""
+                return f"model.hidden_size={' or '.join(widths)}{other}"
+        return f"model.attention.qk_rope_head_dim={rotated + 1}"
 
     def problems_as(self, name: str) -> list[str]:
         """Return every reason why these values do not deserve the registered `name`."""
@@ -268,8 +281,10 @@ def _type_problem(key: str, value: Any, annotation: Any) -> str | None:
     # bool is a subclass of int, but `true` is no number of heads.
     if isinstance(value, accepted) and (annotation is bool or not isinstance(value, bool)):
         return None
-    wanted = getattr(annotation, "__name__", str(annotation))
-    return f"{key} ({value!r}) must be of type {wanted}; set model.attention.{key}"
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+    kinds = str(getattr(annotation, "__name__", annotation)).split(" | ")
+    wanted = " or ".join(names.get(kind, "null") for kind in kinds)
+    return f"{key} ({value!r}) must be {wanted}; set model.attention.{key}"
 
 
 def at_least(config: AttentionConfig, minimum: int, *keys: str) -> list[str]:

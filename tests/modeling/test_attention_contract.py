@@ -643,9 +643,9 @@ def test_attention_refuses_a_cache_of_another_width(fields):
         ("mha", {"rope_theta": float("inf")}, "rope_theta .inf."),
         ("mha", {"attention_dropout": 1.0}, "attention_dropout .1.0. must be in"),
         ("mha", {"attention_dropout": float("nan")}, "attention_dropout .nan. must be in"),
-        ("mha", {"head_dim": "8"}, "head_dim .'8'. must be of type int"),
-        ("mha", {"head_dim": True}, "head_dim .True. must be of type int"),
-        ("mha", {"attention_bias": 1}, "attention_bias .1. must be of type bool"),
+        ("mha", {"head_dim": "8"}, "head_dim .'8'. must be a whole number"),
+        ("mha", {"head_dim": True}, "head_dim .True. must be a whole number"),
+        ("mha", {"attention_bias": 1}, "attention_bias .1. must be true or false"),
         ("mha", {"kv_lora_rnk": 1}, "mha. has no key model.attention.kv_lora_rnk"),
     ],
 )
