@@ -1,10 +1,10 @@
 #!/bin/sh
 # Make kvlab ready: install the pinned packages, prepare the data. Run it as often as you like.
 #
-# usage: sh prepare_for_use.sh [--dev] [override ...]
+# usage: sh prepare_for_use.sh [--dev] [KEY=VALUE ...]
 #
 #   --dev      install requirements-dev.txt (tests, lint, types) instead of requirements.txt
-#   override   a Hydra override for the data step, for example data=wikitext2
+#   KEY=VALUE  for the preparation of the data, for example data=wikitext2
 #
 # The packages go into the Python that `python` is: the active virtual or conda environment, or a
 # plain interpreter (3.11 to 3.13). Where the system's package manager owns that Python (PEP 668)
@@ -83,7 +83,7 @@ for argument; do
         *) shown_overrides="$shown_overrides $argument" ;;
         esac
         ;;
-    *) fail "'$argument' is no Hydra override (key=value) and not --dev; see --help" 2 ;;
+    *) fail "'$argument' is neither KEY=VALUE, such as data=wikitext2, nor --dev; see --help" 2 ;;
     esac
 done
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from data.settings import DataSettings, TokenizerSettings
 from evaluation.settings import EvalSettings
 from interop.settings import DTYPE_NAMES
-from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems
+from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems, dtype_meant
 from tracking.run_folder import listed, names_by_age
 from tracking.settings import TrackingSettings
 from training.settings import (
@@ -232,7 +232,8 @@ class ExportConfig(_InAStudy):
                 "with it: give both or neither"
             )
         if self.dtype not in DTYPE_NAMES:
-            found.append(f"dtype ('{self.dtype}') must be one of {', '.join(DTYPE_NAMES)}")
+            meant = dtype_meant("dtype", self.dtype, DTYPE_NAMES)
+            found.append(f"dtype ('{self.dtype}') must be one of {', '.join(DTYPE_NAMES)}{meant}")
         if self.convert not in (None, "gqa", "mqa", "mla"):
             found.append(f"convert ('{self.convert}') must be null, gqa, mqa or mla")
         for key, conversion in (

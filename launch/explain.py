@@ -40,6 +40,9 @@ def explain(error: BaseException, schema: type, typed: Sequence[str] = ()) -> st
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     text = "\n".join(str(cause) for cause in causes)
+    text = re.sub(r"\blocal/\w+_settings\b", "local/default", text)
+    if of_defaults := _of_defaults(entry, text):
+        return of_defaults
     override = re.search(r"Could not override '([^']+)'", text)
     full_key = re.search(r"full_key: (\S+)", text)
     key = override.group(1) if override else full_key.group(1) if full_key else ""
@@ -79,7 +82,27 @@ def explain(error: BaseException, schema: type, typed: Sequence[str] = ()) -> st
     reason = in_file.group(2) if in_file else (str(causes[-1]).splitlines() or [""])[0]
     merging = re.search(r"Error merging override (.*)", text)
     key = key or (merging.group(1).partition("=")[0] if merging else "")
-    return f"{not_of_type(entry, key, reason or type(error).__name__)}{where}"
+    said = not_of_type(entry, key, reason or type(error).__name__, is_typed=not in_file)
+    return f"{said}{where}"
+
+
+def _of_defaults(entry: str, text: str) -> str:
+    """Say what is wrong with the defaults list of a file in conf/; '' if that is not it."""
+    file = found[1] if (found := re.search(r"In '([^']+)'", text)) else ""
+    group = ""
+    if found := re.search(r"Could not override '(\w+)@(\w+)\.\1'", text):
+        if found[2] in _PACKAGES and file.startswith(f"{found[2]}/"):
+            return _lacks_its_package(file)
+    elif found := re.search(r"Multiple values for (\w+)\. To override .*: ([^']*)'", text):
+        group, name = found.groups()
+        return f"the defaults of a file choose {group} again: write - override /{group}: {name}"
+    elif found := re.search(r"Could not find '\w+/(\w+)/([^']+)'", text):
+        group, name = found[1], found[2]
+    elif found := re.search(r"Could not override '\w+/(\w+)@[\w.]+'", text):
+        group, name = found[1], "NAME"
+    return (
+        f"conf/{file}.yaml: write - override /{group}: {name}" if group in groups_of(entry) else ""
+    )
 
 
 def _unknown(entry: str, key: str, file: str, typed: Sequence[str]) -> str:
@@ -87,14 +110,19 @@ def _unknown(entry: str, key: str, file: str, typed: Sequence[str]) -> str:
     first = key.partition(".")[0]
     if first in _PACKAGES and first in groups_of(entry) and first not in keys_of(entry):
         name = file if file.startswith(f"{first}/") else f"{first}/{_chosen(first, typed)}"
-        return (
-            f"conf/{name}.yaml lacks its first line, # @package {_PACKAGES[first]}, without which "
-            f"its keys go below {first}"
-        )
+        return _lacks_its_package(name)
     leaf = key.rpartition(".")[2]
     if key == f"model.attention.{leaf}" and (have := attentions_with(leaf)):
         return f"there is no key '{key}' with this attention; {have}"
     return unknown_key(entry, key)
+
+
+def _lacks_its_package(file: str) -> str:
+    group = file.partition("/")[0]
+    return (
+        f"conf/{file}.yaml lacks its first line, # @package {_PACKAGES[group]}, without which its "
+        f"keys go below {group}"
+    )
 
 
 def _chosen(group: str, typed: Sequence[str]) -> str:

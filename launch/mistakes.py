@@ -65,7 +65,13 @@ def _assignment(config_name: str, name: str, value: str) -> str | None:
         return None
     if found in groups:
         value = near_choice(found, value) or value or next(iter(groups[found]), "VALUE")
-    return f"{found}={value or 'VALUE'}"
+    return f"{found}={_meant(found, value) or 'VALUE'}"
+
+
+def _meant(key: str, value: str) -> str:
+    """Return a value as a key takes it, where other programs count GPUs."""
+    is_count = key.rpartition(".")[2] == "device" and re.fullmatch(r"\d+|true|all", value.lower())
+    return "cuda" if is_count else value
 
 
 def not_an_assignment(
@@ -101,6 +107,9 @@ def not_an_assignment(
         return f"'{argument}' is not KEY=VALUE; write {shell_word(assigned)}"
     if argument in groups or look_up(config_name, argument) is not None:
         value = following if following and "=" not in following else ""
+        if argument in groups and not value:
+            listed = ", ".join(groups[argument])
+            return f"'{argument}' needs a value: {argument}=NAME with one of {listed}"
         meant = str(_assignment(config_name, argument, value))
         return f"'{argument}' is a key and needs a value: {shell_word(meant)}"
     if argument in ("resume", "continue"):
@@ -253,9 +262,8 @@ def unknown_key(config_name: str, key: str, value: str = "") -> str:
     if near:
         text = f"there is no key '{key}'; did you mean {' or '.join(map(repr, near))}?"
         if value and len(near) == 1:
-            meant = (
-                near_choice(near[0], value) or value if near[0] in groups_of(config_name) else value
-            )
+            is_group = near[0] in groups_of(config_name)
+            meant = (near_choice(near[0], value) if is_group else None) or _meant(near[0], value)
             text += f" {shell_word(f'{near[0]}={meant}')}"
         return text
     siblings = [k.rpartition(".")[2] for k in keys_of(config_name) if k.startswith(f"{parent}.")]

@@ -25,6 +25,9 @@ def located(runs_path: Path, names: Sequence[str]) -> tuple[Path, list[str]]:
     found = []
     for name in names:
         path = Path(name).expanduser()
+        if path.name == "checkpoints" and "/" in name:  # the tab key goes on to what is in a run
+            path = path.parent
+            name = str(path)
         folder = runs_path
         if "/" in name:
             # Of a study, by what follows runs_dir.
@@ -77,9 +80,9 @@ def find_run(runs_path: Path, name: str | None, say: Callable[[str], None]) -> R
         raise ConfigError(f"{several}; take one of: {listed(matching)}")
     near = [one for one in there if one.startswith(wanted)]
     near = near[-1:] or difflib.get_close_matches(wanted, there, n=1)
-    hint = f"; did you mean run={near[0]}?" if near else ""
+    hint = f"; did you mean run={near[0]}? There" if near else "; there"
     what = "has no checkpoint" if (folder / wanted).exists() else "is not there"
-    raise ConfigError(f"run ('{wanted}') {what} in {folder}{hint}; there are: {listed(there)}")
+    raise ConfigError(f"run ('{wanted}') {what} in {folder}{hint} are: {listed(there)}")
 
 
 def require_study(runs_dir: Path, study: str) -> None:

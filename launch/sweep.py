@@ -24,6 +24,7 @@ class _Run:
     label: str
     attention: str
     seed: object
+    swept: str
     folder: RunFolder | None = None
     summary: dict[str, Any] | None = None
     status: str = "not started"
@@ -54,7 +55,7 @@ class Sweep:
         left = sum(times) / len(times) * (total - number + 1) if times else None
         estimate = "" if left is None else f" (about {in_words(left)} left)"
         label = " ".join(swept) or name
-        self._runs.append(_Run(name, name or label, attention, seed))
+        self._runs.append(_Run(name, name or label, attention, seed, label))
         if rank_and_size()[0] == 0:
             before = "\n" if number > 1 else ""
             say(f"{before}run {number} of {total}: {label}{estimate}")
@@ -90,6 +91,9 @@ class Sweep:
             return
         if self._trains:
             say(f"\n{self._table()}")
+        if len({run.label for run in self._runs}) < len(self._runs):  # of one name
+            for run in self._runs:
+                run.label = run.swept
         failed = [run for run in self._runs if run.status == "failed"]
         if not failed:
             return

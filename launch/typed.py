@@ -17,6 +17,7 @@ from launch.mistakes import (
     unknown_key,
     wrong_choice,
 )
+from launch.near import shell_word
 
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([kKmMbBgGtT]?)")
@@ -92,7 +93,8 @@ def _as_of_a_keyboard(argument: str) -> str:
     if re.match("[\u201c\u201d\u201e\u2018\u2019\u00ab]", argument):
         meant = argument.strip("\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb")
         raise ConfigError(f"{argument} has typographic quotes; type plain ones: '{meant}'")
-    return re.sub("^[\u2010-\u2015\u2212]+", "--", argument)
+    meant = re.sub("^[-\u2010-\u2015\u2212]*[\u2010-\u2015\u2212][-]*", "--", argument)
+    return meant[1:] if meant != argument and re.fullmatch(r"--\w", meant) else meant
 
 
 def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun: bool) -> str:
@@ -185,6 +187,8 @@ def _as_text(config_name: str, key: str, known: Key, value: str, is_multirun: bo
     """Quote a value that may be any text, or a list of such."""
     if _QUOTED.fullmatch(value):
         return value
+    if known.kind == "path" or key == "run":
+        _require_user(key, value)
     if key in FOLDERS_OF_RUNS:
         value = with_home(value)
     if known.kind == "prose":
@@ -208,6 +212,18 @@ def _as_text(config_name: str, key: str, known: Key, value: str, is_multirun: bo
     if is_multirun and not is_there and not known.is_list:
         return ",".join(_one(config_name, piece) for piece in _split_at_commas(value))
     return _one(config_name, value)
+
+
+def _require_user(key: str, value: str) -> None:
+    """Refuse ~NAME where there is no user of that name."""
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        name = value.partition("/")[0]
+        raise ConfigError(
+            f"{key}: there is no user {name[1:]}, whose folder {name} would be; a folder of this "
+            f"name is {shell_word(f'{key}=./{value}')}"
+        ) from None
 
 
 def _are_several(key: str, pieces: Sequence[str]) -> bool:

@@ -12,13 +12,14 @@ _WANTED = {
 }
 
 
-def not_of_type(config_name: str, key: str, reason: str) -> str:
+def not_of_type(config_name: str, key: str, reason: str, *, is_typed: bool = True) -> str:
     """Say what a key takes, where a value is of another type.
 
     Args:
         config_name: Of the entry point.
         key: Dotted; '' where nothing is known of it.
         reason: What the library says.
+        is_typed: False for a value in a file, whose whole numbers are digits.
     """
     reason = re.sub(r"\b(List|Dict)Config\b", lambda kind: kind.group(1).lower(), reason.strip())
     if "is not Optional" in reason or "Incompatible value 'None'" in reason:
@@ -31,6 +32,8 @@ def not_of_type(config_name: str, key: str, reason: str) -> str:
     wanted = _WANTED.get(known.kind) if (known := look_up(config_name, key)) else None
     found = re.search(r"Value '(.*?)'(?: of type '\w+')? (?:could not be|is not a valid)", reason)
     if wanted and found:
+        if not is_typed:
+            wanted = wanted.replace(", 1_500_000, 1.5e6 or 1.5M", " or 1_500_000")
         listed = "a list; each is to be " if known and known.is_list else ""
         text = f"{key} ({found.group(1)}) must be {listed}{wanted}"
         percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", found.group(1))

@@ -1,5 +1,7 @@
 """The model's settings. Nothing here imports torch, so that `--help` need not wait for it."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +18,30 @@ def cache_dtype_problems(key: str, name: str | None) -> list[str]:
     """Return why a setting is not the name of what a KV cache can store, or null."""
     if name in (None, *CACHE_DTYPE_NAMES):
         return []
-    return [f"{key} ('{name}') must be null or one of {', '.join(CACHE_DTYPE_NAMES)}"]
+    meant = dtype_meant(key, name, CACHE_DTYPE_NAMES)
+    return [f"{key} ('{name}') must be null or one of {', '.join(CACHE_DTYPE_NAMES)}{meant}"]
+
+
+def dtype_meant(key: str, name: str, names: Sequence[str]) -> str:
+    """Return what to set for a dtype by another name, as the end of a sentence; '' if unknown.
+
+    Args:
+        key: That it was given for.
+        name: Such as bf16.
+        names: Those that the key takes.
+    """
+    plain = re.sub(r"[^a-z0-9]|torch|mixed|true", "", name.lower())
+    others = {
+        "bfloat16": "bf16 bfloat bfloat16 bf",
+        "float32": "fp32 f32 float float32 32 tf32 full single",
+        "float16": "fp16 f16 float16 half 16 amp",
+        "int8": "i8 int8 8 8bit q8",
+    }
+    meant = next((dtype for dtype, known in others.items() if plain in known.split()), None)
+    if meant in names:
+        return f"; did you mean {key}={meant}?"
+    # The same size, and a range in which no loss has to be scaled.
+    return f"; kvlab does not train in float16: {key}=bfloat16 does" if meant == "float16" else ""
 
 
 @dataclass

@@ -196,6 +196,14 @@ MISTAKES = [
     ("train", "--lr 1e-3", "optim.learning_rate=1e-3"),
     ("train", "--batch-size 8", "trainer.micro_batch_size=8"),
     ("train", "\u2013\u2013attention=mla", "attention=mla"),
+    ("train", "\u2014-attention=mla", "attention=mla"),
+    ("train", "\u2013m attention=mla,x", "there is no attention 'x'"),
+    ("train", "--gpus 2", "trainer.device=cuda"),
+    ("train", "gpu=true", "trainer.device=cuda"),
+    ("train", "attention", "attention=NAME with one of gqa, mha"),
+    ("export", "out=x run=y dtype=bf16", "did you mean dtype=bfloat16?"),
+    ("eval", "eval.cache_dtype=fp16", "did you mean eval.cache_dtype=float16?"),
+    ("train", "data.path=~nobody-here/x", "data.path='./~nobody-here/x'"),
     ("train", "\u201cattention=mla\u201d", "type plain ones: 'attention=mla'"),
     ("train", "attention=mla,", "has a comma too many: attention=mla"),
     ("train", "conf/attention/mla.yaml", "attention=mla"),
@@ -333,6 +341,7 @@ def test_local_settings_are_taken_where_an_entry_point_has_them(conf):
         ("trainr: {num_threads: 3}\n", "no key 'trainr'"),
         ("- a\n", "must hold keys"),
         ("a: [\n", "cannot be read"),
+        ("defaults: [tracking: none]\n", "write - override /tracking: none"),
         ("optim: adamw\n", "optim is chosen under defaults: - override /optim: adamw"),
     ],
 )
@@ -354,9 +363,27 @@ def test_a_wrong_local_setting_is_refused_by_every_entry_point(text, message, co
             "experiment/mine.yaml lacks its first line, # @package _g",
         ),
         ("attention/mine", "defaults: [mha]\n", "lacks its first line, # @package model.attention"),
+        (
+            "experiment/mine",
+            "defaults: [override /attention: mla]\n",
+            "conf/experiment/mine.yaml lacks its first line, # @package _global_",
+        ),
+        *(
+            (
+                "experiment/mine",
+                f"# @package _global_\ndefaults: [{chosen}attention: mla]\n",
+                "write - override /attention: ",
+            )
+            for chosen in ("", "/", "override ")
+        ),
+        (
+            "experiment/mine",
+            "# @package _global_\ntrainer: {max_tokens: 1e6}\n",
+            "such as 1500000 or 1_500_000 (in conf/experiment/mine.yaml",
+        ),
     ],
 )
-def test_a_file_without_its_package_is_told_so(name, text, message, conf, start):
+def test_a_wrong_file_of_ones_own_is_told_what_it_lacks(name, text, message, conf, start):
     conf(f"{name}.yaml", text)
     status, _, err = start("train", name.replace("/", "="))
     assert status == 2
@@ -380,6 +407,7 @@ def runs(tmp_path):
         ("runs/mha-seed0", "mha-seed0"),
         ("runs/mha-seed0/", "mha-seed0"),
         ("./runs/mha-seed0/", "mha-seed0"),
+        ("runs/mha-seed0/checkpoints/", "mha-seed0"),
         ("runs/study/mqa-seed0", "study/mqa-seed0"),
         ("study/mqa-seed0/", "study/mqa-seed0"),
         ("mha-*", "mha-seed0"),

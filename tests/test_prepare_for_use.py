@@ -236,7 +236,7 @@ def test_bad_argument_is_refused_in_one_line(project, argument):
 def test_help_prints_the_usage_and_does_nothing(project, argument):
     result = project.run("data=tiny", argument)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "usage: sh prepare_for_use.sh [--dev] [override ...]" in result.stdout
+    assert "usage: sh prepare_for_use.sh [--dev] [KEY=VALUE ...]" in result.stdout
     assert "#" not in result.stdout
     assert "set -eu" not in result.stdout
     assert not project.calls("data")

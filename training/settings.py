@@ -4,6 +4,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from modeling.config import dtype_meant
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 PARALLELISMS = ("ddp", "fsdp")
 # Beyond, the machine would end the process or be busy for ever, before anything is refused.
@@ -35,18 +37,6 @@ def device_problems(key: str, device: str) -> list[str]:
     if device.lower() in ("mps", "metal", "xpu", "tpu", "xla", "npu"):
         return [f"{text}; kvlab does not run on {device}: {key}=cpu does"]
     return [text]
-
-
-def _precision_meant(name: str) -> str:
-    """Say what other programs call a precision; '' where nothing is like it."""
-    plain = re.sub(r"[^a-z0-9]|torch|mixed|true", "", name.lower())
-    if plain in ("bf16", "bfloat", "bfloat16", "bf"):
-        return "; did you mean trainer.precision=bfloat16?"
-    if plain in ("fp32", "f32", "float", "float32", "32", "tf32", "full"):
-        return "; did you mean trainer.precision=float32?"
-    if plain in ("fp16", "f16", "float16", "half", "16", "amp"):
-        return "; kvlab does not train in float16: trainer.precision=bfloat16 has the same size"
-    return ""
 
 
 @dataclass
@@ -211,7 +201,7 @@ class TrainerSettings:
         if self.precision not in PRECISIONS:
             found.append(
                 f"trainer.precision ('{self.precision}') must be one of {', '.join(PRECISIONS)}"
-                f"{_precision_meant(self.precision)}"
+                f"{dtype_meant('trainer.precision', self.precision, PRECISIONS)}"
             )
         if self.parallelism not in PARALLELISMS:
             found.append(
