@@ -74,8 +74,9 @@ def main(config: run_config.TrainConfig) -> None:
         say = terminal.say if world.is_main else _say_nothing
         if schedule.warmup_steps is None and warmup < schedule.warmup_at_most:
             say(
-                f"warm-up: {warmup} steps instead of {schedule.warmup_at_most}, a tenth of the "
-                f"run's {budget.num_steps} (schedule.warmup_steps sets another)"
+                f"warm-up: {warmup} step{'s' * (warmup != 1)} instead of "
+                f"{schedule.warmup_at_most}, a tenth of the run's {budget.num_steps} "
+                "(schedule.warmup_steps sets another)"
             )
         if config.fair_lr:
             config = _with_fair_rate(config, prepared, world, say, initial)

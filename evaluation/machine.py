@@ -68,7 +68,8 @@ def describe_hardware(device: torch.device) -> str:
     cpus = f"{cpu_count()} CPUs of {processor_name()} ({torch.backends.cpu.get_cpu_capability()})"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {cpus}"
-    return f"{cpus}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{cpus}, {threads} thread{'s' * (threads != 1)}"
 
 
 def synchronize(device: torch.device) -> None:

@@ -145,7 +145,7 @@ def _caption(group: Group) -> str:
     if group.results[0]["perplexity"] is None:
         return what
     return (
-        f"{what} Intervals are 95 %: text, block bootstrap over the windows of the scored text; "
+        f"{what} Intervals are 95 %: text, over the documents of the scored text; "
         "seeds, Student's t over training runs. Differences from the baseline are paired. "
         "KV bytes: of cache per token; ratio: to the baseline's."
     )

@@ -87,9 +87,11 @@ def _flat_hydra(config: DictConfig) -> dict[str, Any]:
 
 def _given(whole: DictConfig) -> list[Override]:
     """Return the overrides of a multirun: those that a file sets, then those that were typed."""
-    params = [f"{key}={value}" for key, value in (whole.hydra.sweeper.params or {}).items()]
+    # As they stand: ${...} in them is of each run's own configuration, not of the whole one.
+    node = cast(dict[str, Any], OmegaConf.to_container(whole.hydra, resolve=False))
+    params = [f"{key}={value}" for key, value in (node["sweeper"]["params"] or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    return parser.parse_overrides([*params, *whole.hydra.overrides.task])
+    return parser.parse_overrides([*params, *node["overrides"]["task"]])
 
 
 def _jobs(config_name: str, flags: argparse.Namespace) -> Iterator[list[str]]:

@@ -130,6 +130,8 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
                 if len(jobs) > 1:
                     for name in forget_names_of_one_run():
                         complain(f"{name} names one run, and this is a sweep of several: ignored")
+                if config_name == "train":
+                    sweep.require_names(jobs)
                 sweep.current = sweep.Sweep(jobs, trains=config_name == "train")
             sys.argv[1:] = arguments
             conf = str(run_config.ROOT / "conf")

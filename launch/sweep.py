@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.compose import COMPOSING_FAILED, composed
+from launch.errors import ConfigError
 from launch.failures import EXIT_BAD_INPUT, EXIT_INTERRUPTED, rank_and_size
+from launch.keys import look_up
 from launch.terminal import columns_of, complain, say
 from tracking.errors import RunError
 from tracking.progress import in_words
@@ -72,6 +75,8 @@ class Sweep:
         run = self._runs[-1]
         run.exit_status, run.reason = exit_status, " ".join(reason.split())
         if exit_status:
+            if exit_status == EXIT_BAD_INPUT:
+                run.summary = None  # of another run, whose name this one has
             run.status = "interrupted" if exit_status == EXIT_INTERRUPTED else "failed"
         elif run.status != "done before":
             run.status = "done"
@@ -120,6 +125,44 @@ class Sweep:
             # Its number, which the heading had, in place of a name that does not fit.
             rows = [[str(number), *row[1:]] for number, row in enumerate(rows, start=1)]
         return table
+
+
+def require_names(jobs: Sequence[Sequence[str]]) -> None:
+    """Refuse a sweep in which a training would have the name of another.
+
+    Args:
+        jobs: The overrides of each.
+
+    Raises:
+        ConfigError: With a name that tells the runs apart.
+    """
+    names = []
+    for job in jobs:
+        try:
+            names.append(str(composed("train", list(job)).run_name))
+        except COMPOSING_FAILED:  # which the run itself will say
+            names.append("")
+    name = next((one for one in names if one and names.count(one) > 1), None)
+    if name is None:
+        return
+    keys = [key for key in _swept_keys(jobs) if _may_name(key)]
+    parts = "".join(f"-{key.rpartition('.')[2]}${{{key}}}" for key in keys)
+    meant = f": 'run_name=${{model.attention.name}}{parts}-seed${{seed}}'" if parts else ""
+    raise ConfigError(
+        f"{names.count(name)} of the {len(jobs)} runs would be called '{name}'; let run_name tell "
+        f"them apart{meant}"
+    )
+
+
+def _swept_keys(jobs: Sequence[Sequence[str]]) -> list[str]:
+    everywhere = set.intersection(*map(set, jobs))
+    return list(dict.fromkeys(one.partition("=")[0] for one in jobs[0] if one not in everywhere))
+
+
+def _may_name(key: str) -> bool:
+    known = look_up("train", key)
+    short = ("int", "float", "bool", "word", "other")
+    return known is not None and known.kind in short and not known.is_list and key != "seed"
 
 
 current: Sweep | None = None

@@ -351,17 +351,22 @@ def test_bad_input_is_one_line_with_status_2_and_leaves_no_run(kvlab, tmp_path, 
 
 
 def test_a_broken_run_does_not_stop_the_others_of_a_multirun(kvlab, tmp_path):
-    result = kvlab("train_model.py", "-m", "model.num_attention_heads=3,4", "run_name=x")
+    result = kvlab(
+        "train_model.py",
+        "-m",
+        "model.num_attention_heads=3,4",
+        "run_name=h${model.num_attention_heads}",
+    )
     assert result.returncode == 2
-    assert re.search(r"kvlab: x: .*64 is not divisible by 3", result.stderr)
+    assert re.search(r"kvlab: h3: .*64 is not divisible by 3", result.stderr)
     assert last_line(result) == (
-        "kvlab: 1 of 2 runs failed: x; correct that, then the same command tries them again"
+        "kvlab: 1 of 2 runs failed: h3; correct that, then the same command tries them again"
     )
     reason = result.stderr.strip().splitlines()[-2]
-    assert re.match(r"kvlab: x failed: .*64 is not divisible by 3", reason)
+    assert re.match(r"kvlab: h3 failed: .*64 is not divisible by 3", reason)
     assert "run 2 of 2: model.num_attention_heads=4\n" in result.stdout
     assert _statuses(result) == ["failed", "done"]
-    assert (tmp_path / "runs" / "x" / "summary.json").exists()
+    assert (tmp_path / "runs" / "h4" / "summary.json").exists()
 
 
 def recorded(run):

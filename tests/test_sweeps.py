@@ -3,8 +3,12 @@
 import re
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
-from launch.sweep import Sweep
+from launch.compose import composed, register
+from launch.errors import ConfigError
+from launch.hydra_guard import require_plain_hydra
+from launch.sweep import Sweep, require_names
 from tracking.run_folder import RunFolder
 
 NAME = "{}-nano-python_stdlib-seed{}"
@@ -103,3 +107,33 @@ def test_a_sweep_that_trains_nothing_has_no_table_and_names_runs_by_what_is_swep
         "kvlab: 1 of 2 runs failed: eval.stride=0; correct that, then the same command tries them "
         "again\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("jobs", "message"),
+    [
+        (
+            [["optim.learning_rate=1e-3", "seed=0"], ["optim.learning_rate=2e-3", "seed=0"]],
+            "2 of the 2 runs would be called 'mha-nano-python_stdlib-seed0'; let run_name tell "
+            "them apart: 'run_name=${model.attention.name}-learning_rate${optim.learning_rate}-"
+            "seed${seed}'",
+        ),
+        ([["run_name=x", "seed=0"], ["run_name=x", "seed=1"]], "called 'x'; let run_name tell"),
+        ([["attention=mla", "seed=0"], ["attention=mha", "seed=0"]], ""),
+        ([["run_name=a", "seed=0"], ["run_name=b", "seed=0"]], ""),
+        ([["run_name='r${optim.learning_rate}'", f"optim.learning_rate={n}"] for n in (1, 2)], ""),
+    ],
+)
+def test_a_sweep_whose_runs_have_one_name_is_refused_before_the_first(jobs, message):
+    if not message:
+        require_names(jobs)
+        return
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        require_names(jobs)
+
+
+def test_names_of_a_sweep_are_of_each_runs_own_values():
+    register()
+    typed = ["-m", "run_name='r${seed}'", "seed=3,4"]
+    jobs = require_plain_hydra("train", get_args_parser().parse_args(typed))
+    assert [composed("train", job).run_name for job in jobs] == ["r3", "r4"]

@@ -6,9 +6,11 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeVar, get_type_hints
 
 import torch
@@ -224,12 +226,16 @@ def attention_config_class(name: str) -> type[AttentionConfig]:
     """Look up the configuration class of a registered name.
 
     Raises:
-        ModelConfigError: If there is none; the message lists those there are.
+        ModelConfigError: If there is none; the message lists those there are. If a module cannot
+            be imported.
     """
     # Every module of this package is imported, so that adding one is all a new variant takes.
     package = importlib.import_module("modeling.attention")
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"modeling.attention.{module.name}")
+        try:
+            importlib.import_module(f"modeling.attention.{module.name}")
+        except Exception as error:  # a module of the user's own, with a mistake in it
+            raise ModelConfigError(_not_imported(module.name, error)) from error
     if name not in _REGISTRY:
         near = difflib.get_close_matches(str(name), _REGISTRY, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
@@ -237,6 +243,17 @@ def attention_config_class(name: str) -> type[AttentionConfig]:
             f"there is no attention '{name}'; {hint}available: {', '.join(sorted(_REGISTRY))}"
         )
     return _REGISTRY[name]
+
+
+def _not_imported(module: str, error: Exception) -> str:
+    """Say where a module stops being Python that runs."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).stem == module:
+            line = frame.lineno
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    where = f", line {line}" if line else ""
+    return f"modeling/attention/{module}.py{where}: {type(error).__name__}: {said}"
 
 
 def attention_config(fields: Mapping[str, Any]) -> AttentionConfig:

@@ -100,6 +100,7 @@ def test_table_is_latex_whatever_names_it_holds(tmp_path):
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 2
     assert r"{}[a]\_b \& 50\% \$x\$" in text
     assert r"\input{/etc" not in text
+    assert "text, over the documents of the scored text" in text
     assert "a\\_50\\%?, validation split" in text
     assert r"\label{tab:kvlab-2}" in text
     assert not re.findall("[^\n -~\xa0-\u017f]", text)

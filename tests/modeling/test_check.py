@@ -1,11 +1,13 @@
 """Attentions with one fault each: `python -m modeling.check` finds every one."""
 
+import importlib
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
+import modeling.attention
 import modeling.check
 from modeling.attention import GroupedQueryAttention, GroupedQueryAttentionConfig
 from modeling.contract import CHECKS, examine
@@ -209,3 +211,23 @@ def test_a_mistake_in_what_is_checked_is_one_line_with_status_2(arguments, said,
     assert captured.err.startswith("kvlab: ")
     assert captured.err.count("\n") == 1
     assert said in captured.err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"""Mine."""\nimport torhc\n', "mine.py, line 2: ModuleNotFoundError: No module named"),
+        ("def build(:\n", "mine.py, line 1: SyntaxError: invalid syntax"),
+        ("import torch\n\nx = torch.sigmoi\n", "mine.py, line 3: AttributeError: module 'torch'"),
+    ],
+)
+def test_a_module_of_ones_own_that_cannot_be_imported_is_one_line(
+    text, message, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.setattr(modeling.attention, "__path__", [str(tmp_path)])
+    importlib.invalidate_caches()
+    assert modeling.check.run(["attention=mha"]) == 2
+    err = capsys.readouterr().err
+    assert f"kvlab: modeling/attention/{message}" in err
+    assert err.count("\n") == 1
