@@ -217,10 +217,8 @@ def wrong_choice(
         return f"{text}; text of your own is data=local {meant} (there are {listed})"
     if group == "tracking":
         near = near_choice(group, value)
-        hint = f"; did you mean tracking={near}? There" if near else "; there"
-        return (
-            f"{text}{hint} are {listed}, and every run writes metrics.jsonl, which needs no account"
-        )
+        takes = " or ".join(f"tracking={one}" for one in ([near] if near else choices(group)))
+        return f"{text}; take {takes} (every run writes metrics.jsonl, which needs no account)"
     if group == "experiment":
         return f"{text}; there are {listed}; files of your own go to conf/experiment/"
     near = near_choice(group, value)

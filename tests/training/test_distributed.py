@@ -529,10 +529,10 @@ def test_a_sweep_of_submitits_local_launcher_trains_each_and_reports_the_failed(
         "-m",
         "hydra/launcher=submitit_local",
         "model.num_attention_heads=3,4",
-        "run_name=heads",
+        "run_name=heads${model.num_attention_heads}",
     )
     assert failed.returncode == 2
     (line,) = lines_of_ours(failed.stderr)
-    assert re.search("heads: .*64 is not divisible by 3", line)
+    assert re.search("heads3: .*64 is not divisible by 3", line)
     assert "Traceback" not in failed.stderr
-    assert (tmp_path / "heads" / "summary.json").exists()
+    assert (tmp_path / "heads4" / "summary.json").exists()
