@@ -20,6 +20,7 @@ from yaml import YAMLError
 import run_config
 from launch.errors import ConfigError
 from launch.explain import explain
+from launch.keys import with_home
 from launch.local import local_settings
 from run_config import Config
 from tracking.configuration import flat
@@ -96,7 +97,7 @@ def _folders(data: DictConfig) -> list[str]:
 
 def _as_name(folder: str) -> str:
     """Return what a folder is called in the characters that the name of a run may have."""
-    name = Path(folder).expanduser().resolve().name
+    name = Path(with_home(folder)).resolve().name
     plain = unicodedata.normalize("NFKD", name)
     plain = "".join(one for one in plain if not unicodedata.combining(one))
     plain = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", plain).strip("-.")[:_LONGEST_NAME]

@@ -215,7 +215,9 @@ def _as_text(config_name: str, key: str, known: Key, value: str, is_multirun: bo
 
 
 def _require_user(key: str, value: str) -> None:
-    """Refuse ~NAME where there is no user of that name."""
+    """Refuse ~NAME where there is no user of that name, if it could be one's."""
+    if not re.match(r"~[a-z_][\w-]*(/|$)", value, re.ASCII):
+        return
     try:
         Path(value).expanduser()
     except RuntimeError:
