@@ -105,6 +105,8 @@ def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun
     for folder in re.findall(r"file://([^],]+)", value) if key == "hydra.searchpath" else []:
         if not _is_there(folder):
             raise ConfigError(f"{key}: there is no folder {folder}")
+    if not is_multirun and re.match(r"~?hydra\.(?!launcher|searchpath)", key):
+        raise ConfigError(f"{key} cannot be set; folders are set by runs_dir and reports_dir")
     if re.match(r"~?hydra\b", key) or "@" in key:
         return argument
     is_group = key in groups_of(config_name)

@@ -254,6 +254,7 @@ MISTAKES = [
     ("train", "+attention=mla", "leave out the +: attention=mla"),
     ("train", "~attention", "no key can be left out"),
     ("train", "hydra.launcher.x=\u00e9", "hydra.launcher.x cannot be read"),
+    ("train", "hydra.run.dir=/tmp/x", "hydra.run.dir cannot be set; folders are set by runs_dir"),
     ("train", "-m hydra.launcher.x=a,b(", "cannot be read"),
     ("train", "match={a}b", "match ('{a}b') must be params, cache or none"),
     ("train", "optim.learning_rate=f(x)", "optim.learning_rate (f(x)) must be a number"),
