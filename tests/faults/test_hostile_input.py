@@ -386,7 +386,10 @@ def test_a_run_too_large_for_the_memory_is_left_out_and_the_others_are_kept(kvla
     "name", ["../../x", "/abs", "a/../..", "a\nb", "x" * 300, ".hidden", "a b", "a\\b", "~"]
 )
 @pytest.mark.parametrize("entry", ["train", "generate"])
-def test_a_run_name_that_could_leave_its_folder_is_refused(name, entry, kvlab, tmp_path):  # S4
+def test_a_run_name_that_could_leave_its_folder_is_refused(
+    name, entry, kvlab, tmp_path, monkeypatch
+):  # S4
+    monkeypatch.chdir(tmp_path)  # where no folder happens to be called so
     key = {"train": "run_name", "generate": "run"}[entry]
     status, _, err = kvlab(entry, f"{key}='{name}'")
     assert status == 2
