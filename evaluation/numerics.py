@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from evaluation.labels import shown
+
 _NOT_RECORDED = "not recorded"
 # Of summary.json's `numerics`: what is reported, and which of `numerics_changed` concern it.
 _COMPARED = {
@@ -88,7 +90,5 @@ def _values(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
 def _in_words(value: Any) -> str:
     if value is None:
         return _NOT_RECORDED
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    # A run is anybody's: without markup.
-    return re.sub(r"[^\w .,:;+=/()%>-]", "?", " ".join(str(value).split()))[:200]
+    # A run is anybody's: without markup, but for the arrow of a change.
+    return re.sub(r"[^\w .,:;+=/()%>-]", "?", " ".join(shown(value).split()))[:200]

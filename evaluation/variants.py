@@ -477,7 +477,7 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
     ]
     rows = {plain(v.label): [run.row for run in v.by_seed().values()] for v in trained}
     alike, unlike = numerics.compared(rows)
-    held += map(plain, alike)
+    held += alike
     differs += unlike
     if outside := [plain(variant.label) for variant in variants if variant.is_outside]:
         differs.append(f"the training, which kvlab does not know: {', '.join(outside)}")

@@ -28,6 +28,8 @@ def test_what_a_summary_brings_is_no_markup_and_no_error():
     hostile = {"dtype": ["`x` [a](javascript:b)\n<b>"], "device": None}
     found = trained_with({"numerics": hostile, "numerics_changed": 3})
     _, differs = compared({"mha": [{"trained_with": found}], "mla": [{"trained_with": FLOAT32}]})
+    held, _ = compared({"mha": [{"trained_with": found}], "mla": [{"trained_with": found}]})
+    differs += held
     assert not any(mark in line for line in differs for mark in ("`", "[", "<", "\n"))
 
 
@@ -75,3 +77,9 @@ def test_equal_numerics_are_held_equal_and_threads_forbid_nothing():
 def test_runs_of_before_it_was_recorded_claim_neither():
     assert compared({"mha": [run("mha").row], "mla": [run("mla").row]}) == ([], [])
     assert threads([run("mha").row]) == "not recorded"
+
+
+def test_a_change_that_all_runs_have_is_held_equal_with_its_arrow():
+    changed = FLOAT32 | {"dtype": "float32 -> bfloat16 after step 3"}
+    [group] = compare([trained("mha", changed), trained("mla", changed)], None)
+    assert "training dtype float32 -> bfloat16 after step 3" in group.held_equal
