@@ -22,8 +22,8 @@ from launch.terminal import say  # noqa: E402
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.comparison import EvaluatedRun
     from evaluation.outside import Text
+    from evaluation.rows import EvaluatedRun
     from evaluation.variants import Group
     from interop.harness import Tasks
     from interop.hugging_face import HuggingFaceModel, TransformersModel
@@ -39,7 +39,6 @@ _OF_LIBRARIES = (
 
 def main(config: run_config.EvalConfig) -> None:
     """Evaluate the runs that the configuration chooses, print the tables, write the report."""
-    from evaluation.comparison import require_baseline
     from evaluation.report import (
         DECODE_NOTE,
         decode_sections,
@@ -47,7 +46,7 @@ def main(config: run_config.EvalConfig) -> None:
         require_writable,
         update_report,
     )
-    from evaluation.variants import add_decode_speed, compare
+    from evaluation.variants import add_decode_speed, compare, require_baseline
     from training.hardware import pick_device
 
     device = pick_device(config.device)
@@ -122,8 +121,10 @@ def _evaluate(
         ConfigError: If a run that was named cannot be evaluated, or none could.
         EvaluationError: If there is no run, or none of the baseline.
     """
-    from evaluation.comparison import choose_runs, evaluate_run, require_baseline
+    from evaluation.comparison import evaluate_run
     from evaluation.errors import EvaluationError
+    from evaluation.runs import choose_runs
+    from evaluation.variants import require_baseline
     from tracking.failures import is_out_of_memory
 
     found: list[EvaluatedRun] = []

@@ -55,7 +55,7 @@ def _note(line: str) -> None:
 def _of_run(config: run_config.ExportConfig, name: str) -> "Source":
     import torch
 
-    from evaluation.comparison import load_run
+    from evaluation.runs import load_run
     from interop.export import Source
     from interop.model_card import Origin
     from tracking.configuration import read_configuration

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.comparison import EvaluatedRun
+from evaluation.rows import EvaluatedRun
 from evaluation.statistics import (
     Interval,
     most_influential,

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from data.inspection import split_documents
 from data.prepared import PreparedData
-from evaluation.comparison import EvaluatedRun, positions_of, protocol_card, quality_of
 from evaluation.decode import Step
 from evaluation.errors import BrokenWeights, EvaluationError
 from evaluation.kv_cache import measure_generation_memory, measure_kv_cache
 from evaluation.machine import peak_extra_bytes
 from evaluation.numerics import device_class
 from evaluation.perplexity import Score, Scorer, Tokens, score
+from evaluation.rows import EvaluatedRun, positions_of, protocol_card, quality_of
 from evaluation.settings import EvalSettings
 from evaluation.through_cache import CachedScorer
 from modeling.accounting import mha_cache_bytes_per_token, num_parameters

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ import torch
 
 from data.documents import document_names
 from evaluation import numerics
-from evaluation.comparison import EvaluatedRun, require_baseline
 from evaluation.decode import Decodable, break_even, measure_decode
 from evaluation.differences import (
     COMPARED,
@@ -27,6 +26,7 @@ from evaluation.errors import EvaluationError
 from evaluation.kv_cache import cache_bytes_of, has_known_cache
 from evaluation.labels import label, shown
 from evaluation.plain import plain
+from evaluation.rows import EvaluatedRun
 from evaluation.settings import EvalSettings
 from evaluation.statistics import seed_interval, standard_deviation, text_interval
 from evaluation.tasks import over_seeds
@@ -180,6 +180,20 @@ def differing_fields(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text[:12] if re.fullmatch("[0-9a-f]{40,}", text) else text
+
+
+def require_baseline(attentions: Iterable[str], baseline: str | None) -> None:
+    """Refuse a baseline that is the attention of no run.
+
+    Raises:
+        EvaluationError: Naming those that there are.
+    """
+    names = sorted(set(attentions))
+    if baseline is not None and baseline not in names:
+        raise EvaluationError(
+            f"eval.baseline={baseline} is the attention of none of these runs; there are: "
+            f"{', '.join(names)}"
+        )
 
 
 def _require_baseline(cards: Sequence[Sequence[EvaluatedRun]], baseline: str) -> None:

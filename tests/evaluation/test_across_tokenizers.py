@@ -13,9 +13,10 @@ from data.pipeline import prepare
 from data.settings import DataSettings, TokenizerSettings
 from data.tokenizer import save_tokenizer
 from evaluation.across_tokenizers import across_tokenizers
-from evaluation.comparison import EvaluatedRun, evaluate_run
+from evaluation.comparison import evaluate_run
 from evaluation.perplexity import Score
 from evaluation.report import across_table
+from evaluation.rows import EvaluatedRun
 from evaluation.settings import DecodeSettings, EvalSettings
 from evaluation.statistics import text_interval
 from evaluation.variants import compare

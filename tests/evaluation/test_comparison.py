@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from data.prepared import PreparedData
-from evaluation.comparison import choose_runs, evaluate_run, load_run
+from evaluation.comparison import evaluate_run
 from evaluation.errors import EvaluationError
 from evaluation.perplexity import windows
+from evaluation.runs import choose_runs, load_run
 from evaluation.settings import EvalSettings
 from modeling.errors import ModelConfigError
 from modeling.kv_cache import LayerCache

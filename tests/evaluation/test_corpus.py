@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 import evaluation.corpus
 import run_config
 from data.pipeline import prepared_folder
-from evaluation.comparison import load_run
 from evaluation.corpus import prepare_command
 from evaluation.errors import EvaluationError
+from evaluation.runs import load_run
 from launch import compose
 from launch.recorded import as_yaml
 from launch.typed import for_hydra

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 
 import eval_model
 import evaluation.across_tokenizers
-from evaluation.comparison import EvaluatedRun
 from evaluation.decode import break_even
 from evaluation.perplexity import Score
 from evaluation.report import new_report
+from evaluation.rows import EvaluatedRun
 from evaluation.variants import compare
 from tests.evaluation.test_task_results import ANSWERS
 from tests.evaluation.test_variants import CARD, TEXT, TOKENS, WINDOWS, run

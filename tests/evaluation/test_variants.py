@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.comparison import EvaluatedRun
 from evaluation.errors import EvaluationError
 from evaluation.headline import headline
 from evaluation.labels import NONE
@@ -26,6 +25,7 @@ from evaluation.report import (
     table,
     update_report,
 )
+from evaluation.rows import EvaluatedRun
 from evaluation.settings import DecodeSettings, EvalSettings
 from evaluation.statistics import seed_interval, text_interval, unpaired_seed_interval
 from evaluation.variants import add_decode_speed, compare, differing_fields, require_one_protocol

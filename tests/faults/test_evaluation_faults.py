@@ -15,10 +15,11 @@ from data.pipeline import prepare
 from data.prepared import PreparedData
 from data.settings import DataSettings, TokenizerSettings
 from evaluation import perplexity, report
-from evaluation.comparison import choose_runs, evaluate_run, load_run
+from evaluation.comparison import evaluate_run
 from evaluation.errors import EvaluationError
 from evaluation.perplexity import Score, Window, score
 from evaluation.report import new_report, update_report
+from evaluation.runs import choose_runs, load_run
 from evaluation.settings import EvalSettings
 from evaluation.variants import compare
 from modeling.config import GPTConfig, SamplingSettings
