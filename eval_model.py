@@ -365,7 +365,7 @@ def _facts(
 ) -> dict[str, str]:
     """Return what a report says of how it came about."""
     from evaluation.machine import describe_hardware
-    from evaluation.numerics import threads
+    from evaluation.numerics_compared import threads
     from training.record import git_commit, versions
 
     trained = [run.row["versions"] or {} for run in runs if not run.is_outside]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data.documents import document_names
-from evaluation import numerics
+from evaluation import numerics_compared
 from evaluation.decode import Decodable, break_even, measure_decode
 from evaluation.differences import (
     COMPARED,
@@ -490,7 +490,7 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
         for key in sorted(keys)
     ]
     rows = {plain(v.label): [run.row for run in v.by_seed().values()] for v in trained}
-    alike, unlike = numerics.compared(rows)
+    alike, unlike = numerics_compared.compared(rows)
     held += alike
     differs += unlike
     if outside := [plain(variant.label) for variant in variants if variant.is_outside]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from evaluation.numerics import compared, threads, trained_with
+from evaluation.numerics import trained_with
+from evaluation.numerics_compared import compared, threads
 from evaluation.variants import compare
 from tests.evaluation.test_variants import run
 
