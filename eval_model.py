@@ -390,7 +390,7 @@ def _facts(
 def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group]") -> None:
     """Send tables and plots to wandb."""
     from evaluation.report import RUN_COLUMNS, VARIANT_COLUMNS
-    from evaluation.tasks import TASK_COLUMNS, task_rows
+    from evaluation.task_cells import TASK_COLUMNS, task_rows
     from tracking.wandb_mirror import WandbMirror
 
     recorded = dataclasses.asdict(config)

@@ -14,7 +14,7 @@ from evaluation.headline import pairing_notes, too_little_text
 from evaluation.kv_cache import cache_bytes_of, has_known_cache
 from evaluation.labels import NONE, label, shown, typeset
 from evaluation.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
-from evaluation.tasks import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
+from evaluation.task_cells import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
 from guards.printable import printable
 from tracking.atomic import write_text
 

@@ -20,7 +20,7 @@ from evaluation.paper import latex_tables, results_csv
 from evaluation.plain import plain
 from evaluation.plots import plot_all
 from evaluation.statistics import FEWEST_SEEDS
-from evaluation.tasks import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
+from evaluation.task_cells import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
 from evaluation.variants import Group
 from guards.printable import as_code, printable
 from tracking.atomic import write_text

@@ -29,7 +29,7 @@ from evaluation.plain import plain
 from evaluation.rows import EvaluatedRun
 from evaluation.settings import EvalSettings
 from evaluation.statistics import seed_interval, standard_deviation, text_interval
-from evaluation.tasks import over_seeds
+from evaluation.tasks_over_seeds import over_seeds
 from modeling.accounting import ParameterCount, budget_of
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of

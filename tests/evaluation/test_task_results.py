@@ -9,7 +9,8 @@ from evaluation.comparison import evaluate_run
 from evaluation.html_report import write_html
 from evaluation.report import task_sections
 from evaluation.settings import EvalSettings
-from evaluation.tasks import TASK_COLUMNS, over_seeds, task_rows
+from evaluation.task_cells import TASK_COLUMNS, task_rows
+from evaluation.tasks_over_seeds import over_seeds
 from evaluation.variants import compare
 from tests.evaluation.runs import quiet, write_run
 from tests.evaluation.variants_for_reports import mha, mla
