@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import IO, Any, get_args
 
 from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE
-from evaluation.errors import PlotError
 from evaluation.headline import pairing_notes, too_little_text
 from evaluation.kv_cache import cache_bytes_of, has_known_cache
 from evaluation.labels import NONE, label, shown, typeset
+from evaluation.plot_errors import PlotError
 from evaluation.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
 from evaluation.task_cells import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
 from guards.printable import printable

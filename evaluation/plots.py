@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.transforms import Transform
 
-from evaluation.errors import PlotError
 from evaluation.kv_cache import cache_bytes_of, has_known_cache
+from evaluation.plot_errors import PlotError
 from evaluation.plot_labels import (
     LINE_HEIGHT,
     Anchor,

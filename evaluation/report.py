@@ -12,12 +12,13 @@ from typing import Any
 from tabulate import tabulate
 
 from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
-from evaluation.errors import EvaluationError, PlotError
+from evaluation.errors import EvaluationError
 from evaluation.headline import headline, pairing_notes, too_little_text
 from evaluation.html_report import FILES_NOTE, write_html
 from evaluation.labels import label, shown
 from evaluation.paper import latex_tables, results_csv
 from evaluation.plain import plain
+from evaluation.plot_errors import PlotError
 from evaluation.plots import plot_all
 from evaluation.statistics import FEWEST_SEEDS
 from evaluation.task_cells import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
