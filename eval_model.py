@@ -39,6 +39,7 @@ _OF_LIBRARIES = (
 
 def main(config: run_config.EvalConfig) -> None:
     """Evaluate the runs that the configuration chooses, print the tables, write the report."""
+    from evaluation.decode_speed import add_decode_speed
     from evaluation.report import (
         DECODE_NOTE,
         decode_sections,
@@ -46,7 +47,7 @@ def main(config: run_config.EvalConfig) -> None:
         require_writable,
         update_report,
     )
-    from evaluation.variants import add_decode_speed, compare, require_baseline
+    from evaluation.variants import compare, require_baseline
     from training.hardware import pick_device
 
     device = pick_device(config.device)

@@ -8,7 +8,7 @@ import gc
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -325,28 +325,3 @@ def weight_bytes(model: GPT) -> int:
         looked_up.append(model.embed_tokens)
     total = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     return total - sum(e.weight.numel() * e.weight.element_size() for e in looked_up)
-
-
-def break_even(
-    points: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], batch: int
-) -> int | None:
-    """Return the context from which on a model decodes faster than the baseline.
-
-    Args:
-        points: The model's rows, of `DecodePoint`.
-        baseline: The baseline's, measured in the same rounds.
-        batch: Which batch.
-
-    Returns:
-        The smallest measured context at which, and at all longer ones, the median over rounds of
-        its time is below the baseline's in the same round; None if there is none.
-    """
-    theirs = {p["context"]: p["ms_by_round"] for p in baseline if p["batch"] == batch}
-    ours = {p["context"]: p["ms_by_round"] for p in points if p["batch"] == batch}
-    found = None
-    for context in sorted(ours.keys() & theirs.keys(), reverse=True):
-        ratios = [a / b for a, b in zip(ours[context], theirs[context], strict=True)]
-        if statistics.median(ratios) >= 1.0:
-            break
-        found = context
-    return found

@@ -90,7 +90,7 @@ def plot_decode(
     the training.
 
     Args:
-        rows: Of runs or variants, with `decode` as `comparison.add_decode_speed` leaves it.
+        rows: Of runs or variants, with `decode` as `add_decode_speed` leaves it.
         path: Where.
         theme: Of its colours.
         batch: The only batch to draw; None: all.

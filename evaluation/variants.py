@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from data.documents import document_names
 from evaluation import numerics_compared
-from evaluation.decode import Decodable, break_even, measure_decode
 from evaluation.differences import (
     COMPARED,
     PARAMETERS_TOLERANCE,
@@ -27,12 +25,9 @@ from evaluation.kv_cache import cache_bytes_of, has_known_cache
 from evaluation.labels import label, shown
 from evaluation.plain import plain
 from evaluation.rows import EvaluatedRun
-from evaluation.settings import EvalSettings
 from evaluation.statistics import seed_interval, standard_deviation, text_interval
 from evaluation.tasks_over_seeds import over_seeds
 from modeling.accounting import ParameterCount, budget_of
-from modeling.gpt import GPT
-from modeling.kv_cache import cache_dtype_of
 
 # Follow from the size of the model.
 _DERIVED = re.compile(
@@ -505,49 +500,3 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
     if not differs and len(variants) > 1 and seeds == seeds[:1] * len(seeds):
         held.append("seeds, which give the order of the data, and every other setting")
     return held, differs
-
-
-def add_decode_speed(
-    groups: Sequence[Group],
-    settings: EvalSettings,
-    device: torch.device,
-    say: Callable[[str], None],
-) -> None:
-    """Time the decoding of all variants in turns.
-
-    Weights change no time: models get random ones, and those that are alike are timed once. Models
-    from elsewhere have their own.
-
-    Args:
-        groups: Results of their variants, and rows of these' runs, get `decode`, a list of
-            `DecodePoint` rows; variants also `break_even`: by batch, the context from which on it
-            decodes faster than its baseline.
-        settings: Batches and contexts.
-        device: Where.
-        say: Receives one line where the user should know something.
-    """
-    variants = [variant for group in groups for variant in group.variants]
-    models: dict[str, GPT] = {}
-    others: dict[str, tuple[Decodable, float]] = {}
-    timed_as: list[str] = []
-    for run in (variant.runs[0] for variant in variants):
-        name = next((name for name in models if models[name].config == run.model), run.name)
-        if run.decodable is not None:
-            others[name] = run.decodable, run.row["kv_cache_bytes_measured"] or 0.0
-        elif name not in models:
-            assert run.model is not None
-            models[name] = GPT(run.model).to(device).eval()
-        timed_as.append(name)
-    cache_dtype = cache_dtype_of(settings.cache_dtype)
-    found = measure_decode(models, settings.decode_speed, cache_dtype, say, others)
-    for variant, name in zip(variants, timed_as, strict=True):
-        points = [point.as_row() for point in found[name]]
-        variant.result["decode"] = points
-        for run in variant.runs:
-            run.row["decode"] = points
-    for variant in variants:
-        base = variant.baseline.result["decode"] if variant.baseline else []
-        variant.result["break_even"] = {
-            str(batch): break_even(variant.result["decode"], base, batch)
-            for batch in settings.decode_speed.batch_sizes
-        }

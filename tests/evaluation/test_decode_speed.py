@@ -7,12 +7,12 @@ from models import model
 import evaluation.decode
 from evaluation.decode import (
     DecodeStep,
-    break_even,
     check_memory,
     fill_with_noise,
     measure_decode,
     weight_bytes,
 )
+from evaluation.decode_speed import break_even
 from evaluation.errors import EvaluationError
 from evaluation.kv_cache import measure_generation_memory
 from evaluation.machine import measure_memory_bandwidth, peak_extra_bytes

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 import eval_model
 import evaluation.across_tokenizers
-from evaluation.decode import break_even
+from evaluation.decode_speed import break_even
 from evaluation.perplexity import Score
 from evaluation.report import new_report
 from evaluation.rows import EvaluatedRun

@@ -18,13 +18,14 @@ from data.prepared import TOKENIZER_FOLDER
 from data.settings import DataSettings, TokenizerSettings
 from data.tokenizer import TOKENIZER_FILES, bytes_tokenizer, load_tokenizer
 from evaluation.comparison import evaluate_run
+from evaluation.decode_speed import add_decode_speed
 from evaluation.errors import EvaluationError
 from evaluation.headline import headline
 from evaluation.outside import Origin, Text, evaluate_outside, texts_of
 from evaluation.perplexity import windows
 from evaluation.report import decode_sections, new_report, note, table, update_report
 from evaluation.settings import DecodeSettings, EvalSettings
-from evaluation.variants import add_decode_speed, compare
+from evaluation.variants import compare
 from interop.errors import InteropError
 from interop.hugging_face import TransformersModel, find, load, load_into_kvlab
 from interop.layouts import to_stock

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.decode_speed import add_decode_speed
 from evaluation.errors import EvaluationError
 from evaluation.headline import headline
 from evaluation.labels import NONE
@@ -28,7 +29,7 @@ from evaluation.report import (
 from evaluation.rows import EvaluatedRun
 from evaluation.settings import DecodeSettings, EvalSettings
 from evaluation.statistics import seed_interval, text_interval, unpaired_seed_interval
-from evaluation.variants import add_decode_speed, compare, differing_fields, require_one_protocol
+from evaluation.variants import compare, differing_fields, require_one_protocol
 from tests.evaluation.models import model
 from tests.evaluation.variants_for_reports import decode_point
 from tracking.configuration import flat
