@@ -22,11 +22,11 @@ from launch.terminal import say  # noqa: E402
 if TYPE_CHECKING:
     import torch
 
-    from evaluation.outside import Text
-    from evaluation.rows import EvaluatedRun
-    from evaluation.variants import Group
+    from comparing.variants import Group
     from interop.harness import Tasks
     from interop.hugging_face import HuggingFaceModel, TransformersModel
+    from measuring.outside import Text
+    from measuring.rows import EvaluatedRun
     from modeling.gpt import GPT
 
 
@@ -39,15 +39,15 @@ _OF_LIBRARIES = (
 
 def main(config: run_config.EvalConfig) -> None:
     """Evaluate the runs that the configuration chooses, print the tables, write the report."""
-    from evaluation.decode_speed import add_decode_speed
-    from evaluation.report import (
+    from comparing.decode_speed import add_decode_speed
+    from comparing.variants import compare, require_baseline
+    from reporting.report import (
         DECODE_NOTE,
         decode_sections,
         new_report,
         require_writable,
         update_report,
     )
-    from evaluation.variants import compare, require_baseline
     from training.hardware import pick_device
 
     device = pick_device(config.device)
@@ -122,10 +122,10 @@ def _evaluate(
         ConfigError: If a run that was named cannot be evaluated, or none could.
         EvaluationError: If there is no run, or none of the baseline.
     """
-    from evaluation.comparison import evaluate_run
-    from evaluation.errors import EvaluationError
-    from evaluation.runs import choose_runs
-    from evaluation.variants import require_baseline
+    from comparing.variants import require_baseline
+    from measuring.comparison import evaluate_run
+    from measuring.errors import EvaluationError
+    from measuring.runs import choose_runs
     from tracking.failures import is_out_of_memory
 
     found: list[EvaluatedRun] = []
@@ -205,7 +205,7 @@ def _evaluate_outside(
     Raises:
         ConfigError: If nothing could be.
     """
-    from evaluation.outside import texts_of
+    from measuring.outside import texts_of
 
     if not outside:
         return []
@@ -238,8 +238,8 @@ def _evaluate_one_outside(
     device: "torch.device",
     tasks: "Tasks | None",
 ) -> "list[EvaluatedRun]":
-    from evaluation.outside import Origin, evaluate_outside
     from interop.hugging_face import load, load_into_kvlab
+    from measuring.outside import Origin, evaluate_outside
 
     model: GPT | TransformersModel = (
         load_into_kvlab(source, device, config.eval.decode_path)
@@ -276,7 +276,7 @@ def _answers(
     model: "GPT | TransformersModel",
 ) -> "tuple[dict[str, Any], str, list[str]]":
     """Return a row's `tasks`, if there are any, how they came about, and notes."""
-    from evaluation.tasks import answers_of
+    from measuring.tasks import answers_of
     from modeling.gpt import GPT
 
     def ask() -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -306,7 +306,7 @@ def _given_text(config: run_config.EvalConfig) -> "Text | None":
         DataError: If it cannot be read, or does not have the split.
     """
     from data.prepared import PreparedData
-    from evaluation.outside import Text
+    from measuring.outside import Text
 
     if not config.data_folder:
         return None
@@ -326,9 +326,10 @@ def _warn(line: str) -> None:
 
 
 def _print_tables(groups: "Sequence[Group]") -> None:
-    from evaluation.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
-    from evaluation.headline import headline
-    from evaluation.report import (
+    from comparing.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
+    from comparing.variants import differing_fields
+    from reporting.headline import headline
+    from reporting.report import (
         MOST_PAIRS_PRINTED,
         across_table,
         note,
@@ -337,7 +338,6 @@ def _print_tables(groups: "Sequence[Group]") -> None:
         table,
         task_sections,
     )
-    from evaluation.variants import differing_fields
 
     for group in groups:
         if group is not groups[0]:
@@ -365,8 +365,8 @@ def _facts(
     runs: "Sequence[EvaluatedRun]", device: "torch.device", started: datetime.datetime
 ) -> dict[str, str]:
     """Return what a report says of how it came about."""
-    from evaluation.machine import describe_hardware
-    from evaluation.numerics_compared import threads
+    from comparing.numerics_compared import threads
+    from measuring.machine import describe_hardware
     from training.record import git_commit, versions
 
     trained = [run.row["versions"] or {} for run in runs if not run.is_outside]
@@ -390,8 +390,8 @@ def _facts(
 
 def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group]") -> None:
     """Send tables and plots to wandb."""
-    from evaluation.report import RUN_COLUMNS, VARIANT_COLUMNS
-    from evaluation.task_cells import TASK_COLUMNS, task_rows
+    from reporting.report import RUN_COLUMNS, VARIANT_COLUMNS
+    from reporting.task_cells import TASK_COLUMNS, task_rows
     from tracking.wandb_mirror import WandbMirror
 
     recorded = dataclasses.asdict(config)

@@ -55,9 +55,9 @@ def _note(line: str) -> None:
 def _of_run(config: run_config.ExportConfig, name: str) -> "Source":
     import torch
 
-    from evaluation.runs import load_run
     from interop.export import Source
     from interop.model_card import Origin
+    from measuring.runs import load_run
     from tracking.configuration import read_configuration
 
     run = find_run(config.runs_path, name, complain)

@@ -17,7 +17,7 @@ _DEFAULT_NEW_TOKENS = 200
 def main(config: run_config.GenerateConfig) -> None:
     """Stream the continuation to the terminal."""
     from data.opening import opening
-    from evaluation.runs import load_run
+    from measuring.runs import load_run
     from modeling.generate import generate_text
     from modeling.kv_cache import cache_dtype_of
     from tracking.configuration import read_configuration

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.settings import DataSettings, TokenizerSettings
-from evaluation.settings import EvalSettings
 from interop.settings import DTYPE_NAMES
+from measuring.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems, dtype_meant
 from tracking.run_folder import listed, names_by_age
 from tracking.settings import TrackingSettings

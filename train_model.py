@@ -247,7 +247,7 @@ def _with_fair_rate(
     Raises:
         TrainingError: If several ranks train: an error of one, a diverged run, ends them all.
     """
-    from evaluation.errors import BrokenWeights
+    from measuring.errors import BrokenWeights
     from tracking.run_folder import RunFolder
     from tracking.wandb_environment import forget_names_of_one_run
     from training.errors import TrainingDiverged, TrainingError
@@ -347,8 +347,8 @@ def _prepared(config: run_config.TrainConfig) -> "PreparedData":
 
 def _begun_on(config: run_config.TrainConfig) -> "PreparedData | None":
     """Find the data that a run has begun on by their hash; None if there are none."""
-    from evaluation.corpus import find_prepared
-    from evaluation.errors import EvaluationError
+    from measuring.corpus import find_prepared
+    from measuring.errors import EvaluationError
     from tracking.checkpoints import CheckpointStore
     from tracking.errors import RunError
     from tracking.run_folder import RunFolder

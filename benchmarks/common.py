@@ -142,7 +142,7 @@ def machine() -> dict[str, Any]:
     """Return what the numbers depend on, besides the versions."""
     import torch
 
-    from evaluation.machine import cpu_count, processor_name
+    from measuring.machine import cpu_count, processor_name
 
     return {
         "processor": processor_name(),

@@ -24,7 +24,7 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from evaluation.statistics import CONFIDENCE, text_interval  # noqa: E402
+from comparing.statistics import CONFIDENCE, text_interval  # noqa: E402
 
 Numbers = npt.NDArray[np.float64]
 _RESAMPLES = 999

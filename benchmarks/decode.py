@@ -124,7 +124,7 @@ class Bench:
             What the point was like, and the rows of its systems.
         """
         from benchmarks.decode_memory import group_systems, need
-        from evaluation.machine import available_bytes
+        from measuring.machine import available_bytes
 
         length = context + self.options.steps_per_turn
         needs = {
@@ -195,7 +195,7 @@ class Bench:
         """Let the systems of a group take turns; return their times, and the machine's speeds."""
         import torch
 
-        from evaluation.machine import measure_memory_bandwidth
+        from measuring.machine import measure_memory_bandwidth
         from training.hardware import measure_matmul_flops
 
         device = self._device
@@ -266,7 +266,7 @@ class Bench:
 
     def _time(self, call: Callable[[], object], repetitions: int) -> float:
         """Return the median of a call's seconds, with no garbage collected meanwhile."""
-        from evaluation.machine import synchronize
+        from measuring.machine import synchronize
 
         seconds = []
         gc.disable()

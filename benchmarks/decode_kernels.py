@@ -40,7 +40,7 @@ WARMUP = 2
 
 def medians(ways: dict[str, Callable[[], Any]], rounds: int, device: Any) -> dict[str, float]:
     """Return each way's median microseconds, one call of each per round."""
-    from evaluation.machine import synchronize
+    from measuring.machine import synchronize
 
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + WARMUP):

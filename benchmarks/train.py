@@ -186,8 +186,8 @@ def require_memory(started: list[Worker]) -> None:
     Raises:
         WorkerError: If less is left than the largest process so far needed, and a quarter.
     """
-    from evaluation.machine import bytes_in_proc
     from guards.sizes import in_units
+    from measuring.machine import bytes_in_proc
 
     available = bytes_in_proc("meminfo", "MemAvailable")
     on_cpu = [worker for worker in started if worker.job.device == "cpu"]

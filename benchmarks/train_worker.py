@@ -249,7 +249,7 @@ def _resident_bytes() -> int:
     """Return what the process occupies now; where that cannot be read, the most it ever did."""
     import torch
 
-    from evaluation.machine import bytes_in_proc
+    from measuring.machine import bytes_in_proc
     from training.hardware import peak_memory_bytes
 
     now = bytes_in_proc("self/status", "VmRSS")

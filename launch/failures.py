@@ -6,10 +6,10 @@ import time
 import traceback
 
 from data.errors import DataError
-from evaluation.errors import EvaluationError
 from interop.errors import ExportMismatch, InteropError
 from launch.errors import ConfigError
 from launch.terminal import complain
+from measuring.errors import EvaluationError
 from modeling.errors import ModelConfigError
 from tracking.errors import RunError, WriteFailed
 from training.errors import TrainingError, TrainingFailed, TrainingInterrupted

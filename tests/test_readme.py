@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 import run_config
-from evaluation.headline import headline
-from evaluation.plots import plot_pareto
-from evaluation.report import decode_sections, protocol_line, table
 from launch import compose
 from launch.typed import for_hydra
+from reporting.headline import headline
+from reporting.plots import plot_pareto
+from reporting.report import decode_sections, protocol_line, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -134,8 +134,8 @@ def test_the_pareto_plot_is_drawn_from_the_committed_study(study, tmp_path):
 @pytest.mark.slow
 def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, tiny_data):
     names = (
-        *("guards", "interop", "launch", "modeling", "data", "tracking", "training", "evaluation"),
-        *("conf", "tests"),
+        *("guards", "interop", "launch", "modeling", "data", "tracking", "training"),
+        *("measuring", "comparing", "reporting", "conf", "tests"),
     )
     ignored = shutil.ignore_patterns("__pycache__", "prepared", "local")
     for name in names:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.machine import bytes_in_proc, cpu_count, load_of_others
+from measuring.machine import bytes_in_proc, cpu_count, load_of_others
 from training.errors import TrainingError
 
 

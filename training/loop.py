@@ -14,8 +14,8 @@ from torch import Tensor
 from data.batches import TrainingWindows, read_ahead
 from data.opening import opening
 from data.prepared import PreparedData
-from evaluation.kv_cache import measure_kv_cache, require_closed_form
-from evaluation.perplexity import Score, score
+from measuring.kv_cache import measure_kv_cache, require_closed_form
+from measuring.perplexity import Score, score
 from modeling.accounting import (
     mha_cache_bytes_per_token,
     num_parameters,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.prepared import PreparedData
-from evaluation.settings import EvalSettings
+from measuring.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings
 from tracking.checkpoints import Checkpoint
 from tracking.configuration import PASSES, flat, may_change, sequences_per_step

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import evaluation.machine
+import measuring.machine
 from benchmarks import train, train_report
 from benchmarks.train_systems import SYSTEMS
 from benchmarks.train_worker import WorkerError
@@ -100,7 +100,7 @@ def test_systems_are_chosen_by_pattern(capsys):
 
 @pytest.mark.parametrize(("available", "is_enough"), [(100, False), (126, True), (None, True)])
 def test_process_is_not_started_where_memory_might_not_do(monkeypatch, available, is_enough):
-    monkeypatch.setattr(evaluation.machine, "bytes_in_proc", lambda *_: available)
+    monkeypatch.setattr(measuring.machine, "bytes_in_proc", lambda *_: available)
     facts = {"warmup_peak_bytes": 100}
     started = [SimpleNamespace(job=SimpleNamespace(device="cpu"), facts=facts)]
     train.require_memory([])

@@ -11,23 +11,24 @@ import numpy as np
 import pytest
 import torch
 
+from comparing.variants import compare
 from data.pipeline import prepare
 from data.prepared import PreparedData
 from data.settings import DataSettings, TokenizerSettings
-from evaluation import perplexity, report
-from evaluation.comparison import evaluate_run
-from evaluation.errors import EvaluationError
-from evaluation.perplexity import Score, Window, score
-from evaluation.report import new_report, update_report
-from evaluation.runs import choose_runs, load_run
-from evaluation.settings import EvalSettings
-from evaluation.variants import compare
+from measuring import perplexity
+from measuring.comparison import evaluate_run
+from measuring.errors import EvaluationError
+from measuring.perplexity import Score, Window, score
+from measuring.runs import choose_runs, load_run
+from measuring.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
-from tests.evaluation.models import model
-from tests.evaluation.runs import CONFIG, SUMMARY, quiet, write_run
-from tests.evaluation.test_variants import CARD, run
+from reporting import report
+from reporting.report import new_report, update_report
+from tests.comparing.test_variants import CARD, run
+from tests.measuring.models import model
+from tests.measuring.runs import CONFIG, SUMMARY, quiet, write_run
 from tracking.checkpoints import CheckpointStore
 from tracking.errors import RunError
 from training.loop import _validate as validate

@@ -342,7 +342,7 @@ def test_what_the_machine_refuses_is_one_line(start):
 
 @pytest.mark.slow
 def test_a_run_too_large_for_the_memory_is_left_out_and_the_others_are_kept(kvlab, monkeypatch):
-    import evaluation.comparison as comparison
+    import measuring.comparison as comparison
 
     assert kvlab("train", *SHORT, "run_name=x")[0] == 0
     assert kvlab("train", *SHORT, "run_name=y")[0] == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from weights import assert_same_bits, final_tensors
 
-from evaluation.settings import EvalSettings
+from measuring.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore

@@ -20,8 +20,8 @@ from interop.harness import load_tasks
 from interop.harness_model import TokenScorer, language_model
 from modeling.config import SamplingSettings
 from modeling.generate import generate
-from tests.evaluation.models import model
-from tests.evaluation.runs import write_run
+from tests.measuring.models import model
+from tests.measuring.runs import write_run
 from tracking.configuration import flat
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from data.tokenizer import bytes_tokenizer, load_tokenizer, save_tokenizer, voca
 from interop.harness import Tasks, load_tasks
 from interop.harness_model import language_model
 from interop.layouts import to_stock
-from tests.evaluation.models import model
+from tests.measuring.models import model
 from tracking.configuration import flat
 
 pytestmark = pytest.mark.slow
@@ -98,7 +98,7 @@ def assert_same_likelihoods(one, other, tolerance):
 
 @pytest.mark.parametrize("name", ["gqa", "mla", "mla_no_rope"])
 def test_likelihoods_are_those_of_the_harness_in_float64(folder, name):
-    from tests.evaluation.harness import Pretrained
+    from tests.measuring.harness import Pretrained
 
     gpt = build(folder, name, torch.float64)
     for batch_size in (1, 5):

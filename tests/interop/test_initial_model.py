@@ -17,11 +17,11 @@ from data.errors import DataError
 from data.prepared import PreparedData
 from data.settings import TokenizerSettings
 from data.tokenizer import build_tokenizer, save_tokenizer
-from evaluation.perplexity import score
 from interop.errors import InteropError
 from interop.initial import initial_model, require_same_tokenizer, sha256_of_model
 from launch.compose import composed
 from launch.errors import ConfigError
+from measuring.perplexity import score
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from run_config import TrainConfig

@@ -1,6 +1,6 @@
 import pytest
 
-from evaluation.settings import EvalSettings
+from measuring.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings
 from training.resumption import Recipe
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings

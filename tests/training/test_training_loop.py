@@ -9,8 +9,8 @@ import torch
 from weights import assert_same_bits, final_tensors
 
 from data import batches
-from evaluation.errors import EvaluationError
-from evaluation.numerics import trained_with
+from measuring.errors import EvaluationError
+from measuring.numerics import trained_with
 from modeling.gpt import GPT
 from modeling.kv_cache import LayerCache
 from tracking.checkpoints import CheckpointStore

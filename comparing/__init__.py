@@ -1,0 +1,1 @@
+"""Numbers of several models: variants, seeds, the baseline, intervals and verdicts."""

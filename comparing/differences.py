@@ -1,0 +1,240 @@
+"""Two variants set against each other: by how much they differ, how surely, and whether alike."""
+
+import dataclasses
+import math
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from comparing.statistics import (
+    Interval,
+    most_influential,
+    seed_interval,
+    text_interval,
+    unpaired_seed_interval,
+    verdict,
+)
+from measuring.rows import EvaluatedRun
+from tracking.configuration import differences
+
+NOT_COMPARABLE = "not comparable"
+MOST_INFLUENTIAL = 3
+"""Documents that are named."""
+
+BySeed = Mapping[int | None, EvaluatedRun]
+"""Runs of a variant, each with another seed; one without for a model that kvlab did not train."""
+
+# What makes a run one of several of a variant, or merely says how its model was chosen.
+_BOOKKEEPING = re.compile(
+    r"run_name|seed|match|match_\w+|fair_\w+|model\.name|model\.attention\.decode_path"
+)
+# What a comparison of attentions is there to vary, with the width that keeps the budget.
+COMPARED = re.compile(
+    r"model\.(intermediate_size|position_embedding|attention\.(name|num_key_value_heads|"
+    r"(qk_\w+_|v_)?head_dim|\w+_lora_rank))"
+)
+# Whatever is compared, these have to be equal: how much was learned, from what, and how large the
+# model is.
+_BUDGET = re.compile(
+    r"trainer\.(max_tokens|sequences_per_step|overfit_batches)|begins_with|data\..*|"
+    r"model\.(max_position_embeddings|num_hidden_layers|hidden_size)"
+)
+# Names and places: the protocol card has the hashes of data and tokenizer.
+_PLACES = re.compile(r"data\.(corpora\.[^.]+\.)?(name|path)|tokenizer\..*")
+PARAMETERS_TOLERANCE = 0.01
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the keys that both have and that differ; one may be of before a key was."""
+    return [
+        key
+        for key in differences(one, other)
+        if key in one and key in other and not _BOOKKEEPING.fullmatch(key)
+    ]
+
+
+def unequal(one: EvaluatedRun, other: EvaluatedRun) -> dict[str, tuple[Any, Any]]:
+    """Return what keeps two trained models from being ranked, with both values.
+
+    The budget of a training and the size of a model have to be equal. Everything else may be what
+    is compared, but not together with the attention: nobody could say which of the two made the
+    difference. A learning rate that was chosen for each (`fair_lr`) may differ with it. The
+    precision is the dtype that was trained in, where both runs recorded it.
+
+    Args:
+        one: A run.
+        other: Of the same protocol card, which says that data and tokenizer are the same.
+    """
+    if one.is_outside or other.is_outside:
+        return {}
+    found: dict[str, tuple[Any, Any]] = {}
+    trained, size = (tuple(run.row[key] for run in (one, other)) for key in _OF_A_ROW)
+    if None not in trained and trained[0] != trained[1]:
+        found["tokens trained"] = trained
+    if max(size) / min(size) - 1 > PARAMETERS_TOLERANCE:
+        found["parameters"] = size
+    keys = differing_keys(one.settings, other.settings)
+    another_attention = any(COMPARED.fullmatch(key) for key in keys)
+    # trainer.precision=auto is what the machine made of it.
+    dtypes = tuple((run.row.get("trained_with") or {}).get("dtype") for run in (one, other))
+    if another_attention and None not in dtypes and dtypes[0] != dtypes[1]:
+        found["training dtype"] = dtypes[0], dtypes[1]
+    for key in keys:
+        if COMPARED.fullmatch(key) or _PLACES.fullmatch(key):
+            continue
+        if key == "trainer.max_tokens" and None not in trained:
+            continue
+        if key == "trainer.precision" and None not in dtypes:
+            continue
+        is_chosen = key == "optim.learning_rate" and all(
+            run.settings.get("fair_lr") is True for run in (one, other)
+        )
+        if _BUDGET.fullmatch(key) or (another_attention and not is_chosen):
+            found[key] = one.settings[key], other.settings[key]
+    return found
+
+
+_OF_A_ROW = ("tokens_trained", "num_parameters")
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Runs of two variants, paired by seed where seeds are in both.
+
+    Args:
+        ours: Runs of the one.
+        theirs: Of the other; where paired in the same order.
+        is_paired: Whether they have their seeds in common.
+        note: What a reader has to know of the seeds; empty if all are paired.
+    """
+
+    ours: list[EvaluatedRun]
+    theirs: list[EvaluatedRun]
+    is_paired: bool
+    note: str
+
+    @property
+    def baseline_runs(self) -> dict[str, str]:
+        """Names of the paired runs."""
+        if not self.is_paired:
+            return {}
+        return {a.name: b.name for a, b in zip(self.ours, self.theirs, strict=True)}
+
+    @property
+    def seeds(self) -> int | None:
+        """Seeds on the side that has fewer; None where no side was trained here."""
+        counts = [len(some) for some in (self.ours, self.theirs) if not some[0].is_outside]
+        return min(counts, default=None)
+
+    @property
+    def nll(self) -> float:
+        """Nats per token that the one has more than the other, mean over seeds."""
+        ours, theirs = self._nlls()
+        return statistics.fmean(ours) - statistics.fmean(theirs)
+
+    def document_nll(self) -> npt.NDArray[np.float64]:
+        """Return by document [n] the nats that the one has more, mean over seeds."""
+        return mean_document_nll(self.ours) - mean_document_nll(self.theirs)
+
+    def over_seeds(self) -> Interval | None:
+        """Return the interval of the difference over seeds.
+
+        A model that was not trained here is one set of weights: it has no part in the noise.
+        """
+        ours, theirs = self._nlls()
+        outside = [some[0].is_outside for some in (self.ours, self.theirs)]
+        if all(outside):
+            return None
+        if any(outside) or self.is_paired:
+            pairs = max(len(ours), len(theirs))
+            ours, theirs = (some * (pairs // len(some)) for some in (ours, theirs))
+            return seed_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+        return unpaired_seed_interval(ours, theirs)
+
+    def _nlls(self) -> tuple[list[float], list[float]]:
+        ours, theirs = ([run.row["nll"] for run in some] for some in (self.ours, self.theirs))
+        return ours, theirs
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the difference in nats and in percent of the perplexity, with its verdict."""
+        keys = (
+            *("delta_nll", "delta_nll_ci95_text", "delta_nll_ci95_seeds", "delta_percent"),
+            *("delta_percent_ci95_text", "delta_percent_ci95_seeds", "verdict", "verdict_note"),
+        )
+        alike = unequal(self.ours[0], self.theirs[0])
+        row = dict.fromkeys(keys) | {
+            "verdict_note": "",
+            "unequal": {key: list(values) for key, values in alike.items()},
+        }
+        first = self.ours[0].windows
+        if first is None:
+            return row
+        by_text = text_interval(self.document_nll(), first.document_tokens)
+        by_seed = self.over_seeds()
+        values = (
+            *(self.nll, by_text, by_seed),
+            *(percent(self.nll), mapped(percent, by_text), mapped(percent, by_seed)),
+            NOT_COMPARABLE if alike else verdict(self.nll, [by_text, by_seed], self.seeds),
+            self.note,
+        )
+        return row | dict(zip(keys, values, strict=True))
+
+    def influential(self) -> dict[str, Any]:
+        """Return the documents that carry the difference most, and what is left without them."""
+        first = self.ours[0].windows
+        if first is None:
+            return {"influential_documents": [], "delta_percent_without_influential": None}
+        tokens = first.document_tokens
+        found, rest = most_influential(self.document_nll(), tokens, MOST_INFLUENTIAL)
+        return {
+            "influential_documents": [
+                {
+                    "document": one.document,
+                    "tokens": tokens[one.document],
+                    "delta_percent_without": percent(one.without),
+                }
+                for one in found
+            ],
+            "delta_percent_without_influential": None if rest is None else percent(rest),
+        }
+
+
+def difference(ours: BySeed, theirs: BySeed) -> Difference:
+    """Set two variants against each other, paired over the seeds that both have, if they have any.
+
+    Args:
+        ours: Runs by seed.
+        theirs: Runs by seed.
+    """
+    common = [seed for seed in ours if seed in theirs and seed is not None]
+    least, most = sorted((len(ours), len(theirs)))
+    if not common:
+        outside = None in ours or None in theirs
+        note = "one model" if outside else "single seed" if least == 1 else "other seeds"
+        return Difference([*ours.values()], [*theirs.values()], is_paired=False, note=note)
+    note = "" if len(common) == most else f"{len(common)} common seeds"
+    if len(common) == 1:
+        note = "single seed"
+    our_runs, their_runs = ([runs[seed] for seed in common] for runs in (ours, theirs))
+    return Difference(our_runs, their_runs, is_paired=True, note=note)
+
+
+def mean_document_nll(runs: Sequence[EvaluatedRun]) -> npt.NDArray[np.float64]:
+    """Return the nats of each document [n], mean over runs that were scored."""
+    scored = [run.windows.document_nll for run in runs if run.windows]
+    nats: npt.NDArray[np.float64] = np.mean(scored, axis=0)
+    return nats
+
+
+def percent(delta_nll: float) -> float:
+    """Turn a difference of nats per token into one of perplexity, in percent."""
+    return 100 * math.expm1(delta_nll)
+
+
+def mapped(function: Callable[[float], float], interval: Interval | None) -> Interval | None:
+    """Apply an increasing function to both ends of an interval, if there is one."""
+    return None if interval is None else (function(interval[0]), function(interval[1]))

@@ -1,1 +1,0 @@
-"""Perplexity, KV-cache measurements, and the comparison of runs."""

@@ -1,0 +1,110 @@
+"""What was measured of one model, and the protocol card that says how."""
+
+import dataclasses
+from typing import Any
+
+from data.prepared import PreparedData, SplitCounts
+from measuring.decode import Decodable
+from measuring.perplexity import Score
+from measuring.settings import EvalSettings
+from modeling.config import GPTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedRun:
+    """What was found out about a run.
+
+    Args:
+        row: Of results.json; `protocol` is the card that says how its numbers came about.
+        model: The configuration of the model; None if it is of another library's modules.
+        windows: What was scored, window by window; None where perplexity was not asked for.
+        settings: The recorded configuration with dotted keys; the model as it was trained.
+        curve: "tokens" and "perplexity": the validations during the training.
+        sample: The text that the run wrote at its end.
+        notes: What a reader of its numbers should know, a line each.
+        prepared: The corpus whose text was scored; None where it is not at hand.
+        decodable: The model, where another library's modules are still to be timed.
+    """
+
+    row: dict[str, Any]
+    model: GPTConfig | None
+    windows: Score | None
+    settings: dict[str, Any]
+    curve: dict[str, list[float]]
+    sample: str | None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    prepared: PreparedData | None = None
+    decodable: Decodable | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.row["run_name"])
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is a model that kvlab did not train, of which no seed is known."""
+        return self.row["seed"] is None
+
+
+def quality_of(windows: Score | None, counts: SplitCounts) -> dict[str, Any]:
+    """Return the keys of a row that say what was scored; all None where nothing was."""
+    if windows is None:
+        keys = ("tokens_scored", "nll", "perplexity", "word_perplexity", "bits_per_byte")
+        return dict.fromkeys(keys)
+    return {
+        "tokens_scored": windows.tokens_scored,
+        "nll": windows.nll,
+        "perplexity": windows.perplexity,
+        "word_perplexity": windows.word_perplexity(counts.words),
+        "bits_per_byte": windows.bits_per_byte(counts.utf8_bytes),
+    }
+
+
+def protocol_card(
+    prepared: PreparedData,
+    split: str,
+    windows: tuple[int, int],
+    settings: EvalSettings,
+    *,
+    dtype: str,
+    device: str,
+    intra_document_mask: bool,
+) -> dict[str, Any]:
+    """Return the card that says how a row's numbers came about.
+
+    Args:
+        prepared: The corpus; a model with another tokenizer has its own hashes and tokens.
+        split: Which.
+        windows: Context and stride.
+        settings: How it was scored.
+        dtype: Of the weights, in which it was computed.
+        device: What computed it: "cpu", or a GPU's name.
+        intra_document_mask: Whether attention kept to documents.
+    """
+    counts = prepared.splits[split]
+    context, stride = windows
+    cached = f"token by token, {settings.cache_dtype or dtype} cache"
+    return {
+        "corpus": prepared.name,
+        "revision": prepared.revision,
+        "split": split,
+        "data_fingerprint": prepared.fingerprint,
+        "tokenizer_sha256": prepared.tokenizer_sha256,
+        "context": context,
+        "stride": stride,
+        "dtype": dtype,
+        "device": device,
+        "decode_path": cached if settings.decode else "full windows, no cache",
+        "intra_document_mask": intra_document_mask,
+        "tokens": counts.tokens,
+        "words": counts.words,
+        "utf8_bytes": counts.utf8_bytes,
+    }
+
+
+def positions_of(config: GPTConfig) -> str:
+    """Name how a model is told positions."""
+    rope = config.attention["qk_rope_head_dim"] > 0
+    learned = config.position_embedding == "learned"
+    return " + ".join(name for name, has in (("RoPE", rope), ("learned", learned)) if has) or "none"

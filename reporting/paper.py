@@ -1,0 +1,213 @@
+"""A comparison for a paper: a LaTeX table, and numbers for whatever draws and computes."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tabulate import LATEX_ESCAPE_RULES, tabulate
+
+from comparing.variants import Group, plain
+from guards.printable import printable
+from measuring.kv_cache import cache_bytes_of
+
+CSV_COLUMNS = {
+    "table": "number of the table in the report: one for each protocol card",
+    "run": "the run's name",
+    "variant": "what it is a run of; runs of a variant differ in the seed alone",
+    "attention": "`attention=`, or the class of an external model",
+    "positions": "how the model encodes positions",
+    "seed": "of the training; empty for an external model",
+    "parameters": "all of them, embeddings included",
+    "tokens_trained": "tokens that the training read",
+    "corpus": "that was scored",
+    "split": "that was scored",
+    "context": "tokens a window",
+    "stride": "tokens newly scored a window",
+    "dtype": "of the weights",
+    "decode_path": "whole windows, or token by token through a cache",
+    "tokens_scored": "each once",
+    "nll": "nats per token",
+    "perplexity": "exp(nll)",
+    "perplexity_low": "lower end of its 95 % interval over the text",
+    "perplexity_high": "upper end",
+    "word_perplexity": "per word of the original text",
+    "bits_per_byte": "of the original text",
+    "baseline_run": "what it is compared with: the baseline's run of its seed",
+    "delta_percent": "perplexity above that of the baseline's run, in percent",
+    "delta_percent_low": "lower end of its 95 % interval over the text",
+    "delta_percent_high": "upper end",
+    "verdict": "of the variant, over all its seeds",
+    "kv_bytes_per_token": "closed form over all layers; empty where there is no formula",
+    "kv_bytes_per_token_measured": "of the live cache after a real decode",
+    "kv_ratio_to_baseline": "cache of the variant / cache of its baseline",
+    "kv_ratio_to_mha": "cache / cache of multi-head attention of this size",
+    "train_tokens_per_second": "while it trained",
+    "train_peak_memory_bytes": "while it trained",
+    "train_wall_seconds": "of the training",
+}
+"""Columns of results.csv and what they hold; those of decoding and tasks follow."""
+_PAPER_HEADINGS = (
+    *("variant", "seeds", "params", "perplexity", "95 %", "of", "diff. (%)", "95 % "),
+    *("verdict", "KV bytes", "ratio"),
+)
+_PAPER_WORDS = {"variant", "of", "verdict"}
+_NOTHING = "--"
+# pdfTeX knows the letters of Latin alphabets; another letter would stop it.
+_NOT_LATIN = re.compile("[^\n\x20-\x7e\xa0-\u017f]")
+
+
+def results_csv(groups: Sequence[Group]) -> str:
+    """Return a row a run under `CSV_COLUMNS`; empty cells where there is no value.
+
+    After these columns, `decode_ms_bB_cC` has the milliseconds of a decoding step at batch B and
+    context C, and `TASK.METRIC` a task's result.
+    """
+    rows = [
+        _csv_row(number, run.row)
+        for number, group in enumerate(groups, start=1)
+        for run in group.runs
+    ]
+    names = list(dict.fromkeys([*CSV_COLUMNS, *(name for row in rows for name in row)]))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+    return stream.getvalue()
+
+
+def _csv_row(table: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    card = row["protocol"]
+    # Keys that results.json has under the same name are taken as they are.
+    found = {name: row.get(name, card.get(name)) for name in CSV_COLUMNS}
+    found |= {
+        "table": table,
+        "run": row["run_name"],
+        "parameters": row["num_parameters"],
+        "kv_bytes_per_token": row["kv_cache_bytes_per_token"],
+        "kv_bytes_per_token_measured": row["kv_cache_bytes_measured"],
+        "kv_ratio_to_baseline": row["cache_ratio_to_baseline"],
+        "kv_ratio_to_mha": row["cache_ratio_to_mha"],
+        "delta_percent": _percent(row["delta_nll"]),
+    }
+    found["perplexity_low"], found["perplexity_high"] = row["perplexity_ci95"] or (None, None)
+    low, high = row["delta_nll_ci95"] or (None, None)
+    found |= {"delta_percent_low": _percent(low), "delta_percent_high": _percent(high)}
+    for point in row.get("decode") or []:
+        found[f"decode_ms_b{point['batch']}_c{point['context']}"] = point["ms_per_token"]
+    return found | dict(_task_cells(row))
+
+
+def _task_cells(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for task, results in (row.get("tasks") or {}).items():
+        for key, value in results.items():
+            if key not in ("n", "version", "num_fewshot"):
+                yield f"{task}.{key}", value
+
+
+def _percent(delta_nll: float | None) -> float | None:
+    return None if delta_nll is None else 100 * math.expm1(delta_nll)
+
+
+def _csv_cell(value: Any) -> Any:
+    """Show text so that a spreadsheet takes none for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text
+
+
+def latex_tables(groups: Sequence[Group]) -> str:
+    """Return a LaTeX table for each protocol, to be read into a document with booktabs."""
+    parts = ["% \\usepackage{booktabs} in the preamble, then \\input{table.tex}"]
+    for number, group in enumerate(groups, start=1):
+        label = "tab:kvlab" if len(groups) == 1 else f"tab:kvlab-{number}"
+        parts += [
+            "\\begin{table*}\n\\centering\\footnotesize\\setlength{\\tabcolsep}{2.5pt}",
+            _latex_table(group.results),
+            f"\\caption{{{_escaped(_caption(group))}}}\n\\label{{{label}}}\n\\end{{table*}}",
+        ]
+    return _NOT_LATIN.sub("?", "\n".join(parts)) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return _signs("".join(LATEX_ESCAPE_RULES.get(letter, letter) for letter in text))
+
+
+def _caption(group: Group) -> str:
+    card = group.protocol
+    what = (
+        f"{plain(card['corpus'])}, {plain(card['split'])} split, context {card['context']:,}, "
+        f"stride {card['stride']:,}."
+    )
+    if group.results[0]["perplexity"] is None:
+        return what
+    return (
+        f"{what} Intervals are 95 %: text, over the documents of the scored text; "
+        "seeds, Student's t over training runs. Differences from the baseline are paired. "
+        "KV bytes: of cache per token; ratio: to the baseline's."
+    )
+
+
+def _latex_table(variants: Sequence[Mapping[str, Any]]) -> str:
+    """Lay variants out, a line for each kind of interval; columns of nothing are left out."""
+    body = [line for variant in variants for line in _paper_lines(variant)]
+    kept = [
+        column
+        for column in range(len(_PAPER_HEADINGS))
+        if any(row[column] not in ("", _NOTHING) for row in body)
+    ]
+    names = [_PAPER_HEADINGS[column] for column in kept]
+    text = tabulate(
+        [[row[column] for column in kept] for row in body],
+        headers=names,
+        tablefmt="latex_booktabs",  # escapes what is a command in LaTeX
+        colalign=["left" if name in _PAPER_WORDS else "right" for name in names],
+        disable_numparse=True,
+    )
+    # A row that begins like an option of the command before it.
+    return re.sub(r"(?m)^( *)(?=[\[(*])", r"\1{}", _signs(text))
+
+
+def _signs(latex: str) -> str:
+    """Set minus signs as such, and no line's end between a number and its percent sign."""
+    return re.sub(r"(?<=\d) (?=\\%)", "~", re.sub(r"(?<![\w-])-(?=\d)", "$-$", latex))
+
+
+def _paper_lines(variant: Mapping[str, Any]) -> list[list[str]]:
+    """Return a variant's cells with its interval over the text, and those over seeds below."""
+
+    def intervals(which: str) -> tuple[str, str]:
+        perplexity, percent = (
+            variant[f"{key}_ci95_{which}"] for key in ("perplexity", "delta_percent")
+        )
+        return (
+            _NOTHING if perplexity is None else "[{:,.2f}, {:,.2f}]".format(*perplexity),
+            _NOTHING if percent is None else "[{:+,.2f}, {:+,.2f}]".format(*percent),
+        )
+
+    perplexity, percent = variant["perplexity"], variant["delta_percent"]
+    note = f" ({variant['verdict_note']})" if variant["verdict_note"] else ""
+    ratio = variant["cache_ratio_to_baseline"]
+    first, against = intervals("text")
+    lines = [
+        [
+            " ".join(variant["name"].split()),
+            str(len(variant["seeds"]) or _NOTHING),
+            f"{variant['num_parameters']:,}",
+            _NOTHING if perplexity is None else f"{perplexity:,.2f}",
+            first,
+            "" if first == _NOTHING else "text",
+            _NOTHING if percent is None else f"{percent:+,.2f}",
+            against,
+            f"{variant['verdict'] or _NOTHING}{note}",
+            f"{cache_bytes_of(variant):,.0f}",
+            _NOTHING if ratio is None else f"{ratio:.3f}",
+        ]
+    ]
+    if variant["perplexity_ci95_seeds"]:
+        first, against = intervals("seeds")
+        lines.append([*[""] * 4, first, "seeds", "", against.removeprefix(_NOTHING), *[""] * 3])
+    return lines
