@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from comparing.variants import Group
     from interop.harness import Tasks
     from interop.hugging_face import HuggingFaceModel, TransformersModel
-    from measuring.outside import Text
+    from measuring.external import Text
     from measuring.rows import EvaluatedRun
     from modeling.gpt import GPT
 
@@ -56,23 +56,23 @@ def main(config: run_config.EvalConfig) -> None:
     given = _given_text(config)
     tasks = _load_tasks(config)
     # By its name, and its files fetched, before hours of scoring.
-    outside = _find_outside(config.outside())
+    external = _find_external(config.external())
     evaluated: list[EvaluatedRun] = []
     left_out: list[str] = []
     if given is None:
-        evaluated, left_out = _evaluate(config, outside, device, tasks)
+        evaluated, left_out = _evaluate(config, external, device, tasks)
     else:
-        require_baseline([found.kind for found in outside], config.eval.baseline)
-    evaluated += _evaluate_outside(config, outside, given, evaluated, device, tasks, left_out)
+        require_baseline([found.kind for found in external], config.eval.baseline)
+    evaluated += _evaluate_external(config, external, given, evaluated, device, tasks, left_out)
     groups = compare(evaluated, config.eval.baseline, is_one_study=config.study is not None)
     for variant in (variant for group in groups for variant in group.variants):
         for name in variant.ignored:
             left_out.append(f"{name} repeats a seed of {variant.label}")
             _warn(f"left out: {left_out[-1]}")
     facts = _facts(evaluated, device, started)
-    if outside:
+    if external:
         loaded = "; ".join(
-            f"{found.label}: {found.described}, {_class(found, config)}" for found in outside
+            f"{found.label}: {found.described}, {_class(found, config)}" for found in external
         )
         facts["From elsewhere"] = loaded
     if left_out:
@@ -100,7 +100,7 @@ def _load_tasks(config: run_config.EvalConfig) -> "Tasks | None":
         return None
     from interop.harness import load_tasks, require_accelerate
 
-    if config.outside() and config.hf_modules == "transformers":
+    if config.external() and config.hf_modules == "transformers":
         require_accelerate()
     _warn(f"loading {', '.join(asked.tasks)}")
     folder = None if asked.task_folder is None else Path(asked.task_folder).expanduser()
@@ -109,7 +109,7 @@ def _load_tasks(config: run_config.EvalConfig) -> "Tasks | None":
 
 def _evaluate(
     config: run_config.EvalConfig,
-    outside: "Sequence[HuggingFaceModel]",
+    external: "Sequence[HuggingFaceModel]",
     device: "torch.device",
     tasks: "Tasks | None",
 ) -> "tuple[list[EvaluatedRun], list[str]]":
@@ -138,7 +138,7 @@ def _evaluate(
         patterns = None if asked is None else names
         runs = choose_runs(folder, patterns, left_out.append, config.study)
     except EvaluationError as error:
-        if not config.outside() or config.run is not None or config.study is not None:
+        if not config.external() or config.run is not None or config.study is not None:
             raise
         raise ConfigError(
             f"{error}, or say which text hf models are scored on with data_folder=FOLDER, a "
@@ -146,7 +146,7 @@ def _evaluate(
         ) from error
     # By their summaries, before hours of scoring.
     attentions = [str((run.read_summary() or {}).get("attention")) for run in runs]
-    require_baseline([*attentions, *(found.kind for found in outside)], config.eval.baseline)
+    require_baseline([*attentions, *(found.kind for found in external)], config.eval.baseline)
     for line in left_out:
         _warn(f"left out: {line}")
     for number, run in enumerate(runs, start=1):
@@ -175,7 +175,7 @@ def _of(name: str, error: BaseException) -> str:
     return text if text.startswith((f"{name}:", f"{name} ")) else f"{name}: {text}"
 
 
-def _find_outside(names: "Sequence[str]") -> "list[HuggingFaceModel]":
+def _find_external(names: "Sequence[str]") -> "list[HuggingFaceModel]":
     """Look at the models that `hf` names; those with one label are shown as they were named."""
     if not names:
         return []
@@ -189,36 +189,36 @@ def _find_outside(names: "Sequence[str]") -> "list[HuggingFaceModel]":
     ]
 
 
-def _evaluate_outside(
+def _evaluate_external(
     config: run_config.EvalConfig,
-    outside: "Sequence[HuggingFaceModel]",
+    external: "Sequence[HuggingFaceModel]",
     given: "Text | None",
     runs: "Sequence[EvaluatedRun]",
     device: "torch.device",
     tasks: "Tasks | None",
     left_out: list[str],
 ) -> "list[EvaluatedRun]":
-    """Evaluate each model from elsewhere on the text that is given, else on each of the runs.
+    """Evaluate each external model on the text that is given, else on each of the runs.
 
     One that cannot be is reported, and `left_out` gets a line.
 
     Raises:
         ConfigError: If nothing could be.
     """
-    from measuring.outside import texts_of
+    from measuring.external import texts_of
 
-    if not outside:
+    if not external:
         return []
     texts = texts_of(runs, config.split) if given is None else [given]
     found: list[EvaluatedRun] = []
-    for number, source in enumerate(outside, start=1):
-        _warn(f"evaluating {source.label} ({number} of {len(outside)})")
+    for number, source in enumerate(external, start=1):
+        _warn(f"evaluating {source.label} ({number} of {len(external)})")
         try:
-            some = _evaluate_one_outside(config, source, texts, device, tasks)
+            some = _evaluate_one_external(config, source, texts, device, tasks)
         # Whatever a foreign folder makes a library raise must not lose what was scored before.
         except (*USER_ERRORS, *_OF_LIBRARIES) as error:
             reason = _of(source.label, error)
-            if not runs and len(outside) == 1:
+            if not runs and len(external) == 1:
                 raise ConfigError(reason) from error
             left_out.append(reason)
             _warn(f"left out: {reason}")
@@ -231,7 +231,7 @@ def _evaluate_outside(
     return found
 
 
-def _evaluate_one_outside(
+def _evaluate_one_external(
     config: run_config.EvalConfig,
     source: "HuggingFaceModel",
     texts: "Sequence[Text]",
@@ -239,7 +239,7 @@ def _evaluate_one_outside(
     tasks: "Tasks | None",
 ) -> "list[EvaluatedRun]":
     from interop.hugging_face import load, load_into_kvlab
-    from measuring.outside import Origin, evaluate_outside
+    from measuring.external import Origin, evaluate_external
 
     model: GPT | TransformersModel = (
         load_into_kvlab(source, device, config.eval.decode_path)
@@ -255,7 +255,7 @@ def _evaluate_one_outside(
             tokenizer_sha256=source.tokenizer_sha256,
             end_of_document=source.end_of_document,
         )
-        found.append(evaluate_outside(origin, model, text, config.split, config.eval, device))
+        found.append(evaluate_external(origin, model, text, config.split, config.eval, device))
     if tasks is None:
         return found
     answers, protocol, notes = _answers(config, tasks, source, model)
@@ -306,7 +306,7 @@ def _given_text(config: run_config.EvalConfig) -> "Text | None":
         DataError: If it cannot be read, or does not have the split.
     """
     from data.prepared import PreparedData
-    from measuring.outside import Text
+    from measuring.external import Text
 
     if not config.data_folder:
         return None
@@ -369,7 +369,7 @@ def _facts(
     from measuring.machine import describe_hardware
     from training.record import git_commit, versions
 
-    trained = [run.row["versions"] or {} for run in runs if not run.is_outside]
+    trained = [run.row["versions"] or {} for run in runs if not run.is_external]
     commits = sorted({str(run.row["git_commit"]) for run in runs if run.row["git_commit"]})
     facts = {
         "Command": shlex.join(["python", "eval_model.py", *sys.argv[1:]]),
@@ -380,7 +380,7 @@ def _facts(
     }
     if trained:
         facts["Trained at commit"] = ", ".join(commits) or "not recorded"
-        rows = [run.row for run in runs if not run.is_outside]
+        rows = [run.row for run in runs if not run.is_external]
         facts["Threads of the training"] = threads(rows)
     if any(found != versions() for found in trained):
         described = {", ".join(f"{n} {v}" for n, v in found.items()) for found in trained if found}

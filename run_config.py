@@ -125,7 +125,7 @@ class EvalConfig(_InAStudy):
         found += _name_problems("experiment", self.study)
         if isinstance(self.run, dict):
             found.append(f"run ({self.run}) must be a name or a list of names: run='[mha-*,mla-*]'")
-        if self.hf is not None and (isinstance(self.hf, dict) or not all(self.outside())):
+        if self.hf is not None and (isinstance(self.hf, dict) or not all(self.external())):
             found.append(f"hf ({self.hf}) must be a folder or a name of the Hub, or a list of them")
         if self.hf is not None and self.hf_modules == "transformers":
             for key in ("cache_dtype", "decode_path"):
@@ -142,7 +142,7 @@ class EvalConfig(_InAStudy):
                 "data_folder is what hf models are scored on where there are no runs; leave it out "
                 "beside run=... or experiment=..., which bring their text"
             )
-        elif self.data_folder is not None and not self.outside():
+        elif self.data_folder is not None and not self.external():
             found.append("data_folder needs hf=..., the models that are scored on it")
         return found
 
@@ -155,7 +155,7 @@ class EvalConfig(_InAStudy):
         """Return the names that `run` gives, as a list; None if it gives none."""
         return None if self.run is None else _names(self.run)
 
-    def outside(self) -> list[str]:
+    def external(self) -> list[str]:
         """Return the models that `hf` names, each once."""
         return [] if self.hf is None else list(dict.fromkeys(_names(self.hf)))
 

@@ -46,8 +46,8 @@ def add_decode_speed(
 ) -> None:
     """Time the decoding of all variants in turns.
 
-    Weights change no time: models get random ones, and those that are alike are timed once. Models
-    from elsewhere have their own.
+    Weights change no time: models get random ones, and those that are alike are timed once.
+    External models have their own.
 
     Args:
         groups: Results of their variants, and rows of these' runs, get `decode`, a list of

@@ -69,7 +69,7 @@ def unequal(one: EvaluatedRun, other: EvaluatedRun) -> dict[str, tuple[Any, Any]
         one: A run.
         other: Of the same protocol card, which says that data and tokenizer are the same.
     """
-    if one.is_outside or other.is_outside:
+    if one.is_external or other.is_external:
         return {}
     found: dict[str, tuple[Any, Any]] = {}
     trained, size = (tuple(run.row[key] for run in (one, other)) for key in _OF_A_ROW)
@@ -127,7 +127,7 @@ class Difference:
     @property
     def seeds(self) -> int | None:
         """Seeds on the side that has fewer; None where no side was trained here."""
-        counts = [len(some) for some in (self.ours, self.theirs) if not some[0].is_outside]
+        counts = [len(some) for some in (self.ours, self.theirs) if not some[0].is_external]
         return min(counts, default=None)
 
     @property
@@ -146,10 +146,10 @@ class Difference:
         A model that was not trained here is one set of weights: it has no part in the noise.
         """
         ours, theirs = self._nlls()
-        outside = [some[0].is_outside for some in (self.ours, self.theirs)]
-        if all(outside):
+        external = [some[0].is_external for some in (self.ours, self.theirs)]
+        if all(external):
             return None
-        if any(outside) or self.is_paired:
+        if any(external) or self.is_paired:
             pairs = max(len(ours), len(theirs))
             ours, theirs = (some * (pairs // len(some)) for some in (ours, theirs))
             return seed_interval([a - b for a, b in zip(ours, theirs, strict=True)])
@@ -213,8 +213,8 @@ def difference(ours: BySeed, theirs: BySeed) -> Difference:
     common = [seed for seed in ours if seed in theirs and seed is not None]
     least, most = sorted((len(ours), len(theirs)))
     if not common:
-        outside = None in ours or None in theirs
-        note = "one model" if outside else "single seed" if least == 1 else "other seeds"
+        external = None in ours or None in theirs
+        note = "one model" if external else "single seed" if least == 1 else "other seeds"
         return Difference([*ours.values()], [*theirs.values()], is_paired=False, note=note)
     note = "" if len(common) == most else f"{len(common)} common seeds"
     if len(common) == 1:

@@ -62,9 +62,9 @@ class Variant:
         return str(self.runs[0].row["attention"])
 
     @property
-    def is_outside(self) -> bool:
+    def is_external(self) -> bool:
         """Whether it is a model that kvlab did not train."""
-        return self.runs[0].is_outside
+        return self.runs[0].is_external
 
     @property
     def ignored(self) -> list[str]:
@@ -78,7 +78,7 @@ class Variant:
         return self.runs[0].settings
 
     def by_seed(self) -> dict[int | None, EvaluatedRun]:
-        """Return the runs by seed, None for a model from elsewhere; of several the first."""
+        """Return the runs by seed, None for an external model; of several the first."""
         first: dict[int | None, EvaluatedRun] = {}
         for run in self.runs:
             first.setdefault(run.row["seed"], run)
@@ -127,8 +127,8 @@ def compare(
     Args:
         runs: At least one.
         baseline: The attention to compare with; None takes mha where there is one.
-        is_one_study: Refuse runs with several cards: they were made to be compared. Models from
-            elsewhere may have others.
+        is_one_study: Refuse runs with several cards: they were made to be compared. External
+            models may have others.
 
     Raises:
         EvaluationError: If a baseline that was asked for is not there, or has another protocol
@@ -142,7 +142,7 @@ def compare(
         else:
             some.append(run)
     if is_one_study:
-        require_one_protocol([run for run in runs if not run.is_outside])
+        require_one_protocol([run for run in runs if not run.is_external])
     if baseline is not None:
         _require_baseline(cards, baseline)
     return [_group(some, baseline or "mha") for some in cards]
@@ -195,7 +195,7 @@ def _require_baseline(cards: Sequence[Sequence[EvaluatedRun]], baseline: str) ->
     require_baseline((run.row["attention"] for some in cards for run in some), baseline)
     has = [some for some in cards if any(run.row["attention"] == baseline for run in some)]
     for some in cards:
-        if some not in has and not all(run.is_outside for run in some):
+        if some not in has and not all(run.is_external for run in some):
             ours, theirs = some[0], next(r for r in has[0] if r.row["attention"] == baseline)
             fields = differing_fields(ours.row["protocol"], theirs.row["protocol"])
             raise EvaluationError(
@@ -206,9 +206,9 @@ def _require_baseline(cards: Sequence[Sequence[EvaluatedRun]], baseline: str) ->
 
 def _group(runs: Sequence[EvaluatedRun], baseline: str) -> Group:
     variants: list[Variant] = []
-    for run in sorted(runs, key=lambda run: (run.is_outside, run.row["seed"] or 0, run.name)):
+    for run in sorted(runs, key=lambda run: (run.is_external, run.row["seed"] or 0, run.name)):
         alike = (v for v in variants if not differing_keys(v.settings, run.settings))
-        if run.is_outside:
+        if run.is_external:
             variants.append(Variant(run.name, [run]))
         elif (variant := next(alike, None)) is None:
             variants.append(Variant(run.row["attention"], [run]))
@@ -233,7 +233,7 @@ def _group(runs: Sequence[EvaluatedRun], baseline: str) -> Group:
 
 def _label(variants: Sequence[Variant]) -> None:
     """Name variants after their attention, and where that is not enough by what differs."""
-    trained = [variant for variant in variants if not variant.is_outside]
+    trained = [variant for variant in variants if not variant.is_external]
     for attention in {variant.attention for variant in trained}:
         alike = [variant for variant in trained if variant.attention == attention]
         if len(alike) == 1:
@@ -399,16 +399,16 @@ def _pairs(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 def _unranked(variants: Sequence[Variant]) -> list[str]:
     """Say what differs between variants that has to be equal where they are ranked."""
     found: dict[str, dict[str, None]] = {}  # values by what they are of, each once
-    trained = [variant for variant in variants if not variant.is_outside]
+    trained = [variant for variant in variants if not variant.is_external]
     for number, one in enumerate(trained):
         for other in trained[number + 1 :]:
             for key, values in unequal(one.runs[0], other.runs[0]).items():
                 texts = (plain(shown(value)) for value in values)
                 found.setdefault(key, {}).update(dict.fromkeys(texts))
     said = [f"{plain(label(key), 120)} ({' and '.join(values)})" for key, values in found.items()]
-    outside = [plain(variant.label) for variant in variants if variant.is_outside]
-    if outside and len(variants) > 1:
-        said.append(f"training, which is not known of {', '.join(outside)}")
+    external = [plain(variant.label) for variant in variants if variant.is_external]
+    if external and len(variants) > 1:
+        said.append(f"training, which is not known of {', '.join(external)}")
     return said
 
 
@@ -464,7 +464,7 @@ _HELD = {
 
 def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[str]]:
     """Say what variants have in common, and in what they differ that is not compared."""
-    trained = [variant for variant in variants if not variant.is_outside]
+    trained = [variant for variant in variants if not variant.is_external]
     settings = [variant.settings for variant in trained]
     held = [
         text.format(plain(shown(settings[0][key])))
@@ -488,8 +488,8 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
     alike, unlike = numerics_compared.compared(rows)
     held += alike
     differs += unlike
-    if outside := [plain(variant.label) for variant in variants if variant.is_outside]:
-        differs.append(f"the training, which kvlab does not know: {', '.join(outside)}")
+    if external := [plain(variant.label) for variant in variants if variant.is_external]:
+        differs.append(f"the training, which kvlab does not know: {', '.join(external)}")
     counts = [variant.result["num_parameters"] for variant in variants]
     spread = max(counts) / min(counts) - 1
     if spread > PARAMETERS_TOLERANCE:

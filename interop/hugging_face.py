@@ -304,7 +304,7 @@ def _require_vocabulary(found: HuggingFaceModel, vocab_size: int) -> None:
 
 
 class TransformersModel:
-    """A causal language model of transformers; `measuring.outside.OutsideModel`.
+    """A causal language model of transformers; `measuring.external.ExternalModel`.
 
     Args:
         model: In evaluation mode, float32.

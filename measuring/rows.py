@@ -42,7 +42,7 @@ class EvaluatedRun:
         return str(self.row["run_name"])
 
     @property
-    def is_outside(self) -> bool:
+    def is_external(self) -> bool:
         """Whether it is a model that kvlab did not train, of which no seed is known."""
         return self.row["seed"] is None
 

@@ -51,8 +51,8 @@ def _what(variants: Sequence[Mapping[str, Any]], unranked: Sequence[str]) -> str
         parts = [f"1 configuration{trained}{each}"]
     elif trained_here:
         parts = [f"{len(trained_here)} configurations{trained}{each} each"]
-    if outside := len(variants) - len(trained_here):
-        parts.append(f"{outside} external {'model' if outside == 1 else 'models'}")
+    if external := len(variants) - len(trained_here):
+        parts.append(f"{external} external {'model' if external == 1 else 'models'}")
     return f"{' and '.join(parts)}: {said}."
 
 

@@ -44,7 +44,7 @@ def card(tokenizer, context=8, **changes):
 
 
 def scored(name, protocol, nats, seed=None, windows=100):
-    """A run, or a model from elsewhere, that needs so many nats per token, more or less."""
+    """A run, or an external model, that needs so many nats per token, more or less."""
     context = protocol["context"]
     rates = nats + 0.1 * np.random.default_rng([seed or 0, context]).normal(size=windows)
     each = (context * rates).tolist(), [context] * windows  # a window is a document

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from outside_models import VOCAB, deepseek, gpt2, gpt_neo, llama, mamba, mistral, saved, smollm3
+from external_models import VOCAB, deepseek, gpt2, gpt_neo, llama, mamba, mistral, saved, smollm3
 from safetensors.torch import load_file, save_file
 
 import interop.hugging_face

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from outside_models import deepseek, saved
+from external_models import deepseek, saved
 from processes import wait_for_step
 
 from interop.initial import initial_model

@@ -48,7 +48,7 @@ class TextTokenizer(Protocol):
         ...
 
 
-class OutsideModel(Protocol):
+class ExternalModel(Protocol):
     """A causal language model of another library's modules, in evaluation mode, float32."""
 
     positions: str
@@ -88,7 +88,7 @@ class OutsideModel(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a model from elsewhere is, and how it reads text.
+    """What an external model is, and how it reads text.
 
     Args:
         name: As it is shown; no run is called so.
@@ -142,9 +142,9 @@ def texts_of(runs: Iterable[EvaluatedRun], split: str) -> list[Text]:
     return list(found.values())
 
 
-def evaluate_outside(
+def evaluate_external(
     origin: Origin,
-    model: "OutsideModel | GPT",
+    model: "ExternalModel | GPT",
     text: Text,
     split: str,
     settings: EvalSettings,
@@ -243,7 +243,7 @@ class _InOwnModules:
 
     config = None
 
-    def __init__(self, model: OutsideModel, settings: EvalSettings) -> None:
+    def __init__(self, model: ExternalModel, settings: EvalSettings) -> None:
         if settings.cache_dtype not in (None, "float32"):
             raise EvaluationError(
                 f"eval.cache_dtype={settings.cache_dtype}: a model in transformers' modules caches "
@@ -322,7 +322,7 @@ class _InKvlabModules:
 class _ThroughItsCache:
     """Scores token by token; a `perplexity.Scorer`."""
 
-    def __init__(self, model: OutsideModel) -> None:
+    def __init__(self, model: ExternalModel) -> None:
         self._model = model
 
     def token_nll(self, tokens: Tensor, targets: Tensor) -> Tensor:

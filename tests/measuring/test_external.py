@@ -1,4 +1,4 @@
-"""Models from elsewhere beside runs: the same text, a card of their own tokens, the same tables."""
+"""External models beside runs: the same text, a card of their own tokens, the same tables."""
 
 import dataclasses
 import json
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from outside_models import gpt2, llama, mamba, saved
+from external_models import gpt2, llama, mamba, saved
 
-import measuring.outside
+import measuring.external
 import run_config
 from comparing.decode_speed import add_decode_speed
 from comparing.variants import compare
@@ -28,7 +28,7 @@ from launch.failures import USER_ERRORS
 from launch.typed import for_hydra
 from measuring.comparison import evaluate_run
 from measuring.errors import EvaluationError
-from measuring.outside import Origin, Text, evaluate_outside, texts_of
+from measuring.external import Origin, Text, evaluate_external, texts_of
 from measuring.perplexity import windows
 from measuring.settings import DecodeSettings, EvalSettings
 from modeling.config import GPTConfig
@@ -53,7 +53,7 @@ def evaluated_run(tmp_path, prepared, settings=SETTINGS, name="run", **changes):
 
 
 def measured(folder, model, text, settings=SETTINGS, name="hf:them"):
-    return evaluate_outside(origin_of(folder, name), model, text, "validation", settings, CPU)
+    return evaluate_external(origin_of(folder, name), model, text, "validation", settings, CPU)
 
 
 def decoder_only(name):
@@ -279,7 +279,7 @@ def test_text_that_a_prepared_tokenizer_lost_is_refused(with_bytes, prepared, mo
 def test_windows_are_the_runs_where_the_model_sees_that_far(
     asked, runs, build, expected, with_bytes, prepared, monkeypatch
 ):
-    monkeypatch.setattr(measuring.outside, "DEFAULT_CONTEXT", 40)
+    monkeypatch.setattr(measuring.external, "DEFAULT_CONTEXT", 40)
     settings = EvalSettings(perplexity=False, decode_speed=UNTIMED, **asked)
     model = TransformersModel(build())
     row = measured(with_bytes, model, Text([(prepared, runs)]), settings).row
@@ -340,7 +340,7 @@ def _another(prepared, tokenizer_sha256):
 
 @pytest.fixture
 def beside(tmp_path, prepared, exported, with_bytes):
-    """A run of two seeds, the same model from elsewhere, and one that reads bytes."""
+    """A run of two seeds, the same model as an external one, and one that reads bytes."""
     settings = EvalSettings(
         decode_speed=DecodeSettings([1], [4, 40], rounds=1, steps=1), batch_size=128
     )
@@ -352,7 +352,7 @@ def beside(tmp_path, prepared, exported, with_bytes):
     return settings, [first, second, exported_one, bytes_one]
 
 
-def test_a_model_from_elsewhere_is_a_variant_of_its_own(beside):
+def test_an_external_model_is_a_variant_of_its_own(beside):
     _, runs = beside
     ours, theirs = compare(runs, "mqa", is_one_study=True)  # another card of theirs is no matter
     variants = {variant.label: variant.result for variant in ours.variants}
@@ -382,7 +382,7 @@ def test_a_model_from_elsewhere_is_a_variant_of_its_own(beside):
         compare([runs[0], other, *runs[2:]], None, is_one_study=True)
 
 
-def test_a_model_from_elsewhere_can_be_the_baseline(beside):
+def test_an_external_model_can_be_the_baseline(beside):
     _, runs = beside
     (group,) = compare(runs[:3], "hf:llama")
     run = next(variant for variant in group.variants if variant.label == "mqa")
@@ -509,7 +509,7 @@ def test_without_runs_a_prepared_folder_gives_the_text(
 
 
 @pytest.mark.slow
-def test_tasks_are_run_on_models_from_elsewhere(evaluate, with_bytes, prepared):
+def test_tasks_are_run_on_external_models(evaluate, with_bytes, prepared):
     folder = Path(__file__).parent.parent / "interop" / "tasks"
     where = [f"data_folder={prepared.folder}", f"eval.task_folder={folder}"]
     rows = {}
@@ -560,7 +560,7 @@ def test_a_text_or_a_baseline_that_is_not_there_is_told_before_anything_is_score
 ):
     import eval_model
 
-    monkeypatch.setattr(eval_model, "_evaluate_outside", None)
+    monkeypatch.setattr(eval_model, "_evaluate_external", None)
     with pytest.raises(USER_ERRORS, match=message):
         evaluate(f"hf={with_bytes}", f"data_folder={prepared.folder}", asked)
 
