@@ -123,8 +123,8 @@ def _evaluate(
         EvaluationError: If there is no run, or none of the baseline.
     """
     from comparing.variants import require_baseline
-    from measuring.comparison import evaluate_run
     from measuring.errors import EvaluationError
+    from measuring.evaluate import evaluate_run
     from measuring.runs import choose_runs
     from tracking.failures import is_out_of_memory
 

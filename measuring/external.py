@@ -150,7 +150,7 @@ def evaluate_external(
     settings: EvalSettings,
     device: torch.device,
 ) -> EvaluatedRun:
-    """Score a model on a text and measure its cache, as `comparison.evaluate_run` does a run.
+    """Score a model on a text and measure its cache, as `evaluate.evaluate_run` does a run.
 
     With the tokenizer of a prepared corpus it reads that corpus' tokens, and its card is that of
     the runs; with another it reads the same documents in its own tokens.

@@ -15,7 +15,7 @@ from comparing.variants import compare
 from data.pipeline import prepare
 from data.settings import DataSettings, TokenizerSettings
 from data.tokenizer import save_tokenizer
-from measuring.comparison import evaluate_run
+from measuring.evaluate import evaluate_run
 from measuring.perplexity import Score
 from measuring.rows import EvaluatedRun
 from measuring.settings import DecodeSettings, EvalSettings

@@ -16,8 +16,8 @@ from data.pipeline import prepare
 from data.prepared import PreparedData
 from data.settings import DataSettings, TokenizerSettings
 from measuring import perplexity
-from measuring.comparison import evaluate_run
 from measuring.errors import EvaluationError
+from measuring.evaluate import evaluate_run
 from measuring.perplexity import Score, Window, score
 from measuring.runs import choose_runs, load_run
 from measuring.settings import EvalSettings

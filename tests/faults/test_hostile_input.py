@@ -342,11 +342,12 @@ def test_what_the_machine_refuses_is_one_line(start):
 
 @pytest.mark.slow
 def test_a_run_too_large_for_the_memory_is_left_out_and_the_others_are_kept(kvlab, monkeypatch):
-    import measuring.comparison as comparison
+    import measuring.evaluate as evaluate
+    from measuring.errors import EvaluationError
 
     assert kvlab("train", *SHORT, "run_name=x")[0] == 0
     assert kvlab("train", *SHORT, "run_name=y")[0] == 0
-    right = comparison.measure_kv_cache
+    right = evaluate.measure_kv_cache
     calls = []
 
     def too_large(*args):
@@ -355,7 +356,7 @@ def test_a_run_too_large_for_the_memory_is_left_out_and_the_others_are_kept(kvla
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         return right(*args)
 
-    monkeypatch.setattr(comparison, "measure_kv_cache", too_large)
+    monkeypatch.setattr(evaluate, "measure_kv_cache", too_large)
     quick = "eval.decode_speed.batch_sizes=[]"
     status, _, err = kvlab("eval", quick)
     assert status == 0
@@ -368,9 +369,9 @@ def test_a_run_too_large_for_the_memory_is_left_out_and_the_others_are_kept(kvla
 
     def refuse_x(name, *_):
         if name == "x":
-            raise comparison.EvaluationError(f"{name}: refused")
+            raise EvaluationError(f"{name}: refused")
 
-    monkeypatch.setattr(comparison, "require_closed_form", refuse_x)
+    monkeypatch.setattr(evaluate, "require_closed_form", refuse_x)
     status, _, err = kvlab("eval", quick)
     assert status == 0
     assert "left out: x: refused\n" in err  # with its name once

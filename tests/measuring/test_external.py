@@ -26,8 +26,8 @@ from launch import compose
 from launch.errors import ConfigError
 from launch.failures import USER_ERRORS
 from launch.typed import for_hydra
-from measuring.comparison import evaluate_run
 from measuring.errors import EvaluationError
+from measuring.evaluate import evaluate_run
 from measuring.external import Origin, Text, evaluate_external, texts_of
 from measuring.perplexity import windows
 from measuring.settings import DecodeSettings, EvalSettings

@@ -7,7 +7,7 @@ import torch
 
 from comparing.tasks_over_seeds import over_seeds
 from comparing.variants import compare
-from measuring.comparison import evaluate_run
+from measuring.evaluate import evaluate_run
 from measuring.settings import EvalSettings
 from reporting.html_report import write_html
 from reporting.report import task_sections

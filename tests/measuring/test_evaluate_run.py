@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from data.prepared import PreparedData
-from measuring.comparison import evaluate_run
 from measuring.errors import EvaluationError
+from measuring.evaluate import evaluate_run
 from measuring.perplexity import windows
 from measuring.runs import choose_runs, load_run
 from measuring.settings import EvalSettings
@@ -194,7 +194,7 @@ def test_a_run_reads_its_cache_in_the_way_that_is_asked_for(make_run):
 def test_seeds_may_begin_with_folders_of_their_own_but_of_one_kind():
     from models import model
 
-    from measuring.comparison import _settings
+    from measuring.evaluate import _settings
 
     older, drawn, one, other, another = (
         _settings(recorded, model())
@@ -215,7 +215,7 @@ def test_a_cache_that_is_not_its_closed_form_is_refused_by_name(make_run, monkey
         return [tensor[:, :, :8].clone() for tensor in self.tensors.values()]
 
     monkeypatch.setattr(LayerCache, "live_tensors", of_a_window)
-    monkeypatch.setattr("measuring.comparison._score", None)  # nothing is scored before
+    monkeypatch.setattr("measuring.evaluate._score", None)  # nothing is scored before
     said = (
         r"^narrow: the live KV cache takes 16 bytes per token, but the closed form of attention "
         r"'mqa' says 64; correct kv_cache_entries"
