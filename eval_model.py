@@ -365,7 +365,7 @@ def _facts(
     runs: "Sequence[EvaluatedRun]", device: "torch.device", started: datetime.datetime
 ) -> dict[str, str]:
     """Return what a report says of how it came about."""
-    from comparing.numerics_compared import threads
+    from comparing.numerics import threads
     from measuring.machine import describe_hardware
     from training.record import git_commit, versions
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from comparing import numerics_compared
+from comparing import numerics
 from comparing.differences import (
     COMPARED,
     PARAMETERS_TOLERANCE,
@@ -22,7 +22,7 @@ from comparing.differences import (
 from comparing.labels import label, shown
 from comparing.plain import plain
 from comparing.statistics import seed_interval, standard_deviation, text_interval
-from comparing.tasks_over_seeds import over_seeds
+from comparing.tasks import over_seeds
 from data.documents import document_names
 from measuring.errors import EvaluationError
 from measuring.kv_cache import cache_bytes_of, has_known_cache
@@ -485,7 +485,7 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
         for key in sorted(keys)
     ]
     rows = {plain(v.label): [run.row for run in v.by_seed().values()] for v in trained}
-    alike, unlike = numerics_compared.compared(rows)
+    alike, unlike = numerics.compared(rows)
     held += alike
     differs += unlike
     if external := [plain(variant.label) for variant in variants if variant.is_external]:

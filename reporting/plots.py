@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Transform
 
 from measuring.kv_cache import cache_bytes_of, has_known_cache
-from reporting.plot_errors import PlotError
+from reporting.errors import PlotError
 from reporting.plot_labels import (
     LINE_HEIGHT,
     Anchor,

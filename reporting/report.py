@@ -18,10 +18,10 @@ from comparing.statistics import FEWEST_SEEDS
 from comparing.variants import Group
 from guards.printable import as_code, printable
 from measuring.errors import EvaluationError
+from reporting.errors import PlotError
 from reporting.headline import headline, pairing_notes, too_little_text
 from reporting.html_report import FILES_NOTE, write_html
 from reporting.paper import latex_tables, results_csv
-from reporting.plot_errors import PlotError
 from reporting.plots import plot_all
 from reporting.task_cells import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
 from tracking.atomic import write_text

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from comparing.tasks_over_seeds import FACTS
+from comparing.tasks import FACTS
 
 TASK_COLUMNS = ["variant", "task", "metric", "value", "stderr", "n", "version", "num_fewshot"]
 """Headings of `task_rows`."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from comparing.numerics_compared import compared, threads
+from comparing.numerics import compared, threads
 from comparing.variants import compare
 from measuring.numerics import trained_with
 from tests.comparing.test_variants import run

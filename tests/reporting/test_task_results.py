@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from comparing.tasks_over_seeds import over_seeds
+from comparing.tasks import over_seeds
 from comparing.variants import compare
 from measuring.evaluate import evaluate_run
 from measuring.settings import EvalSettings
