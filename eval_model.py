@@ -41,13 +41,8 @@ def main(config: run_config.EvalConfig) -> None:
     """Evaluate the runs that the configuration chooses, print the tables, write the report."""
     from comparing.decode_speed import add_decode_speed
     from comparing.variants import compare, require_baseline
-    from reporting.report import (
-        DECODE_NOTE,
-        decode_sections,
-        new_report,
-        require_writable,
-        update_report,
-    )
+    from reporting.report import new_report, require_writable, update_report
+    from reporting.tables import DECODE_NOTE, decode_sections
     from training.hardware import pick_device
 
     device = pick_device(config.device)
@@ -329,7 +324,7 @@ def _print_tables(groups: "Sequence[Group]") -> None:
     from comparing.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
     from comparing.variants import differing_fields
     from reporting.headline import headline
-    from reporting.report import (
+    from reporting.tables import (
         MOST_PAIRS_PRINTED,
         across_table,
         note,
@@ -390,7 +385,7 @@ def _facts(
 
 def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group]") -> None:
     """Send tables and plots to wandb."""
-    from reporting.report import RUN_COLUMNS, VARIANT_COLUMNS
+    from reporting.tables import RUN_COLUMNS, VARIANT_COLUMNS
     from reporting.task_cells import TASK_COLUMNS, task_rows
     from tracking.wandb_mirror import WandbMirror
 

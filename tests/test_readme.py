@@ -16,7 +16,7 @@ from launch import compose
 from launch.typed import for_hydra
 from reporting.headline import headline
 from reporting.plots import plot_pareto
-from reporting.report import decode_sections, protocol_line, table
+from reporting.tables import decode_sections, protocol_line, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -19,7 +19,7 @@ from measuring.evaluate import evaluate_run
 from measuring.perplexity import Score
 from measuring.rows import EvaluatedRun
 from measuring.settings import DecodeSettings, EvalSettings
-from reporting.report import across_table
+from reporting.tables import across_table
 from tests.measuring.models import model
 from tests.measuring.runs import quiet, write_run
 

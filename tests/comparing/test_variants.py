@@ -18,17 +18,15 @@ from measuring.perplexity import Score
 from measuring.rows import EvaluatedRun
 from measuring.settings import DecodeSettings, EvalSettings
 from reporting.headline import headline
-from reporting.report import (
+from reporting.report import new_report, require_writable, update_report
+from reporting.tables import (
     budget_table,
     influence_table,
-    new_report,
     note,
     pair_table,
     protocol_line,
-    require_writable,
     run_table,
     table,
-    update_report,
 )
 from tests.measuring.models import model
 from tests.reporting.variants_for_reports import decode_point

@@ -18,7 +18,7 @@ from measuring.kv_cache import measure_generation_memory
 from measuring.machine import measure_memory_bandwidth, peak_extra_bytes
 from measuring.settings import DecodeSettings
 from modeling.accounting import kv_cache_bytes_per_token
-from reporting.report import decode_sections
+from reporting.tables import decode_sections
 
 CPU = torch.device("cpu")
 # Neither in order, as a user may give them.

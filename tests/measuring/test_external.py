@@ -34,7 +34,8 @@ from measuring.settings import DecodeSettings, EvalSettings
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from reporting.headline import headline
-from reporting.report import decode_sections, new_report, note, table, update_report
+from reporting.report import new_report, update_report
+from reporting.tables import decode_sections, note, table
 from tests.measuring.runs import CONFIG, quiet, write_run
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from comparing.variants import compare
 from measuring.evaluate import evaluate_run
 from measuring.settings import EvalSettings
 from reporting.html_report import write_html
-from reporting.report import task_sections
+from reporting.tables import task_sections
 from reporting.task_cells import TASK_COLUMNS, task_rows
 from tests.measuring.runs import quiet, write_run
 from tests.reporting.variants_for_reports import mha, mla
