@@ -347,10 +347,10 @@ def _prepared(config: run_config.TrainConfig) -> "PreparedData":
 
 def _begun_on(config: run_config.TrainConfig) -> "PreparedData | None":
     """Find the data that a run has begun on by their hash; None if there are none."""
+    from files.errors import RunError
     from measuring.corpus import find_prepared
     from measuring.errors import EvaluationError
     from tracking.checkpoints import CheckpointStore
-    from tracking.errors import RunError
     from tracking.run_folder import RunFolder
 
     run = RunFolder(config.runs_path, config.run_name)
@@ -370,8 +370,8 @@ def _require_same_data(run: "RunFolder", prepared: "PreparedData") -> None:
     Raises:
         ConfigError: Naming both fingerprints.
     """
+    from files.errors import RunError
     from tracking.checkpoints import CheckpointStore
-    from tracking.errors import RunError
 
     store = CheckpointStore(run.checkpoints_path, 1, read_only=True)
     fingerprint = None

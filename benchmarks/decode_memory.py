@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.decode_parts import cache_bytes
 from benchmarks.decode_systems import DYNAMIC, LITGPT, PREALLOCATED, STATIC, SYSTEMS
-from guards.sizes import in_units
+from files.sizes import in_units
 from modeling.config import GPTConfig
 
 

@@ -186,7 +186,7 @@ def require_memory(started: list[Worker]) -> None:
     Raises:
         WorkerError: If less is left than the largest process so far needed, and a quarter.
     """
-    from guards.sizes import in_units
+    from files.sizes import in_units
     from measuring.machine import bytes_in_proc
 
     available = bytes_in_proc("meminfo", "MemAvailable")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from guards.regular_file import read_regular_file, require_regular_file
-from guards.strict_json import load_strict
+from files.regular_file import read_regular_file, require_regular_file
+from files.strict_json import load_strict
 
 # Disk full, quota reached, file-size limit reached.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -17,7 +17,7 @@ from data.manifest import SplitCounts, label_of
 from data.settings import DataSettings
 from data.shards import ShardWriter, Tokens
 from data.sources import TEST, TRAIN, VALIDATION, Corpus, Document, Part
-from guards.sizes import in_units
+from files.sizes import in_units
 
 # Text encoded at once by one process; its tokens and texts take some ten times as much memory.
 _BATCH_CHARACTERS = 2**20

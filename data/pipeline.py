@@ -33,8 +33,8 @@ from data.tokenizer import (
     save_tokenizer,
     vocab_size_of,
 )
+from files.regular_file import read_regular_file
 from guards.printable import printable
-from guards.regular_file import read_regular_file
 
 if TYPE_CHECKING:
     from filelock import FileLock

@@ -11,7 +11,7 @@ from data.manifest import SplitCounts, label_of, read_manifest
 from data.shards import Shard, TokenStream, token_dtype
 from data.sources import TRAIN, VALIDATION
 from data.tokenizer import TOKENIZER_FILES, load_tokenizer
-from guards.regular_file import require_regular_file
+from files.regular_file import require_regular_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

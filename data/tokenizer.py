@@ -12,7 +12,7 @@ from data.errors import DataError
 from data.file_kinds import pointer_at
 from data.files import read_json, write_bytes_synced
 from data.settings import TokenizerSettings, is_hub_name
-from guards.regular_file import read_regular_file
+from files.regular_file import read_regular_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

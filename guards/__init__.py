@@ -1,1 +1,1 @@
-"""What foreign bytes go through before anything else reads or shows them."""
+"""What text goes through before it is shown, and a process that must not outlive its parent."""

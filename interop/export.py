@@ -21,8 +21,11 @@ from data.inspection import split_documents
 from data.prepared import TOKENIZER_FOLDER, PreparedData
 from data.sources import VALIDATION
 from data.tokenizer import TOKENIZER_FILES
+from files.atomic import fsync_file, fsync_folder, write_json, write_text
+from files.beside import folder_beside
+from files.disk import require_free_bytes, write_failure
+from files.regular_file import read_regular_file
 from guards.printable import printable
-from guards.regular_file import read_regular_file
 from interop.errors import ExportMismatch, InteropError
 from interop.folders import CONFIG_NAME, WEIGHTS_NAME
 from interop.hugging_face import live_bytes
@@ -32,9 +35,6 @@ from interop.quiet import quiet
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.generate import generate
 from modeling.gpt import GPT
-from tracking.atomic import fsync_file, fsync_folder, write_json, write_text
-from tracking.beside import folder_beside
-from tracking.disk import require_free_bytes, write_failure
 
 _PROMPTS = 4
 _NEW_TOKENS = 32

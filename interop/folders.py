@@ -7,8 +7,8 @@ from torch import Tensor
 
 from data.file_kinds import pointer_at
 from data.tokenizer import load_pretrained, sha256_of_tokenizer
-from guards.regular_file import read_regular_file, require_regular_file
-from guards.strict_json import load_strict
+from files.regular_file import read_regular_file, require_regular_file
+from files.strict_json import load_strict
 from interop.errors import InteropError
 from interop.layouts import Stock
 

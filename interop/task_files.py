@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.settings import is_hub_name
-from guards.regular_file import read_regular_file
+from files.regular_file import read_regular_file
 from interop.errors import InteropError
 
 LOCAL_BUILDERS = ("json", "csv", "parquet", "text")

@@ -6,12 +6,12 @@ import time
 import traceback
 
 from data.errors import DataError
+from files.errors import RunError, WriteFailed
 from interop.errors import ExportMismatch, InteropError
 from launch.errors import ConfigError
 from launch.terminal import complain
 from measuring.errors import EvaluationError
 from modeling.errors import ModelConfigError
-from tracking.errors import RunError, WriteFailed
 from training.errors import TrainingError, TrainingFailed, TrainingInterrupted
 from training.ranks import place
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from files.errors import RunError
 from launch.errors import ConfigError
 from run_config import TrainConfig
 from tracking.configuration import (
@@ -15,7 +16,6 @@ from tracking.configuration import (
     read_configuration,
     sequences_per_step,
 )
-from tracking.errors import RunError
 
 _IN_A_CORPUS = re.compile(r"^data\.corpora\.[^.]+\.")
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from files.errors import RunError
 from launch.compose import COMPOSING_FAILED, composed
 from launch.errors import ConfigError
 from launch.failures import EXIT_BAD_INPUT, EXIT_INTERRUPTED, rank_and_size
 from launch.keys import look_up
 from launch.terminal import columns_of, complain, say
-from tracking.errors import RunError
 from tracking.progress import in_words
 from tracking.run_folder import RunFolder
 

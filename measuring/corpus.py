@@ -10,9 +10,9 @@ from typing import Any
 from data.errors import DataError
 from data.prepared import PreparedData
 from data.settings import DataSettings, TokenizerSettings
+from files.errors import RunError
 from measuring.errors import EvaluationError
 from tracking.configuration import flat, read_configuration
-from tracking.errors import RunError
 from tracking.run_folder import RunFolder
 
 _ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from guards.sizes import in_units
+from files.sizes import in_units
 from measuring.errors import EvaluationError
 from measuring.machine import (
     available_bytes,

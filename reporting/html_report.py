@@ -10,13 +10,13 @@ from typing import IO, Any, get_args
 
 from comparing.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE
 from comparing.labels import NONE, label, shown, typeset
+from files.atomic import write_text
 from guards.printable import printable
 from measuring.kv_cache import cache_bytes_of, has_known_cache
 from reporting.errors import PlotError
 from reporting.headline import pairing_notes, too_little_text
 from reporting.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
 from reporting.task_cells import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
-from tracking.atomic import write_text
 
 FILES_NOTE = (
     "For papers, the report's folder holds figures/ (any plots, as PDFs), table.tex (for LaTeX, "

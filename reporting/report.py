@@ -12,6 +12,9 @@ from comparing.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokeni
 from comparing.labels import label, shown
 from comparing.plain import plain
 from comparing.variants import Group
+from files.atomic import write_text
+from files.beside import folder_beside
+from files.disk import write_failure
 from guards.printable import as_code, printable
 from measuring.errors import EvaluationError
 from reporting.errors import PlotError
@@ -34,9 +37,6 @@ from reporting.tables import (
     table,
     task_sections,
 )
-from tracking.atomic import write_text
-from tracking.beside import folder_beside
-from tracking.disk import write_failure
 
 
 def require_writable(parent: Path) -> None:

@@ -7,19 +7,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
-    *("guards", "modeling", "data", "tracking", "measuring", "comparing", "reporting"),
+    *("guards", "files", "modeling", "data", "tracking", "measuring", "comparing", "reporting"),
     *("training", "interop", "launch"),
 )
 MAY_IMPORT = {
     "guards": set(),
+    "files": set(),
     "modeling": set(),
-    "data": {"guards"},
-    "tracking": {"guards"},
-    "measuring": {"guards", "modeling", "data", "tracking"},
-    "comparing": {"guards", "modeling", "data", "tracking", "measuring"},
-    "reporting": {"guards", "modeling", "data", "tracking", "measuring", "comparing"},
-    "training": {"guards", "modeling", "data", "tracking", "measuring"},
-    "interop": {"guards", "modeling", "data", "tracking"},
+    "data": {"guards", "files"},
+    "tracking": {"guards", "files"},
+    "measuring": {"guards", "files", "modeling", "data", "tracking"},
+    "comparing": {"guards", "files", "modeling", "data", "tracking", "measuring"},
+    "reporting": {"guards", "files", "modeling", "data", "tracking", "measuring", "comparing"},
+    "training": {"guards", "files", "modeling", "data", "tracking", "measuring"},
+    "interop": {"guards", "files", "modeling", "data", "tracking"},
     "run_config": {"modeling", "data", "tracking", "measuring", "training", "interop"},
     "launch": {*PACKAGES, "run_config"},
 }

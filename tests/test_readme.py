@@ -134,7 +134,7 @@ def test_the_pareto_plot_is_drawn_from_the_committed_study(study, tmp_path):
 @pytest.mark.slow
 def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, tiny_data):
     names = (
-        *("guards", "interop", "launch", "modeling", "data", "tracking", "training"),
+        *("guards", "files", "interop", "launch", "modeling", "data", "tracking", "training"),
         *("measuring", "comparing", "reporting", "conf", "tests"),
     )
     ignored = shutil.ignore_patterns("__pycache__", "prepared", "local")

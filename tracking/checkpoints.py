@@ -19,15 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from guards.sizes import in_units
-from tracking.atomic import fsync_file, fsync_folder, read_json, write_json
-from tracking.disk import free_bytes, one_line, require_free_bytes, write_failure
-from tracking.errors import RunError, WriteFailed
+from files.atomic import fsync_file, fsync_folder, read_json, write_json
+from files.disk import free_bytes, one_line, require_free_bytes, write_failure
+from files.errors import RunError, WriteFailed
+from files.plain_json import require_plain
+from files.sizes import in_units
 from tracking.failures import is_lost_rank, is_out_of_memory
 from tracking.manifest import FILE_NAME as MANIFEST_NAME
 from tracking.manifest import read_manifest, verify_file, write_manifest
 from tracking.notices import Say, to_stderr
-from tracking.plain_json import require_plain
 from tracking.shards import SUFFIX as _SUFFIX
 from tracking.shards import group_of, is_shard, name_shards, read_whole, reading
 

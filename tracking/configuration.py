@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guards.regular_file import read_regular_file
-from tracking.disk import one_line
-from tracking.errors import RunError
+from files.disk import one_line
+from files.errors import RunError
+from files.regular_file import read_regular_file
 
 # Many times what is written, of a mixture of a hundred corpora too; PyYAML is slow.
 _MAX_BYTES = 4 << 20

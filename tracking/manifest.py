@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from files.atomic import read_json, write_json
+from files.disk import one_line
+from files.errors import RunError
 from guards.printable import printable
-from tracking.atomic import read_json, write_json
-from tracking.disk import one_line
-from tracking.errors import RunError
 
 FILE_NAME = "manifest.json"
 FORMAT_VERSION = 1

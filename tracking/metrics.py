@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from guards.regular_file import read_regular_file
-from tracking.atomic import fsync_folder, write_text
-from tracking.disk import one_line, write_failure
-from tracking.errors import RunError, WriteFailed
-from tracking.plain_json import load_plain
+from files.atomic import fsync_folder, write_text
+from files.disk import one_line, write_failure
+from files.errors import RunError, WriteFailed
+from files.plain_json import load_plain
+from files.regular_file import read_regular_file
 
 # Far more steps than anybody trains.
 _MAX_BYTES = 64 << 30

@@ -13,11 +13,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from files.atomic import MAX_BYTES, read_json, write_json, write_text
+from files.disk import one_line, write_failure
+from files.errors import RunError
+from files.regular_file import read_regular_file, require_regular_file
 from guards.printable import printable
-from guards.regular_file import read_regular_file, require_regular_file
-from tracking.atomic import MAX_BYTES, read_json, write_json, write_text
-from tracking.disk import one_line, write_failure
-from tracking.errors import RunError
 
 _MAX_NAME_LENGTH = 150
 _MAX_SAMPLE_BYTES = 20_000

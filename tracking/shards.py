@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tracking.disk import one_line, write_failure
-from tracking.errors import RunError
+from files.disk import one_line, write_failure
+from files.errors import RunError
 from tracking.failures import is_lost_rank, is_out_of_memory
 
 if TYPE_CHECKING:

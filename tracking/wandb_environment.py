@@ -4,8 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from tracking.atomic import read_json, write_json
-from tracking.errors import RunError
+from files.atomic import read_json, write_json
+from files.errors import RunError
 
 # They name one run: with several, all would be the same one.
 _OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME")

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tracking.disk import one_line
+from files.disk import one_line
 from tracking.notices import Say, to_stderr
 from tracking.settings import MODE_ALIASES, TrackingSettings
 from tracking.wandb_environment import give_folders, run_id, variable

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from files.errors import RunError
 from modeling.gpt import GPT
 from tracking.checkpoints import Checkpoint, CheckpointStore
-from tracking.errors import RunError
 from tracking.shards import read_into, shapes, write_shards
 from training.distributed import World
 from training.muon import Muon

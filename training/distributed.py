@@ -389,8 +389,8 @@ def newest_checkpoint_hint(folder: Path) -> str:
     Args:
         folder: Of a run's checkpoints.
     """
+    from files.errors import RunError
     from tracking.checkpoints import CheckpointStore
-    from tracking.errors import RunError
 
     try:
         steps = CheckpointStore(folder, 1, read_only=True).steps()

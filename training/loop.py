@@ -14,6 +14,7 @@ from torch import Tensor
 from data.batches import TrainingWindows, read_ahead
 from data.opening import opening
 from data.prepared import PreparedData
+from files.atomic import write_text
 from measuring.kv_cache import measure_kv_cache, require_closed_form
 from measuring.perplexity import Score, score
 from modeling.accounting import (
@@ -24,7 +25,6 @@ from modeling.accounting import (
 from modeling.config import GPTConfig
 from modeling.generate import generate_text
 from modeling.gpt import GPT
-from tracking.atomic import write_text
 from tracking.checkpoints import CheckpointStore, same_version
 from tracking.failures import is_out_of_memory
 from tracking.metrics import MetricsLog, NoMetrics

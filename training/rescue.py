@@ -9,9 +9,9 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from files.disk import one_line
+from files.errors import RunError
 from tracking.checkpoints import CheckpointStore
-from tracking.disk import one_line
-from tracking.errors import RunError
 from tracking.failures import is_out_of_memory
 from training.budget import Budget
 from training.errors import TrainingDiverged, TrainingFailed

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.prepared import PreparedData
+from files.errors import RunError
 from measuring.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings
 from tracking.checkpoints import Checkpoint
 from tracking.configuration import PASSES, flat, may_change, sequences_per_step
-from tracking.errors import RunError
 from training.checkpointing import RunCheckpoints
 from training.errors import TrainingError
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings

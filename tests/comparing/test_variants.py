@@ -13,6 +13,7 @@ from comparing.decode_speed import add_decode_speed
 from comparing.labels import NONE
 from comparing.statistics import seed_interval, text_interval, unpaired_seed_interval
 from comparing.variants import compare, differing_fields, require_one_protocol
+from files.errors import RunError
 from measuring.errors import EvaluationError
 from measuring.perplexity import Score
 from measuring.rows import EvaluatedRun
@@ -31,7 +32,6 @@ from reporting.tables import (
 from tests.measuring.models import model
 from tests.reporting.variants_for_reports import decode_point
 from tracking.configuration import flat
-from tracking.errors import RunError
 
 WINDOWS, TOKENS = 200, 8  # a window is a document
 TEXT = 2.0 + 0.3 * np.random.default_rng(0).normal(size=WINDOWS)  # nats per token, by window

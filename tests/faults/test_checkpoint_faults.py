@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from files.errors import RunError
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from tracking import checkpoints, manifest
 from tracking.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, same_version
-from tracking.errors import RunError
 from tracking.shards import shapes
 from training.checkpointing import RunCheckpoints
 from training.distributed import alone

@@ -12,8 +12,8 @@ import pytest
 import torch
 from processes import wait_for_step
 
+from files.errors import RunError, WriteFailed
 from tracking.checkpoints import CheckpointStore
-from tracking.errors import RunError, WriteFailed
 from tracking.metrics import MetricsLog, read_metrics
 from tracking.run_folder import RunFolder
 

@@ -15,6 +15,7 @@ from comparing.variants import compare
 from data.pipeline import prepare
 from data.prepared import PreparedData
 from data.settings import DataSettings, TokenizerSettings
+from files.errors import RunError
 from measuring import perplexity
 from measuring.errors import EvaluationError
 from measuring.evaluate import evaluate_run
@@ -30,7 +31,6 @@ from tests.comparing.test_variants import CARD, run
 from tests.measuring.models import model
 from tests.measuring.runs import CONFIG, SUMMARY, quiet, write_run
 from tracking.checkpoints import CheckpointStore
-from tracking.errors import RunError
 from training.loop import _validate as validate
 from training.resumption import Recipe
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings

@@ -11,10 +11,10 @@ import torch
 from mutations import mutated_bytes, mutated_json
 from test_checkpoint_faults import STATE, resumed, safetensors, save, write_shard
 
+from files.errors import RunError
 from tracking import manifest, run_folder
 from tracking.checkpoints import CheckpointStore, read_checkpoint, read_state
 from tracking.configuration import differences, read_configuration
-from tracking.errors import RunError
 from tracking.metrics import MetricsLog, read_metrics
 from tracking.run_folder import RunFolder
 from training.errors import TrainingError

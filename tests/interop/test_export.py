@@ -20,6 +20,7 @@ import interop.export
 import run_config
 from data.pipeline import prepare
 from data.settings import DataSettings, TokenizerSettings
+from files.errors import RunError
 from interop.convert import Conversion, convert
 from interop.errors import ExportMismatch, InteropError
 from interop.folders import read_stock, tokenizer_sha256
@@ -28,7 +29,6 @@ from interop.model_card import LICENCES, Agreement, Licence, Origin, model_card
 from launch.failures import status_of
 from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
-from tracking.errors import RunError
 from tracking.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent.parent

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data.prepared import PreparedData
+from files.errors import RunError
 from measuring.errors import EvaluationError
 from measuring.evaluate import evaluate_run
 from measuring.perplexity import windows
@@ -16,7 +17,6 @@ from modeling.errors import ModelConfigError
 from modeling.kv_cache import LayerCache
 from tests.measuring.runs import CONFIG, SUMMARY, quiet, write_run
 from tracking.checkpoints import CheckpointStore
-from tracking.errors import RunError
 from tracking.metrics import MetricsLog
 
 CPU = torch.device("cpu")

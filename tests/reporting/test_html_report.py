@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from comparing.labels import label as label_of
+from files.errors import RunError
 from reporting.html_report import write_html
 from tests.reporting.variants_for_reports import (
     curves_of,
@@ -17,7 +18,6 @@ from tests.reporting.variants_for_reports import (
     single_seed,
     unscored,
 )
-from tracking.errors import RunError
 
 VOID = {"meta", "link", "img", "source", "wbr"}
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from tracking import checkpoints, disk
+from files import disk
+from files.errors import RunError
+from tracking import checkpoints
 from tracking.checkpoints import CheckpointStore, read_checkpoint, read_state, same_version
-from tracking.errors import RunError
 from tracking.shards import write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -547,7 +548,7 @@ FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
 from tracking.checkpoints import CheckpointStore
-from tracking.errors import RunError
+from files.errors import RunError
 store = CheckpointStore(Path(sys.argv[1]), keep_last=2)
 store.save(10, {"model": {"w": torch.ones(10)}}, {})
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))

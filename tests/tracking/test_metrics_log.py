@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracking.errors import RunError, WriteFailed
+from files.errors import RunError, WriteFailed
 from tracking.metrics import MetricsLog, read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +123,7 @@ def test_records_survive_kill_9(tmp_path):
 def test_full_disk_is_named_and_leaves_whole_lines(tmp_path):
     code = (
         "import sys, pathlib\n"
-        "from tracking.errors import RunError\n"
+        "from files.errors import RunError\n"
         "from tracking.metrics import MetricsLog\n"
         "log = MetricsLog(pathlib.Path(sys.argv[1]))\n"
         "try:\n"

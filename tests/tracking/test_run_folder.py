@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from files.errors import RunError, WriteFailed
 from tracking.checkpoints import CheckpointStore
 from tracking.configuration import read_configuration
-from tracking.errors import RunError, WriteFailed
 from tracking.metrics import MetricsLog, read_metrics
 from tracking.run_folder import RunFolder, list_finished_runs
 

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from guards.sizes import in_units
+from files.errors import WriteFailed
+from files.sizes import in_units
 from tracking import checkpoints
 from tracking.checkpoints import CheckpointStore
-from tracking.errors import WriteFailed
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import torch
 from weights import assert_same_bits, final_tensors
 
 from data import batches
+from files.errors import RunError
 from measuring.errors import EvaluationError
 from measuring.numerics import trained_with
 from modeling.gpt import GPT
 from modeling.kv_cache import LayerCache
 from tracking.checkpoints import CheckpointStore
-from tracking.errors import RunError
 from tracking.metrics import read_metrics
 from training import loop
 from training.errors import TrainingError, TrainingInterrupted

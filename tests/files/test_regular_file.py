@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from guards.regular_file import read_regular_file, require_regular_file
+from files.regular_file import read_regular_file, require_regular_file
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from tracking.atomic import read_json, write_json, write_text
-from tracking.errors import RunError, WriteFailed
+from files.atomic import read_json, write_json, write_text
+from files.errors import RunError, WriteFailed
 
 
 @pytest.mark.parametrize(

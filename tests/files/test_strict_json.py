@@ -1,6 +1,6 @@
 import pytest
 
-from guards.strict_json import load_strict
+from files.strict_json import load_strict
 
 
 def test_json_is_read():

@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from guards.regular_file import read_regular_file
-from tracking.disk import one_line, write_failure
-from tracking.errors import RunError
-from tracking.plain_json import load_plain, require_plain
+from files.disk import one_line, write_failure
+from files.errors import RunError
+from files.plain_json import load_plain, require_plain
+from files.regular_file import read_regular_file
 
 # Far more than any of these files holds.
 MAX_BYTES = 16 << 20

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from guards.strict_json import load_strict
+from files.strict_json import load_strict
 
 # More than any count, size or seed; Python itself takes integers that no float can hold.
 _MAX_DIGITS = 20

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tracking.disk import write_failure
+from files.disk import write_failure
 
 
 @contextmanager

@@ -5,8 +5,8 @@ import re
 import shutil
 from pathlib import Path
 
-from guards.sizes import in_units
-from tracking.errors import WriteFailed
+from files.errors import WriteFailed
+from files.sizes import in_units
 
 _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 # safetensors reports I/O errors as text only: "... File too large (os error 27)".
