@@ -1,30 +1,13 @@
-"""Reading and writing files so that what is on disk is whole and known by its hash."""
+"""Writing below data.prepared_dir, and saying what kept it from being written."""
 
 import errno
-import hashlib
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from data.errors import DataError
-from files.regular_file import read_regular_file, require_regular_file
-from files.strict_json import load_strict
 
 # Disk full, quota reached, file-size limit reached.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_HASH = "content_sha256"
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the hexadecimal sha256 of a regular file's bytes.
-
-    Raises:
-        OSError: If it cannot be read or is a link, a pipe or the like.
-    """
-    require_regular_file(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes_synced(path: Path, *chunks: bytes | memoryview) -> None:
@@ -77,50 +60,3 @@ def sync_folder(folder: Path) -> None:
             raise OSError(error.errno, error.strerror, str(folder)) from error
     finally:
         os.close(handle)
-
-
-def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """Add a hash of the content itself, which tells damage (though not a forgery).
-
-    Args:
-        content: JSON values.
-    """
-    return content | {_HASH: _hash_of(content)}
-
-
-def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
-    """Read a JSON object from a regular file.
-
-    Args:
-        path: The file.
-        max_bytes: More than any honest file of this kind holds.
-
-    Raises:
-        OSError: If it cannot be read, is a link, a pipe or the like, or too large.
-        ValueError: If it holds something else, or numbers that are none.
-    """
-    content = load_strict(read_regular_file(path, max_bytes))
-    if not isinstance(content, dict):
-        raise ValueError("it holds no JSON object")
-    return content
-
-
-def unsealed(content: dict[str, Any]) -> dict[str, Any]:
-    """Return what was `sealed`.
-
-    Raises:
-        ValueError: If the content is not what was sealed.
-    """
-    content = dict(content)
-    found = content.pop(_HASH, None)
-    try:
-        expected = _hash_of(content)
-    except RecursionError as error:
-        raise ValueError("its values are nested too deeply") from error
-    if found != expected:
-        raise ValueError(f"its content does not have the {_HASH} that it states")
-    return content
-
-
-def _hash_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

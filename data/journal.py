@@ -6,15 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.files import (
-    read_json,
-    sealed,
-    sha256_of_file,
-    sync_folder,
-    unsealed,
-    write_bytes_synced,
-)
+from data.files import sync_folder, write_bytes_synced
 from data.shards import Shard, Tokens, write_array
+from files.regular_file import sha256_of_file
+from files.sealed import sealed, unsealed
+from files.strict_json import read_json_object
 
 _NAME = "journal.json"
 _ARRAYS = "journal-"
@@ -81,7 +77,7 @@ class Journal:
         """
         arrays = {}
         try:
-            record = unsealed(read_json(self._folder / _NAME, _MAX_BYTES))
+            record = unsealed(read_json_object(self._folder / _NAME, _MAX_BYTES))
             state = record["state"]
             for entry in _files_in(record):
                 path = self._folder / entry["file"]

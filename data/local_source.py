@@ -7,7 +7,6 @@ from typing import Any
 
 from data.compressed import compression_of
 from data.errors import DataError
-from data.files import sha256_of_file
 from data.local_files import (
     LocalFile,
     find_files,
@@ -18,6 +17,7 @@ from data.local_formats import read_rows
 from data.rows import RowTexts
 from data.settings import DataSettings, is_utf8
 from data.sources import TRAIN, Corpus, Document, Part, choose_splits, join_rows
+from files.regular_file import sha256_of_file
 
 # Text and JSON become about a quarter; only an estimate hangs on it.
 _COMPRESSION_RATIO = 4

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from data.errors import DataError
-from data.files import read_json, sealed, sync_folder, unsealed, write_bytes_synced
+from data.files import sync_folder, write_bytes_synced
 from data.sources import TRAIN, VALIDATION
 from data.tokenizer import TOKENIZER_FILES
+from files.sealed import sealed, unsealed
+from files.strict_json import read_json_object
 
 MANIFEST = "manifest.json"
 # Of the manifest alone: the name and the fingerprint of prepared data do not depend on it.
@@ -125,7 +127,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     again = f"delete {folder} and prepare again"
     try:
-        content = read_json(path, _MAX_BYTES)
+        content = read_json_object(path, _MAX_BYTES)
         version = content.get("format_version")
         if type(version) is not int or version not in (_UNSEALED_VERSION, MANIFEST_VERSION):
             raise DataError(f"{path} has format {version}, not {MANIFEST_VERSION}; {again}")

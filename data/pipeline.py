@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.baselines import MAX_COUNTED_TOKENS, count_baselines
 from data.errors import DataError
-from data.files import cannot_write, sha256_of_file, sync_folder
+from data.files import cannot_write, sync_folder
 from data.journal import Journal
 from data.manifest import MANIFEST, label_of, write_manifest
 from data.notes import left_over, notes_on, too_little
@@ -33,7 +33,7 @@ from data.tokenizer import (
     save_tokenizer,
     vocab_size_of,
 )
-from files.regular_file import read_regular_file
+from files.regular_file import read_regular_file, sha256_of_file
 from guards.printable import printable
 
 if TYPE_CHECKING:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError
-from data.files import sha256_of_file
 from data.manifest import SplitCounts, label_of, read_manifest
 from data.shards import Shard, TokenStream, token_dtype
 from data.sources import TRAIN, VALIDATION
 from data.tokenizer import TOKENIZER_FILES, load_tokenizer
-from files.regular_file import require_regular_file
+from files.regular_file import require_regular_file, sha256_of_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

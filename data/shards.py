@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
-from data.files import sha256_of_file, write_bytes_synced
+from data.files import write_bytes_synced
+from files.regular_file import sha256_of_file
 
 Tokens = npt.NDArray[np.integer[Any]]
 

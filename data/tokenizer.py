@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.errors import DataError
 from data.file_kinds import pointer_at
-from data.files import read_json, write_bytes_synced
+from data.files import write_bytes_synced
 from data.settings import TokenizerSettings, is_hub_name
 from files.regular_file import read_regular_file
+from files.strict_json import read_json_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -279,7 +280,7 @@ def end_of_document_id(folder: Path) -> int:
     """
     path = folder / TOKENIZER_FILES[1]
     try:
-        token = read_json(path, _MAX_BYTES).get("eos_token")
+        token = read_json_object(path, _MAX_BYTES).get("eos_token")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} does not name an eos_token ({error})") from error
     if not isinstance(token, str):

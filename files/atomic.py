@@ -1,6 +1,5 @@
 """Small files that are either the old ones or the new ones, whatever happens in between."""
 
-import errno
 import json
 import os
 from contextlib import suppress
@@ -11,6 +10,7 @@ from files.disk import one_line, write_failure
 from files.errors import RunError
 from files.plain_json import load_plain, require_plain
 from files.regular_file import read_regular_file
+from files.synced import fsync_folder
 
 # Far more than any of these files holds.
 MAX_BYTES = 16 << 20
@@ -77,25 +77,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     return value
-
-
-def fsync_file(path: Path) -> None:
-    """Wait until the content of a file is on the disk, whoever wrote it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk: a rename is durable only after this."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems do not offer it for folders; there is nothing more to do there.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,7 @@
 """Reading a small file that somebody else may have put there."""
 
 import errno
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -63,3 +64,14 @@ def _require_plain(status: os.stat_result, path: Path, max_bytes: int | None) ->
 
 def _refused(number: int, what: str, path: Path) -> OSError:
     return OSError(number, what, str(path))
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal sha256 of a regular file's bytes.
+
+    Raises:
+        OSError: If it cannot be read or is a link, a pipe or the like.
+    """
+    require_regular_file(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

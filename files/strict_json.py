@@ -3,7 +3,10 @@
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from files.regular_file import read_regular_file
 
 
 def load_strict(data: bytes | str, parse_int: Callable[[str], int] = int) -> Any:
@@ -34,3 +37,20 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is too large")
     return value
+
+
+def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
+    """Read a JSON object from a regular file.
+
+    Args:
+        path: The file.
+        max_bytes: More than any honest file of this kind holds.
+
+    Raises:
+        OSError: If it cannot be read, is a link, a pipe or the like, or too large.
+        ValueError: If it holds something else, or numbers that are none.
+    """
+    content = load_strict(read_regular_file(path, max_bytes))
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content

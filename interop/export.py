@@ -21,10 +21,11 @@ from data.inspection import split_documents
 from data.prepared import TOKENIZER_FOLDER, PreparedData
 from data.sources import VALIDATION
 from data.tokenizer import TOKENIZER_FILES
-from files.atomic import fsync_file, fsync_folder, write_json, write_text
+from files.atomic import write_json, write_text
 from files.beside import folder_beside
 from files.disk import require_free_bytes, write_failure
 from files.regular_file import read_regular_file
+from files.synced import fsync_file, fsync_folder
 from guards.printable import printable
 from interop.errors import ExportMismatch, InteropError
 from interop.folders import CONFIG_NAME, WEIGHTS_NAME

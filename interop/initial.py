@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from data.files import sha256_of_file
 from data.prepared import PreparedData
+from files.regular_file import sha256_of_file
 from interop.errors import InteropError
 from interop.folders import CONFIG_NAME, read_stock, tokenizer_sha256
 from interop.layouts import from_stock

@@ -19,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from files.atomic import fsync_file, fsync_folder, read_json, write_json
+from files.atomic import read_json, write_json
 from files.disk import free_bytes, one_line, require_free_bytes, write_failure
 from files.errors import RunError, WriteFailed
 from files.plain_json import require_plain
 from files.sizes import in_units
+from files.synced import fsync_file, fsync_folder
 from tracking.failures import is_lost_rank, is_out_of_memory
 from tracking.manifest import FILE_NAME as MANIFEST_NAME
 from tracking.manifest import read_manifest, verify_file, write_manifest

@@ -12,11 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from files.atomic import fsync_folder, write_text
+from files.atomic import write_text
 from files.disk import one_line, write_failure
 from files.errors import RunError, WriteFailed
 from files.plain_json import load_plain
 from files.regular_file import read_regular_file
+from files.synced import fsync_folder
 
 # Far more steps than anybody trains.
 _MAX_BYTES = 64 << 30

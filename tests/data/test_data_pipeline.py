@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from texts import sentences
 
-from data import encoding, files, journal, local_source, packing, pipeline, shards
+from data import encoding, journal, local_source, packing, pipeline, shards
 from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
 from data.settings import DataSettings, TokenizerSettings
 from data.sources import Document
 from data.tokenizer import END_OF_TEXT
+from files import sealed
 
 ROOT = Path(__file__).parents[2]
 
@@ -193,7 +194,7 @@ def test_exception_midway_leaves_nothing(local, byte_level, corpus, quiet, monke
 HARNESS = """
 import json, os, signal, sys
 import datasets
-from data import encoding, files, journal, local_source, packing, pipeline
+from data import encoding, journal, local_source, packing, pipeline
 from data.settings import DataSettings, TokenizerSettings
 
 packing._BATCH_CHARACTERS = 150
@@ -658,9 +659,9 @@ def test_prepared_dir_that_cannot_be_made_is_named(local, byte_level, corpus, tm
 
 def edit_manifest(folder, change):
     """Forge a manifest: its hash is that of the changed content."""
-    manifest = files.unsealed(json.loads((folder / "manifest.json").read_text()))
+    manifest = sealed.unsealed(json.loads((folder / "manifest.json").read_text()))
     change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(files.sealed(manifest)))
+    (folder / "manifest.json").write_text(json.dumps(sealed.sealed(manifest)))
 
 
 DAMAGES = {
