@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.files import sync_folder, write_bytes_synced
+from data.files import write_bytes_synced
 from data.shards import Shard, Tokens, write_array
 from files.regular_file import sha256_of_file
 from files.sealed import sealed, unsealed
 from files.strict_json import read_json_object
+from files.synced import fsync_folder
 
 _NAME = "journal.json"
 _ARRAYS = "journal-"
@@ -58,9 +59,9 @@ class Journal:
         new = self._folder / f"{_NAME}.new"
         write_bytes_synced(new, text.encode())
         # The files that it names must be durable before it is.
-        sync_folder(self._folder)
+        fsync_folder(self._folder)
         new.replace(self._folder / _NAME)
-        sync_folder(self._folder)
+        fsync_folder(self._folder)
         for _, entry in self._written.values():
             if entry not in recorded.values():
                 (self._folder / entry["file"]).unlink(missing_ok=True)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from data.errors import DataError
-from data.files import sync_folder, write_bytes_synced
+from data.files import write_bytes_synced
 from data.sources import TRAIN, VALIDATION
 from data.tokenizer import TOKENIZER_FILES
 from files.sealed import sealed, unsealed
 from files.strict_json import read_json_object
+from files.synced import fsync_folder
 
 MANIFEST = "manifest.json"
 # Of the manifest alone: the name and the fingerprint of prepared data do not depend on it.
@@ -113,7 +114,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     new = folder / f"{MANIFEST}.new"
     # A file's name may hold bytes that are no text.
     write_bytes_synced(new, text.encode("utf-8", "backslashreplace"))
-    sync_folder(folder)
+    fsync_folder(folder)
     new.replace(folder / MANIFEST)
 
 

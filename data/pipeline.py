@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.baselines import MAX_COUNTED_TOKENS, count_baselines
 from data.errors import DataError
-from data.files import cannot_write, sync_folder
+from data.files import cannot_write
 from data.journal import Journal
 from data.manifest import MANIFEST, label_of, write_manifest
 from data.notes import left_over, notes_on, too_little
@@ -34,6 +34,7 @@ from data.tokenizer import (
     vocab_size_of,
 )
 from files.regular_file import read_regular_file, sha256_of_file
+from files.synced import fsync_folder
 from guards.printable import printable
 
 if TYPE_CHECKING:
@@ -216,9 +217,9 @@ def _prepare_locked(
                 shutil.rmtree(partial, ignore_errors=True)
             raise
     Journal(partial).remove()
-    sync_folder(partial)
+    fsync_folder(partial)
     partial.rename(folder)
-    sync_folder(folder.parent)
+    fsync_folder(folder.parent)
     prepared = PreparedData(folder)
     for where, number in prepared.leaks.items():
         if number:
@@ -356,7 +357,7 @@ class Preparation:
             self._say(f"training tokenizer {self._tokenizer.name} on about {size / 1e6:.0f} MB")
         built = build_tokenizer(self._tokenizer, self._training_texts(sources))
         save_tokenizer(built.tokenizer, built.end_of_document, folder)
-        sync_folder(folder)
+        fsync_folder(folder)
         vocab_size = vocab_size_of(load_tokenizer(folder))
         if self._tokenizer.kind == "bpe" and vocab_size < self._tokenizer.vocab_size:
             self._say(

@@ -45,7 +45,7 @@ def write_failure(path: Path, cause: BaseException, needed_bytes: int | None = N
             f"cannot write {path}: the folder {path.parent} is gone; put it back, or run the "
             "command again"
         )
-    if not _is_out_of_space(cause):
+    if not is_out_of_space(cause):
         return WriteFailed(
             f"cannot write {path}: {one_line(cause)}; check the disk and permissions"
         )
@@ -58,19 +58,19 @@ def write_failure(path: Path, cause: BaseException, needed_bytes: int | None = N
     )
 
 
-def one_line(error: BaseException) -> str:
-    """Return the error's text, or its type where it has none, on one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _is_out_of_space(cause: BaseException) -> bool:
+def is_out_of_space(cause: BaseException) -> bool:
     """Tell a full disk, quota or file size limit from other errors."""
     if isinstance(cause, OSError) and cause.errno is not None:
         return cause.errno in _OUT_OF_SPACE
     found = _OS_ERROR_IN_TEXT.search(str(cause))
     return found is not None and int(found.group(1)) in _OUT_OF_SPACE
+
+
+def one_line(error: BaseException) -> str:
+    """Return the error's text, or its type where it has none, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _existing_parent(path: Path) -> Path:

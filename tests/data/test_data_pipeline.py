@@ -24,7 +24,7 @@ from data.prepared import PreparedData
 from data.settings import DataSettings, TokenizerSettings
 from data.sources import Document
 from data.tokenizer import END_OF_TEXT
-from files import sealed
+from files.sealed import sealed, unsealed
 
 ROOT = Path(__file__).parents[2]
 
@@ -659,9 +659,9 @@ def test_prepared_dir_that_cannot_be_made_is_named(local, byte_level, corpus, tm
 
 def edit_manifest(folder, change):
     """Forge a manifest: its hash is that of the changed content."""
-    manifest = sealed.unsealed(json.loads((folder / "manifest.json").read_text()))
+    manifest = unsealed(json.loads((folder / "manifest.json").read_text()))
     change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(sealed.sealed(manifest)))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
 DAMAGES = {
