@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.disk import write_bytes_synced
 from data.errors import DataError
-from data.files import write_bytes_synced
 from data.shards import Shard, Tokens, write_array
 from files.regular_file import sha256_of_file
 from files.sealed import sealed, unsealed

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from data.disk import write_bytes_synced
 from data.errors import DataError
-from data.files import write_bytes_synced
 from data.sources import TRAIN, VALIDATION
 from data.tokenizer import TOKENIZER_FILES
 from files.sealed import sealed, unsealed

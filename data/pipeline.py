@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.baselines import MAX_COUNTED_TOKENS, count_baselines
+from data.disk import cannot_write
 from data.errors import DataError
-from data.files import cannot_write
 from data.journal import Journal
 from data.manifest import MANIFEST, label_of, write_manifest
 from data.notes import left_over, notes_on, too_little

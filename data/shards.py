@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from data.disk import write_bytes_synced
 from data.errors import DataError
-from data.files import write_bytes_synced
 from files.regular_file import sha256_of_file
 
 Tokens = npt.NDArray[np.integer[Any]]
