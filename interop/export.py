@@ -22,9 +22,9 @@ from data.prepared import TOKENIZER_FOLDER, PreparedData
 from data.sources import VALIDATION
 from data.tokenizer import TOKENIZER_FILES
 from files.atomic import write_json, write_text
-from files.beside import folder_beside
 from files.disk import require_free_bytes, write_failure
 from files.regular_file import read_regular_file
+from files.staging import staging_folder
 from files.synced import fsync_file, fsync_folder
 from guards.printable import printable
 from interop.errors import ExportMismatch, InteropError
@@ -32,7 +32,7 @@ from interop.folders import CONFIG_NAME, WEIGHTS_NAME
 from interop.hugging_face import live_bytes
 from interop.layouts import DTYPES, Stock, to_stock
 from interop.model_card import Agreement, Origin, model_card
-from interop.quiet import quiet
+from interop.transformers_output import silenced
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.generate import generate
 from modeling.gpt import GPT
@@ -124,7 +124,7 @@ def export(source: Source, out: Path, dtype: str, device: torch.device) -> Expor
     config = dataclasses.replace(source.config, end_of_document_id=end)
     weights = _rounded(source.weights, dtype)
     stock = to_stock(config, weights)
-    with _ended_by_signals(), _written_beside(out) as folder:
+    with _ended_by_signals(), _staged(out) as folder:
         with _explained(out):
             _write_model(folder, stock, dtype)
             _write_tokenizer(folder, source.prepared, config.max_position_embeddings)
@@ -180,7 +180,7 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
 
 
 @contextmanager
-def _written_beside(out: Path) -> Iterator[Path]:
+def _staged(out: Path) -> Iterator[Path]:
     """Give a folder for what goes to `out`, and move it there at the end; after an error, nothing.
 
     Raises:
@@ -188,7 +188,7 @@ def _written_beside(out: Path) -> Iterator[Path]:
     """
     made = [parent for parent in out.parents if not parent.exists()]
     try:
-        with folder_beside(out) as temporary:
+        with staging_folder(out) as temporary:
             yield temporary
             with _explained(out):
                 temporary.rename(out)
@@ -323,7 +323,7 @@ def _loaded(folder: Path) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    with quiet():
+    with silenced():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             local_files_only=True,

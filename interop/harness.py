@@ -25,8 +25,8 @@ import numpy as np
 from interop.errors import InteropError
 from interop.harness_model import language_model
 from interop.hugging_face import LOGITS_AT_ONCE
-from interop.quiet import quiet
 from interop.task_files import DATASET_KEYS, LOCAL_BUILDERS, read_task_files, write_copies
+from interop.transformers_output import silenced
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
 
@@ -110,7 +110,7 @@ class Tasks:
         require_accelerate()
         from lm_eval.models.huggingface import HFLM
 
-        with quiet():
+        with silenced():
             with _quietly():
                 asked = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
             # HFLM holds them, and their log-softmax, for a whole batch.

@@ -24,7 +24,7 @@ from data.tokenizer import load_pretrained, sha256_of_tokenizer
 from interop.errors import InteropError
 from interop.folders import read_config, read_stock, weight_files
 from interop.layouts import from_stock
-from interop.quiet import quiet
+from interop.transformers_output import silenced
 from modeling.generate import PREFILL_CHUNK
 from modeling.gpt import GPT
 from modeling.kv_cache import storage_bytes
@@ -151,7 +151,7 @@ def _refusal(name: str, why: str) -> InteropError:
 def _told_in_one_line(name: str) -> Iterator[None]:
     """Turn what the libraries raise about a foreign folder into one line."""
     try:
-        with quiet():
+        with silenced():
             yield
     except (InteropError, DataError):
         raise
@@ -409,7 +409,7 @@ class TransformersModel:
         )
         # What a model keeps elsewhere, a recurrent state in its modules say, is in no cache.
         _cache_of(self._forward(prompt[:, :1]), self._cache)
-        with quiet():
+        with silenced():
             output = self.model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),

@@ -13,8 +13,8 @@ from comparing.labels import label, shown
 from comparing.plain import plain
 from comparing.variants import Group
 from files.atomic import write_text
-from files.beside import folder_beside
 from files.disk import write_failure
+from files.staging import staging_folder
 from guards.printable import as_code, printable
 from measuring.errors import EvaluationError
 from reporting.errors import PlotError
@@ -80,7 +80,7 @@ def new_report(
         folder = parent / (name if number == 1 else f"{name}-{number}")
         if os.path.lexists(folder):
             continue
-        with _written_beside(folder, groups, facts, say) as written:
+        with _staged(folder, groups, facts, say) as written:
             try:
                 written.rename(folder)
             except OSError:
@@ -102,7 +102,7 @@ def update_report(folder: Path, groups: Sequence[Group], facts: Mapping[str, str
     Raises:
         RunError: If it cannot be written; the one that is there stays.
     """
-    with _written_beside(folder, groups, facts, _nobody) as written:
+    with _staged(folder, groups, facts, _nobody) as written:
         for path in sorted(path for path in written.rglob("*") if path.is_file()):
             place = folder / path.relative_to(written)
             place.parent.mkdir(exist_ok=True)
@@ -110,14 +110,14 @@ def update_report(folder: Path, groups: Sequence[Group], facts: Mapping[str, str
 
 
 @contextmanager
-def _written_beside(
+def _staged(
     folder: Path,
     groups: Sequence[Group],
     facts: Mapping[str, str],
     say: Callable[[str], None],
 ) -> Iterator[Path]:
     """Write a report beside where it belongs, to be moved: half of one is never seen there."""
-    with folder_beside(folder) as temporary:
+    with staging_folder(folder) as temporary:
         try:
             _write_report(temporary, folder.name, groups, facts, say)
             yield temporary

@@ -312,7 +312,7 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     for name in stale | kept:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text("")
-    with interop.export._written_beside(tmp_path / "out") as folder:
+    with interop.export._staged(tmp_path / "out") as folder:
         assert left_in(folder) == []
     assert left_in(tmp_path) == sorted({"out"} | kept)
 

@@ -1,4 +1,4 @@
-"""Folders that appear whole: filled under a hidden name beside their place, then moved there."""
+"""Folders that appear whole: filled under a hidden name next to their place, then moved there."""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ from files.disk import write_failure
 
 
 @contextmanager
-def folder_beside(final: Path) -> Iterator[Path]:
-    """Give an empty folder beside where its content belongs; what is not moved away is removed.
+def staging_folder(final: Path) -> Iterator[Path]:
+    """Give an empty folder next to where its content belongs; what is not moved away is removed.
 
     What processes left there that were killed is removed, too.
 

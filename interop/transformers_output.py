@@ -1,11 +1,11 @@
-"""Transformers without a word."""
+"""What transformers prints."""
 
 import contextlib
 from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Silence transformers, which would print what a folder brings."""
     from transformers.utils import logging
 
