@@ -43,7 +43,7 @@ def main(config: run_config.EvalConfig) -> None:
     from comparing.variants import compare, require_baseline
     from reporting.report import new_report, require_writable, update_report
     from reporting.tables import DECODE_NOTE, decode_sections
-    from training.hardware import pick_device
+    from training.machine.hardware import pick_device
 
     device = pick_device(config.device)
     started = datetime.datetime.now(datetime.UTC)
@@ -362,7 +362,7 @@ def _facts(
     """Return what a report says of how it came about."""
     from comparing.numerics import threads
     from measuring.machine import describe_hardware
-    from training.record import git_commit, versions
+    from training.endurance.provenance import git_commit, versions
 
     trained = [run.row["versions"] or {} for run in runs if not run.is_external]
     commits = sorted({str(run.row["git_commit"]) for run in runs if run.row["git_commit"]})

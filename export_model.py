@@ -26,7 +26,7 @@ def main(config: run_config.ExportConfig) -> None:
     # Everything is on this machine; libraries that read this at their start would ask the Hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
     from interop.export import export, require_free_place
-    from training.hardware import pick_device
+    from training.machine.hardware import pick_device
 
     out = config.out_path
     require_free_place(out)

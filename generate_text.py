@@ -21,7 +21,7 @@ def main(config: run_config.GenerateConfig) -> None:
     from modeling.generate import generate_text
     from modeling.kv_cache import cache_dtype_of
     from tracking.configuration import read_configuration
-    from training.hardware import pick_device
+    from training.machine.hardware import pick_device
 
     device = pick_device(config.device)
     run = find_run(Path(config.runs_dir), config.run, complain)

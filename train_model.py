@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from data.prepared import PreparedData
     from modeling.config import GPTConfig
     from tracking.run_folder import RunFolder
-    from training.distributed import World
+    from training.ranks.world import World
 
     Initial = Callable[[], Mapping[str, Tensor]]
 
@@ -40,9 +40,9 @@ def main(config: run_config.TrainConfig) -> None:
     from modeling.accounting import match_cache, mha_yardstick
     from modeling.gpt import check
     from tracking.run_folder import RunFolder
-    from training.budget import make_budget
-    from training.budget_sheet import budget_sheet
-    from training.distributed import joined
+    from training.ranks.world import joined
+    from training.recipe.budget import make_budget
+    from training.recipe.budget_sheet import budget_sheet
     from training.summary import describe_in_short, describe_run
 
     check(config.model)
@@ -177,11 +177,11 @@ def _trained(
         ConfigError: If the run exists with another configuration.
     """
     from tracking.wandb_mirror import WandbMirror
-    from training.distributed import newest_checkpoint_hint
+    from training.endurance.interrupt import ignore_signals
+    from training.endurance.resumption import Recipe
     from training.errors import TrainingInterrupted
-    from training.interrupt import ignore_signals
     from training.loop import train
-    from training.resumption import Recipe
+    from training.ranks.world import newest_checkpoint_hint
 
     recipe = Recipe(
         model=config.model,
@@ -251,7 +251,7 @@ def _with_fair_rate(
     from tracking.run_folder import RunFolder
     from tracking.wandb_environment import forget_names_of_one_run
     from training.errors import TrainingDiverged, TrainingError
-    from training.fair_rate import (
+    from training.recipe.fair_rate import (
         GRID_FOLDER,
         GRID_SEED,
         choose,

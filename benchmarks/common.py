@@ -88,9 +88,9 @@ def begin(benchmark: str, options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         SystemExit: If there is no such device.
     """
+    from training.endurance.provenance import git_commit
     from training.errors import TrainingError
-    from training.hardware import pick_autocast_dtype, pick_device
-    from training.record import git_commit
+    from training.machine.hardware import pick_autocast_dtype, pick_device
 
     try:
         device = pick_device(options.device)

@@ -196,7 +196,7 @@ class Bench:
         import torch
 
         from measuring.machine import measure_memory_bandwidth
-        from training.hardware import measure_matmul_flops
+        from training.machine.hardware import measure_matmul_flops
 
         device = self._device
         vocab_size = SIZES[self.size].vocab_size

@@ -91,8 +91,8 @@ def kvlab(job: Job) -> Build:
     import training.loop  # noqa: F401
     from modeling.config import GPTConfig
     from modeling.gpt import GPT
-    from training.optim import build_optimizers, set_learning_rate
-    from training.schedule import learning_rate
+    from training.recipe.optim import build_optimizers, set_learning_rate
+    from training.recipe.schedule import learning_rate
     from training.settings import OptimSettings, ScheduleSettings
 
     optim, schedule = OptimSettings(**job.optim), ScheduleSettings(**job.schedule)

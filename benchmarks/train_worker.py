@@ -157,7 +157,7 @@ class _Matmul:
     def __init__(self, job: Job) -> None:
         import torch
 
-        from training.hardware import measure_matmul_flops
+        from training.machine.hardware import measure_matmul_flops
 
         _prepare_torch(job)
         device, dtype = torch.device(job.device), getattr(torch, job.dtype)
@@ -176,7 +176,7 @@ class _Steps:
     def __init__(self, job: Job) -> None:
         import torch
 
-        from training.hardware import peak_memory_bytes, reset_peak_memory
+        from training.machine.hardware import peak_memory_bytes, reset_peak_memory
 
         _prepare_torch(job)
         self._device = torch.device(job.device)
@@ -250,7 +250,7 @@ def _resident_bytes() -> int:
     import torch
 
     from measuring.machine import bytes_in_proc
-    from training.hardware import peak_memory_bytes
+    from training.machine.hardware import peak_memory_bytes
 
     now = bytes_in_proc("self/status", "VmRSS")
     return peak_memory_bytes(torch.device("cpu")) if now is None else now

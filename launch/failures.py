@@ -13,7 +13,7 @@ from launch.terminal import complain
 from measuring.errors import EvaluationError
 from modeling.errors import ModelConfigError
 from training.errors import TrainingError, TrainingFailed, TrainingInterrupted
-from training.ranks import place
+from training.ranks.place import place
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2

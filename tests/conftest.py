@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.interrupt import SIGNALS
+from training.endurance.interrupt import SIGNALS
 
 # Before any test imports a library that reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -20,7 +20,7 @@ from modeling.attention import attention_config
 from modeling.errors import ModelConfigError
 from modeling.gpt import check
 from training.errors import TrainingFailed
-from training.schedule import learning_rate
+from training.recipe.schedule import learning_rate
 
 CONF = run_config.ROOT / "conf"
 GROUPS = (
@@ -273,7 +273,7 @@ def test_impossible_combinations_say_what_to_set_instead(overrides, message):
     ],
 )
 def test_a_warmup_that_nobody_set_is_at_most_a_tenth_of_the_run(overrides, steps):
-    from training.budget import make_budget
+    from training.recipe.budget import make_budget
 
     config = train_config(*overrides)
     budget = make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
@@ -285,8 +285,8 @@ def test_a_warmup_that_nobody_set_is_at_most_a_tenth_of_the_run(overrides, steps
 
 
 def test_a_warmup_longer_than_the_run_is_refused():
-    from training.budget import make_budget
     from training.errors import TrainingError
+    from training.recipe.budget import make_budget
 
     config = train_config("schedule.warmup_steps=5000")
     with pytest.raises(TrainingError, match="warmup_steps"):

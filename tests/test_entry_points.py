@@ -18,7 +18,7 @@ from weights import assert_same_bits, final_tensors
 
 from tracking.metrics import read_metrics
 from tracking.run_folder import RunFolder, list_finished_runs
-from training.fair_rate import choose
+from training.recipe.fair_rate import choose
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow

@@ -31,12 +31,16 @@ from tracking.metrics import MetricsLog, NoMetrics
 from tracking.progress import Bar, in_words
 from tracking.run_folder import RunFolder
 from tracking.wandb_mirror import WandbMirror
-from training.allocator import tune
-from training.budget import Budget, make_budget
-from training.checkpointing import RunCheckpoints
-from training.distributed import World, alone
+from training.endurance.checkpointing import RunCheckpoints
+from training.endurance.interrupt import InterruptRequest, StopAsked
+from training.endurance.provenance import git_commit, numerics, versions
+from training.endurance.rescue import Rescue
+from training.endurance.resumption import Origin, Progress, Recipe, resume, state_of
+from training.endurance.rng import rng_tensors, use_stream_of_rank
+from training.endurance.time_limit import TimeLimit
 from training.errors import TrainingInterrupted
-from training.hardware import (
+from training.machine.allocator import tune
+from training.machine.hardware import (
     busy_machine_advice,
     choose_determinism,
     measure_matmul_flops,
@@ -44,17 +48,13 @@ from training.hardware import (
     pick_autocast_dtype,
     reset_peak_memory,
 )
-from training.interrupt import InterruptRequest, StopAsked
-from training.optim import build_optimizers, set_learning_rate
-from training.pace import Pace
-from training.parallel import Parallel, build_model
-from training.profile import profiled_steps
-from training.record import git_commit, numerics, versions
-from training.rescue import Rescue
-from training.resumption import Origin, Progress, Recipe, resume, state_of
-from training.rng import rng_tensors, use_stream_of_rank
-from training.schedule import learning_rate
-from training.time_limit import TimeLimit
+from training.machine.pace import Pace
+from training.machine.profile import profiled_steps
+from training.ranks.parallel import Parallel, build_model
+from training.ranks.world import World, alone
+from training.recipe.budget import Budget, make_budget
+from training.recipe.optim import build_optimizers, set_learning_rate
+from training.recipe.schedule import learning_rate
 
 _NUMERICS = ("device", "num_threads", "native_bfloat16")
 """Of a run's `record.numerics`, what its summary says beside the dtype."""

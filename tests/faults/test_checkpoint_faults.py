@@ -22,11 +22,11 @@ from modeling.gpt import GPT
 from tracking import checkpoints, manifest
 from tracking.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, same_version
 from tracking.shards import shapes
-from training.checkpointing import RunCheckpoints
-from training.distributed import alone
+from training.endurance.checkpointing import RunCheckpoints
+from training.endurance.resumption import Origin, Progress, resume
 from training.errors import TrainingError
-from training.optim import build_optimizers, optimizer_tensors
-from training.resumption import Origin, Progress, resume
+from training.ranks.world import alone
+from training.recipe.optim import build_optimizers, optimizer_tensors
 from training.settings import OptimSettings
 
 GROUPS = ("model", "optimizer", "rng")

@@ -18,7 +18,7 @@ from launch.explain import explain
 from launch.failures import USER_ERRORS
 from launch.recorded import as_yaml, require_same_run
 from modeling.gpt import check
-from training.budget import make_budget
+from training.recipe.budget import make_budget
 
 
 def composed(*overrides, name="train"):

@@ -31,8 +31,8 @@ from tests.comparing.test_variants import CARD, run
 from tests.measuring.models import model
 from tests.measuring.runs import CONFIG, SUMMARY, quiet, write_run
 from tracking.checkpoints import CheckpointStore
+from training.endurance.resumption import Recipe
 from training.loop import _validate as validate
-from training.resumption import Recipe
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from tracking.run_folder import RunFolder
 from training import loop
+from training.endurance.resumption import Recipe
 from training.errors import TrainingDiverged, TrainingError
-from training.resumption import Recipe
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 
 
@@ -164,7 +164,7 @@ def test_without_that_look_broken_weights_would_be_saved(
     recipe, run_training, monkeypatch, tmp_path, huge_step
 ):
     in_step(8, monkeypatch, huge_rate)
-    monkeypatch.setattr("training.parallel.Parallel.broken_parameter", lambda self: None)
+    monkeypatch.setattr("training.ranks.parallel.Parallel.broken_parameter", lambda self: None)
     with pytest.raises(TrainingDiverged, match="step 9"):
         run_training(recipe, "run", checkpoint_every_steps=2)
     weights = checkpoints(RunFolder(tmp_path / "runs", "run")).load_newest().tensors["model"]

@@ -16,11 +16,11 @@ import torch.distributed as dist
 
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
-from training.budget import Budget
-from training.distributed import World
 from training.errors import AlreadyTold, TrainingError
-from training.heartbeat import Heartbeat
-from training.ranks import Place
+from training.ranks.heartbeat import Heartbeat
+from training.ranks.place import Place
+from training.ranks.world import World
+from training.recipe.budget import Budget
 
 SCRIPT = Path(__file__).with_name("rank_with_fault.py")
 STEPS = 12
@@ -326,8 +326,8 @@ def test_a_store_that_fails_now_and_then_silences_nobody():
 def test_a_rank_that_cannot_tell_why_it_gives_up_ends_all_the_same():
     code = """
 import os, torch
-from training.distributed import World
-from training.ranks import Place
+from training.ranks.world import World
+from training.ranks.place import Place
 world = World(Place(1, 2), torch.device("cpu"), torch.distributed.HashStore(), print, 10)
 def hint():
     raise RuntimeError("the disk does not answer")
@@ -376,7 +376,7 @@ def test_whatever_ends_a_rank_ends_the_others_and_is_told_once(end):  # X1
 @pytest.mark.parametrize("hint", ["from the checkpoint of step 4", None])
 def test_a_rank_that_waits_for_a_silent_rank_0_ends_itself_with_its_name(monkeypatch, hint):  # X2
     store, told, ended = dist.HashStore(), [], []
-    monkeypatch.setattr("training.distributed.os._exit", ended.append)
+    monkeypatch.setattr("training.ranks.world.os._exit", ended.append)
     store.set("alive/0", "its last sign")
     world = World(Place(1, 2), torch.device("cpu"), store, told.append, timeout_seconds=0.2)
     world.step = 5

@@ -2,15 +2,15 @@
 
 
 def forget_random_state():
-    import training.checkpointing
+    import training.endurance.checkpointing
 
-    training.checkpointing.set_rng_tensors = lambda states, device: None
+    training.endurance.checkpointing.set_rng_tensors = lambda states, device: None
 
 
 def forget_optimizer():
-    import training.checkpointing
+    import training.endurance.checkpointing
 
-    training.checkpointing.load_optimizer_tensors = lambda model, optimizers, state: None
+    training.endurance.checkpointing.load_optimizer_tensors = lambda model, optimizers, state: None
 
 
 def forget_position():

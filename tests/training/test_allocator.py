@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # Page faults of five blocks of 64 MB, each filled and freed.
 FAULTS = """
 import ctypes, resource, sys
-from training.allocator import tune
+from training.machine.allocator import tune
 if sys.argv[1] == "tuned":
     print(tune())
 libc = ctypes.CDLL(None)

@@ -3,9 +3,9 @@ import math
 
 import pytest
 
-from training.budget import make_budget
 from training.errors import TrainingError
-from training.schedule import learning_rate
+from training.recipe.budget import make_budget
+from training.recipe.schedule import learning_rate
 from training.settings import ScheduleSettings, TrainerSettings
 
 

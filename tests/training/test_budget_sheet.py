@@ -2,7 +2,7 @@ import dataclasses
 
 from modeling.accounting import match_to_mha, mha_yardstick
 from modeling.config import GPTConfig
-from training.budget_sheet import budget_sheet
+from training.recipe.budget_sheet import budget_sheet
 
 NANO_MLA = GPTConfig(
     vocab_size=4096,

@@ -24,9 +24,9 @@ from modeling.gpt import GPT
 from run_config import TrainConfig
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
-from training.distributed import World, alone, joined
 from training.errors import AlreadyTold, TrainingError, TrainingInterrupted
-from training.ranks import Place, place
+from training.ranks.place import Place, place
+from training.ranks.world import World, alone, joined
 from training.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]

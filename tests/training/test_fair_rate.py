@@ -3,7 +3,7 @@ import math
 import pytest
 
 from training.errors import TrainingFailed
-from training.fair_rate import choose, describe, grid, name_in_grid
+from training.recipe.fair_rate import choose, describe, grid, name_in_grid
 
 
 def bowl(rates, best, curvature=0.3):

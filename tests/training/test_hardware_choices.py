@@ -8,7 +8,7 @@ import torch
 
 from tracking.metrics import read_metrics
 from training.errors import TrainingError
-from training.hardware import (
+from training.machine.hardware import (
     busy_machine_advice,
     measure_matmul_flops,
     pick_autocast_dtype,
@@ -82,7 +82,7 @@ def test_a_busy_machine_is_said_with_what_to_set(monkeypatch, load, seconds, thr
         monkeypatch.setattr("os.getloadavg", average)
     # Half of it of processes that have ended.
     monkeypatch.setattr("os.times", lambda: (seconds / 2, 0.0, 0.0, seconds / 2, 1e9))
-    for module in ("training.hardware", "measuring.machine"):
+    for module in ("training.machine.hardware", "measuring.machine"):
         monkeypatch.setattr(f"{module}.cpu_count", lambda: 4)
     said = busy_machine_advice(threads)
     assert said.endswith("with 4 threads is slow, set trainer.num_threads=1") == is_said

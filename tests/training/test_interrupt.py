@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from training.interrupt import SIGNALS, InterruptRequest
+from training.endurance.interrupt import SIGNALS, InterruptRequest
 
 
 @pytest.fixture(autouse=True)

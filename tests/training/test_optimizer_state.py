@@ -3,8 +3,8 @@ import torch
 
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
-from training.muon import Muon, orthogonalised
-from training.optim import (
+from training.recipe.muon import Muon, orthogonalised
+from training.recipe.optim import (
     build_optimizers,
     load_optimizer_tensors,
     muon_dtype,

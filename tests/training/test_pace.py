@@ -4,7 +4,7 @@ import re
 import pytest
 
 from tracking.metrics import read_metrics
-from training.pace import RECENT_STEPS, Pace
+from training.machine.pace import RECENT_STEPS, Pace
 
 
 def pace_after(*seconds, first_step=0, num_steps=1000):

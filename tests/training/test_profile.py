@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tracking.checkpoints import CheckpointStore
-from training.profile import TABLE_NAME, TRACE_NAME, profiled_steps
+from training.machine.profile import TABLE_NAME, TRACE_NAME, profiled_steps
 
 CPU = torch.device("cpu")
 

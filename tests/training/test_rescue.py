@@ -9,9 +9,9 @@ from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
 from tracking.failures import is_out_of_memory
 from tracking.metrics import read_metrics
-from training.budget import make_budget
+from training.endurance.rescue import Rescue
 from training.errors import TrainingFailed
-from training.rescue import Rescue
+from training.recipe.budget import make_budget
 
 
 def store_of(folder):

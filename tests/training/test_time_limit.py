@@ -4,8 +4,8 @@ import pytest
 from weights import assert_same_bits, final_tensors
 
 import training
+from training.endurance.time_limit import TimeLimit
 from training.errors import TrainingInterrupted
-from training.time_limit import TimeLimit
 
 
 @pytest.fixture

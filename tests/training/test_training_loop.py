@@ -17,8 +17,8 @@ from modeling.kv_cache import LayerCache
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from training import loop
+from training.endurance.resumption import Progress
 from training.errors import TrainingError, TrainingInterrupted
-from training.resumption import Progress
 
 
 class Killed(Exception):
@@ -80,7 +80,9 @@ def test_forgetting_the_random_state_would_be_noticed(recipe, run_training, die_
     with pytest.raises(Killed):
         run_training(recipe, "broken")
     monkeypatch.undo()
-    monkeypatch.setattr("training.checkpointing.set_rng_tensors", lambda state, device: None)
+    monkeypatch.setattr(
+        "training.endurance.checkpointing.set_rng_tensors", lambda state, device: None
+    )
     broken = run_training(recipe, "broken")
     with pytest.raises(AssertionError):
         assert_same_bits(final_tensors(whole), final_tensors(broken))
@@ -230,7 +232,7 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(
     def newer(**known):
         return known["no_such_field"] if known else Progress()
 
-    monkeypatch.setattr("training.resumption.Progress", newer)
+    monkeypatch.setattr("training.endurance.resumption.Progress", newer)
     with pytest.raises(RunError, match="another version of kvlab"):
         run_training(recipe, "run")
 

@@ -11,11 +11,11 @@ from files.errors import RunError
 from modeling.gpt import GPT
 from tracking.checkpoints import Checkpoint, CheckpointStore
 from tracking.shards import read_into, shapes, write_shards
-from training.distributed import World
-from training.muon import Muon
-from training.optim import load_optimizer_tensors, optimizer_tensors
-from training.parallel import local_part
-from training.rng import set_rng_tensors
+from training.endurance.rng import set_rng_tensors
+from training.ranks.parallel import local_part
+from training.ranks.world import World
+from training.recipe.muon import Muon
+from training.recipe.optim import load_optimizer_tensors, optimizer_tensors
 
 Kind = tuple[torch.Size, torch.dtype]
 # What an optimizer keeps of each parameter, from its first step on; all but `step` is shaped as it.

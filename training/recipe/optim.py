@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from training.hardware import has_native_bfloat16
-from training.muon import Muon
+from training.machine.hardware import has_native_bfloat16
+from training.recipe.muon import Muon
 from training.settings import OptimSettings
 
 

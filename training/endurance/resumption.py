@@ -12,7 +12,7 @@ from measuring.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings
 from tracking.checkpoints import Checkpoint
 from tracking.configuration import PASSES, flat, may_change, sequences_per_step
-from training.checkpointing import RunCheckpoints
+from training.endurance.checkpointing import RunCheckpoints
 from training.errors import TrainingError
 from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
 

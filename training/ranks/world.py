@@ -25,11 +25,11 @@ from torch import Tensor
 
 from guards.parent import end_with_parent
 from tracking.failures import is_lost_rank
+from training.endurance.interrupt import ignore_signals
 from training.errors import AlreadyTold, TrainingError, TrainingFailed, TrainingInterrupted
-from training.hardware import pick_device
-from training.heartbeat import Heartbeat
-from training.interrupt import ignore_signals
-from training.ranks import Place, place
+from training.machine.hardware import pick_device
+from training.ranks.heartbeat import Heartbeat
+from training.ranks.place import Place, place
 
 # For the others to find, too, that a rank is lost.
 _LOSS_SECONDS = 3.0

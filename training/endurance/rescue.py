@@ -13,9 +13,9 @@ from files.disk import one_line
 from files.errors import RunError
 from tracking.checkpoints import CheckpointStore
 from tracking.failures import is_out_of_memory
-from training.budget import Budget
+from training.endurance.rng import rng_tensors
 from training.errors import TrainingDiverged, TrainingFailed
-from training.rng import rng_tensors
+from training.recipe.budget import Budget
 from training.settings import TrainerSettings
 
 

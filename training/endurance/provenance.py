@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from training.optim import muon_dtype
+from training.recipe.optim import muon_dtype
 from training.settings import TrainerSettings
 
 PACKAGES = ("torch", "numpy", "tokenizers", "datasets", "safetensors")

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from training.record import git_commit
+from training.endurance.provenance import git_commit
 
 
 def git(folder, *arguments):

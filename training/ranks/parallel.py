@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling.gpt import GPT
-from training.distributed import World
+from training.ranks.world import World
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,0 +1,1 @@
+"""What a training finds on its machine: devices, memory, speed, and where its time goes."""

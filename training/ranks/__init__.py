@@ -1,0 +1,1 @@
+"""One process or several that train one model: who they are, what they share, how they end."""
