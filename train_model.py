@@ -40,7 +40,7 @@ def main(config: run_config.TrainConfig) -> None:
     from modeling.accounting import match_cache, mha_yardstick
     from modeling.gpt import check
     from tracking.run_folder import RunFolder
-    from training.ranks.world import joined
+    from training.ranks.joining import joined
     from training.recipe.budget import make_budget
     from training.recipe.budget_sheet import budget_sheet
     from training.summary import describe_in_short, describe_run
@@ -177,11 +177,11 @@ def _trained(
         ConfigError: If the run exists with another configuration.
     """
     from tracking.wandb_mirror import WandbMirror
-    from training.endurance.interrupt import ignore_signals
-    from training.endurance.resumption import Recipe
+    from training.endurance.resumption import newest_checkpoint_hint
     from training.errors import TrainingInterrupted
     from training.loop import train
-    from training.ranks.world import newest_checkpoint_hint
+    from training.machine.signals import ignore_signals
+    from training.settings import Recipe
 
     recipe = Recipe(
         model=config.model,

@@ -75,7 +75,7 @@ def start_as_train_model_does() -> None:
     another environment. BENCHMARK_ALLOCATOR=default leaves the allocator as it is.
     """
     import ensure_environment
-    from training import allocator
+    from training.machine import allocator
 
     ensure_environment.ensure()
     if os.environ.get("BENCHMARK_ALLOCATOR") != "default":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.endurance.interrupt import SIGNALS
+from training.machine.signals import SIGNALS
 
 # Before any test imports a library that reads them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -33,9 +33,9 @@ from tracking.run_folder import RunFolder
 from tracking.wandb_mirror import WandbMirror
 from training.endurance.checkpointing import RunCheckpoints
 from training.endurance.interrupt import InterruptRequest, StopAsked
-from training.endurance.provenance import git_commit, numerics, versions
+from training.endurance.provenance import Origin, git_commit, numerics, versions
 from training.endurance.rescue import Rescue
-from training.endurance.resumption import Origin, Progress, Recipe, resume, state_of
+from training.endurance.resumption import Progress, resume, state_of
 from training.endurance.rng import rng_tensors, use_stream_of_rank
 from training.endurance.time_limit import TimeLimit
 from training.errors import TrainingInterrupted
@@ -50,11 +50,13 @@ from training.machine.hardware import (
 )
 from training.machine.pace import Pace
 from training.machine.profile import profiled_steps
+from training.ranks.joining import alone
 from training.ranks.parallel import Parallel, build_model
-from training.ranks.world import World, alone
+from training.ranks.world import World
 from training.recipe.budget import Budget, make_budget
 from training.recipe.optim import build_optimizers, set_learning_rate
 from training.recipe.schedule import learning_rate
+from training.settings import Recipe
 
 _NUMERICS = ("device", "num_threads", "native_bfloat16")
 """Of a run's `record.numerics`, what its summary says beside the dtype."""

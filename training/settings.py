@@ -4,7 +4,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from modeling.config import dtype_meant
+from measuring.settings import EvalSettings
+from modeling.config import GPTConfig, SamplingSettings, dtype_meant
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 PARALLELISMS = ("ddp", "fsdp")
@@ -216,3 +217,16 @@ class TrainerSettings:
         if self.sample_tokens > 0 and self.sample_prompt == "":
             found.append("trainer.sample_prompt is empty; give at least one character")
         return [problem for problem in found if problem]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run's numbers, besides the data."""
+
+    model: GPTConfig
+    optim: OptimSettings
+    schedule: ScheduleSettings
+    trainer: TrainerSettings
+    eval: EvalSettings
+    sampling: SamplingSettings
+    seed: int

@@ -23,9 +23,10 @@ from tracking import checkpoints, manifest
 from tracking.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, same_version
 from tracking.shards import shapes
 from training.endurance.checkpointing import RunCheckpoints
-from training.endurance.resumption import Origin, Progress, resume
+from training.endurance.provenance import Origin
+from training.endurance.resumption import Progress, resume
 from training.errors import TrainingError
-from training.ranks.world import alone
+from training.ranks.joining import alone
 from training.recipe.optim import build_optimizers, optimizer_tensors
 from training.settings import OptimSettings
 

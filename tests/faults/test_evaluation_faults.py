@@ -31,9 +31,8 @@ from tests.comparing.test_variants import CARD, run
 from tests.measuring.models import model
 from tests.measuring.runs import CONFIG, SUMMARY, quiet, write_run
 from tracking.checkpoints import CheckpointStore
-from training.endurance.resumption import Recipe
 from training.loop import _validate as validate
-from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
+from training.settings import OptimSettings, Recipe, ScheduleSettings, TrainerSettings
 
 CPU = torch.device("cpu")
 CONTEXT = 8

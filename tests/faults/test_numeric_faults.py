@@ -14,9 +14,8 @@ from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from tracking.run_folder import RunFolder
 from training import loop
-from training.endurance.resumption import Recipe
 from training.errors import TrainingDiverged, TrainingError
-from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
+from training.settings import OptimSettings, Recipe, ScheduleSettings, TrainerSettings
 
 
 @pytest.fixture

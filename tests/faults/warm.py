@@ -14,12 +14,8 @@ ROOT = Path(__file__).parents[2]
 PRELOADED = [
     *("torch", "torch.distributed", "safetensors.torch", "numpy", "filelock", "tqdm", "hydra"),
     *("datasets", "tokenizers", "loky", "launch.run", "data.pipeline", "training.loop"),
-    *(
-        "training.recipe.budget_sheet",
-        "training.ranks.world",
-        "training.summary",
-        "tracking.wandb_mirror",
-    ),
+    *("training.recipe.budget_sheet", "training.ranks.joining", "training.summary"),
+    "tracking.wandb_mirror",
 ]
 
 

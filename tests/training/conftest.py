@@ -2,8 +2,7 @@ import pytest
 
 from measuring.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings
-from training.endurance.resumption import Recipe
-from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
+from training.settings import OptimSettings, Recipe, ScheduleSettings, TrainerSettings
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training import allocator
+from training.machine import allocator
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -25,8 +25,9 @@ from run_config import TrainConfig
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from training.errors import AlreadyTold, TrainingError, TrainingInterrupted
+from training.ranks.joining import alone, joined
 from training.ranks.place import Place, place
-from training.ranks.world import World, alone, joined
+from training.ranks.world import World
 from training.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]

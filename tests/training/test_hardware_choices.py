@@ -99,7 +99,7 @@ import signal
 for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
     delattr(signal, name)
 import train_model
-from training import hardware
+from training.machine import hardware
 hardware.bytes_in_proc = lambda file, key: None
 train_model.launch.run.run("train", train_model.run_config.TrainConfig, train_model.main)
 """

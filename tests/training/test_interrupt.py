@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from training.endurance.interrupt import SIGNALS, InterruptRequest
+from training.endurance.interrupt import InterruptRequest
+from training.machine.signals import SIGNALS
 
 
 @pytest.fixture(autouse=True)

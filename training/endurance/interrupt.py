@@ -1,33 +1,14 @@
 """Signals that ask a training to end: finish the step, save, stop."""
 
-import contextlib
-import os
 import signal
-import sys
 from types import FrameType
 from typing import Any, Self
 
-# SIGHUP: the terminal is gone. SIGUSR1 and SIGUSR2: what schedulers send before a time limit.
-SIGNALS: tuple[signal.Signals, ...] = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)  # Windows has the first two
-)
+from training.machine.signals import SIGNALS, ignore_signals, leave
 
 
 class StopAsked(Exception):
     """A signal came while something runs that has nothing to save; the message names it."""
-
-
-def ignore_signals(*, but_ctrl_c: bool = False) -> None:
-    """Take no signal any more: this process is ending, with a status of its own.
-
-    Args:
-        but_ctrl_c: Ctrl-C leaves at once.
-    """
-    for number in SIGNALS:
-        leaves = but_ctrl_c and number == signal.SIGINT
-        signal.signal(number, _leave if leaves else signal.SIG_IGN)
 
 
 class InterruptRequest:
@@ -68,17 +49,5 @@ class InterruptRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.name is not None and number == signal.SIGINT:
-            _leave(number, frame)
+            leave(number, frame)
         self.name = self.name or signal.Signals(number).name
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """End this process as a kill would, which every file of a run outlives.
-
-    An exception would meet waits on its way out: for wandb, for a disk, for other ranks.
-    """
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        sys.stdout.flush()
-    with contextlib.suppress(OSError):
-        os.write(2, b"\nkvlab: interrupted again, so left at once; what was saved before is kept\n")
-    os._exit(128 + number)

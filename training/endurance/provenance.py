@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from training.recipe.optim import muon_dtype
 from training.settings import TrainerSettings
 
 PACKAGES = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run's numbers depend on besides its recipe and its data."""
+
+    numerics: dict[str, str | int | bool]
+    versions: dict[str, str]
+    git_commit: str | None
 
 
 def versions() -> dict[str, str]:

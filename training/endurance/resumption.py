@@ -4,39 +4,17 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from data.prepared import PreparedData
 from files.errors import RunError
-from measuring.settings import EvalSettings
-from modeling.config import GPTConfig, SamplingSettings
-from tracking.checkpoints import Checkpoint
+from tracking.checkpoints import Checkpoint, CheckpointStore
 from tracking.configuration import PASSES, flat, may_change, sequences_per_step
 from training.endurance.checkpointing import RunCheckpoints
+from training.endurance.provenance import Origin
 from training.errors import TrainingError
-from training.settings import OptimSettings, ScheduleSettings, TrainerSettings
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a run's numbers, besides the data."""
-
-    model: GPTConfig
-    optim: OptimSettings
-    schedule: ScheduleSettings
-    trainer: TrainerSettings
-    eval: EvalSettings
-    sampling: SamplingSettings
-    seed: int
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a run's numbers depend on besides its recipe and its data."""
-
-    numerics: dict[str, str | int | bool]
-    versions: dict[str, str]
-    git_commit: str | None
+from training.settings import Recipe
 
 
 @dataclass
@@ -172,3 +150,16 @@ def _require_same_recipe(
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the keys that both have with different values; one alone is another version's."""
     return {key: (old[key], new[key]) for key in new if key in old and old[key] != new[key]}
+
+
+def newest_checkpoint_hint(folder: Path) -> str:
+    """Say where a rerun begins, without reading a checkpoint.
+
+    Args:
+        folder: Of a run's checkpoints.
+    """
+    try:
+        steps = CheckpointStore(folder, 1, read_only=True).steps()
+    except RunError as error:
+        return f"({error})"
+    return f"from the checkpoint of step {steps[-1]}" if steps else "from the beginning"

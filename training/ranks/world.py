@@ -16,20 +16,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from guards.parent import end_with_parent
 from tracking.failures import is_lost_rank
-from training.endurance.interrupt import ignore_signals
 from training.errors import AlreadyTold, TrainingError, TrainingFailed, TrainingInterrupted
-from training.machine.hardware import pick_device
+from training.machine.signals import ignore_signals
 from training.ranks.heartbeat import Heartbeat
-from training.ranks.place import Place, place
+from training.ranks.place import Place
 
 # For the others to find, too, that a rank is lost.
 _LOSS_SECONDS = 3.0
@@ -40,8 +37,6 @@ _ENDED = "ended"
 _REASON = "ended/reason"
 _STOP = "stop"
 _MAIN = "main"
-
-_worlds_joined = 0
 
 
 class World:
@@ -299,57 +294,6 @@ class World:
         return tensor.item()
 
 
-@contextmanager
-def joined(
-    device_name: str, tell: Callable[[BaseException], None], timeout_seconds: float
-) -> Iterator[World]:
-    """Be one of the ranks that torchrun started, or alone where it started none.
-
-    Args:
-        device_name: auto, cpu or cuda. Of several ranks on CUDA each takes the GPU of its number.
-        tell: Prints an error; called by the first rank that has one.
-        timeout_seconds: A rank that is silent for longer ends all.
-
-    Raises:
-        TrainingError: If there is no such device, or none for this rank.
-        AlreadyTold: In place of what any rank raised within, once there are several.
-    """
-    where = place()
-    device = pick_device(device_name)
-    if where.size == 1:
-        yield World(where, device)
-        return
-    import torch.distributed as dist
-
-    world = World(where, device, _own_part_of_store(), tell, timeout_seconds)
-    with world.telling():
-        world.watch_others(world._store.clone())
-        if device.type == "cuda":
-            device = world.device = _own_gpu(where)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", world._store),
-            rank=where.rank,
-            world_size=where.size,
-            timeout=timedelta(seconds=timeout_seconds),
-            device_id=device if device.type == "cuda" else None,
-        )
-        yield world
-        world.from_main(lambda: None)  # rank 0 has the last word
-        world.stop_watching()
-        # Not after an error: NCCL would wait for collectives that never come, and torchrun for us.
-        dist.destroy_process_group()
-
-
-def alone(device_name: str = "auto") -> World:
-    """Return the world of a process that trains by itself.
-
-    Raises:
-        TrainingError: If there is no such device.
-    """
-    return World(Place(), pick_device(device_name))
-
-
 def _family() -> list[str | int]:
     """Return what ranks whose process ids name the same processes have in common."""
     family: list[str | int] = [socket.gethostname(), os.getppid()]
@@ -357,43 +301,3 @@ def _family() -> list[str | int]:
         family.append(Path("/proc/sys/kernel/random/boot_id").read_text())
         family.append(str(Path("/proc/self/ns/pid").readlink()))
     return family
-
-
-def _own_part_of_store() -> Any:
-    """Connect to torchrun's store; the runs of a multirun each get a part of it."""
-    import torch.distributed as dist
-
-    global _worlds_joined
-    _worlds_joined += 1
-    if _worlds_joined == 1:
-        end_with_parent(os.getppid())
-    store, _, _ = next(dist.rendezvous("env://"))
-    return dist.PrefixStore(f"kvlab-{_worlds_joined}", store)
-
-
-def _own_gpu(where: Place) -> torch.device:
-    if where.local_rank >= torch.cuda.device_count():
-        raise TrainingError(
-            f"rank {where.rank} is number {where.local_rank} on its machine, which has "
-            f"{torch.cuda.device_count()} GPUs; start one rank a GPU (torchrun --nproc_per_node="
-            f"{torch.cuda.device_count()}), or use trainer.device=cpu"
-        )
-    device = torch.device("cuda", where.local_rank)
-    torch.cuda.set_device(device)
-    return device
-
-
-def newest_checkpoint_hint(folder: Path) -> str:
-    """Say where a rerun begins, without reading a checkpoint.
-
-    Args:
-        folder: Of a run's checkpoints.
-    """
-    from files.errors import RunError
-    from tracking.checkpoints import CheckpointStore
-
-    try:
-        steps = CheckpointStore(folder, 1, read_only=True).steps()
-    except RunError as error:
-        return f"({error})"
-    return f"from the checkpoint of step {steps[-1]}" if steps else "from the beginning"
