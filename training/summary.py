@@ -1,11 +1,92 @@
-"""A finished run in words."""
+"""A finished run: its numbers, as summary.json holds them, and in words."""
 
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from measuring.kv_cache import CacheMeasurement
+from measuring.perplexity import Score
+from modeling.accounting import (
+    mha_cache_bytes_per_token,
+    num_parameters,
+    training_flops_per_token,
+)
+from modeling.gpt import GPT
 from tracking.progress import in_words
+from tracking.wandb_mirror import WandbMirror
+from training.endurance.resumption import Identity, Progress
+from training.recipe.budget import Budget
+
+_NUMERICS = ("device", "num_threads", "native_bfloat16")
+"""Of a run's `provenance.numerics`, what its summary says beside the dtype."""
+
+
+def summarise(
+    identity: Identity,
+    budget: Budget,
+    progress: Progress,
+    model: GPT,
+    score: Score,
+    cache: CacheMeasurement,
+) -> dict[str, Any]:
+    """Return what summary.json holds, but for the run's name.
+
+    Args:
+        identity: What was trained, on which data and by which software.
+        budget: What it spent.
+        progress: Its times and its peak memory.
+        model: As trained.
+        score: On the whole validation split.
+        cache: The live KV cache, measured.
+    """
+    recipe, prepared, provenance = identity.recipe, identity.prepared, identity.provenance
+    count = num_parameters(recipe.model)
+    flops_per_token = training_flops_per_token(recipe.model, budget.tokens_per_sequence)
+    mha_bytes = mha_cache_bytes_per_token(recipe.model, model.embed_tokens.weight.dtype)
+    return {
+        "attention": recipe.model.attention["name"],
+        "position_embedding": recipe.model.position_embedding,
+        "num_parameters": count.total,
+        "num_attention_parameters": count.attention,
+        "tokens_trained": budget.num_tokens,
+        "overfit_batches": budget.distinct_steps,
+        "train_loss": progress.last_loss,
+        "validation_nll": score.nll,
+        "validation_perplexity": score.perplexity,
+        "validation_bits_per_byte": score.bits_per_byte(prepared.splits["validation"].utf8_bytes),
+        "kv_cache_bytes_per_token": cache.bytes_per_token,
+        "kv_cache_bytes_measured": cache.measured_bytes_per_token,
+        "cache_ratio_to_mha": cache.bytes_per_token / mha_bytes,
+        "tokens_per_second": budget.num_tokens / progress.train_seconds,
+        "data_wait_share": progress.data_seconds / progress.train_seconds,
+        "mfu": budget.num_tokens * flops_per_token / progress.possible_flops,
+        "wall_seconds": progress.wall_seconds,
+        "resumes": progress.resumes,
+        "numerics_changed": progress.numerics_changed,
+        "versions_changed": progress.versions_changed,
+        "peak_memory_bytes": progress.peak_memory_bytes,
+        "versions": provenance.versions,
+        "git_commit": provenance.git_commit,
+        "numerics": {
+            "dtype": provenance.numerics["precision"],
+            **{key: provenance.numerics[key] for key in _NUMERICS},
+        },
+    }
+
+
+def mirror_summary(summary: Mapping[str, Any], mirror: WandbMirror) -> None:
+    """Send the final numbers to wandb."""
+    keys = {
+        "validation/nll": "validation_nll",
+        "validation/perplexity": "validation_perplexity",
+        "validation/bits_per_byte": "validation_bits_per_byte",
+        "kv_cache/bytes_per_token": "kv_cache_bytes_per_token",
+        "kv_cache/measured_bytes": "kv_cache_bytes_measured",
+        "perf/mfu": "mfu",
+    }
+    mirror.log({name: summary[key] for name, key in keys.items()}, summary["tokens_trained"])
+    mirror.summary({k: v for k, v in summary.items() if k not in ("versions", "numerics")})
 
 
 def describe_run(

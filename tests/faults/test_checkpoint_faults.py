@@ -23,8 +23,8 @@ from tracking import checkpoints, manifest
 from tracking.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, same_version
 from tracking.shards import shapes
 from training.endurance.checkpointing import RunCheckpoints
-from training.endurance.provenance import Origin
-from training.endurance.resumption import Progress, resume
+from training.endurance.provenance import Provenance
+from training.endurance.resumption import Identity, Progress, resume
 from training.errors import TrainingError
 from training.ranks.joining import alone
 from training.recipe.optim import build_optimizers, optimizer_tensors
@@ -685,12 +685,13 @@ class Same:
 
 
 def resumed(state, fingerprint="f" * 64):
-    origin = Origin({"dtype": "float32"}, {}, None)
+    provenance = Provenance({"dtype": "float32"}, {}, None)
     put_back = types.SimpleNamespace(put_back=lambda checkpoint: None)
     prepared = types.SimpleNamespace(fingerprint=fingerprint, folder=Path("/data"))
     checkpoint = Checkpoint(20, Path("/runs/run/checkpoints/00000020"), {}, state)
     with same_version(checkpoint.path):
-        return resume(checkpoint, put_back, Same(), prepared, origin, 1.0, lambda line: None)
+        identity = Identity(Same(), prepared, provenance)
+        return resume(checkpoint, identity, put_back, 1.0, lambda line: None)
 
 
 def test_an_honest_state_is_resumed():

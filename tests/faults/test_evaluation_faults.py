@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from evaluation.comparison import choose_runs, evaluate_run, load_run
 
 from comparing.variants import compare
 from data.pipeline import prepare
@@ -18,11 +19,9 @@ from data.settings import DataSettings, TokenizerSettings
 from files.errors import RunError
 from measuring import perplexity
 from measuring.errors import EvaluationError
-from measuring.evaluate import evaluate_run
 from measuring.perplexity import Score, Window, score
-from measuring.runs import choose_runs, load_run
 from measuring.settings import EvalSettings
-from modeling.config import GPTConfig, SamplingSettings
+from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
 from reporting import report
@@ -31,8 +30,7 @@ from tests.comparing.test_variants import CARD, run
 from tests.measuring.models import model
 from tests.measuring.runs import CONFIG, SUMMARY, quiet, write_run
 from tracking.checkpoints import CheckpointStore
-from training.loop import _validate as validate
-from training.settings import OptimSettings, Recipe, ScheduleSettings, TrainerSettings
+from training.validation import validate
 
 CPU = torch.device("cpu")
 CONTEXT = 8
@@ -191,16 +189,12 @@ def test_an_evaluation_repeats_itself_bit_for_bit(make_run):
 def test_validating_leaves_the_model_in_training_and_its_likelihoods_alone(make_run, prepared):
     attention = CONFIG["attention"] | {"attention_dropout": 0.5}
     config = GPTConfig(**(CONFIG | {"attention": attention}))
-    recipe = Recipe(
-        *(config, OptimSettings(), ScheduleSettings(), TrainerSettings(), EvalSettings()),
-        *(SamplingSettings(), 0),
-    )
     torch.manual_seed(0)
     trained = GPT(config).train()
-    first = validate(trained, prepared, recipe, CPU, None, lambda done, total: None)
+    first = validate(trained, prepared, EvalSettings(), CPU, None, lambda done, total: None)
     assert trained.training
     assert all(module.training for module in trained.modules())
-    assert validate(trained, prepared, recipe, CPU, None, lambda done, total: None) == first
+    assert validate(trained, prepared, EvalSettings(), CPU, None, lambda done, total: None) == first
     alone = score(trained.eval(), prepared.stream("validation"), 32, 32)
     assert alone.window_nll == first.window_nll
     assert not trained.training

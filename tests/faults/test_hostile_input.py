@@ -223,7 +223,7 @@ def test_what_a_model_writes_commands_no_terminal(kvlab, tmp_path, monkeypatch):
     def write(*args, **kwargs):
         yield from HOSTILE[:-1]
 
-    monkeypatch.setattr("training.loop.generate_text", write)
+    monkeypatch.setattr("training.validation.generate_text", write)
     status, out, err = kvlab("train", *SHORT, "run_name=x", "trainer.sample_prompt=def ")
     assert (status, err) == (0, "")
     assert "\\x1b]0;owned\\x07" in out

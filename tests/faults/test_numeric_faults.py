@@ -8,13 +8,16 @@ import torch
 from weights import assert_same_bits, final_tensors
 
 from measuring.settings import EvalSettings
+from modeling.accounting import training_flops_per_token
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from tracking.run_folder import RunFolder
-from training import loop
+from training import recorder
+from training.endurance import provenance
 from training.errors import TrainingDiverged, TrainingError
+from training.machine import setup
 from training.settings import OptimSettings, Recipe, ScheduleSettings, TrainerSettings
 
 
@@ -213,13 +216,13 @@ def test_watching_a_run_changes_no_bit_of_it(
 
 def test_a_validation_that_draws_random_numbers_would_be_noticed(recipe, run_training, monkeypatch):
     quiet = run_training(recipe, "quiet", eval_every_steps=NEVER)
-    validate = loop._validate
+    validate = recorder.validate
 
     def drawing(*args):
         torch.rand(1)
         return validate(*args)
 
-    monkeypatch.setattr(loop, "_validate", drawing)
+    monkeypatch.setattr(recorder, "validate", drawing)
     with pytest.raises(AssertionError):
         assert_same_bits(
             final_tensors(quiet), final_tensors(run_training(recipe, "loud", eval_every_steps=5))
@@ -264,9 +267,9 @@ def test_other_threads_go_on_and_say_so_here_and_in_the_summary(
 
 def test_a_run_of_several_parts_is_summed_up_as_one(recipe, run_training, monkeypatch, tmp_path):
     machine = {"memory": 900, "flops": 4e9, "commit": "abc"}
-    monkeypatch.setattr(loop, "peak_memory_bytes", lambda device: machine["memory"])
-    monkeypatch.setattr(loop, "measure_matmul_flops", lambda *args: machine["flops"])
-    monkeypatch.setattr(loop, "git_commit", lambda folder: machine["commit"])
+    monkeypatch.setattr(setup, "peak_memory_bytes", lambda device: machine["memory"])
+    monkeypatch.setattr(setup, "measure_matmul_flops", lambda *args: machine["flops"])
+    monkeypatch.setattr(provenance, "git_commit", lambda folder: machine["commit"])
     broken_off(recipe, run_training, monkeypatch, "run")
     folder = RunFolder(tmp_path / "runs", "run")
     first = checkpoints(folder).load_newest().state["progress"]
@@ -279,7 +282,7 @@ def test_a_run_of_several_parts_is_summed_up_as_one(recipe, run_training, monkey
     assert (summary["resumes"], summary["numerics_changed"]) == (1, [])
     last = checkpoints(folder).load_newest().state["progress"]
     seconds = [first["train_seconds"], last["train_seconds"] - first["train_seconds"]]
-    flops = 12 * 32 * loop.training_flops_per_token(recipe.model, 16)
+    flops = 12 * 32 * training_flops_per_token(recipe.model, 16)
     expected = flops / (seconds[0] * 4e9 + seconds[1] * 1e9)
     assert summary["mfu"] == pytest.approx(expected, rel=1e-6)
 
@@ -317,7 +320,7 @@ def test_other_settings_than_the_weights_were_trained_with_are_refused(
 def test_a_checkpoint_from_before_all_that_was_recorded_goes_on(
     recipe, run_training, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(loop, "measure_matmul_flops", lambda *args: 4e9)
+    monkeypatch.setattr(setup, "measure_matmul_flops", lambda *args: 4e9)
     whole = run_training(recipe, "whole")
     broken_off(recipe, run_training, monkeypatch, "old")
 
@@ -336,5 +339,5 @@ def test_a_checkpoint_from_before_all_that_was_recorded_goes_on(
     summary = old.read_summary()
     assert summary["resumes"] == 1
     seconds = checkpoints(old).load_newest().state["progress"]["train_seconds"]
-    flops = 12 * 32 * loop.training_flops_per_token(recipe.model, 16)
+    flops = 12 * 32 * training_flops_per_token(recipe.model, 16)
     assert summary["mfu"] == pytest.approx(flops / (seconds * 4e9), rel=1e-6)

@@ -21,7 +21,7 @@ from launch.run import run  # noqa: E402
 from modeling.gpt import GPT  # noqa: E402
 from run_config import TrainConfig  # noqa: E402
 from tracking import checkpoints  # noqa: E402
-from training import loop  # noqa: E402
+from training import loop, validation  # noqa: E402
 
 
 def call_before(owner, name, act):
@@ -52,7 +52,7 @@ class Fault:
         if place == "save":
             call_before(checkpoints, "save_file", lambda *args: self.send(pause=0.5))
         if place in ("validation", "end"):
-            call_before(loop, "score", self.arm_scoring(is_end=place == "end"))
+            call_before(validation, "score", self.arm_scoring(is_end=place == "end"))
             call_before(GPT, "token_nll", self.scoring)
         self.left = None
 

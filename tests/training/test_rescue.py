@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import types
 import weakref
 
 import pytest
@@ -9,8 +10,12 @@ from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
 from tracking.failures import is_out_of_memory
 from tracking.metrics import read_metrics
+from training.endurance.checkpointing import RunCheckpoints
 from training.endurance.rescue import Rescue
+from training.endurance.resumption import Progress
 from training.errors import TrainingFailed
+from training.ranks.place import Place
+from training.ranks.world import World
 from training.recipe.budget import make_budget
 
 
@@ -134,7 +139,7 @@ def test_out_of_memory_in_a_validation_keeps_the_step(recipe, run_training, fold
         raise OUT_OF_MEMORY
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.loop.score", failing)
+        patch.setattr("training.validation.score", failing)
         with pytest.raises(
             TrainingFailed,
             match=r"step 5 while evaluating.*state after step 5 is saved; lower eval.batch_size",
@@ -168,22 +173,17 @@ def test_other_errors_stay_what_they_are(recipe, run_training, folder_of, fail_i
 def rescue(recipe, tmp_path):
     """A Rescue after step 7, with a function in place of saving."""
 
-    class Progress:
-        step = 7
-
     def make(save, ranks=1, **trainer_changes):
-        return Rescue(
-            Progress(),
-            dataclasses.replace(recipe.trainer, **trainer_changes),
-            0.01,
-            make_budget(recipe.trainer, recipe.schedule, 32),
-            CheckpointStore(tmp_path, 1),
-            save,
-            torch.nn.Linear(1, 1),
-            lambda: None,
-            torch.device("cpu"),
-            ranks=ranks,
+        world = World(Place(size=ranks), torch.device("cpu"))
+        store, model = CheckpointStore(tmp_path, 1), torch.nn.Linear(1, 1)
+        recording = types.SimpleNamespace(
+            progress=Progress(step=7),
+            budget=make_budget(recipe.trainer, recipe.schedule, 32),
+            checkpoints=RunCheckpoints(store, world, model, [], sharded=False),
+            save=save,
         )
+        trainer = dataclasses.replace(recipe.trainer, **trainer_changes)
+        return Rescue(recording, trainer, 0.01, lambda: None)
 
     return make
 
@@ -249,7 +249,7 @@ def test_the_advice_leaves_every_rank_an_equal_share(rescue, size, advice):
         fail_in_a_pass(guard, out_of_memory)
 
 
-@pytest.mark.parametrize("place", ["_summarise", "_sample", "RunCheckpoints.make_whole"])
+@pytest.mark.parametrize("place", ["summarise", "write_sample", "RunCheckpoints.make_whole"])
 def test_out_of_memory_after_the_last_step_is_one_line_too(
     recipe, run_training, folder_of, monkeypatch, place
 ):
@@ -257,7 +257,7 @@ def test_out_of_memory_after_the_last_step_is_one_line_too(
         raise OUT_OF_MEMORY
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"training.loop.{place}", failing)
+        patch.setattr(f"training.recorder.{place}", failing)
         with pytest.raises(
             TrainingFailed, match=r"step 12 .*there is a checkpoint of step 12; low"
         ):

@@ -207,13 +207,13 @@ def test_the_best_of_the_saved_checkpoints_stays_whatever_the_intervals(
     class Fixed:
         tokens_scored, perplexity, window_nll = 10, 1.0, ()
 
-    def validate(model, prepared, recipe, device, max_tokens, give_way):
+    def validate(model, prepared, settings, device, max_tokens, watch):
         step["now"] += 2
         Fixed.nll = nlls[step["now"]]
         Fixed.bits_per_byte = lambda self, count: 1.0
         return Fixed()
 
-    monkeypatch.setattr("training.loop._validate", validate)
+    monkeypatch.setattr("training.recorder.validate", validate)
     folder = run_training(recipe, "run", eval_every_steps=2, checkpoint_every_steps=3, keep_last=1)
     store = CheckpointStore(folder.checkpoints_path, 1, read_only=True)
     # Step 4 was better, but only steps 3, 6, 9 and 12 were saved.

@@ -42,9 +42,9 @@ class RunCheckpoints:
         *,
         sharded: bool,
     ) -> None:
-        self._store = store
-        self._world = world
-        self._model = model
+        self.store = store
+        self.world = world
+        self.model = model
         self._optimizers = optimizers
         self._sharded = sharded
 
@@ -55,20 +55,20 @@ class RunCheckpoints:
             RunError: If there are checkpoints and all of them are damaged.
         """
         names = ["rng"] if self._sharded else None
-        if self._world.size == 1:
-            return self._store.load_newest(names=names)
+        if self.world.size == 1:
+            return self.store.load_newest(names=names)
         found: list[Checkpoint] = []
 
         def find() -> int | None:
             # All of it is verified, also what each rank will read for itself.
-            checkpoint = self._store.load_newest(verify_all=True, names=names)
+            checkpoint = self.store.load_newest(verify_all=True, names=names)
             found.extend([checkpoint] if checkpoint else [])
             return checkpoint.step if checkpoint else None
 
-        step = self._world.from_main(find)
+        step = self.world.from_main(find)
         if step is None:
             return None
-        return found[0] if found else self._store.load(step, names=names)
+        return found[0] if found else self.store.load(step, names=names)
 
     def require_room(self, num_saves: int, *, with_best: bool) -> None:
         """Refuse a training whose checkpoints will not fit on the disk, before its first step.
@@ -80,7 +80,7 @@ class RunCheckpoints:
         Raises:
             WriteFailed: With the bytes needed and free.
         """
-        if not self._world.is_main:
+        if not self.world.is_main:
             return
         groups = {"model": self._weights(), "optimizer": self._moments()}
         tensors = {
@@ -91,7 +91,7 @@ class RunCheckpoints:
             for group, kinds in groups.items()
         }
         # A sharded one is written once more at the end (`make_whole`).
-        self._store.require_room(tensors, num_saves + self._sharded, with_best=with_best)
+        self.store.require_room(tensors, num_saves + self._sharded, with_best=with_best)
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Put weights, optimizer state and random state of a checkpoint back, exactly.
@@ -105,16 +105,16 @@ class RunCheckpoints:
         if self._sharded:
             self._read_own_parts(path)
         else:
-            device, tensors = self._world.device, checkpoint.tensors
+            device, tensors = self.world.device, checkpoint.tensors
             for group, kinds in (("model", self._weights()), ("optimizer", self._moments())):
                 _require_kinds(path, _kinds(tensors[group]), kinds)
                 _require_finite(path, tensors[group])
-            self._model.load_state_dict({k: t.to(device) for k, t in tensors["model"].items()})
+            self.model.load_state_dict({k: t.to(device) for k, t in tensors["model"].items()})
             state = {k: t.to(device) for k, t in tensors["optimizer"].items()}
-            load_optimizer_tensors(self._model, self._optimizers, state)
-        states = _of_rank(checkpoint.tensors["rng"], self._world.rank)
-        if states or self._world.is_main:
-            set_rng_tensors(states, self._world.device)
+            load_optimizer_tensors(self.model, self._optimizers, state)
+        states = _of_rank(checkpoint.tensors["rng"], self.world.rank)
+        if states or self.world.is_main:
+            set_rng_tensors(states, self.world.device)
 
     def save(
         self,
@@ -138,15 +138,15 @@ class RunCheckpoints:
         rng = self._of_all_ranks(random_state)
         tensors = self._tensors()
         if not self._sharded:
-            if self._world.is_main:
-                self._store.save(step, {**tensors, "rng": rng}, state, is_best=is_best)
-        elif self._world.is_main:
-            shards = _Shards(tensors, self._world)
-            self._store.save(step, {"rng": rng}, state, shards, is_best=is_best)
+            if self.world.is_main:
+                self.store.save(step, {**tensors, "rng": rng}, state, is_best=is_best)
+        elif self.world.is_main:
+            shards = _Shards(tensors, self.world)
+            self.store.save(step, {"rng": rng}, state, shards, is_best=is_best)
         else:
-            write_shards(Path(self._world.from_main(lambda: None)), tensors)
+            write_shards(Path(self.world.from_main(lambda: None)), tensors)
         # A rank that went ahead could end, and have torchrun end rank 0 while it writes.
-        self._world.from_main(lambda: None)
+        self.world.from_main(lambda: None)
 
     def make_whole(self) -> None:
         """Replace the newest checkpoint, if it is sharded, by one with a file for each group.
@@ -157,22 +157,22 @@ class RunCheckpoints:
         Raises:
             RunError: If it cannot be read or written.
         """
-        if self._sharded and self._world.is_main:
-            newest = self._store.load(self._store.steps()[-1])
-            self._store.save(newest.step, newest.tensors, newest.state)
+        if self._sharded and self.world.is_main:
+            newest = self.store.load(self.store.steps()[-1])
+            self.store.save(newest.step, newest.tensors, newest.state)
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {
-            "model": self._model.state_dict(),
-            "optimizer": optimizer_tensors(self._model, self._optimizers),
+            "model": self.model.state_dict(),
+            "optimizer": optimizer_tensors(self.model, self._optimizers),
         }
 
     def _weights(self) -> dict[str, Kind]:
-        return _kinds(self._model.state_dict())
+        return _kinds(self.model.state_dict())
 
     def _moments(self) -> dict[str, Kind]:
         """Return what the optimizers' state is after a step, by `<parameter name>/<key>`."""
-        names = {parameter: name for name, parameter in self._model.named_parameters()}
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
         return {
             f"{names[parameter]}/{key}": (
                 (torch.Size(), torch.float32)
@@ -190,13 +190,13 @@ class RunCheckpoints:
         return {
             _name(key, rank): tensor
             for key, own in random_state.items()
-            for rank, tensor in enumerate(self._world.gathered(own))
+            for rank, tensor in enumerate(self.world.gathered(own))
         }
 
     def _read_own_parts(self, folder: Path) -> None:
         """Read this rank's parts of the tensors, whoever wrote them."""
-        model = self._model.state_dict()
-        parameters = dict(self._model.named_parameters())
+        model = self.model.state_dict()
+        parameters = dict(self.model.named_parameters())
         moments = self._moments()
         found = shapes(folder)
         random = {name for name in found if name not in model and "/" not in name}
@@ -209,11 +209,11 @@ class RunCheckpoints:
             optimizer[path] = (
                 torch.empty_like(parameter, dtype=dtype, requires_grad=False)
                 if size == parameter.shape
-                else torch.empty(size, dtype=dtype, device=self._world.device)
+                else torch.empty(size, dtype=dtype, device=self.world.device)
             )
         read_into(folder, {**model, **optimizer})
         _require_finite(folder, {**model, **optimizer})
-        load_optimizer_tensors(self._model, self._optimizers, optimizer)
+        load_optimizer_tensors(self.model, self._optimizers, optimizer)
 
 
 class _Shards:

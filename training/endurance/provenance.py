@@ -1,4 +1,4 @@
-"""What a run's numbers depend on besides its configuration."""
+"""What a run's numbers depend on beyond its configuration."""
 
 import os
 import platform
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from training.machine.setup import Machine
 from training.recipe.optim import muon_dtype
 from training.settings import TrainerSettings
 
@@ -16,8 +17,8 @@ PACKAGES = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What a run's numbers depend on besides its recipe and its data."""
+class Provenance:
+    """What a run's numbers depend on beyond its recipe and its data: machine and software."""
 
     numerics: dict[str, str | int | bool]
     versions: dict[str, str]
@@ -54,7 +55,16 @@ def git_commit(folder: Path) -> str | None:
         return None
 
 
-def numerics(
+def provenance_of(machine: Machine, trainer: TrainerSettings, num_ranks: int) -> Provenance:
+    """Return the provenance of what is trained here and now."""
+    return Provenance(
+        numerics=_numerics(machine.device, machine.autocast_dtype, trainer, num_ranks),
+        versions=versions(),
+        git_commit=git_commit(Path(__file__).parents[2]),
+    )
+
+
+def _numerics(
     device: torch.device,
     autocast_dtype: torch.dtype | None,
     trainer: TrainerSettings,

@@ -6,21 +6,29 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from files.disk import one_line
 from files.errors import RunError
-from tracking.checkpoints import CheckpointStore
 from tracking.failures import is_out_of_memory
+from training.endurance.checkpointing import RunCheckpoints
+from training.endurance.resumption import Progress
 from training.endurance.rng import rng_tensors
 from training.errors import TrainingDiverged, TrainingFailed
 from training.recipe.budget import Budget
 from training.settings import TrainerSettings
 
 
-class _Progress(Protocol):
-    step: int
+class Recording(Protocol):
+    """What a rescue needs to know of a run, and how it saves (see `training.recorder`)."""
+
+    progress: Progress
+    budget: Budget
+    checkpoints: RunCheckpoints
+
+    def save(self, random_state: dict[str, Tensor]) -> None:
+        """Save the state after the last whole step, with a random state."""
+        ...
 
 
 class Rescue:
@@ -28,45 +36,32 @@ class Rescue:
 
     The loop says where it is: `computing` gradients leaves the weights as they were, `updating`
     may have touched some of them when it fails, and `watching` (validation) touches nothing.
+    Running out of memory, one rank of several cannot save without the others; losses that are not
+    finite all see.
 
     Args:
-        progress: Its `step` counts the whole steps done.
+        recording: The run, by its last whole step.
         trainer: For the advice.
         learning_rate: The peak, for the advice.
-        budget: Says which sequences a step reads.
-        store: The run's checkpoints.
-        save: Saves the state after the last whole step, with the random state that it is given.
-        model: Its gradients are freed before saving.
         broken_parameter: Names the first that is not finite on any rank, if all call it.
-        device: Of the random state.
-        ranks: How many there are. One of several that is out of memory cannot save without the
-            others; losses that are no numbers all see.
     """
 
     def __init__(
         self,
-        progress: _Progress,
+        recording: Recording,
         trainer: TrainerSettings,
         learning_rate: float,
-        budget: Budget,
-        store: CheckpointStore,
-        save: Callable[[dict[str, Tensor]], None],
-        model: nn.Module,
         broken_parameter: Callable[[], str | None],
-        device: torch.device,
-        *,
-        ranks: int = 1,
     ) -> None:
-        self._ranks = ranks
-        self._progress = progress
+        self._recording = recording
+        self._progress = recording.progress
+        self._budget = recording.budget
+        self._checkpoints = recording.checkpoints
+        self._ranks = recording.checkpoints.world.size
+        self._device = recording.checkpoints.world.device
         self._trainer = trainer
         self._learning_rate = learning_rate
-        self._budget = budget
-        self._store = store
-        self._save = save
-        self._model = model
         self._broken_parameter = broken_parameter
-        self._device = device
         self.watching()
 
     def computing(self) -> None:
@@ -156,7 +151,7 @@ class Rescue:
         configuration that failed.
         """
         step, there = self._progress.step, self._checkpoint()
-        if step in self._store.steps() or step == 0:
+        if step in self._checkpoints.store.steps() or step == 0:
             return f"there is {there}"
         if self._doing == "updating the weights":
             return f"some weights may have changed, so nothing was saved; there is {there}"
@@ -166,9 +161,9 @@ class Rescue:
             return (
                 f"nothing was saved, as weights of {broken} are infinite or NaN; there is {there}"
             )
-        self._model.zero_grad(set_to_none=True)
+        self._checkpoints.model.zero_grad(set_to_none=True)
         try:
-            self._save(
+            self._recording.save(
                 rng_tensors(self._device) if self._doing == "evaluating" else self._random_state
             )
         except (RunError, OSError, RuntimeError, MemoryError) as error:
@@ -177,7 +172,9 @@ class Rescue:
 
     def _checkpoint(self) -> str:
         """Name the newest checkpoint that a rerun would find."""
-        kept = [number for number in self._store.steps() if number <= self._progress.step]
+        kept = [
+            number for number in self._checkpoints.store.steps() if number <= self._progress.step
+        ]
         return f"a checkpoint of step {kept[-1]}" if kept else "no checkpoint yet"
 
     def _advice(self) -> str:

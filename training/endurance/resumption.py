@@ -1,4 +1,4 @@
-"""What a checkpoint says of a run besides its tensors, and going on from there."""
+"""What a checkpoint says of its run beyond tensors, and resuming from it."""
 
 import dataclasses
 import math
@@ -9,10 +9,10 @@ from typing import Any
 
 from data.prepared import PreparedData
 from files.errors import RunError
-from tracking.checkpoints import Checkpoint, CheckpointStore
+from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
 from tracking.configuration import PASSES, flat, may_change, sequences_per_step
 from training.endurance.checkpointing import RunCheckpoints
-from training.endurance.provenance import Origin
+from training.endurance.provenance import Provenance
 from training.errors import TrainingError
 from training.settings import Recipe
 
@@ -44,58 +44,88 @@ class Progress:
     unfinished: dict[str, float] | None = None
 
 
-def state_of(
-    recipe: Recipe, progress: Progress, prepared: PreparedData, origin: Origin
-) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: enough to rebuild the model and find its data."""
-    values = dataclasses.asdict(progress)
-    # JSON has no infinity or NaN.
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
-    settings = dataclasses.asdict(recipe)
-    return {
-        "progress": finite,
-        "seed": settings.pop("seed"),
-        "model": settings.pop("model"),
-        "settings": settings,
-        "data": {
-            "folder": str(prepared.folder.resolve()),
-            "fingerprint": prepared.fingerprint,
-            "tokenizer_sha256": prepared.tokenizer_sha256,
-        },
-        **dataclasses.asdict(origin),
-    }
+@dataclass(frozen=True)
+class Identity:
+    """What is trained, on which data, by which software: what a checkpoint says of its run."""
+
+    recipe: Recipe
+    prepared: PreparedData
+    provenance: Provenance
+
+    def state(self, progress: Progress) -> dict[str, Any]:
+        """Return what a checkpoint says: enough to rebuild the model and find its data."""
+        values = dataclasses.asdict(progress)
+        # JSON has no infinity or NaN.
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        settings = dataclasses.asdict(self.recipe)
+        return {
+            "progress": finite,
+            "seed": settings.pop("seed"),
+            "model": settings.pop("model"),
+            "settings": settings,
+            "data": {
+                "folder": str(self.prepared.folder.resolve()),
+                "fingerprint": self.prepared.fingerprint,
+                "tokenizer_sha256": self.prepared.tokenizer_sha256,
+            },
+            **dataclasses.asdict(self.provenance),
+        }
+
+
+def resume_newest(
+    identity: Identity,
+    checkpoints: RunCheckpoints,
+    peak_flops: float,
+    say: Callable[[str], None],
+) -> Progress:
+    """Put the newest checkpoint back, if there is one, and return how far the run is.
+
+    Args:
+        identity: What is trained.
+        checkpoints: Of the run.
+        peak_flops: FLOP/s of this machine.
+        say: Prints a line.
+
+    Raises:
+        TrainingError: If the checkpoint is of other data or other settings.
+        RunError: If it is damaged, or another version's.
+    """
+    checkpoint = checkpoints.newest()
+    if checkpoint is None:
+        return Progress()
+    with same_version(checkpoint.path):
+        return resume(checkpoint, identity, checkpoints, peak_flops, say)
 
 
 def resume(
     checkpoint: Checkpoint,
+    identity: Identity,
     checkpoints: RunCheckpoints,
-    recipe: Recipe,
-    prepared: PreparedData,
-    origin: Origin,
     peak_flops: float,
     say: Callable[[str], None],
 ) -> Progress:
     """Put a checkpoint back and return the progress it recorded."""
+    prepared, provenance = identity.prepared, identity.provenance
     fingerprint = checkpoint.value("data.fingerprint", str)
     if fingerprint != prepared.fingerprint:
         raise TrainingError(
             f"{checkpoint.path} was trained on data with fingerprint {fingerprint[:12]}, but "
             f"{prepared.folder} now has {prepared.fingerprint[:12]}; give the run another run_name"
         )
-    _require_same_recipe(checkpoint, recipe, say)
+    _require_same_recipe(checkpoint, identity.recipe, say)
     progress = _recorded(checkpoint, peak_flops)
     checkpoints.put_back(checkpoint)
     progress.resumes += 1
     after = f"after step {progress.step}"
     numerics_then = checkpoint.value("numerics", dict)
-    for key, now in origin.numerics.items():
+    for key, now in provenance.numerics.items():
         if (was := numerics_then.get(key)) != now:
             say(f"resuming, but not bit for bit: {key} was {was}, is {now}")
             progress.numerics_changed.append(f"{key}: {was} -> {now} {after}")
-    software = flat({"versions": origin.versions, "git_commit": origin.git_commit})
+    software = flat({"versions": provenance.versions, "git_commit": provenance.git_commit})
     for key, (was, now) in _changed(flat(checkpoint.state), software).items():
         progress.versions_changed.append(f"{key.split('.')[-1]}: {was} -> {now} {after}")
     say(f"resuming {checkpoint.path.parent.parent.name} {after}")

@@ -1,5 +1,6 @@
 """The only place that converts between tokens, sequences and steps."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from training.errors import TrainingError
@@ -55,6 +56,12 @@ class Budget:
         if self.distinct_steps is not None:
             step %= self.distinct_steps
         return step * self.sequences_per_step + accumulation_index * self.sequences_per_pass
+
+    def first_sequences(self, step: int) -> Iterator[int]:
+        """Yield the global index of the first sequence of each pass, from a step to the end."""
+        for later in range(step, self.num_steps):
+            for index in range(self.passes_per_step):
+                yield self.first_sequence(later, index)
 
     def describe(self) -> str:
         """Spell the arithmetic out."""
