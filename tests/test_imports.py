@@ -60,6 +60,21 @@ def test_imports_go_one_way(name):
         assert not forbidden, f"{path.relative_to(ROOT)} imports {forbidden}"
 
 
+def test_the_rooms_of_training_import_one_way():
+    rooms = {"machine": set(), "recipe": {"machine"}}
+    rooms["ranks"] = {*rooms["recipe"], "recipe"}
+    rooms["endurance"] = {*rooms["ranks"], "ranks"}
+    folders = {path.parent.name for path in (ROOT / "training").glob("*/__init__.py")}
+    assert folders == rooms.keys()
+    at_the_front = {"settings", "errors"}
+    for room, below in rooms.items():
+        for path in modules(f"training/{room}"):
+            nodes = ast.walk(ast.parse(path.read_text()))
+            named = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+            of_training = {name.split(".")[1] for name in named if name.startswith("training.")}
+            assert of_training <= {*at_the_front, *below, room}, path.relative_to(ROOT)
+
+
 def test_modeling_imports_torch_and_the_standard_library_only():
     for path in modules("modeling"):
         foreign = set(imports(path)) - {"torch", "modeling"} - sys.stdlib_module_names

@@ -20,6 +20,7 @@ from training.endurance.provenance import provenance_of
 from training.endurance.rescue import Rescue
 from training.endurance.resumption import Identity, resume_newest
 from training.endurance.rng import use_stream_of_rank
+from training.journal import Journal
 from training.machine.compiled import compiled
 from training.machine.setup import set_up
 from training.ranks.joining import alone
@@ -52,19 +53,16 @@ def train(
         mirror: Gets the metrics, too.
         say: Prints a line.
         world: The ranks that train together; this process alone if not given.
-        initial: Returns the weights that a training begins with, a state dict; random ones if not
-            given.
+        initial: Returns the state dict that a training begins with; random weights if not given.
 
     Returns:
         What summary.json holds.
 
     Raises:
         TrainingError: If the settings do not fit together, or the checkpoint belongs to other data.
-        TrainingFailed: If loss, gradients or weights are no longer finite numbers, or memory runs
-            out; the weights after the last step are saved first, unless the failure may have
-            touched them.
-        TrainingInterrupted: After a signal or `trainer.max_minutes`, with a checkpoint of the last
-            step saved.
+        TrainingFailed: If loss, gradients or weights are no longer finite, or memory runs out;
+            the state after the last step is saved first, unless the failure may have touched it.
+        TrainingInterrupted: After a signal or `trainer.max_minutes`; the last step is saved.
     """
     trainer, context = recipe.trainer, recipe.model.max_position_embeddings
     budget = make_budget(trainer, recipe.schedule, context)
@@ -92,27 +90,16 @@ def train(
     parallel = Parallel(model, _loss_of(model, trainer, say), world, sharded=sharded)
     first_samples = (first + world.rank * share for first in budget.first_sequences(progress.step))
     batches = read_ahead(windows, first_samples, share, machine.device)
-    autocast = machine.autocast()
-    recorder = Recorder(
-        run=run,
-        mirror=mirror,
-        say=say,
-        identity=identity,
-        machine=machine,
-        budget=budget,
-        windows=windows,
-        progress=progress,
-        checkpoints=checkpoints,
-    )
-    rescue = Rescue(recorder, trainer, recipe.optim.learning_rate, parallel.broken_parameter)
+    journal = Journal(run, mirror, say, is_main=world.is_main)
+    recorder = Recorder(journal, identity, machine, budget, windows, progress, checkpoints)
+    peak_rate = recipe.optim.learning_rate
+    rescue = Rescue(recorder, trainer, peak_rate, parallel.broken_parameter)
 
     with recorder, contextlib.closing(batches), rescue:
         recorder.finish_last_step()
         for step in range(progress.step, budget.num_steps):
             recorder.begin_step()
-            rate = learning_rate(
-                recipe.schedule, recipe.optim.learning_rate, step, budget.num_steps
-            )
+            rate = learning_rate(recipe.schedule, peak_rate, step, budget.num_steps)
             set_learning_rate(optimizers, rate)
 
             rescue.computing()
@@ -121,7 +108,7 @@ def train(
                 with recorder.waiting_for_data():
                     tokens, targets = next(batches)
                 with parallel.one_pass(is_last=index == budget.passes_per_step - 1):
-                    with autocast:
+                    with machine.autocast():
                         # Passes are equally long, so the mean of their means is that of the step.
                         pass_loss = parallel.loss_of(tokens, targets) / budget.passes_per_step
                     pass_loss.backward()

@@ -3,20 +3,16 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Self
 
 from torch import Tensor
 
 from data.batches import TrainingWindows
-from files.atomic import write_text
 from measuring.kv_cache import measure_kv_cache, require_closed_form
 from measuring.perplexity import Score
 from modeling.accounting import num_parameters, training_flops_per_token
-from tracking.metrics import MetricsLog, NoMetrics
-from tracking.run_folder import RunFolder
-from tracking.wandb_mirror import WandbMirror
 from training.display import Display
 from training.endurance.checkpointing import RunCheckpoints
 from training.endurance.interrupt import StopAsked
@@ -24,11 +20,12 @@ from training.endurance.resumption import Identity, Progress
 from training.endurance.rng import rng_tensors
 from training.endurance.stopping import Stopping
 from training.endurance.time_limit import TimeLimit
+from training.journal import Journal
 from training.machine.pace import Pace
 from training.machine.profile import profiled_steps
 from training.machine.setup import Machine
 from training.recipe.budget import Budget
-from training.summary import mirror_summary, summarise
+from training.summary import summarise
 from training.validation import validate, write_sample
 
 
@@ -39,9 +36,7 @@ class Recorder:
     and ends the training, and so it does when `trainer.max_minutes` are up.
 
     Args:
-        run: Where everything is written; rank 0 alone writes.
-        mirror: Gets the metrics and the summary, too.
-        say: Prints a line.
+        journal: Where everything but the checkpoints is written.
         identity: What is trained, on which data and by which software.
         machine: Where.
         budget: What the run spends.
@@ -52,10 +47,7 @@ class Recorder:
 
     def __init__(
         self,
-        *,
-        run: RunFolder,
-        mirror: WandbMirror,
-        say: Callable[[str], None],
+        journal: Journal,
         identity: Identity,
         machine: Machine,
         budget: Budget,
@@ -66,17 +58,14 @@ class Recorder:
         self.progress = progress
         self.budget = budget
         self.checkpoints = checkpoints
-        self._run = run
-        self._mirror = mirror
-        self._say = say
+        self._journal = journal
         self._identity = identity
         self._recipe = identity.recipe
         self._trainer = identity.recipe.trainer
         self._machine = machine
         self._windows = windows
         self._world = checkpoints.world
-        self._metrics = MetricsLog(run.metrics_path) if self._world.is_main else NoMetrics()
-        self._display = Display(budget.num_steps, say, is_shown=self._world.is_main)
+        self._display = Display(budget.num_steps, journal.say, is_shown=journal.is_main)
         self._num_parameters = num_parameters(self._recipe.model).total
         # Weights and two moments of each.
         self._time_limit = TimeLimit(self._trainer.max_minutes, 12 * self._num_parameters)
@@ -93,26 +82,25 @@ class Recorder:
         progress, budget = self.progress, self.budget
         self._require_room()
         # A step whose validation is still to come is yet to be recorded.
-        self._metrics.drop_after(progress.step - (progress.unfinished is not None))
-        self._say(
-            f"{self._run.path.name}: {self._num_parameters:,} parameters; {budget.describe()}"
-        )
+        self._journal.forget_after(progress.step - (progress.unfinished is not None))
+        say = self._journal.say
+        say(f"{self._journal.name}: {self._num_parameters:,} parameters; {budget.describe()}")
         epochs = self._windows.describe(budget.num_distinct_tokens)
-        self._say(f"{epochs}; {self._machine.device}, {self._machine.dtype}")
+        say(f"{epochs}; {self._machine.device}, {self._machine.dtype}")
         now = time.perf_counter()
         self._started = now - progress.wall_seconds
         self._pace = Pace(progress.step, budget.num_steps, now)
         with ExitStack() as stack:
             stack.enter_context(self._stopping)
-            stack.enter_context(contextlib.closing(self._metrics))
+            stack.enter_context(contextlib.closing(self._journal))
             stack.enter_context(self._display)
             self._profiled = stack.enter_context(
                 profiled_steps(
-                    self._trainer.profile and self._world.is_main,
-                    self._run.path / "profile",
+                    self._trainer.profile and self._journal.is_main,
+                    self._journal.folder / "profile",
                     budget.num_steps - progress.step,
                     self._machine.device,
-                    self._say,
+                    say,
                 )
             )
             self._stack = stack.pop_all()
@@ -221,7 +209,7 @@ class Recorder:
             is_best: Keep it as the one with the best validation.
         """
         progress = self.progress
-        self._metrics.sync()
+        self._journal.sync()
         with self._time_limit.timing_a_save():
             self._note_peak_memory()
             state = self._identity.state(progress)
@@ -239,13 +227,12 @@ class Recorder:
         """
         with self._stopping.ending():
             summary = self._summary()
-            mirror_summary(summary, self._mirror)
+            self._journal.mirror_summary(summary)
             self._write_sample()
             self._stopping.give_way()
         self.checkpoints.make_whole()
         # Last: a run with a summary is a finished one.
-        if self._world.is_main:
-            self._run.write_summary(summary)
+        self._journal.write_summary(summary)
         return summary
 
     def _require_room(self) -> None:
@@ -274,8 +261,7 @@ class Recorder:
             }
         if record:
             tokens_seen = progress.step * self.budget.tokens_per_step
-            self._metrics.append({"step": progress.step, "progress/tokens": tokens_seen} | record)
-            self._mirror.log(record, tokens_seen)
+            self._journal.log(progress.step, tokens_seen, record)
         progress.unfinished = None
         return nll
 
@@ -298,7 +284,7 @@ class Recorder:
         self._display.phase("measuring the KV cache")
         context = self.budget.tokens_per_sequence
         cache = measure_kv_cache(model, self._recipe.eval.cache_batch_size, context)
-        name, attention = self._run.path.name, self._recipe.model.attention["name"]
+        name, attention = self._journal.name, self._recipe.model.attention["name"]
         require_closed_form(name, attention, cache.bytes_per_token, cache.measured_bytes_per_token)
         self._note_peak_memory()
         return {
@@ -321,8 +307,7 @@ class Recorder:
             trainer.sample_tokens,
             self._recipe.sampling,
         )
-        if self._world.is_main:
-            write_text(self._run.samples_path, text + "\n")
+        self._journal.write_sample(text)
 
     def _note_peak_memory(self) -> None:
         peak = self._machine.peak_memory_bytes()

@@ -14,7 +14,6 @@ from modeling.accounting import (
 )
 from modeling.gpt import GPT
 from tracking.progress import in_words
-from tracking.wandb_mirror import WandbMirror
 from training.endurance.resumption import Identity, Progress
 from training.recipe.budget import Budget
 
@@ -73,20 +72,6 @@ def summarise(
             **{key: provenance.numerics[key] for key in _NUMERICS},
         },
     }
-
-
-def mirror_summary(summary: Mapping[str, Any], mirror: WandbMirror) -> None:
-    """Send the final numbers to wandb."""
-    keys = {
-        "validation/nll": "validation_nll",
-        "validation/perplexity": "validation_perplexity",
-        "validation/bits_per_byte": "validation_bits_per_byte",
-        "kv_cache/bytes_per_token": "kv_cache_bytes_per_token",
-        "kv_cache/measured_bytes": "kv_cache_bytes_measured",
-        "perf/mfu": "mfu",
-    }
-    mirror.log({name: summary[key] for name, key in keys.items()}, summary["tokens_trained"])
-    mirror.summary({k: v for k, v in summary.items() if k not in ("versions", "numerics")})
 
 
 def describe_run(

@@ -1,0 +1,82 @@
+"""Where a run is written down: in its folder, in wandb and on the terminal."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from files.atomic import write_text
+from tracking.metrics import MetricsLog, NoMetrics
+from tracking.run_folder import RunFolder
+from tracking.wandb_mirror import WandbMirror
+
+_MIRRORED = {
+    "validation/nll": "validation_nll",
+    "validation/perplexity": "validation_perplexity",
+    "validation/bits_per_byte": "validation_bits_per_byte",
+    "kv_cache/bytes_per_token": "kv_cache_bytes_per_token",
+    "kv_cache/measured_bytes": "kv_cache_bytes_measured",
+    "perf/mfu": "mfu",
+}
+"""Of a summary, what wandb also gets as metrics, by their names there."""
+
+
+class Journal:
+    """Metrics, sample text and summary of a run. Every rank has a journal; rank 0 alone writes.
+
+    Args:
+        run: The folder.
+        mirror: Gets the metrics and the summary, too.
+        say: Prints a line.
+        is_main: Whether this is rank 0.
+
+    Attributes:
+        name: Of the run.
+        folder: Of the run.
+        say: As given.
+    """
+
+    def __init__(
+        self, run: RunFolder, mirror: WandbMirror, say: Callable[[str], None], *, is_main: bool
+    ) -> None:
+        self.name = run.path.name
+        self.folder: Path = run.path
+        self.say = say
+        self.is_main = is_main
+        self._run = run
+        self._mirror = mirror
+        self._metrics = MetricsLog(run.metrics_path) if is_main else NoMetrics()
+
+    def log(self, step: int, tokens_seen: int, metrics: dict[str, Any]) -> None:
+        """Write the metrics of a step."""
+        self._metrics.append({"step": step, "progress/tokens": tokens_seen} | metrics)
+        self._mirror.log(metrics, tokens_seen)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of later steps, which are about to be made again."""
+        self._metrics.drop_after(step)
+
+    def sync(self) -> None:
+        """Wait until all metrics are on the disk."""
+        self._metrics.sync()
+
+    def close(self) -> None:
+        """Close the file of the metrics."""
+        self._metrics.close()
+
+    def mirror_summary(self, summary: Mapping[str, Any]) -> None:
+        """Send the final numbers to wandb."""
+        metrics = {name: summary[key] for name, key in _MIRRORED.items()}
+        self._mirror.log(metrics, summary["tokens_trained"])
+        self._mirror.summary(
+            {k: v for k, v in summary.items() if k not in ("versions", "numerics")}
+        )
+
+    def write_sample(self, text: str) -> None:
+        """Write a text of the trained model."""
+        if self.is_main:
+            write_text(self._run.samples_path, text + "\n")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json: a run that has one is finished."""
+        if self.is_main:
+            self._run.write_summary(summary)
