@@ -6,7 +6,7 @@ class TrainingError(ValueError):
 
 
 class TrainingFailed(TrainingError):
-    """Training cannot go on with these numbers or this memory; one line, exit status 1."""
+    """Training cannot continue with these numbers or this memory; one line, exit status 1."""
 
 
 class TrainingDiverged(TrainingFailed):

@@ -31,6 +31,9 @@ class RunCheckpoints:
         model: Whose weights are saved.
         optimizers: Whose state is saved.
         sharded: Whether each rank holds a part of both, and writes it.
+
+    Attributes:
+        store, world, model: As given.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ class InterruptRequest:
 
     Args:
         is_one_of_many: Of the ranks of torchrun, which asks the others to end as soon as one has.
-            An exception that leaves the block ends this one: it is told before, not cut short.
+            An exception that leaves the block ends this one: it is reported first, not cut short.
     """
 
     def __init__(self, *, is_one_of_many: bool = False) -> None:

@@ -93,7 +93,7 @@ class Rescue:
         )
 
     def require_finite_weights(self) -> None:
-        """Refuse to go on with, or to save, what a step has made of the weights.
+        """Refuse to continue with, or to save, what a step has made of the weights.
 
         Raises:
             TrainingDiverged: If some are infinite or NaN.

@@ -19,13 +19,13 @@ from training.settings import Recipe
 
 @dataclass
 class Progress:
-    """What a checkpoint remembers besides tensors; steps are whole optimizer steps done.
+    """What a checkpoint remembers beyond tensors; steps are whole optimizer steps done.
 
     Attributes:
         possible_flops: What the machines that trained it could have done in `train_seconds`.
         peak_memory_bytes: The most of all processes that trained it, one after the other.
-        resumes: How many of them went on with what another had saved, and saved in turn.
-        numerics_changed: What was another then, so that a resumed run is not one to the bit.
+        resumes: How many of them resumed what another had saved, and saved in turn.
+        numerics_changed: What was different then, so that a resumed run is not the same to the bit.
         versions_changed: Likewise the versions of packages and the commit.
         unfinished: What the last step measured, while its validation is still to come.
     """

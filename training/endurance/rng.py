@@ -13,7 +13,7 @@ def rng_tensors(device: torch.device) -> dict[str, Tensor]:
 
 
 def use_stream_of_rank(seed: int, rank: int) -> None:
-    """Give each rank random numbers of its own; rank 0 goes on with those it has."""
+    """Give each rank random numbers of its own; rank 0 keeps those it has."""
     if rank > 0:
         # A number far from other seeds, as ranks and seeds are small.
         torch.manual_seed((seed + rank * 0x9E3779B97F4A7C15) % 2**63)

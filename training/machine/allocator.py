@@ -1,4 +1,4 @@
-"""glibc's memory allocator, told to keep what is freed: a training step asks for the same again."""
+"""glibc's memory allocator, set to keep what is freed: a training step asks for the same again."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ _USERS_CHOICE = ("MALLOC_", "GLIBC_TUNABLES")
 def tune() -> str:
     """Keep freed memory for this process instead of returning it to the system.
 
-    By default glibc maps each large tensor anew and unmaps it when it is freed, so that a training
+    By default glibc maps each large tensor again and unmaps it when it is freed, so that a training
     step on a CPU faults in every page of its activations again. The memory that the process holds
     stays at its peak instead.
 

@@ -76,7 +76,7 @@ def choose_determinism(deterministic: bool) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_bytes` begin anew, so that one run of several does not report another's."""
+    """Let `peak_memory_bytes` start from now: one run of several does not report another's."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):

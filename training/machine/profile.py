@@ -24,7 +24,7 @@ def profiled_steps(
     """While entered, record the third to fifth step; earlier ones if there are fewer.
 
     Nothing random is drawn and nothing computed otherwise, so the weights stay the same. A trace
-    that cannot be written is reported, and training goes on.
+    that cannot be written is reported, and training continues.
 
     Args:
         enabled: False does nothing.
@@ -63,7 +63,7 @@ def profiled_steps(
         activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda,
         schedule=steps,
         on_trace_ready=write,
-        # Otherwise a profile that begins anew drops the one before with a warning.
+        # Otherwise a profile that begins again drops the one before with a warning.
         acc_events=True,
     ) as profiler:
         yield profiler.step

@@ -11,7 +11,7 @@ _FAILURES = 3
 class Heartbeat:
     """Gives this rank's sign of life in a thread of its own, and watches those of others.
 
-    The thread goes on while the rank works at anything, a preparation of hours say. It counts its
+    The thread keeps on while the rank works at anything, a preparation of hours say. It counts its
     own turns, not the clock's: a job that is suspended as a whole has missed nothing.
 
     Args:

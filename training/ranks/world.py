@@ -150,7 +150,7 @@ class World:
 
     @contextmanager
     def telling(self, resume_hint: Callable[[], str] | None = None) -> Iterator[None]:
-        """Let an error of one rank end them all, told once; a process alone just raises it.
+        """Let an error of one rank end them all, reported once; a process alone just raises it.
 
         Args:
             resume_hint: Says where a rerun begins, should another rank be lost.
@@ -233,7 +233,7 @@ class World:
         )
 
     def _end(self, error: BaseException) -> str:
-        """Tell why, unless another rank did; return the name of the error that was told."""
+        """Report why, unless another rank did; return the name of the error reported."""
         kind = type(error).__name__
         self.stop_watching()
         if threading.current_thread() is threading.main_thread():
