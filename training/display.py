@@ -31,10 +31,6 @@ class Display(Bar):
             f"{in_words(measured['progress/seconds_left'])} left",
         )
 
-    def validating(self) -> Callable[[int, int], None]:
-        """Return what shows on the bar how many tokens are scored, of how many."""
-        return self.count("validating", "tokens")
-
     def phase(self, what: str) -> None:
         """Show on the bar what is done once all steps are."""
         self.show(1, 1, what)

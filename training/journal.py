@@ -33,6 +33,7 @@ class Journal:
         name: Of the run.
         folder: Of the run.
         say: As given.
+        metrics: The log of the metrics; one that writes nothing on other ranks than 0.
     """
 
     def __init__(
@@ -44,24 +45,12 @@ class Journal:
         self.is_main = is_main
         self._run = run
         self._mirror = mirror
-        self._metrics = MetricsLog(run.metrics_path) if is_main else NoMetrics()
+        self.metrics = MetricsLog(run.metrics_path) if is_main else NoMetrics()
 
     def log(self, step: int, tokens_seen: int, metrics: dict[str, Any]) -> None:
         """Write the metrics of a step."""
-        self._metrics.append({"step": step, "progress/tokens": tokens_seen} | metrics)
+        self.metrics.append({"step": step, "progress/tokens": tokens_seen} | metrics)
         self._mirror.log(metrics, tokens_seen)
-
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics of later steps, which are about to be made again."""
-        self._metrics.drop_after(step)
-
-    def sync(self) -> None:
-        """Wait until all metrics are on the disk."""
-        self._metrics.sync()
-
-    def close(self) -> None:
-        """Close the file of the metrics."""
-        self._metrics.close()
 
     def mirror_summary(self, summary: Mapping[str, Any]) -> None:
         """Send the final numbers to wandb."""

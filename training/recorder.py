@@ -79,30 +79,25 @@ class Recorder:
         return self.progress.step == self.budget.num_steps
 
     def __enter__(self) -> Self:
-        progress, budget = self.progress, self.budget
+        progress, budget, journal = self.progress, self.budget, self._journal
         self._require_room()
         # A step whose validation is still to come is yet to be recorded.
-        self._journal.forget_after(progress.step - (progress.unfinished is not None))
-        say = self._journal.say
-        say(f"{self._journal.name}: {self._num_parameters:,} parameters; {budget.describe()}")
+        journal.metrics.drop_after(progress.step - (progress.unfinished is not None))
+        journal.say(f"{journal.name}: {self._num_parameters:,} parameters; {budget.describe()}")
         epochs = self._windows.describe(budget.num_distinct_tokens)
-        say(f"{epochs}; {self._machine.device}, {self._machine.dtype}")
+        journal.say(f"{epochs}; {self._machine.device}, {self._machine.dtype}")
         now = time.perf_counter()
         self._started = now - progress.wall_seconds
         self._pace = Pace(progress.step, budget.num_steps, now)
+        steps_left = budget.num_steps - progress.step
+        is_profiled = self._trainer.profile and journal.is_main
+        folder, device = journal.folder / "profile", self._machine.device
+        profiling = profiled_steps(is_profiled, folder, steps_left, device, journal.say)
         with ExitStack() as stack:
             stack.enter_context(self._stopping)
-            stack.enter_context(contextlib.closing(self._journal))
+            stack.enter_context(contextlib.closing(journal.metrics))
             stack.enter_context(self._display)
-            self._profiled = stack.enter_context(
-                profiled_steps(
-                    self._trainer.profile and self._journal.is_main,
-                    self._journal.folder / "profile",
-                    budget.num_steps - progress.step,
-                    self._machine.device,
-                    say,
-                )
-            )
+            self._profiled = stack.enter_context(profiling)
             self._stack = stack.pop_all()
         return self
 
@@ -209,7 +204,7 @@ class Recorder:
             is_best: Keep it as the one with the best validation.
         """
         progress = self.progress
-        self._journal.sync()
+        self._journal.metrics.sync()
         with self._time_limit.timing_a_save():
             self._note_peak_memory()
             state = self._identity.state(progress)
@@ -267,7 +262,7 @@ class Recorder:
 
     def _validate(self, max_tokens: int | None) -> Score:
         """Score the validation split, shown on the bar, and ended by a signal."""
-        show = self._display.validating()
+        show = self._display.count("validating", "tokens")
 
         def watch(done: int, total: int) -> None:
             self._stopping.give_way()
@@ -300,14 +295,8 @@ class Recorder:
         if trainer.sample_tokens < 1:
             return
         self._display.phase("writing a sample")
-        text = write_sample(
-            self.checkpoints.model,
-            self._identity.prepared,
-            trainer.sample_prompt,
-            trainer.sample_tokens,
-            self._recipe.sampling,
-        )
-        self._journal.write_sample(text)
+        model, prepared = self.checkpoints.model, self._identity.prepared
+        self._journal.write_sample(write_sample(model, prepared, trainer, self._recipe.sampling))
 
     def _note_peak_memory(self) -> None:
         peak = self._machine.peak_memory_bytes()

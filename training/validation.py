@@ -11,6 +11,7 @@ from measuring.settings import EvalSettings
 from modeling.config import SamplingSettings
 from modeling.generate import generate_text
 from modeling.gpt import GPT
+from training.settings import TrainerSettings
 
 
 def validate(
@@ -33,43 +34,31 @@ def validate(
     """
     context, stride = settings.windows(model.config)
     model.eval()
-    result = score(
-        model,
-        prepared.stream("validation"),
-        context,
-        stride,
-        settings.batch_size,
-        device,
-        max_tokens,
-        watch,
-    )
+    stream, size = prepared.stream("validation"), settings.batch_size
+    result = score(model, stream, context, stride, size, device, max_tokens, watch)
     model.train()
     return result
 
 
 def write_sample(
-    model: GPT,
-    prepared: PreparedData,
-    prompt: str | None,
-    max_tokens: int,
-    sampling: SamplingSettings,
+    model: GPT, prepared: PreparedData, trainer: TrainerSettings, sampling: SamplingSettings
 ) -> str:
-    """Continue a prompt, as far as the context reaches.
+    """Continue `trainer.sample_prompt`, as far as the context reaches.
 
     Args:
         model: In evaluation mode.
-        prepared: Its tokenizer, and the text that a prompt is taken from.
-        prompt: Text; None takes the first words of the validation split.
-        max_tokens: At most so many new ones.
+        prepared: Its tokenizer, and the text that a prompt is taken from if none is set.
+        trainer: Prompt and length.
         sampling: How tokens are drawn.
 
     Returns:
         The prompt and its continuation.
     """
     tokenizer = prepared.tokenizer()
-    prompt = opening(prepared) if prompt is None else prompt
+    asked = trainer.sample_prompt
+    prompt = opening(prepared) if asked is None else asked
     room = model.config.max_position_embeddings - len(tokenizer.encode(prompt).ids)
     if room < 1:
         return f"{prompt} [fills the context: no room for a sample]"
-    length = min(max_tokens, room)
+    length = min(trainer.sample_tokens, room)
     return prompt + "".join(generate_text(model, tokenizer, prompt, length, sampling))

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Self
 
 from training.endurance.interrupt import InterruptRequest, StopAsked
 from training.endurance.resumption import Progress
@@ -11,7 +10,7 @@ from training.errors import TrainingInterrupted
 from training.ranks.world import World
 
 
-class Stopping:
+class Stopping(InterruptRequest):
     """While entered, a signal to any rank is a reason to stop, as is `trainer.max_minutes`.
 
     Args:
@@ -24,18 +23,11 @@ class Stopping:
     def __init__(
         self, world: World, time_limit: TimeLimit, progress: Progress, num_steps: int
     ) -> None:
+        super().__init__(is_one_of_many=world.size > 1)
         self._world = world
         self._time_limit = time_limit
         self._progress = progress
         self._num_steps = num_steps
-        self._interrupt = InterruptRequest(is_one_of_many=world.size > 1)
-
-    def __enter__(self) -> Self:
-        self._interrupt.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._interrupt.__exit__(*error)
 
     def reason(self, next_step_seconds: float | None = None) -> str | None:
         """Return why to stop, the same on all ranks; None to train on.
@@ -46,7 +38,7 @@ class Stopping:
         too_late = None
         if next_step_seconds is not None:
             too_late = self._time_limit.reason_to_stop(next_step_seconds)
-        return self._world.first_reason(self._interrupt.name or too_late)
+        return self._world.first_reason(self.name or too_late)
 
     def give_way(self) -> None:
         """End what can be done again, once a signal asks for it.
