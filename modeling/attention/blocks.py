@@ -69,7 +69,7 @@ def attend_windowed(
 
 
 class _WindowedAttention(torch.autograd.Function):
-    """The function above. Rows are (query, head of its group): heads that share keys are one."""
+    """What `attend_windowed` computes; a row is a query of one of the r heads that share keys."""
 
     @staticmethod
     def forward(
@@ -122,9 +122,10 @@ class _WindowedAttention(torch.autograd.Function):
                 output[:, row] = torch.bmm(product, values[:, column])
                 if any(ctx.needs_input_grad):
                     kept += [weights] if factor is None else [weights, factor]
-        ctx.save_for_backward(rows, keys, values, output, sink, sink_weight, *kept)
-        ctx.shape = (b, g, s, t, r)
-        ctx.scale, ctx.window, ctx.spare, ctx.has_dropout = scale, window, spare, dropout > 0.0
+        summed = None if sink is None else output
+        ctx.save_for_backward(rows, keys, values, summed, sink, sink_weight, *kept)
+        ctx.shape, ctx.scale, ctx.window, ctx.spare = (b, g, s, t, r), scale, window, spare
+        ctx.has_dropout = dropout > 0.0
         return _heads(output, b, r)
 
     @staticmethod
@@ -134,7 +135,10 @@ class _WindowedAttention(torch.autograd.Function):
         b, g, s, t, r = ctx.shape
         grad = _rows(grad_output, g)
         grad_rows, grad_sink = torch.empty_like(rows), None
-        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
+        # Of a key many blocks' gradients are added up: in bfloat16 the roundings would pile up.
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        grad_keys = torch.zeros_like(keys, dtype=wide)
+        grad_values = torch.zeros_like(values, dtype=wide)
         weights_of = iter(kept)
         with torch.autocast(grad.device.type, enabled=False):
             for start, end, first in _blocks(s, t, ctx.window):
@@ -155,13 +159,12 @@ class _WindowedAttention(torch.autograd.Function):
             grad_keys.mul_(ctx.scale)
             if sink is not None:
                 # d output / d sink = - weight of the sink x output
-                wide = torch.promote_types(sink.dtype, torch.float32)
                 change = (grad.to(wide) * output.to(wide)).sum(-1).mul_(-sink_weight)
                 grad_sink = change.view(b, g, s, r).sum((0, 2)).view(g * r).to(sink.dtype)
         return (
             _heads(grad_rows, b, r),
-            grad_keys[:, ctx.spare :].view(b, g, t, -1),
-            grad_values[:, ctx.spare :].view(b, g, t, -1),
+            grad_keys[:, ctx.spare :].to(keys.dtype).view(b, g, t, -1),
+            grad_values[:, ctx.spare :].to(values.dtype).view(b, g, t, -1),
             grad_sink,
             None,
             None,

@@ -74,7 +74,7 @@ def plainly(query, key, value, window, sink, mask):
 
 
 WINDOWS = (1, 3, 6, T, T + 5, None)
-SHAPES = [(4, T, T), (2, 5, T), (1, 8, 8)]  # g, s, t
+SHAPES = [(4, T, T), (2, 5, T), (1, 8, 8), (2, 1, T)]  # g, s, t
 
 
 @pytest.mark.parametrize("mask", [None, "padded", "by query"])
