@@ -192,3 +192,15 @@ def test_windowed_attention_refuses_an_empty_window_and_too_few_keys(s, window):
     query, key, value, _ = inputs(2, s, T)
     with pytest.raises(ValueError, match=r"window .* at least 1, and .* queries at most 11 keys"):
         through_blocks(query, key, value, window, None, None)
+
+
+@pytest.mark.slow
+def test_windowed_attention_compiles_to_one_graph():
+    *heads, sink = inputs(2, T, T, requires_grad=True)
+    arguments = (*heads, 6, sink, masks("padded", T, T))
+    compiled = torch.compile(through_blocks, backend="aot_eager", fullgraph=True)
+    found, expected = (
+        torch.autograd.grad(attend(*arguments).sin().sum(), (*heads, sink))
+        for attend in (compiled, through_blocks)
+    )
+    torch.testing.assert_close(found, expected)
