@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 from data.settings import DataSettings, TokenizerSettings
 from interop.settings import DTYPE_NAMES
 from measuring.settings import EvalSettings
-from modeling.config import GPTConfig, SamplingSettings, cache_dtype_problems, dtype_meant
+from modeling.config import (
+    GPTConfig,
+    LayersConfig,
+    SamplingSettings,
+    cache_dtype_problems,
+    dtype_meant,
+)
 from tracking.run_folder import listed, names_by_age
 from tracking.settings import TrackingSettings
 from training.settings import (
@@ -57,9 +63,11 @@ class TrainConfig(_InAStudy):
     seed: int = 0
     match: str = "params"
     match_cache_ratio: float = 0.25
+    match_cache_context: int | None = None
     fair_lr: bool = False
     fair_lr_factors: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     model: GPTConfig = field(default_factory=GPTConfig)
+    layers: LayersConfig = field(default_factory=LayersConfig)
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
@@ -68,6 +76,10 @@ class TrainConfig(_InAStudy):
     eval: EvalSettings = field(default_factory=EvalSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    def __post_init__(self) -> None:
+        if self.model.layers == LayersConfig():
+            self.model.layers = self.layers
 
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
@@ -82,6 +94,10 @@ class TrainConfig(_InAStudy):
             )
         if not 0.0 < self.match_cache_ratio <= 1.0:
             found.append(f"match_cache_ratio ({self.match_cache_ratio}) must be in (0, 1]")
+        if self.match_cache_context is not None and self.match_cache_context < 1:
+            found.append(f"match_cache_context ({self.match_cache_context}) must be at least 1")
+        if self.model.layers != self.layers:
+            found.append("model.layers follows layers; set layers.window and so on")
         factors = self.fair_lr_factors
         # Six digits are what the rates' runs are named by.
         are_different = len({f"{factor:.6g}" for factor in factors}) == len(factors) > 2

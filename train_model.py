@@ -38,19 +38,19 @@ def main(config: run_config.TrainConfig) -> None:
     # PyTorch takes seconds to import, which `--help` and a misspelt key need not wait for.
     from data.prepared import PreparedData
     from modeling.accounting import match_cache, mha_yardstick
-    from modeling.gpt import check
+    from modeling.arrangement import layer_configs
     from tracking.run_folder import RunFolder
     from training.ranks.joining import joined
     from training.recipe.budget import make_budget
     from training.recipe.budget_sheet import budget_sheet
     from training.summary import describe_in_short, describe_run
 
-    check(config.model)
+    layer_configs(config.model)
     initial = None
     if config.init_from is not None:
         config, initial = _begun_with(Path(config.init_from).expanduser(), config)
     elif config.match == "cache":
-        model = match_cache(config.model, config.match_cache_ratio)
+        model = match_cache(config.model, config.match_cache_ratio, config.match_cache_context)
         config = dataclasses.replace(config, model=model)
     config.eval.windows(config.model)
     budget = make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)

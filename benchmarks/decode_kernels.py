@@ -74,7 +74,7 @@ def kernel_rows(options: argparse.Namespace, dtype_name: str) -> list[list[Any]]
                     "blocks": partial(read_blocks, in_turn, query),
                 }
                 taken = medians(ways, options.rounds, device)
-                chosen = "blocks" if prefers_blocks(query, caches[0], g) else "fused"
+                chosen = "blocks" if prefers_blocks(query, caches[0].view(), g) else "fused"
                 values = [f"{taken['fused']:,.0f}", f"{taken['blocks']:,.0f}"]
                 values.append(f"{taken['fused'] / taken['blocks']:.2f}")
                 found.append([dtype_name, name, batch, f"{context:,}", *values, chosen])
@@ -85,15 +85,15 @@ def full_caches(
     entries: "CacheEntries", batch: int, context: int, dtype: Any, device: Any
 ) -> "list[LayerCache]":
     """Return so many caches full of noise that reading them in turn finds none of them near."""
-    from modeling.kv_cache import LayerCache, bytes_per_token
+    from modeling.kv_cache import LayerCache, StateSpec, bytes_per_token
 
     size = batch * context * bytes_per_token(entries, dtype)
     caches = [
-        LayerCache(entries, batch, context, dtype, device)
+        LayerCache(StateSpec(per_token=entries), batch, context, dtype, device)
         for _ in range(max(2, min(16, MANY_BYTES // size)))
     ]
     for cache in caches:
-        cache.length = context
+        cache.seen = context
         for tensor in cache.tensors.values():
             tensor.normal_()
     return caches
@@ -105,7 +105,7 @@ def read_fused(caches: "Iterator[LayerCache]", query: "Tensor") -> None:
     from modeling.attention.kernel import attend
 
     cache = next(caches)
-    key, value = read_block(cache, 0, cache.length, query.dtype)
+    key, value = read_block(cache.view(), 0, cache.seen, query.dtype)
     attend(query, key, value, causal=True, scale=0.1, fold=True)
 
 
@@ -116,8 +116,8 @@ def read_blocks(caches: "Iterator[LayerCache]", query: "Tensor") -> None:
 
     cache = next(caches)
     g = next(iter(cache.tensors.values())).shape[1]
-    read = partial(read_block, cache)
-    attend_in_blocks(query, read, cache.length, g, scale=0.1, stored_dtype=cache.dtype)
+    read = partial(read_block, cache.view())
+    attend_in_blocks(query, read, cache.seen, g, scale=0.1, stored_dtype=cache.dtype)
 
 
 def product_rows(options: argparse.Namespace) -> list[list[Any]]:

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modeling.accounting import kv_cache_bytes_per_token
-from modeling.attention.kernel import attend_cached
+from modeling.attention.forward_pass import ForwardPass
+from modeling.attention.kernel import attend_held
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
-from modeling.kv_cache import KVCache, LayerCache
+from modeling.kv_cache import Held, KVCache
 
 
 def linear_weights(model: GPT) -> list[Tensor]:
@@ -42,27 +43,33 @@ def attention_alone(model: GPT, cache: KVCache) -> Callable[[], None]:
     One query per sequence, already in the space of what is cached: a latent attention's products
     that take it there and back are left out.
     """
-    h, fields = model.attention_config.num_attention_heads, model.config.attention
+    h, fields = model.config.num_attention_heads, model.config.attention
     widths = ("qk_nope_head_dim", "qk_rope_head_dim") if "kv_lora_rank" in fields else ("head_dim",)
     scale = sum(fields[width] for width in widths) ** -0.5
     calls = []
-    for layer in cache.layers:
+    for layer in cache.stored:
         key = next(iter(layer.tensors.values()))
         query = key.new_empty(key.shape[0], h, 1, key.shape[-1]).normal_()
-        calls.append((query, layer, partial(read_block, layer), key.shape[1]))
+        held = layer.view()
+        calls.append((query, held, partial(read_block, held), key.shape[1]))
 
     def run() -> None:
-        for query, layer, read, g in calls:
-            attend_cached(query, layer, read, g, path="auto", causal=True, scale=scale, fold=g < h)
+        for query, held, read, g in calls:
+            attend_held(
+                *(query, held, read, g),
+                path="auto",
+                causal=True,
+                scale=scale,
+                fold=g < h,
+                forward_pass=ForwardPass(),
+            )
 
     return run
 
 
-def read_block(
-    cache: LayerCache, start: int, end: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def read_block(held: Held, start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return keys and values of tokens [start, end); of a latent both are the same."""
-    entries = [cache.read(name, dtype, start, end) for name in cache.tensors]
+    entries = [held.read(name, dtype, start, end) for name in held.entries]
     return entries[0], entries[-1]
 
 

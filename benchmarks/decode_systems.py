@@ -110,10 +110,10 @@ class KvlabDecoder(Decoder):
         self._context = context
         if context == 0:
             return
-        for layer in self.cache.layers:
+        for layer in self.cache.stored:
             for tensor in layer.tensors.values():
                 fill(tensor)
-            layer.length = context
+            layer.seen = context
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Decoder.step`."""

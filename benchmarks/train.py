@@ -69,7 +69,7 @@ WARMUP_STEPS = 3
 def make_job(options: argparse.Namespace, size: str, dtype: str, system: str) -> Job:
     """Compose what a system trains, the way `train_model.py` does; mode eager."""
     from modeling.accounting import match_to_mha
-    from modeling.gpt import check
+    from modeling.arrangement import layer_configs
 
     shape, kind = SIZES[size], SYSTEMS[system]
     context = options.context or shape.context
@@ -78,7 +78,7 @@ def make_job(options: argparse.Namespace, size: str, dtype: str, system: str) ->
     if kind.has_query_latent:
         width = query_latent_width(dataclasses.asdict(model))
         model = dataclasses.replace(model, attention=model.attention | {"q_lora_rank": width})
-    check(model)
+    layer_configs(model)
     if config.match == "params":
         model = match_to_mha(model)
     return Job(

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     result = begin("window", options) | {"rows": [], "ratios": []}
     import torch
 
-    from training.allocator import tune
+    from training.machine.allocator import tune
 
     is_single = options.device == "cpu" and torch.get_num_threads() == 1
     result["clock"] = "CPU time" if is_single else "time"
@@ -109,7 +109,7 @@ def in_turn(
     """Return the seconds of a forward and backward pass of each, one of each per round."""
     import torch
 
-    from evaluation.machine import synchronize
+    from measuring.machine import synchronize
 
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + WARMUP):

@@ -217,7 +217,7 @@ def _at_least_float32(tensor: Tensor) -> torch.dtype:
 
 
 def _with(config: GPTConfig, name: str, attention: AttentionConfig) -> GPTConfig:
-    fields: dict[str, Any] = {"name": name, **dataclasses.asdict(attention), "decode_path": "auto"}
+    fields = attention.settings(name) | {"decode_path": "auto"}
     return dataclasses.replace(config, attention=fields)
 
 

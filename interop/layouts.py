@@ -15,10 +15,11 @@ from interop import deepseek, gpt2, llama
 from interop.errors import InteropError
 from interop.settings import DTYPE_NAMES
 from interop.stock_config import as_transformers_reads, require, require_sizes
+from modeling.arrangement import layer_configs
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
-from modeling.gpt import GPT, check
+from modeling.gpt import GPT
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 """What weights can be written in."""
@@ -56,7 +57,7 @@ def to_stock(config: GPTConfig, weights: Mapping[str, Tensor]) -> Stock:
         InteropError: If no stock class expresses it; naming each part and what can be done.
         ModelConfigError: If there is no such model.
     """
-    attention = check(config)
+    attention = layer_configs(config)[0]
     if config.vocab_size is None:
         raise InteropError("model.vocab_size is not set; give the tokenizer's")
     _require_weights(_shapes(_without_weights(config)), weights, "the model")
@@ -103,7 +104,7 @@ def from_stock(
     require(read, "is_causal", True, "kvlab's model sees no later token")
     try:
         ours = family.read_config(read)
-        check(ours)
+        layer_configs(ours)
     except ModelConfigError as error:
         raise InteropError(f"config.json describes no model of kvlab's: {error}") from error
     expected = _expected_shapes(ours)

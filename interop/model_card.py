@@ -11,7 +11,7 @@ from data.sources import TRAIN, VALIDATION
 from guards.printable import as_code
 from interop.layouts import DTYPES, Stock
 from modeling.accounting import kv_cache_bytes_per_token, mha_cache_bytes_per_token, num_parameters
-from modeling.attention import attention_config
+from modeling.attention import SoftmaxAttentionConfig, attention_config
 from modeling.config import GPTConfig
 
 
@@ -175,6 +175,7 @@ In vLLM (not tried when this card was written): `vllm serve path/to/this/folder`
 
 def _model_facts(config: GPTConfig) -> dict[str, Any]:
     attention = attention_config(config.attention)
+    assert isinstance(attention, SoftmaxAttentionConfig)
     facts: dict[str, Any] = {
         "layers, width, MLP": f"{config.num_hidden_layers}, {config.hidden_size}, "
         f"{config.intermediate_size} ({config.mlp}, {config.norm})",
@@ -188,7 +189,7 @@ def _model_facts(config: GPTConfig) -> dict[str, Any]:
     )
     facts |= {key: getattr(attention, key) for key in widths if hasattr(attention, key)}
     learned = config.position_embedding == "learned"
-    rope = f"RoPE, theta {attention.rope_theta:g}" if attention.qk_rope_head_dim else ""
+    rope = f"RoPE, theta {attention.rope_theta:g}" if attention.knows_order else ""
     return facts | {"positions": "learned" if learned else rope or "none"}
 
 

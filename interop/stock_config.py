@@ -1,13 +1,12 @@
 """What the layouts of several families share: config.json, and names of weights."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from interop.errors import InteropError
-from modeling.attention import AttentionConfig
+from modeling.attention import AttentionConfig, SoftmaxAttentionConfig
 from modeling.config import MAX_LAYERS, GPTConfig
 
 # The family, which is given by itself; a table that would replace the class's own; and the labels
@@ -110,7 +109,7 @@ def rope_theta_of(read: Any) -> float:
     return float(theta)
 
 
-def shared_keys(config: GPTConfig, attention: AttentionConfig) -> dict[str, Any]:
+def shared_keys(config: GPTConfig, attention: SoftmaxAttentionConfig) -> dict[str, Any]:
     """Return what config.json says in the families that spell it as Llama."""
     return {
         "vocab_size": config.vocab_size,
@@ -163,7 +162,7 @@ def gpt_config(read: Any, attention: AttentionConfig, name: str, **others: Any) 
         tie_word_embeddings=bool(read.tie_word_embeddings),
         initializer_range=read.initializer_range,
         end_of_document_id=end if is_one else None,
-        attention={"name": name, **dataclasses.asdict(attention)},
+        attention=attention.settings(name),
         **others,
     )
 

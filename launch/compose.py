@@ -58,6 +58,7 @@ def register() -> None:
         )
     OmegaConf.register_new_resolver("oc.env", _root_folder, replace=True)
     OmegaConf.register_new_resolver("divide", _divide, replace=True)
+    OmegaConf.register_new_resolver("arranged", _arranged, replace=True)
     OmegaConf.register_new_resolver("name_or", _name_or, replace=True)
     OmegaConf.register_new_resolver("corpus", _corpus, replace=True)
     OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
@@ -68,6 +69,14 @@ def _divide(numerator: int, denominator: int) -> int:
     if denominator < 1 or numerator % denominator:
         raise ValueError(f"{numerator} is not divisible by {denominator}")
     return numerator // denominator
+
+
+def _arranged(layers: DictConfig) -> str:
+    """Name an arrangement in a run's name by YAML's `${arranged:${layers}}`; '' if uniform."""
+    if layers.name != "uniform":
+        return f"-{layers.name}"
+    keys = ("window", "share", "source", "pattern")
+    return "-arranged" if any(layers[key] is not None for key in keys) else ""
 
 
 def _name_or(folder: str | None, otherwise: str) -> str:
@@ -172,7 +181,7 @@ def checked(config: DictConfig, schema: type[Config], typed: Sequence[str] = ())
     sections += [value for value in vars(filled).values() if dataclasses.is_dataclass(value)]
     problems = [problem for section in sections for problem in section.problems()]
     if problems:
-        raise ConfigError("; ".join(problems))
+        raise ConfigError("; ".join(dict.fromkeys(problems)))
     return filled
 
 

@@ -242,7 +242,9 @@ def _one(config_name: str, value: str) -> str:
 
     def names_a_key(found: re.Match[str]) -> bool:
         inner = found[1]
-        resolver = re.match(r"(oc\.\w+|env|divide|multiply|name_or|corpus|hydra|now):", inner)
+        resolver = re.match(
+            r"(oc\.\w+|env|divide|multiply|arranged|name_or|corpus|hydra|now):", inner
+        )
         return resolver is not None or look_up(config_name, inner) is not None
 
     has_interpolation = any(names_a_key(found) for found in _INTERPOLATION.finditer(value))

@@ -247,20 +247,21 @@ class DecodeStep:
     def __call__(self) -> Tensor:
         """Return the logits [b, n] behind one more token, and forget it."""
         logits = self.model.next_logits(self._tokens, self._positions, self.cache)
-        self.cache.truncate(self.context)
+        for layer in self.cache.stored:
+            layer.seen = self.context  # noise, whatever a ring's newest slot holds now
         return logits
 
 
 def fill_with_noise(cache: KVCache, length: int) -> None:
     """Let a cache hold `length` random tokens, as if they had been decoded."""
-    for layer in cache.layers:
+    for layer in cache.stored:
         for tensor in layer.live_tensors():
             stored = tensor[:, :, :length]
             if tensor.dtype == torch.int8:
                 stored.random_(-127, 128)
             else:
                 stored.normal_()
-        layer.length = length
+        layer.seen = length
 
 
 def _take_turns(

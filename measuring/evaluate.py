@@ -18,6 +18,7 @@ from measuring.settings import EvalSettings
 from measuring.tasks import TaskScorer, answers_of
 from measuring.through_cache import CachedScorer
 from modeling.accounting import mha_cache_bytes_per_token, num_parameters
+from modeling.attention import attention_config
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
 from tracking.configuration import PASSES, flat, sequences_per_step
@@ -51,8 +52,8 @@ def evaluate_run(
     require_closed_form(
         run.name,
         config.attention["name"],
-        cache.bytes_per_token,
-        cache.measured_bytes_per_token,
+        cache.bytes_at_context,
+        cache.measured_bytes_at_context,
     )
     recorded, curve, sample = recorded_settings(run), _curve(run), run.read_sample()
     windows = _score(run.name, loaded, stream, settings, device) if settings.perplexity else None
@@ -72,9 +73,11 @@ def evaluate_run(
         **quality_of(windows, loaded.prepared.splits[split]),
         "kv_cache_bytes_per_token": cache.bytes_per_token,
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
+        "kv_cache_bytes_at_context": cache.bytes_at_context,
         "kv_cache_tokens_measured": cache.batch_size * cache.context_length,
-        "cache_ratio_to_mha": cache.bytes_per_token
-        / mha_cache_bytes_per_token(config, model.embed_tokens.weight.dtype),
+        "cache_ratio_to_mha": cache.bytes_at_context
+        / mha_cache_bytes_per_token(config, model.embed_tokens.weight.dtype)
+        / cache.context_length,
         "generation_peak_extra_bytes": measure_generation_memory(
             model, settings.cache_batch_size, config.max_position_embeddings, cache_dtype
         ),
@@ -186,7 +189,7 @@ def _settings(recorded: dict[str, Any], model: GPT) -> dict[str, Any]:
         recipe["trainer.sequences_per_step"] = sequences
     # By the classes, since a run from before a key does not have it.
     config = model.config
-    attention = dataclasses.asdict(model.attention_config) | {"name": config.attention["name"]}
+    attention = attention_config(config.attention).settings(config.attention["name"])
     return recipe | flat({"model": dataclasses.asdict(config) | {"attention": attention}})
 
 

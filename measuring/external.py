@@ -314,7 +314,10 @@ class _InKvlabModules:
             "kv_cache_bytes_per_token": cache.bytes_per_token,
             "kv_cache_bytes_measured": cache.measured_bytes_per_token,
             "kv_cache_tokens_measured": cache.batch_size * cache.context_length,
-            "cache_ratio_to_mha": cache.bytes_per_token / mha_cache_bytes_per_token(self.config),
+            "kv_cache_bytes_at_context": cache.bytes_at_context,
+            "cache_ratio_to_mha": cache.bytes_at_context
+            / mha_cache_bytes_per_token(self.config)
+            / context,
             "generation_peak_extra_bytes": measure_generation_memory(*where),
         }
 

@@ -9,7 +9,7 @@ import torch
 
 from measuring.errors import EvaluationError
 from measuring.machine import peak_extra_bytes
-from modeling.accounting import kv_cache_bytes_per_token
+from modeling.accounting import kv_cache_bytes, kv_cache_bytes_per_token
 from modeling.config import SamplingSettings
 from modeling.generate import generate
 from modeling.gpt import GPT
@@ -24,18 +24,25 @@ class CacheMeasurement:
     """Bytes per token, by formula and as measured.
 
     Args:
-        bytes_per_token: Closed form.
-        measured_bytes_per_token: Live storage bytes / allocated tokens.
+        bytes_per_token: What a token adds once every window is full; closed form.
+        bytes_at_context: Of a sequence of `context_length` tokens; closed form.
+        measured_bytes_at_context: Live storage bytes / sequences.
         batch_size: Sequences of the decode.
         context_length: Tokens per sequence that the cache held.
         dtype: Of the cached elements.
     """
 
     bytes_per_token: int
-    measured_bytes_per_token: float
+    bytes_at_context: int
+    measured_bytes_at_context: float
     batch_size: int
     context_length: int
     dtype: str
+
+    @property
+    def measured_bytes_per_token(self) -> float:
+        """Live storage bytes / tokens seen, in the mean over the context."""
+        return self.measured_bytes_at_context / self.context_length
 
 
 def cache_bytes_of(row: Mapping[str, Any]) -> float:
@@ -60,17 +67,17 @@ def require_closed_form(name: str, attention: str, formula: float, measured: flo
     Args:
         name: Of the run.
         attention: Its attention's registered name.
-        formula: Bytes per token by the closed form.
-        measured: Bytes per token of the live cache.
+        formula: Bytes of a sequence by the closed form.
+        measured: Bytes of a sequence's live cache, of as many tokens.
 
     Raises:
         EvaluationError: If they differ by more than 1 %; naming both.
     """
     if abs(measured - formula) > _ALLOWED * formula:
         raise EvaluationError(
-            f"{name}: the live KV cache takes {measured:,.6g} bytes per token, but the closed form "
-            f"of attention '{attention}' says {formula:,.6g}; correct kv_cache_entries and "
-            "kv_cache_elements_per_token of its configuration, or new_cache of its module"
+            f"{name}: the live KV cache takes {measured:,.0f} bytes a sequence, but the closed "
+            f"form of attention '{attention}' says {formula:,.0f}; correct the state "
+            "that its configuration declares, or new_cache of its module"
         )
 
 
@@ -96,9 +103,10 @@ def measure_kv_cache(
         model(tokens[:, step : step + 1], cache=cache)
     return CacheMeasurement(
         bytes_per_token=kv_cache_bytes_per_token(model.config, dtype),
-        measured_bytes_per_token=cache.num_bytes() / (batch_size * cache.length),
+        bytes_at_context=kv_cache_bytes(model.config, context_length, dtype),
+        measured_bytes_at_context=cache.num_bytes() / batch_size,
         batch_size=batch_size,
-        context_length=cache.length,
+        context_length=cache.seen,
         dtype=str(dtype).removeprefix("torch."),
     )
 

@@ -7,10 +7,10 @@ import dataclasses
 
 import torch
 
+from modeling.arrangement import layer_configs
 from modeling.attention import attention_config
-from modeling.config import GPTConfig
+from modeling.config import GPTConfig, LayersConfig
 from modeling.errors import ModelConfigError
-from modeling.kv_cache import bytes_per_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def num_parameters(config: GPTConfig) -> ParameterCount:
     norm = m if config.norm == "rms_norm" else 2 * m
     return ParameterCount(
         embeddings=embeddings,
-        attention=layers * attention_config(config.attention).num_parameters(),
+        attention=sum(attention.num_parameters() for attention in layer_configs(config)),
         mlp=layers * _mlp_parameters(config, config.intermediate_size),
         norms=(2 * layers + 1) * norm,
     )
@@ -51,10 +51,64 @@ def _mlp_parameters(config: GPTConfig, intermediate_size: int) -> int:
     return weights + biases
 
 
+def kv_cache_bytes(config: GPTConfig, num_tokens: int, dtype: torch.dtype = torch.float32) -> int:
+    """Return the bytes that a sequence of `num_tokens` tokens takes in the caches of all layers.
+
+    Args:
+        config: Of the model.
+        num_tokens: Tokens of the sequence.
+        dtype: Of the stored elements.
+    """
+    return sum(layer.state().bytes(num_tokens, dtype) for layer in layer_configs(config))
+
+
+def kv_cache_bytes_read(
+    config: GPTConfig, num_tokens: int, dtype: torch.dtype = torch.float32
+) -> int:
+    """Return the bytes of a sequence's caches that a decoding step reads, over all layers.
+
+    Layers that share a cache read it once each. Arguments as in `kv_cache_bytes`.
+    """
+    return sum(layer.state().bytes_read(num_tokens, dtype) for layer in layer_configs(config))
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheCurve:
+    """A sequence's cache as a function of its tokens T.
+
+    It takes fixed + slope x T bytes until the first window is full, and from the plateau on, where
+    all windows are, plateau_bytes + slope_beyond x (T - plateau).
+
+    Args:
+        fixed: Bytes that do not depend on T.
+        slope: Bytes that each of the first tokens adds.
+        plateau: Tokens from which on no window grows; 0 where no layer has one.
+        slope_beyond: Bytes that each token adds from there on.
+    """
+
+    fixed: int
+    slope: int
+    plateau: int
+    slope_beyond: int
+
+
+def cache_curve(config: GPTConfig, dtype: torch.dtype = torch.float32) -> CacheCurve:
+    """Return the closed form of a sequence's cache, over all layers; `dtype` is what they store."""
+    windows = [layer.state().window or 0 for layer in layer_configs(config)]
+    plateau = max(windows)
+    fixed = kv_cache_bytes(config, 0, dtype)
+    return CacheCurve(
+        fixed=fixed,
+        slope=kv_cache_bytes(config, 1, dtype) - fixed,
+        plateau=plateau,
+        slope_beyond=kv_cache_bytes(config, plateau + 1, dtype)
+        - kv_cache_bytes(config, plateau, dtype),
+    )
+
+
 def kv_cache_bytes_per_token(config: GPTConfig, dtype: torch.dtype = torch.float32) -> int:
-    """Return the bytes that a token leaves in the caches of all layers, which store `dtype`."""
-    entries = attention_config(config.attention).kv_cache_entries()
-    return config.num_hidden_layers * bytes_per_token(entries, dtype)
+    """Return the bytes that a token adds to the caches of all layers once every window is full."""
+    return cache_curve(config, dtype).slope_beyond
 
 
 def mha_cache_bytes_per_token(config: GPTConfig, dtype: torch.dtype = torch.float32) -> int:
@@ -66,7 +120,7 @@ def training_flops_per_token(config: GPTConfig, context_length: int) -> float:
     """Return forward and backward FLOPs per token, attention included.
 
     A multiply-add is two; the backward pass costs twice the forward pass; causal attention sees
-    (context_length + 1) / 2 keys on average.
+    (context_length + 1) / 2 keys on average, and less through a window.
 
     Source:
         Kaplan et al. 2020 (arXiv 2001.08361), table 1, with PaLM's attention term (arXiv
@@ -74,10 +128,12 @@ def training_flops_per_token(config: GPTConfig, context_length: int) -> float:
     """
     assert config.vocab_size is not None
     mlp = 3 if config.mlp == "swiglu" else 2
-    layer = attention_config(config.attention).flops_per_token(context_length)
-    layer += 2 * mlp * config.hidden_size * config.intermediate_size
+    per_layer = 2 * mlp * config.hidden_size * config.intermediate_size
     output = 2 * config.hidden_size * config.vocab_size
-    return 3 * (config.num_hidden_layers * layer + output)
+    layers = sum(
+        attention.flops_per_token(context_length) + per_layer for attention in layer_configs(config)
+    )
+    return 3 * (layers + output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,25 +142,30 @@ class Budget:
 
     Args:
         parameters: By role.
-        kv_cache_bytes_per_token: Over all layers, in the dtype of the weights (float32).
+        kv_cache_bytes_per_token: What a token adds once every window is full, over all layers, in
+            the dtype of the weights (float32).
+        kv_cache_bytes_at_context: Of a sequence of the model's context length.
         cache_ratio_to_mha: That as a fraction of plain multi-head attention's of this width.
         training_flops_per_token: Forward and backward, at the model's context length.
     """
 
     parameters: ParameterCount
     kv_cache_bytes_per_token: int
+    kv_cache_bytes_at_context: int
     cache_ratio_to_mha: float
     training_flops_per_token: float
 
 
 def budget_of(config: GPTConfig) -> Budget:
     """Work out what a model costs; `vocab_size` must be set."""
-    cache = kv_cache_bytes_per_token(config)
+    context = config.max_position_embeddings
+    cache = kv_cache_bytes(config, context)
     return Budget(
         parameters=num_parameters(config),
-        kv_cache_bytes_per_token=cache,
-        cache_ratio_to_mha=cache / mha_cache_bytes_per_token(config),
-        training_flops_per_token=training_flops_per_token(config, config.max_position_embeddings),
+        kv_cache_bytes_per_token=kv_cache_bytes_per_token(config),
+        kv_cache_bytes_at_context=cache,
+        cache_ratio_to_mha=cache / (context * mha_cache_bytes_per_token(config)),
+        training_flops_per_token=training_flops_per_token(config, context),
     )
 
 
@@ -112,7 +173,7 @@ def mha_yardstick(config: GPTConfig) -> GPTConfig:
     """Return the model that others are matched to: the same with multi-head attention.
 
     Its heads are m / h wide and it has RoPE, so no learned positions. Only what it costs is meant:
-    RoPE, which has no parameters, is left out of its fields.
+    RoPE, which has no parameters, is left out of its fields. All its layers are alike.
 
     Args:
         config: Any attention; `intermediate_size` as asked for, before any matching.
@@ -121,6 +182,8 @@ def mha_yardstick(config: GPTConfig) -> GPTConfig:
     return dataclasses.replace(
         config,
         position_embedding="none",
+        allow_nope=True,
+        layers=LayersConfig(),
         attention={
             "name": "mha",
             "hidden_size": m,
@@ -158,7 +221,7 @@ def match_to_mha(config: GPTConfig) -> GPTConfig:
     )
 
 
-def match_cache(config: GPTConfig, ratio: float) -> GPTConfig:
+def match_cache(config: GPTConfig, ratio: float, context: int | None = None) -> GPTConfig:
     """Return the configuration with the attention whose cache is `ratio` of MHA's of this width.
 
     The attention's own free width is set (`AttentionConfig.with_kv_cache_elements`), and nothing
@@ -167,25 +230,39 @@ def match_cache(config: GPTConfig, ratio: float) -> GPTConfig:
     Args:
         config: Any attention; `vocab_size` need not be set.
         ratio: In (0, 1]; of the 2 m elements that MHA caches per token and layer.
+        context: Tokens at which the caches are compared; the model's context if not given. It
+            matters where layers have windows.
 
     Raises:
         ModelConfigError: If the attention has no such width within 0.5 %.
     """
-    fields, mha = config.attention, 2 * config.hidden_size
+    context = context or config.max_position_embeddings
+    fields, mha = config.attention, context * mha_cache_bytes_per_token(config)
     now = attention_config(fields)
-    found = now.with_kv_cache_elements(round(ratio * mha))
-    if found.problems_as(fields["name"]):
-        found = now  # what a name promises is not changed
-    elements = found.kv_cache_elements_per_token()
-    if not _is_near(elements, ratio * mha):
-        own = f"match_cache_ratio={elements / mha:.6g}, " if elements <= mha else ""
+    elements = now.state().elements_per_token
+    # The cache is linear in the elements but for layers that leave some of them out (RoPE's).
+    wanted = round(elements * ratio * mha / kv_cache_bytes(config, context))
+    candidates = []
+    for tried in range(max(1, wanted - 2), wanted + 3):
+        found = now.with_kv_cache_elements(tried)
+        if not found.problems_as(fields["name"]):  # what a name promises is not changed
+            changed = {key: getattr(found, key) for key in fields.keys() - {"name"}}
+            candidates.append(dataclasses.replace(config, attention=fields | changed))
+    matched = min(
+        candidates or [config],
+        key=lambda each: abs(kv_cache_bytes(each, context) - ratio * mha),
+    )
+    cache = kv_cache_bytes(matched, context)
+    if not _is_near(cache, ratio * mha):
+        own = f"match_cache_ratio={cache / mha:.6g}, " if cache <= mha else ""
+        per_token = f"{cache / config.num_hidden_layers / context / 4:g}"
         raise ModelConfigError(
-            f"match=cache with match_cache_ratio={ratio:g} asks for {ratio * mha:g} cached "
-            f"elements per token and layer, and the nearest of attention={fields['name']} is "
-            f"{elements}; set {own}an attention that can (attention=gqa or mla), or match=params"
+            f"match=cache with match_cache_ratio={ratio:g} asks for "
+            f"{ratio * 2 * config.hidden_size:g} cached elements per token and layer at "
+            f"{context} tokens, and the nearest of attention={fields['name']} is {per_token}; set "
+            f"{own}an attention that can (attention=gqa or mla), or match=params"
         )
-    changed = {key: getattr(found, key) for key in fields.keys() - {"name"}}
-    return dataclasses.replace(config, attention=fields | changed)
+    return matched
 
 
 def _is_near(value: float, wanted: float) -> bool:

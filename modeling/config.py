@@ -44,6 +44,113 @@ def dtype_meant(key: str, name: str, names: Sequence[str]) -> str:
     return f"; kvlab does not train in float16: {key}=bfloat16 does" if meant == "float16" else ""
 
 
+SHARED = ("pairs", "upper", "last")
+"""What `LayersConfig.share` can be."""
+
+
+@dataclass
+class LayersConfig:
+    """How layers differ from each other: which see a window alone, which read another's cache.
+
+    Windows and shared caches go together with each other and with any attention that has keys.
+    """
+
+    name: str = "uniform"
+    """Label of the arrangement, part of the run's name unless it is uniform."""
+    window: int | None = None
+    """Newest tokens that a query of a window layer sees, itself included; null: no window."""
+    full_every: int | None = None
+    """Every so many layers, the last of them sees all tokens; null: none does, if there is a
+    window."""
+    full_rope: bool = True
+    """Whether the full layers beside window layers have RoPE, if the attention has."""
+    full_rope_theta: float | None = None
+    """Base of RoPE on the full layers beside window layers; null: the attention's rope_theta."""
+    sinks: bool = False
+    """On window layers, a learned logit per head joins the softmax, and its weight is dropped."""
+    share: str | None = None
+    """Which layers read the keys and values of another: pairs (every second that of the one
+    before), upper (the upper half that of its first layer), last (the last share_last that of the
+    last layer of the same kind before them), or null: none."""
+    share_last: int | None = None
+    """For share=last: how many layers; null: half of them."""
+    source: list[int] | None = None
+    """In place of share: for each layer the layer whose keys and values it reads, itself for its
+    own, such as [0,0,2,2]."""
+    pattern: list[str] | None = None
+    """Attention of each layer, repeated to the number of layers: own (model.attention) or a name
+    in layers.attentions; null: own for all."""
+    attentions: dict[str, Any] = field(default_factory=dict)
+    """Other attentions that the pattern names: name -> fields as in model.attention."""
+
+    def problems(self) -> list[str]:
+        """Return every reason why these values cannot be arranged, each naming the key."""
+        found = []
+        for key in ("window", "full_every", "share_last"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                found.append(f"layers.{key} ({value}) must be at least 1, or null")
+        if self.window is None:
+            idle = [key for key in ("full_every", "full_rope_theta") if getattr(self, key)]
+            idle += ["sinks"] if self.sinks else []
+            found += [f"layers.{key} needs layers.window" for key in idle]
+        if self.full_rope_theta is not None:
+            if not self.full_rope:
+                found.append("layers.full_rope_theta needs layers.full_rope=true")
+            if not 1.0 < self.full_rope_theta < float("inf"):
+                found.append(
+                    f"layers.full_rope_theta ({self.full_rope_theta}) must be a finite number "
+                    "above 1, or null"
+                )
+        if self.share not in (None, *SHARED):
+            found.append(
+                f"layers.share ('{self.share}') must be null or one of {', '.join(SHARED)}"
+            )
+        if self.share is not None and self.source is not None:
+            found.append("layers.share and layers.source say the same thing; set one of them")
+        if self.share_last is not None and self.share != "last":
+            found.append("layers.share_last needs layers.share=last")
+        if self.pattern is not None:
+            known = {"own", *self.attentions}
+            found += [
+                f"layers.pattern names '{name}', which is neither own nor in layers.attentions; "
+                f"add +attention@layers.attentions.{name}={name}"
+                for name in sorted(set(self.pattern) - known)
+            ]
+            if not self.pattern:
+                found.append("layers.pattern must name an attention at least; set it to null")
+        return found
+
+    def problems_with(self, num_layers: int) -> list[str]:
+        """Return every reason why these values do not fit a model of so many layers."""
+        if self.share_last is not None and self.share_last >= num_layers:
+            return [
+                f"layers.share_last ({self.share_last}) must be less than the {num_layers} layers, "
+                "of which one has to have keys of its own"
+            ]
+        source = self.source
+        if source is None:
+            return []
+        if len(source) != num_layers:
+            return [
+                f"layers.source has {len(source)} entries, and the model {num_layers} layers; "
+                "give one for each"
+            ]
+        found = []
+        for layer, read in enumerate(source):
+            if not 0 <= read <= layer:
+                found.append(
+                    f"layers.source: layer {layer} cannot read layer {read}; it must be from 0 to "
+                    f"{layer}, itself"
+                )
+            elif source[read] != read:
+                found.append(
+                    f"layers.source: layer {layer} reads layer {read}, which has no keys of its "
+                    f"own; let it read layer {source[read]}"
+                )
+        return found
+
+
 @dataclass
 class GPTConfig:
     """A decoder-only language model; field names as in transformers' Llama where it has them."""
@@ -81,6 +188,12 @@ class GPTConfig:
     """Standard deviation of initial weights; residual projections get it / sqrt(2 layers)."""
     attention: dict[str, Any] = field(default_factory=dict)
     """name, and the fields of that attention's configuration class."""
+    layers: LayersConfig = field(default_factory=LayersConfig)
+    """How layers differ; follows the group `layers`."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, dict):  # out of a file
+            self.layers = LayersConfig(**self.layers)
 
     def problems(self) -> list[str]:
         """Return every reason why these values cannot be built, each naming the key.
@@ -133,14 +246,8 @@ class GPTConfig:
                     f"model.attention.{key} ({self.attention[key]}) must equal model.{key} "
                     f"({getattr(self, key)}); set model.{key} and leave the other out"
                 )
-        has_rope = self.attention.get("qk_rope_head_dim") != 0
-        if self.position_embedding == "none" and not has_rope and not self.allow_nope:
-            found.append(
-                "the model has no position information: model.position_embedding is none and "
-                "model.attention.qk_rope_head_dim is 0; set model.position_embedding=learned, a "
-                "qk_rope_head_dim above 0, or model.allow_nope=true if that is what you want"
-            )
-        return found
+        found += self.layers.problems()
+        return found + self.layers.problems_with(self.num_hidden_layers)
 
 
 @dataclass

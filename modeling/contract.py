@@ -12,7 +12,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from modeling.attention import Attention, AttentionConfig
+from modeling.attention import Attention, AttentionConfig, SoftmaxAttentionConfig
 from modeling.kv_cache import KVCache, LayerCache
 
 _BATCH, _LENGTH = 3, 7
@@ -220,9 +220,9 @@ def positions(config: AttentionConfig) -> Iterator[Finding]:
     module, x = _build(config), _states(config)
     near, far = torch.arange(_LENGTH), torch.tensor([0, 1, 4, 5, 9, 11, 30])
     gap = float((module(x, near) - module(x, far)).abs().max())
-    has_rope = config.qk_rope_head_dim > 0
+    has_rope = config.knows_order
     wanted = "expected more than 0" if has_rope else "expected 0"
-    measured = f"qk_rope_head_dim {config.qk_rope_head_dim}: other distances move by {gap:.1e}"
+    measured = f"knows_order is {has_rope}: other distances move by {gap:.1e}"
     hint = "whether forward rotates queries and keys by `positions`"
     yield Finding((gap > _FELT) if has_rope else gap == 0, f"{measured}, {wanted}", hint)
 
@@ -230,18 +230,18 @@ def positions(config: AttentionConfig) -> Iterator[Finding]:
 @torch.no_grad()
 def cache_bytes(config: AttentionConfig) -> Iterator[Finding]:
     """Cache bytes are the closed form, at two contexts."""
-    hint = "kv_cache_elements_per_token and kv_cache_entries"
+    hint = "state"
     for context in (11, 29):
         module = config.build().eval()
         cache = module.new_cache(_BATCH, context)
         x = torch.randn(_BATCH, context, config.hidden_size)
         module(x[:, :-1], torch.arange(context - 1), cache)
         module(x[:, -1:], torch.tensor([context - 1]), cache)
-        closed = _BATCH * context * config.kv_cache_elements_per_token() * 4
+        closed = _BATCH * config.state().bytes(context, torch.float32)
         what = f"bytes of {_BATCH} x {context} tokens in float32: "
         yield _equal(KVCache([cache]).num_bytes(), closed, what, hint)
-        if cache.length != context:
-            held = f"{cache.length} tokens are cached after {context}"
+        if cache.seen != context:
+            held = f"{cache.seen} tokens are cached after {context}"
             yield Finding(False, held, "what forward appends to the cache")
 
 
@@ -254,12 +254,13 @@ def parameters(config: AttentionConfig) -> Iterator[Finding]:
 @torch.no_grad()
 def flops(config: AttentionConfig) -> Iterator[Finding]:
     """FLOPs are the closed form, within 2 %."""
-    # Values that are narrower than keys are padded to their width for the fused kernels, which is
-    # no work of the model: it is counted with values as wide.
-    key = getattr(config, "head_dim", 0) or (
-        getattr(config, "qk_nope_head_dim", 0) + config.qk_rope_head_dim
-    )
-    config = dataclasses.replace(config, v_head_dim=max(key, config.v_head_dim))
+    if isinstance(config, SoftmaxAttentionConfig):
+        # Values that are narrower than keys are padded to their width for the fused kernels, which
+        # is no work of the model: it is counted with values as wide.
+        key = getattr(config, "head_dim", 0) or (
+            getattr(config, "qk_nope_head_dim", 0) + config.qk_rope_head_dim
+        )
+        config = dataclasses.replace(config, v_head_dim=max(key, config.v_head_dim))
     module, context = config.build().eval(), _FLOPS_CONTEXT
     x = torch.randn(1, context, config.hidden_size)
     counter = FlopCounterMode(display=False)

@@ -101,7 +101,7 @@ def prefill(
     Returns:
         The logits behind the last token, [b, n].
     """
-    past, s = cache.length, tokens.shape[1]
+    past, s = cache.seen, tokens.shape[1]
 
     def part(start: int) -> tuple[Tensor, Tensor | None, KVCache, Tensor | None]:
         end = min(start + chunk, s)

@@ -1,6 +1,5 @@
 """The language model: embeddings, pre-norm blocks, output projection."""
 
-import contextlib
 import math
 from collections.abc import Iterator
 from typing import cast
@@ -9,27 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from modeling.attention import AttentionConfig, attention_config
+from modeling.arrangement import layer_configs
+from modeling.attention import AttentionConfig
+from modeling.attention.forward_pass import ForwardPass
 from modeling.config import GPTConfig
-from modeling.documents import document_mask
+from modeling.documents import document_starts
 from modeling.errors import ModelConfigError
 from modeling.kv_cache import KVCache, LayerCache
 from modeling.layers import build_mlp, build_norm
 from modeling.linear import linear
 from modeling.loss import linear_cross_entropy, linear_token_nll
-from modeling.rope import shared_angles
-
-
-def check(config: GPTConfig) -> AttentionConfig:
-    """Check a whole model configuration and return its attention's.
-
-    Raises:
-        ModelConfigError: Naming every impossible value.
-    """
-    problems = config.problems()
-    if problems:
-        raise ModelConfigError(problems)
-    return attention_config(config.attention)
+from modeling.rope import Positions
 
 
 class Block(nn.Module):
@@ -51,29 +40,25 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        positions: Tensor,
+        positions: Tensor | Positions,
         cache: LayerCache | None = None,
-        attention_mask: Tensor | None = None,
+        forward_pass: ForwardPass | None = None,
     ) -> Tensor:
-        """[b, s, m] -> [b, s, m]."""
+        """[b, s, m] -> [b, s, m]; arguments as in `Attention.forward`."""
         # What is appended to a cache cannot be computed twice.
         if self.recompute and cache is None and torch.is_grad_enabled():
-            again = checkpoint(
-                self._forward, x, positions, None, attention_mask, use_reentrant=False
-            )
+            again = checkpoint(self._forward, x, positions, None, forward_pass, use_reentrant=False)
             return cast(Tensor, again)
-        return self._forward(x, positions, cache, attention_mask)
+        return self._forward(x, positions, cache, forward_pass)
 
     def _forward(
         self,
         x: Tensor,
-        positions: Tensor,
+        positions: Tensor | Positions,
         cache: LayerCache | None,
-        attention_mask: Tensor | None,
+        forward_pass: ForwardPass | None,
     ) -> Tensor:
-        x = x + self.self_attn(
-            self.input_layernorm(x), positions, cache, attention_mask=attention_mask
-        )
+        x = x + self.self_attn(self.input_layernorm(x), positions, cache, forward_pass=forward_pass)
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def residual_projections(self) -> list[nn.Linear]:
@@ -94,7 +79,9 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.attention_config = check(config)
+        self.attention_configs = layer_configs(config)
+        sources = (attention.state().source for attention in self.attention_configs)
+        self._read_layers = frozenset(source for source in sources if source is not None)
         if config.vocab_size is None:
             raise ModelConfigError("model.vocab_size is not set; give the tokenizer's")
         if config.intra_document_mask and config.end_of_document_id is None:
@@ -115,7 +102,7 @@ class GPT(nn.Module):
         if config.position_embedding == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(
-            Block(config, self.attention_config, idx) for idx in range(config.num_hidden_layers)
+            Block(config, attention, idx) for idx, attention in enumerate(self.attention_configs)
         )
         self.norm = build_norm(config)
         if not config.tie_word_embeddings:
@@ -178,7 +165,7 @@ class GPT(nn.Module):
         """
         if cache is not None:
             cache.check_made_for(self, len(self.layers))
-        past = 0 if cache is None else cache.length
+        past = 0 if cache is None else cache.seen
         first, last = past, past + tokens.shape[1] - 1
         learned = self.config.position_embedding == "learned"
         if positions is None:
@@ -194,19 +181,17 @@ class GPT(nn.Module):
                     "learned; use a shorter text, or a model with a longer context or with RoPE"
                 )
             x = x + self.embed_positions(positions)
-        document_start = None
+        starts = document_start = None
         if self.config.intra_document_mask:
             assert self.config.end_of_document_id is not None
             started = None if cache is None else cache.document_start
-            attention_mask, document_start = document_mask(
-                tokens, self.config.end_of_document_id, past, started, attention_mask
+            starts, document_start = document_starts(
+                tokens, self.config.end_of_document_id, past, started
             )
-        # A compiler sees by itself that all layers need the same cosines.
-        is_compiling = torch.compiler.is_compiling()
-        with contextlib.nullcontext() if is_compiling else shared_angles():
-            for idx, block in enumerate(self.layers):
-                layer_cache = None if cache is None else cache.layers[idx]
-                x = block(x, positions, layer_cache, attention_mask)
+        forward_pass = ForwardPass(attention_mask, starts, self._read_layers)
+        angles = Positions(positions)
+        for idx, block in enumerate(self.layers):
+            x = block(x, angles, None if cache is None else cache.layers[idx], forward_pass)
         if cache is not None:
             # Only now: where a layer refuses the tokens, the cache is as it was.
             cache.document_start = document_start
@@ -258,7 +243,10 @@ class GPT(nn.Module):
 
         It stores `dtype`, one of `kv_cache.CACHE_DTYPES`; the weights' own if not given.
         """
-        return KVCache(
-            [block.self_attn.new_cache(batch_size, max_length, dtype) for block in self._blocks()],
-            model=self,
-        )
+        layers = [
+            block.self_attn.new_cache(batch_size, max_length, dtype)
+            if block.self_attn.state.source is None
+            else None
+            for block in self._blocks()
+        ]
+        return KVCache(layers, model=self)

@@ -4,29 +4,39 @@ The layout is that of transformers' Llama, and of its DeepSeek-V3 with `rope_int
 dimension j is rotated together with dimension j + r/2.
 """
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_Angles = dict[tuple[int, int, float, torch.dtype], tuple[Tensor, Tensor, Tensor]]
-_angles: ContextVar[_Angles | None] = ContextVar("angles", default=None)
 
+class Positions:
+    """Positions of tokens, and the cosines of their rotation, computed once for all layers.
 
-@contextlib.contextmanager
-def shared_angles() -> Iterator[None]:
-    """Compute the cosines of one tensor of positions once for all layers that run within.
-
-    The positions must not be written to meanwhile.
+    Args:
+        index: [s] or [b, s] integer positions, which must not be written to meanwhile.
     """
-    token = _angles.set({})
-    try:
-        yield
-    finally:
-        _angles.reset(token)
+
+    def __init__(self, index: Tensor) -> None:
+        self.index = index
+        self._known: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def of(cls, positions: "Tensor | Positions") -> "Positions":
+        """Return positions of which only the tensor may be known."""
+        return positions if isinstance(positions, Positions) else cls(positions)
+
+    def cos_sin(self, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cos, cos and -sin, sin of each position, both [s, width] or [b, 1, s, width]."""
+        key = (width, theta, dtype)
+        # A compiler sees by itself that all layers need the same cosines.
+        known = None if torch.compiler.is_compiling() else self._known.get(key)
+        if known is None:
+            cos, sin = rotary_cos_sin(self.index, width, theta, dtype)
+            known = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+            if not torch.compiler.is_compiling():
+                self._known[key] = known
+        return known
 
 
 def rotary_cos_sin(
@@ -69,30 +79,11 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [..., r] by what `_cos_sin` returns."""
+    """Rotate x [..., r] by what `Positions.cos_sin` returns."""
     return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def _cos_sin(
-    positions: Tensor, rope_head_dim: int, theta: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return cos, cos and -sin, sin of each position, both [s, r] or [b, 1, s, r].
-
-    Within `shared_angles` they are those of the layer before, if it asked for the same.
-    """
-    known = None if torch.compiler.is_compiling() else _angles.get()
-    key = (id(positions), rope_head_dim, theta, dtype)
-    if known is not None and key in known:
-        return known[key][1:]
-    cos, sin = rotary_cos_sin(positions, rope_head_dim, theta, dtype)
-    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-    if known is not None:
-        # With the positions themselves, or their id could become another tensor's.
-        known[key] = (positions, cos, sin)
-    return cos, sin
-
-
-def apply_rotary(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+def apply_rotary(x: Tensor, positions: Tensor | Positions, theta: float) -> Tensor:
     """Rotate the last dimension of x by its positions, in float32 or wider.
 
     Args:
@@ -111,7 +102,7 @@ def apply_rotary(x: Tensor, positions: Tensor, theta: float) -> Tensor:
         return x
     # What rotating a token costs is the calls: none is made in vain.
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    cos, sin = _cos_sin(positions, width, theta, wide.dtype)
+    cos, sin = Positions.of(positions).cos_sin(width, theta, wide.dtype)
     rotate = _Rotate.apply if torch.is_grad_enabled() else _rotated
     rotated = rotate(wide, cos, sin)
     return rotated if wide is x else rotated.to(x.dtype)

@@ -145,7 +145,10 @@ NEEDED = {
 for name in ("AutoModel", "AutoModelForCausalLM"):
     NEEDED[f"transformers.{name}.from_pretrained"] |= {"use_safetensors"}
 # They import modules of kvlab's own package, and of an installed one by a name in the source.
-MAY_IMPORT_BY_NAME = {"modeling/attention/base.py", "data/hub_watch.py"}
+MAY_IMPORT_BY_NAME = {
+    *("modeling/attention/base.py", "modeling/reference/registry.py"),
+    "data/hub_watch.py",
+}
 
 
 def names_of(tree):

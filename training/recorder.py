@@ -280,7 +280,8 @@ class Recorder:
         context = self.budget.tokens_per_sequence
         cache = measure_kv_cache(model, self._recipe.eval.cache_batch_size, context)
         name, attention = self._journal.name, self._recipe.model.attention["name"]
-        require_closed_form(name, attention, cache.bytes_per_token, cache.measured_bytes_per_token)
+        formula, measured = cache.bytes_at_context, cache.measured_bytes_at_context
+        require_closed_form(name, attention, formula, measured)
         self._note_peak_memory()
         return {
             "run_name": name,

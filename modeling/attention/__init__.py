@@ -3,20 +3,26 @@
 from modeling.attention.base import (
     Attention,
     AttentionConfig,
+    Placement,
+    SoftmaxAttentionConfig,
     attention_config,
     attention_config_class,
     register_attention,
 )
+from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.grouped_query import GroupedQueryAttention, GroupedQueryAttentionConfig
 from modeling.attention.latent import LatentAttention, LatentAttentionConfig
 
 __all__ = [
     "Attention",
     "AttentionConfig",
+    "ForwardPass",
     "GroupedQueryAttention",
     "GroupedQueryAttentionConfig",
     "LatentAttention",
     "LatentAttentionConfig",
+    "Placement",
+    "SoftmaxAttentionConfig",
     "attention_config",
     "attention_config_class",
     "register_attention",

@@ -11,20 +11,43 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
+from modeling.attention.forward_pass import ForwardPass
+from modeling.attention.kernel import join_heads
 from modeling.errors import ModelConfigError
-from modeling.kv_cache import CacheEntries, LayerCache
+from modeling.kv_cache import Held, LayerCache, StateSpec
+from modeling.rope import Positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What an arrangement asks of the attention of one layer.
+
+    Args:
+        window: Newest tokens that a query sees, itself included; None for all.
+        rope: Whether the layer keeps the RoPE that its configuration describes.
+        rope_theta: Base of its frequencies; None for the configuration's own.
+        sinks: Whether a learned logit per head joins the softmax, whose weight is dropped.
+        source: Index of the earlier layer whose keys and values it reads; None for its own.
+    """
+
+    window: int | None = None
+    rope: bool = True
+    rope_theta: float | None = None
+    sinks: bool = False
+    source: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(ABC):
-    """What every attention has; a variant adds its own fields.
+    """What every way to mix tokens has; a variant adds its own fields.
 
-    Fields are spelt as in transformers' Llama and DeepSeek-V3.
+    Fields are spelt as in transformers' Llama and DeepSeek-V3. One configuration describes one
+    layer: in a model whose layers differ, each has its own.
 
     Raises:
         ModelConfigError: If a value or a combination is impossible; all problems at once.
@@ -34,6 +57,76 @@ class AttentionConfig(ABC):
     """m, width of the residual stream."""
     num_attention_heads: int
     """h, query heads."""
+
+    PLACED: ClassVar[frozenset[str]] = frozenset()
+    """Fields that an arrangement sets, layer by layer, and no user."""
+
+    def __post_init__(self) -> None:
+        problems = self.problems()
+        if problems:
+            raise ModelConfigError(problems)
+
+    def problems(self) -> list[str]:
+        """Return every reason why these values cannot be built, each naming the key."""
+        return at_least(self, 1, "hidden_size", "num_attention_heads")
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """Return what `attention_config` takes: the registered name, and what a user may set."""
+        fields = dataclasses.asdict(self)
+        return {"name": name} | {k: v for k, v in fields.items() if k not in self.PLACED}
+
+    def problems_as(self, name: str) -> list[str]:
+        """Return every reason why these values do not deserve the registered `name`."""
+        del name
+        return []
+
+    @property
+    def knows_order(self) -> bool:
+        """Whether its output depends on the order of the tokens before (RoPE, a recurrence)."""
+        return False
+
+    def placed(self, placement: Placement) -> Self:
+        """Return the configuration of a layer that an arrangement places.
+
+        Raises:
+            ModelConfigError: If this attention cannot be placed so.
+        """
+        if placement == Placement():
+            return self
+        raise ModelConfigError(
+            f"{type(self).__name__.removesuffix('Config')} has no windows, sinks or shared layers; "
+            "set layers=uniform"
+        )
+
+    @abstractmethod
+    def build(self, layer_idx: int = 0) -> Attention:
+        """Build the module; `layer_idx` counts from 0."""
+
+    @abstractmethod
+    def num_parameters(self) -> int:
+        """Return the number of parameters of the built module, in closed form."""
+
+    @abstractmethod
+    def flops_per_token(self, context_length: int) -> float:
+        """Return forward FLOPs per token: a multiply-add is two, causal, mean over the context."""
+
+    @abstractmethod
+    def state(self) -> StateSpec:
+        """Return what the layer keeps of the tokens it has seen."""
+
+    def with_kv_cache_elements(self, elements: int) -> Self:
+        """Return this configuration with a cache of `elements` per token, or the nearest to it.
+
+        Which width is free for that is the attention's to say; one that has none stays as it is.
+        """
+        del elements
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxAttentionConfig(AttentionConfig):
+    """What every attention with a softmax over keys has."""
+
     qk_rope_head_dim: int
     """r, dimensions per head that RoPE rotates; 0 leaves RoPE out."""
     v_head_dim: int
@@ -44,16 +137,27 @@ class AttentionConfig(ABC):
     """Biases on the projections that have one in transformers' class of the same attention."""
     attention_dropout: float = 0.0
     """Dropout probability on attention weights, in training only."""
+    sliding_window: int | None = None
+    """w, newest tokens that a query sees, itself included; None for all."""
+    attention_sinks: bool = False
+    """A learned logit per head joins the softmax, and its weight is dropped (gpt-oss)."""
+    kv_source_layer: int | None = None
+    """Index of the earlier layer whose keys and values are read; None for own ones."""
 
-    def __post_init__(self) -> None:
-        problems = self.problems()
-        if problems:
-            raise ModelConfigError(problems)
+    PLACED: ClassVar[frozenset[str]] = frozenset(
+        {"sliding_window", "attention_sinks", "kv_source_layer"}
+    )
 
     def problems(self) -> list[str]:
         """Return every reason why these values cannot be built, each naming the key."""
-        found = at_least(self, 1, "hidden_size", "num_attention_heads", "v_head_dim")
+        found = super().problems()
+        found += at_least(self, 1, "v_head_dim")
         found += at_least(self, 0, "qk_rope_head_dim")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            found.append(
+                f"a window of {self.sliding_window} tokens holds not even the query itself; set "
+                "layers.window to 1 or more"
+            )
         if self.qk_rope_head_dim % 2:
             found.append(
                 f"qk_rope_head_dim ({self.qk_rope_head_dim}) must be even, since RoPE rotates "
@@ -71,6 +175,29 @@ class AttentionConfig(ABC):
             )
         return found
 
+    @property
+    def knows_order(self) -> bool:
+        """Whether there is RoPE."""
+        return self.qk_rope_head_dim > 0
+
+    def placed(self, placement: Placement) -> Self:
+        """Return the configuration of a layer that an arrangement places."""
+        return dataclasses.replace(
+            self,
+            sliding_window=placement.window,
+            attention_sinks=placement.sinks,
+            kv_source_layer=placement.source,
+            qk_rope_head_dim=self.qk_rope_head_dim if placement.rope else 0,
+            rope_theta=placement.rope_theta or self.rope_theta,
+        )
+
+    def visible_keys(self, context_length: int) -> float:
+        """Return the keys that a query sees, in the mean over the context."""
+        t, w = context_length, self.sliding_window
+        if w is None or w >= t:
+            return (t + 1) / 2
+        return w * (w + 1) / 2 / t + w * (t - w) / t
+
     def _sizes_with_even_heads(self) -> str:
         """Say what to set where `qk_rope_head_dim` is odd: what it was worked out from, if so."""
         width, heads, rotated = self.hidden_size, self.num_attention_heads, self.qk_rope_head_dim
@@ -84,61 +211,64 @@ class AttentionConfig(ABC):
                 return f"model.hidden_size={' or '.join(widths)}{other}"
         return f"model.attention.qk_rope_head_dim={rotated + 1}"
 
-    def problems_as(self, name: str) -> list[str]:
-        """Return every reason why these values do not deserve the registered `name`."""
-        del name
-        return []
-
-    @abstractmethod
-    def build(self, layer_idx: int = 0) -> Attention:
-        """Build the module; `layer_idx` counts from 0."""
-
-    @abstractmethod
-    def num_parameters(self) -> int:
-        """Return the number of parameters of the built module, in closed form."""
-
-    @abstractmethod
-    def flops_per_token(self, context_length: int) -> float:
-        """Return forward FLOPs per token: a multiply-add is two, causal, mean over the context."""
-
-    @abstractmethod
-    def kv_cache_entries(self) -> CacheEntries:
-        """Return what a token leaves in the cache: entry name -> (heads, width)."""
-
-    @abstractmethod
-    def kv_cache_elements_per_token(self) -> int:
-        """Return the elements a token leaves in this layer's cache, in closed form."""
-
-    def with_kv_cache_elements(self, elements: int) -> Self:
-        """Return this configuration with a cache of `elements` per token, or the nearest to it.
-
-        Which width is free for that is the attention's to say; one that has none stays as it is.
-        """
-        del elements
-        return self
-
 
 class Attention(nn.Module, ABC):
     """An attention layer: [b, s, m] in, [b, s, m] out.
+
+    A variant says two things: `project`, what becomes of new tokens, and `attend`, how queries
+    read what is held. What lies between, the cache or another layer's keys, is the same for all.
 
     Args:
         config: Its configuration, kept as `self.config`.
         layer_idx: Which layer of the model it is, from 0.
     """
 
+    o_proj: nn.Module
+    """Projects the joined heads into the residual stream."""
+
     def __init__(self, config: AttentionConfig, layer_idx: int = 0) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        self.state = config.state()
 
     @abstractmethod
+    def project(
+        self, x: Tensor, positions: Positions, source: Tensor, source_positions: Positions
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Return queries, in whatever form `attend` takes, and what is kept of the new tokens.
+
+        Args:
+            x: [b, s, m] hidden states that ask.
+            positions: Theirs, for RoPE.
+            source: [b, s', m] hidden states that keys and values come from: x, but for cross
+                attention.
+            source_positions: Theirs.
+
+        Returns:
+            Queries, and one tensor [b, heads, s', width] for each entry of `config.state()`; none
+            for a layer that reads another's.
+        """
+
+    @abstractmethod
+    def attend(self, query: Any, held: Held, forward_pass: ForwardPass, *, causal: bool) -> Tensor:
+        """Return [b, h, s, v], what the queries find in the held tokens.
+
+        Args:
+            query: As `project` returns it.
+            held: The tokens that are held, the queries' own last.
+            forward_pass: Padding and documents.
+            causal: Whether no query sees what comes after it; not so in cross attention.
+        """
+
     def forward(
         self,
         x: Tensor,
-        positions: Tensor,
+        positions: Tensor | Positions,
         cache: LayerCache | None = None,
         *,
         attention_mask: Tensor | None = None,
+        forward_pass: ForwardPass | None = None,
         key_value_states: Tensor | None = None,
         key_value_positions: Tensor | None = None,
     ) -> Tensor:
@@ -149,8 +279,9 @@ class Attention(nn.Module, ABC):
             positions: [s] or [b, s] integer positions of x, for RoPE; any values.
             cache: If given, the s tokens are appended to it and attend to all t tokens it holds.
             attention_mask: Bool, [b, t], True where a key is a real token, or [b, s, t], True where
-                a query may see a key; causality applies besides. A query with nothing to attend
-                to gets zeros from attention.
+                a query may see a key; causality applies too. A query with nothing to attend to
+                gets zeros from attention.
+            forward_pass: Within a model, what its layers share; in place of `attention_mask`.
             key_value_states: [b, t', m]; keys and values come from here instead of x (cross
                 attention) and nothing is masked causally. With a cache they are appended to it
                 once; later steps pass an empty [b, 0, m] to attend to what is cached.
@@ -159,11 +290,36 @@ class Attention(nn.Module, ABC):
 
         Returns:
             [b, s, m].
-        """
 
-    @abstractmethod
+        Raises:
+            ValueError: For cross attention through a window, or if the layer whose keys and values
+                this one reads has computed none.
+        """
+        forward_pass = forward_pass or ForwardPass(attention_mask)
+        positions = Positions.of(positions)
+        source, source_positions = x, positions
+        if key_value_states is not None:
+            if self.state.window is not None:
+                raise ValueError("cross attention sees all keys, and this layer has a window")
+            source = key_value_states
+            if key_value_positions is None:
+                key_value_positions = torch.arange(source.shape[1], device=x.device)
+            source_positions = Positions(key_value_positions)
+        query, new = self.project(x, positions, source, source_positions)
+        if self.state.source is not None:
+            held = forward_pass.held_by(self.state.source)
+        elif cache is not None:
+            held = cache.update(source_positions.index, **new)
+        else:
+            held = Held(entries=new, positions=source_positions.index)
+        forward_pass.keep(self.layer_idx, held)
+        output = self.attend(query, held, forward_pass, causal=key_value_states is None)
+        return self.o_proj(join_heads(output))  # [b, s, m]
+
     def residual_projections(self) -> list[nn.Linear]:
         """Return the projections that write into the residual stream, for depth-scaled init."""
+        assert isinstance(self.o_proj, nn.Linear)
+        return [self.o_proj]
 
     def new_cache(
         self,
@@ -176,32 +332,18 @@ class Attention(nn.Module, ABC):
 
         Args:
             batch_size: Sequences decoded together.
-            max_length: Tokens per sequence that fit.
+            max_length: Tokens per sequence that may be seen.
             dtype: Of the stored elements; the module's own if not given.
             device: Where they live; the module's own if not given.
         """
         weight = next(self.parameters())
         return LayerCache(
-            self.config.kv_cache_entries(),
+            self.state,
             batch_size,
             max_length,
             dtype=dtype or weight.dtype,
             device=device or weight.device,
         )
-
-
-def key_value_source(
-    x: Tensor,
-    positions: Tensor,
-    key_value_states: Tensor | None,
-    key_value_positions: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Return where keys and values come from, [b, t', m], and its positions."""
-    if key_value_states is None:
-        return x, positions
-    if key_value_positions is None:
-        key_value_positions = torch.arange(key_value_states.shape[1], device=x.device)
-    return key_value_states, key_value_positions
 
 
 ConfigClass = TypeVar("ConfigClass", bound=type[AttentionConfig])
@@ -270,10 +412,16 @@ def attention_config(fields: Mapping[str, Any]) -> AttentionConfig:
     if not isinstance(name, str):
         raise ModelConfigError("model.attention.name is not set; choose one with attention=mha")
     config_class = attention_config_class(name)
-    known = {field.name: field for field in dataclasses.fields(config_class)}
+    fields_of = dataclasses.fields(config_class)
+    known = {field.name: field for field in fields_of if field.name not in config_class.PLACED}
     types = get_type_hints(config_class)
     problems = []
-    for key in values.keys() - known.keys():
+    for key in values.keys() & config_class.PLACED:
+        problems.append(
+            f"model.attention.{key} is set layer by layer, by the arrangement; use layers=window, "
+            "window_full or shared_pairs"
+        )
+    for key in values.keys() - known.keys() - config_class.PLACED:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"it has: {', '.join(known)}"
         problems.append(f"attention '{name}' has no key model.attention.{key}; {hint}")

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 
 from modeling.attention.base import (
     Attention,
-    AttentionConfig,
+    SoftmaxAttentionConfig,
     at_least,
-    key_value_source,
     register_attention,
 )
-from modeling.attention.kernel import attend, attend_cached, join_heads, split_heads
-from modeling.kv_cache import CacheEntries, LayerCache
+from modeling.attention.forward_pass import ForwardPass
+from modeling.attention.kernel import attend_held, split_heads
+from modeling.kv_cache import Held, StateSpec
 from modeling.linear import Linear
 from modeling.norms import RMSNorm
-from modeling.rope import apply_rotary
+from modeling.rope import Positions, apply_rotary
 
 
 @register_attention("mha", "mqa", "gqa", "mha_no_rope", "mqa_no_rope")
 @dataclass(frozen=True, kw_only=True)
-class GroupedQueryAttentionConfig(AttentionConfig):
+class GroupedQueryAttentionConfig(SoftmaxAttentionConfig):
     """h query heads share g key-value heads: g = h is MHA, g = 1 is MQA, between them GQA."""
 
     num_key_value_heads: int
@@ -95,32 +95,38 @@ class GroupedQueryAttentionConfig(AttentionConfig):
         """Build the module; `layer_idx` counts from 0."""
         return GroupedQueryAttention(self, layer_idx)
 
-    def num_parameters(self) -> int:
-        """Return m (h d + g d + g v + h v) weights, and biases and norms where there are any."""
+    def _num_projection_weights(self) -> int:
         m, h, g = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         d, v = self.head_dim, self.v_head_dim
-        weights = m * (h * d + g * d + g * v + h * v)
-        biases = h * d + g * d + g * v + m if self.attention_bias else 0
-        norms = 2 * d if self.use_qk_norm else 0
-        return weights + biases + norms
+        own = 0 if self.kv_source_layer is not None else g * d + g * v
+        return m * (h * d + own + h * v)
+
+    def num_parameters(self) -> int:
+        """Return m (h d + g d + g v + h v) weights; biases, norms and sinks where there are any.
+
+        A layer that reads another's keys and values has none of the g d + g v.
+        """
+        m, h, g = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        d, v, is_own = self.head_dim, self.v_head_dim, self.kv_source_layer is None
+        biases = h * d + is_own * (g * d + g * v) + m if self.attention_bias else 0
+        norms = (1 + is_own) * d if self.use_qk_norm else 0
+        return self._num_projection_weights() + biases + norms + h * self.attention_sinks
 
     def flops_per_token(self, context_length: int) -> float:
-        """Return 2 per projection weight, and 2 h (d + v) per visible key, (t + 1) / 2 of them."""
-        m, h, g = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
-        d, v = self.head_dim, self.v_head_dim
-        projections = 2 * m * (h * d + g * d + g * v + h * v)
-        return projections + 2 * h * (d + v) * (context_length + 1) / 2
+        """Return 2 per projection weight, and 2 h (d + v) per visible key."""
+        per_key = 2 * self.num_attention_heads * (self.head_dim + self.v_head_dim)
+        return 2 * self._num_projection_weights() + per_key * self.visible_keys(context_length)
 
-    def kv_cache_entries(self) -> CacheEntries:
-        """Return the rotated keys and the values of the g heads."""
-        return {
-            "key": (self.num_key_value_heads, self.head_dim),
-            "value": (self.num_key_value_heads, self.v_head_dim),
-        }
-
-    def kv_cache_elements_per_token(self) -> int:
-        """Return g (d + v), which is 2 g d where v = d."""
-        return self.num_key_value_heads * (self.head_dim + self.v_head_dim)
+    def state(self) -> StateSpec:
+        """Return the rotated keys and the values of the g heads: g (d + v) elements a token."""
+        return StateSpec(
+            per_token={
+                "key": (self.num_key_value_heads, self.head_dim),
+                "value": (self.num_key_value_heads, self.v_head_dim),
+            },
+            window=self.sliding_window,
+            source=self.kv_source_layer,
+        )
 
     def with_kv_cache_elements(self, elements: int) -> Self:
         """Return this configuration with the divisor of h for g that comes nearest."""
@@ -145,65 +151,54 @@ class GroupedQueryAttention(Attention):
         m, h, g = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         d, v, bias = config.head_dim, config.v_head_dim, config.attention_bias
         self.q_proj = Linear(m, h * d, bias=bias)
-        self.k_proj = Linear(m, g * d, bias=bias)
-        self.v_proj = Linear(m, g * v, bias=bias)
+        if config.kv_source_layer is None:
+            self.k_proj = Linear(m, g * d, bias=bias)
+            self.v_proj = Linear(m, g * v, bias=bias)
         self.o_proj = Linear(h * v, m, bias=bias)
         if config.use_qk_norm:
             self.q_norm = RMSNorm(d, config.qk_norm_eps)
-            self.k_norm = RMSNorm(d, config.qk_norm_eps)
+            if config.kv_source_layer is None:
+                self.k_norm = RMSNorm(d, config.qk_norm_eps)
+        self.sinks = nn.Parameter(torch.zeros(h)) if config.attention_sinks else None
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        cache: LayerCache | None = None,
-        *,
-        attention_mask: Tensor | None = None,
-        key_value_states: Tensor | None = None,
-        key_value_positions: Tensor | None = None,
-    ) -> Tensor:
-        """Attend; see `Attention.forward`. [b, s, m] -> [b, s, m]."""
+    def project(
+        self, x: Tensor, positions: Positions, source: Tensor, source_positions: Positions
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return rotated queries [b, h, s, d]; and rotated keys and values."""
         config = self.config
-        source, source_positions = key_value_source(
-            x, positions, key_value_states, key_value_positions
-        )
         query = split_heads(self.q_proj(x), config.num_attention_heads)  # [b, h, s, d]
+        if config.kv_source_layer is not None:
+            query = self.q_norm(query) if config.use_qk_norm else query
+            return self._rotate(query, positions), {}
         key = split_heads(self.k_proj(source), config.num_key_value_heads)  # [b, g, t, d]
         value = split_heads(self.v_proj(source), config.num_key_value_heads)  # [b, g, t, v]
         if config.use_qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = self._rotate(query, positions), self._rotate(key, source_positions)
-        causal, scale = key_value_states is None, config.head_dim**-0.5
-        dropout = config.attention_dropout if self.training else 0.0
-        if cache is None:
-            output = attend(
-                query,
-                key,
-                value,
-                causal=causal,
-                scale=scale,
-                fold=False,
-                attention_mask=attention_mask,
-                dropout=dropout,
-            )
-        else:
-            cache.write(key=key, value=value)
-            path = config.decode_path
-            output = attend_cached(
-                query,
-                cache,
-                partial(_key_and_value, cache),
-                config.num_key_value_heads,
-                path=path,
-                causal=causal,
-                scale=scale,
-                fold=path == "folded" or (path != "repeated" and query.shape[2] == 1),
-                attention_mask=attention_mask,
-                dropout=dropout,
-            )
-        return self.o_proj(join_heads(output))  # [b, s, m]
+        return query, {"key": key, "value": value}
 
-    def _rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
+    def attend(
+        self, query: Tensor, held: Held, forward_pass: ForwardPass, *, causal: bool
+    ) -> Tensor:
+        """Attend; see `Attention.attend`. [b, h, s, d] -> [b, h, s, v]."""
+        config, path = self.config, self.config.decode_path
+        folds = path == "folded" or (path != "repeated" and query.shape[2] == 1)
+        return attend_held(
+            query,
+            held,
+            partial(_key_and_value, held),
+            config.num_key_value_heads,
+            path=path,
+            causal=causal,
+            scale=config.head_dim**-0.5,
+            fold=held.is_cached and folds,
+            forward_pass=forward_pass,
+            window=config.sliding_window,
+            sinks=self.sinks,
+            dropout=config.attention_dropout if self.training else 0.0,
+        )
+
+    def _rotate(self, heads: Tensor, positions: Positions) -> Tensor:
         """Rotate the last qk_rope_head_dim dimensions of [b, heads, s, d]."""
         rope = self.config.qk_rope_head_dim
         if rope == self.config.head_dim:
@@ -211,12 +206,6 @@ class GroupedQueryAttention(Attention):
         nope, rotary = heads.split([self.config.head_dim - rope, rope], dim=-1)
         return torch.cat((nope, apply_rotary(rotary, positions, self.config.rope_theta)), dim=-1)
 
-    def residual_projections(self) -> list[nn.Linear]:
-        """Return o_proj."""
-        return [self.o_proj]
 
-
-def _key_and_value(
-    cache: LayerCache, start: int, end: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    return cache.read("key", dtype, start, end), cache.read("value", dtype, start, end)
+def _key_and_value(held: Held, start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return held.read("key", dtype, start, end), held.read("value", dtype, start, end)

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling.kv_cache import LayerCache
+from modeling.attention.blocks import attend_windowed
+from modeling.attention.forward_pass import ForwardPass
+from modeling.kv_cache import Held
 
 BLOCK_ELEMENTS = 2**20
 """Most elements that `attend_in_blocks` makes at once: scores, and keys that are converted."""
@@ -108,17 +110,17 @@ def _visible(
     return mask
 
 
-def prefers_blocks(query: Tensor, cache: LayerCache, num_key_value_heads: int) -> bool:
+def prefers_blocks(query: Tensor, held: Held, num_key_value_heads: int) -> bool:
     """Choose between `attend_in_blocks` and `attend` for one query per sequence.
 
     docs/mla.md has the table and where it was measured.
 
     Args:
         query: [b, h, 1, d].
-        cache: What it reads.
+        held: What it reads.
         num_key_value_heads: g.
     """
-    if cache.dtype != query.dtype:
+    if held.dtype != query.dtype:
         return True  # the fused kernel would need a converted copy of the whole cache
     if query.device.type != "cpu":
         return False
@@ -126,12 +128,12 @@ def prefers_blocks(query: Tensor, cache: LayerCache, num_key_value_heads: int) -
     if query.dtype in (torch.bfloat16, torch.float16):
         # The fused kernel is slow here, but for bfloat16 with heads to fold.
         return query.dtype == torch.float16 or not is_folded
-    return not is_folded and query.shape[0] * cache.length >= _MANY_TOKENS
+    return not is_folded and query.shape[0] * held.num_tokens >= _MANY_TOKENS
 
 
-def attend_cached(
+def attend_held(
     query: Tensor,
-    cache: LayerCache,
+    held: Held,
     read: ReadBlock,
     num_key_value_heads: int,
     *,
@@ -139,41 +141,58 @@ def attend_cached(
     causal: bool,
     scale: float,
     fold: bool,
-    attention_mask: Tensor | None = None,
+    forward_pass: ForwardPass,
+    window: int | None = None,
+    sinks: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attend to all that a cache holds, in blocks or by `attend`.
+    """Attend to all that is held, by the way that the shapes ask for.
 
     Args:
         query: [b, h, s, d].
-        cache: Whose newest s tokens are those of the query, if causal.
+        held: Its newest s tokens are those of the query, if causal.
         read: Returns keys and values of a part of it.
         num_key_value_heads: g.
         path: blocks, auto, which takes the faster way, or anything else for `attend`. Blocks are
-            for one query and without dropout.
+            for one query of a cache and without dropout.
         causal: As in `attend`.
         scale: As in `attend`.
         fold: As in `attend`; blocks always fold.
-        attention_mask: As in `attend`.
+        forward_pass: Padding and documents.
+        window: Newest tokens that a query sees, itself included; None for all.
+        sinks: [h], a logit per head that joins the softmax and whose weight is dropped.
         dropout: As in `attend`.
 
     Returns:
         [b, h, s, v].
     """
-    in_blocks = path == "blocks" or (
-        path == "auto" and prefers_blocks(query, cache, num_key_value_heads)
-    )
-    if in_blocks and query.shape[2] == 1 and dropout == 0.0:
-        return attend_in_blocks(
+    s, n = query.shape[2], held.num_tokens
+    mask = forward_pass.mask(held)
+    if s == 1 and held.is_cached and dropout == 0.0:
+        in_blocks = path == "blocks" or sinks is not None
+        if in_blocks or (path == "auto" and prefers_blocks(query, held, num_key_value_heads)):
+            return attend_in_blocks(
+                query,
+                read,
+                n,
+                num_key_value_heads,
+                scale=scale,
+                stored_dtype=held.dtype,
+                attention_mask=mask,
+                sinks=sinks,
+            )
+    key, value = read(0, n, query.dtype)
+    if sinks is not None or (window is not None and s > 1 and n > window):
+        return attend_windowed(
             query,
-            read,
-            cache.length,
-            num_key_value_heads,
+            key,
+            value,
             scale=scale,
-            stored_dtype=cache.dtype,
-            attention_mask=attention_mask,
+            window=window,
+            sink=sinks,
+            attention_mask=mask,
+            dropout=dropout,
         )
-    key, value = read(0, cache.length, query.dtype)
     return attend(
         query,
         key,
@@ -181,7 +200,7 @@ def attend_cached(
         causal=causal,
         scale=scale,
         fold=fold,
-        attention_mask=attention_mask,
+        attention_mask=mask,
         dropout=dropout,
     )
 
@@ -195,6 +214,7 @@ def attend_in_blocks(
     scale: float,
     stored_dtype: torch.dtype,
     attention_mask: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend with one query per head by matrix products over blocks of the cache.
 
@@ -210,6 +230,7 @@ def attend_in_blocks(
         stored_dtype: Of the cache; `read` has to convert what is not computed with.
         attention_mask: Bool, [b, t] or [b, 1, t], True where a key is a real token. A row that has
             none gets zeros.
+        sinks: [h], a logit per head that joins the softmax and whose weight is dropped.
 
     Returns:
         [b, h, 1, v].
@@ -226,7 +247,7 @@ def attend_in_blocks(
     scaled = query.to(dtype).reshape(b, g, h // g, d) * scale
     made = b * h if stored_dtype == dtype else b * (h + g * d)
     size = max(1, BLOCK_ELEMENTS // made)
-    if 0 < length <= size and hidden is None:
+    if 0 < length <= size and hidden is None and sinks is None:
         key, value = read(0, length, dtype)
         output = (scaled @ key.transpose(2, 3)).softmax(dim=-1) @ value
         return output.reshape(b, h, 1, -1).to(query.dtype)
@@ -239,6 +260,8 @@ def attend_in_blocks(
         sums = block if sums is None else _merged(sums, block)
     if sums is None:
         return query.new_zeros(b, h, 1, read(0, 0, dtype)[1].shape[-1])
+    if sinks is not None:
+        sums = _merged(sums, _sink_sums(sinks.to(dtype).view(1, g, h // g, 1), sums))
     _, total, output = sums
     # A row without a token has summed nothing.
     output = output / total.clamp_min(torch.finfo(dtype).tiny)
@@ -259,6 +282,12 @@ def _block_sums(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None
     highest.clamp_min_(torch.finfo(scores.dtype).min)
     weights = scores.sub_(highest).exp_()
     return highest, weights.sum(dim=-1, keepdim=True), weights @ value
+
+
+def _sink_sums(sinks: Tensor, beside: _Sums) -> _Sums:
+    """Return the sums of a block of one key with these scores, and a value of zeros."""
+    highest = sinks.detach().expand_as(beside[0])
+    return highest, (sinks - highest).exp(), torch.zeros_like(beside[2])
 
 
 def _merged(first: _Sums, second: _Sums) -> _Sums:

@@ -13,21 +13,21 @@ from torch import Tensor, nn
 
 from modeling.attention.base import (
     Attention,
-    AttentionConfig,
+    SoftmaxAttentionConfig,
     at_least,
-    key_value_source,
     register_attention,
 )
-from modeling.attention.kernel import attend, attend_cached, join_heads, split_heads
-from modeling.kv_cache import CacheEntries, LayerCache
+from modeling.attention.forward_pass import ForwardPass
+from modeling.attention.kernel import attend_held, split_heads
+from modeling.kv_cache import Held, StateSpec
 from modeling.linear import Linear
 from modeling.norms import RMSNorm
-from modeling.rope import apply_rotary
+from modeling.rope import Positions, apply_rotary
 
 
 @register_attention("mla", "mla_no_rope")
 @dataclass(frozen=True, kw_only=True)
-class LatentAttentionConfig(AttentionConfig):
+class LatentAttentionConfig(SoftmaxAttentionConfig):
     """A latent of width c stands for keys and values; r further dimensions carry RoPE, or none."""
 
     kv_lora_rank: int
@@ -94,33 +94,36 @@ class LatentAttentionConfig(AttentionConfig):
         )
         d, r, v = self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim
         queries = m * h * (d + r) if e is None else m * e + e * h * (d + r)
-        return queries + m * (c + r) + c * h * (d + v) + h * v * m
+        own = 0 if self.kv_source_layer is not None else m * (c + r)
+        return queries + own + c * h * (d + v) + h * v * m
 
     def num_parameters(self) -> int:
         """Return m h (d + r) [or m e + e h (d + r)] + m (c + r) + c h (d + v) + h v m, and norms.
 
         The norms have c (and e) weights; with `attention_bias` the two down-projections and the
-        output have biases, as in transformers' DeepSeek-V3.
+        output have biases, as in transformers' DeepSeek-V3. A layer that reads another's latents
+        has no m (c + r) and no norm of its own for them.
         """
-        e = self.q_lora_rank
-        norms = self.kv_lora_rank + (e or 0)
-        down = (e or 0) + self.kv_lora_rank + self.qk_rope_head_dim
+        e, is_own = self.q_lora_rank or 0, self.kv_source_layer is None
+        norms = is_own * self.kv_lora_rank + e
+        down = e + is_own * (self.kv_lora_rank + self.qk_rope_head_dim)
         biases = down + self.hidden_size if self.attention_bias else 0
-        return self._num_projection_weights() + norms + biases
+        sinks = self.num_attention_heads * self.attention_sinks
+        return self._num_projection_weights() + norms + biases + sinks
 
     def flops_per_token(self, context_length: int) -> float:
         """Return 2 per projection weight, and 2 h (d + r + v) per visible key (expanded path)."""
         per_key = self.qk_nope_head_dim + self.qk_rope_head_dim + self.v_head_dim
-        attention = 2 * self.num_attention_heads * per_key * (context_length + 1) / 2
+        attention = 2 * self.num_attention_heads * per_key * self.visible_keys(context_length)
         return 2 * self._num_projection_weights() + attention
 
-    def kv_cache_entries(self) -> CacheEntries:
-        """Return the normalised latent with the rotated shared key behind it, one head."""
-        return {"latent": (1, self.kv_lora_rank + self.qk_rope_head_dim)}
-
-    def kv_cache_elements_per_token(self) -> int:
-        """Return c + r."""
-        return self.kv_lora_rank + self.qk_rope_head_dim
+    def state(self) -> StateSpec:
+        """Return the normalised latent with the rotated shared key behind it: c + r elements."""
+        return StateSpec(
+            per_token={"latent": (1, self.kv_lora_rank + self.qk_rope_head_dim)},
+            window=self.sliding_window,
+            source=self.kv_source_layer,
+        )
 
     def with_kv_cache_elements(self, elements: int) -> Self:
         """Return this configuration with c = elements - r, as far as the range of c reaches."""
@@ -155,40 +158,31 @@ class LatentAttention(Attention):
             self.q_a_proj = Linear(m, config.q_lora_rank, bias=bias)
             self.q_a_layernorm = RMSNorm(config.q_lora_rank, eps)
             self.q_b_proj = Linear(config.q_lora_rank, h * (d + r), bias=False)
-        self.kv_a_proj_with_mqa = Linear(m, c + r, bias=bias)
-        self.kv_a_layernorm = RMSNorm(c, eps)
+        if config.kv_source_layer is None:
+            self.kv_a_proj_with_mqa = Linear(m, c + r, bias=bias)
+            self.kv_a_layernorm = RMSNorm(c, eps)
         self.kv_b_proj = Linear(c, h * (d + v), bias=False)
         self.o_proj = Linear(h * v, m, bias=bias)
+        self.sinks = nn.Parameter(torch.zeros(h)) if config.attention_sinks else None
 
-    def forward(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        cache: LayerCache | None = None,
-        *,
-        attention_mask: Tensor | None = None,
-        key_value_states: Tensor | None = None,
-        key_value_positions: Tensor | None = None,
+    def project(
+        self, x: Tensor, positions: Positions, source: Tensor, source_positions: Positions
+    ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+        """Return queries [b, h, s, d] and [b, h, s, r], rotated; and the latents."""
+        query = self._queries(x, positions)
+        if self.config.kv_source_layer is not None:
+            return query, {}
+        return query, {"latent": self._latents(source, source_positions)}
+
+    def attend(
+        self, query: tuple[Tensor, Tensor], held: Held, forward_pass: ForwardPass, *, causal: bool
     ) -> Tensor:
-        """Attend; see `Attention.forward`. [b, s, m] -> [b, s, m]."""
-        source, source_positions = key_value_source(
-            x, positions, key_value_states, key_value_positions
-        )
-        query_nope, query_rope = self._queries(x, positions)  # [b, h, s, d], [b, h, s, r]
-        latent = self._latents(source, source_positions)  # [b, 1, t, c+r]
-        causal = key_value_states is None
-        if cache is None:
-            output = self._expanded(query_nope, query_rope, latent, causal, attention_mask)
-        else:
-            cache.write(latent=latent)
-            if self._absorbs(x.shape[1], cache):
-                output = self._absorbed(query_nope, query_rope, cache, causal, attention_mask)
-            else:
-                latent = cache.read("latent", query_nope.dtype)
-                output = self._expanded(query_nope, query_rope, latent, causal, attention_mask)
-        return self.o_proj(join_heads(output))  # [b, s, m]
+        """Attend; see `Attention.attend`. Returns [b, h, s, v]."""
+        if held.is_cached and self._absorbs(query[0].shape[2], held.num_tokens):
+            return self._absorbed(*query, held, forward_pass, causal)
+        return self._expanded(*query, held, forward_pass, causal)
 
-    def _queries(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _queries(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
         config = self.config
         if config.q_lora_rank is None:
             query = self.q_proj(x)
@@ -198,7 +192,7 @@ class LatentAttention(Attention):
         nope, rope = query.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         return nope, apply_rotary(rope, positions, config.rope_theta)
 
-    def _latents(self, source: Tensor, positions: Tensor) -> Tensor:
+    def _latents(self, source: Tensor, positions: Positions) -> Tensor:
         """Return what is cached of each token, [b, 1, t, c+r]: after the norm, after rotation."""
         config = self.config
         latent, rope = self.kv_a_proj_with_mqa(source).split(
@@ -207,10 +201,10 @@ class LatentAttention(Attention):
         rope = apply_rotary(rope.unsqueeze(1), positions, config.rope_theta)  # [b, 1, t, r]
         return torch.cat((self.kv_a_layernorm(latent).unsqueeze(1), rope), dim=-1)
 
-    def _absorbs(self, num_queries: int, cache: LayerCache) -> bool:
+    def _absorbs(self, num_queries: int, num_tokens: int) -> bool:
         """Choose the way with fewer multiplications per head (docs/mla.md has the count)."""
         config = self.config
-        s, t, c = num_queries, cache.length, config.kv_lora_rank
+        s, t, c = num_queries, num_tokens, config.kv_lora_rank
         if config.decode_path == "blocks" and s == 1:
             return True
         if config.decode_path in ("absorbed", "expanded"):
@@ -224,24 +218,32 @@ class LatentAttention(Attention):
         self,
         query_nope: Tensor,
         query_rope: Tensor,
-        latent: Tensor,
+        held: Held,
+        forward_pass: ForwardPass,
         causal: bool,
-        attention_mask: Tensor | None,
     ) -> Tensor:
         config = self.config
-        h, c, r = config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
-        compressed, key_rope = latent.split([c, r], dim=-1)
-        expanded = self.kv_b_proj(compressed.squeeze(1)).unflatten(-1, (h, -1)).transpose(1, 2)
-        key_nope, value = expanded.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)
-        key = torch.cat((key_nope, key_rope.expand(-1, h, -1, -1)), dim=-1)  # [b, h, t, d+r]
-        return attend(
+
+        def read(start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+            latent = held.read("latent", dtype, start, end)
+            h, c, r = config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
+            compressed, key_rope = latent.split([c, r], dim=-1)
+            expanded = self.kv_b_proj(compressed.squeeze(1)).unflatten(-1, (h, -1)).transpose(1, 2)
+            key_nope, value = expanded.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)
+            return torch.cat((key_nope, key_rope.expand(-1, h, -1, -1)), dim=-1), value
+
+        return attend_held(
             torch.cat((query_nope, query_rope), dim=-1),
-            key,
-            value,
+            held,
+            read,
+            config.num_attention_heads,
+            path="expanded",
             causal=causal,
             scale=self._scale,
             fold=False,
-            attention_mask=attention_mask,
+            forward_pass=forward_pass,
+            window=config.sliding_window,
+            sinks=self.sinks,
             dropout=config.attention_dropout if self.training else 0.0,
         )
 
@@ -249,9 +251,9 @@ class LatentAttention(Attention):
         self,
         query_nope: Tensor,
         query_rope: Tensor,
-        cache: LayerCache,
+        held: Held,
+        forward_pass: ForwardPass,
         causal: bool,
-        attention_mask: Tensor | None,
     ) -> Tensor:
         config = self.config
         d, v, c = config.qk_nope_head_dim, config.v_head_dim, config.kv_lora_rank
@@ -262,16 +264,18 @@ class LatentAttention(Attention):
         query = torch.cat((_by_head(query_nope, key_up), query_rope), dim=-1)  # [b, h, s, c+r]
         # Scores need c + r dimensions, values only c: reading the same c + r for both keeps the
         # cache in one piece, with no copy; the r surplus ones are cut off afterwards.
-        attended = attend_cached(
+        attended = attend_held(
             query,
-            cache,
-            partial(_latent_twice, cache),
+            held,
+            partial(_latent_twice, held),
             1,
             path=config.decode_path,
             causal=causal,
             scale=self._scale,
             fold=True,
-            attention_mask=attention_mask,
+            forward_pass=forward_pass,
+            window=config.sliding_window,
+            sinks=self.sinks,
             dropout=config.attention_dropout if self.training else 0.0,
         )
         return _by_head(attended[..., :c], value_up.transpose(1, 2))  # [b, h, s, v]
@@ -279,10 +283,6 @@ class LatentAttention(Attention):
     @property
     def _scale(self) -> float:
         return (self.config.qk_nope_head_dim + self.config.qk_rope_head_dim) ** -0.5
-
-    def residual_projections(self) -> list[nn.Linear]:
-        """Return o_proj."""
-        return [self.o_proj]
 
 
 def _by_head(x: Tensor, weight: Tensor) -> Tensor:
@@ -296,8 +296,6 @@ def _by_head(x: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(rows, weight).view(h, b, s, weight.shape[-1]).transpose(0, 1)
 
 
-def _latent_twice(
-    cache: LayerCache, start: int, end: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    latent = cache.read("latent", dtype, start, end)
+def _latent_twice(held: Held, start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    latent = held.read("latent", dtype, start, end)
     return latent, latent

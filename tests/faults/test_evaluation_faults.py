@@ -10,7 +10,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from evaluation.comparison import choose_runs, evaluate_run, load_run
 
 from comparing.variants import compare
 from data.pipeline import prepare
@@ -19,7 +18,9 @@ from data.settings import DataSettings, TokenizerSettings
 from files.errors import RunError
 from measuring import perplexity
 from measuring.errors import EvaluationError
+from measuring.evaluate import evaluate_run
 from measuring.perplexity import Score, Window, score
+from measuring.runs import choose_runs, load_run
 from measuring.settings import EvalSettings
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError

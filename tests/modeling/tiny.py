@@ -6,11 +6,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modeling.attention import LatentAttentionConfig, attention_config
-from modeling.attention.reference import grouped_query_reference, latent_reference
+from modeling.attention import attention_config
 from modeling.config import GPTConfig
 from modeling.contract import randomise, run_through_cache
 from modeling.gpt import GPT
+from modeling.reference import oracle_of
 
 __all__ = ["run_through_cache"]
 
@@ -62,10 +62,8 @@ def normal(*shape, dtype=torch.float32, seed=0):
 
 def reference(config, weights, x, positions, **arguments):
     """What the oracle says, float64; positions may be [s] as well."""
-    latent = isinstance(config, LatentAttentionConfig)
-    oracle = latent_reference if latent else grouped_query_reference
     positions = torch.as_tensor(positions).expand(x.shape[:2])
-    return oracle(config, weights, x, positions, **arguments)
+    return oracle_of(config)(config, weights, x, positions, **arguments)
 
 
 # How many roundings of the largest value an attention of these sizes may be off by; measured on a

@@ -1,0 +1,324 @@
+"""One layer's preallocated cache: all tokens, or a ring of the newest ones."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from modeling.kv_cache.held import Held
+from modeling.kv_cache.spec import StateSpec
+from modeling.kv_cache.storage import CACHE_DTYPES, SCALE_DTYPE, quantised, storage_bytes
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A moment of a layer's cache, to `restore`.
+
+    Args:
+        seen: Tokens seen then.
+        tensors: Copies of what later tokens overwrite: a ring, and state of fixed shape. Tokens
+            that nothing overwrites are not copied.
+    """
+
+    seen: int
+    tensors: list[Tensor]
+
+
+class LayerCache:
+    """One layer's cache: a tensor [batch_size, heads, capacity, width] for each named entry.
+
+    Memory is allocated once. Where the layer declares a window shorter than `max_length`, the
+    tensors are a ring: token i lies in slot i mod window, over the one that left the window.
+
+    Args:
+        spec: What the layer keeps, as `AttentionConfig.state` declares it.
+        batch_size: Sequences decoded together.
+        max_length: Tokens per sequence that may be seen.
+        dtype: Of the stored elements, one of `CACHE_DTYPES`.
+        device: Where they live.
+
+    Attributes:
+        seen: Tokens per sequence that went in.
+        tensors: The stored elements of each entry.
+        scales: Theirs, for int8.
+        fixed: State of fixed shape [batch_size, ...], float32, which the layer itself updates.
+
+    Raises:
+        ValueError: If there would be no room for a token, or the dtype is none of those.
+    """
+
+    def __init__(
+        self,
+        spec: StateSpec,
+        batch_size: int,
+        max_length: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if batch_size < 1 or max_length < 1:
+            raise ValueError(
+                f"a cache needs batch_size >= 1 and max_length >= 1, got {batch_size} and "
+                f"{max_length}"
+            )
+        if dtype not in CACHE_DTYPES:
+            names = ", ".join(str(valid).removeprefix("torch.") for valid in CACHE_DTYPES)
+            raise ValueError(f"a cache cannot hold {dtype}; it takes {names}")
+        self.spec = spec
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.capacity = spec.held(max_length)
+        self.seen = 0
+        self.tensors: dict[str, Tensor] = {}
+        self.scales: dict[str, Tensor] = {}
+        for name, (heads, width) in spec.per_token.items():
+            shape = (batch_size, heads, self.capacity)
+            self.tensors[name] = torch.zeros(*shape, width, dtype=dtype, device=device)
+            if dtype == torch.int8:
+                self.scales[name] = torch.zeros(*shape, 1, dtype=SCALE_DTYPE, device=device)
+        self.fixed = {
+            name: torch.zeros(batch_size, *shape, device=device)
+            for name, shape in spec.fixed.items()
+        }
+        # [b or 1, capacity] int32. Not counted in `num_bytes`: they follow from the order of the
+        # tokens, are shared by the rows unless padded, and are no part of what attention caches.
+        self._positions: Tensor | None = None
+
+    @property
+    def held(self) -> int:
+        """Tokens per sequence that can still be read."""
+        return min(self.seen, self.capacity)
+
+    def update(self, positions: Tensor | None = None, **new: Tensor) -> Held:
+        """Store s new tokens, without their autograd graph, and return what their queries may see.
+
+        Nothing is copied but the new tokens themselves, unless several tokens at once reach beyond
+        a ring's end: the first of them still need keys that the last of them overwrite.
+
+        Args:
+            positions: [s] or [b, s] integer positions of the tokens, where the spec needs them.
+            new: One tensor [batch_size, heads, s, width] for each entry of the cache.
+
+        Returns:
+            The held tokens, the new ones among them; views that the next update changes.
+
+        Raises:
+            ValueError: If the entries or their shapes are not those the cache was made for, or if
+                the tokens do not fit; nothing is stored then.
+        """
+        num_new = self._num_new(new)
+        end = self.seen + num_new
+        if end > self.max_length:
+            raise ValueError(
+                f"the cache holds at most {self.max_length} tokens, {end} would be needed; "
+                "make it longer"
+            )
+        stored = self._encoded(new)
+        if self.spec.needs_positions:
+            assert positions is not None
+            self._keep_positions(positions, stored)
+        overtakes = num_new > 1 and end > self.capacity
+        before = self._in_order(min(self.seen, self.capacity - 1)) if overtakes else {}
+        # Of the new tokens, those that are not overwritten by newer ones.
+        for slot, piece, count in self._slots(max(self.seen, end - self.capacity), end):
+            for key, tensor in stored.items():
+                start = piece - self.seen
+                self._plane(key).narrow(2, slot, count).copy_(tensor.narrow(2, start, count))
+        first = max(0, self.seen - self.capacity + 1)
+        self.seen = end
+        if overtakes:
+            together = {
+                key: torch.cat((old := before[key], stored[key].to(old.dtype)), dim=2)
+                for key in stored
+            }
+            return self._as_held(together, first, 0)
+        return self.view()
+
+    def view(self) -> Held:
+        """Return the tokens that are held now; views that the next update changes."""
+        first = self.seen - self.held
+        planes = {key: self._plane(key).narrow(2, 0, self.held) for key in self._keys()}
+        return self._as_held(planes, first, self.seen % self.capacity if first else 0)
+
+    def advance(self, num_new: int, **fixed: Tensor) -> None:
+        """Put a new fixed state in place of the old one, after `num_new` more tokens.
+
+        Args:
+            num_new: Tokens that it has seen more than the one before.
+            fixed: [batch_size, ...] each; copied.
+        """
+        for name, tensor in fixed.items():
+            self.fixed[name].copy_(tensor.detach())
+        self.seen += num_new
+
+    def _num_new(self, new: dict[str, Tensor]) -> int:
+        """Return s, having compared all shapes with those that the cache was made for."""
+        if new.keys() != self.tensors.keys():
+            raise ValueError(
+                f"this cache holds {sorted(self.tensors)}, not {sorted(new)}: it was made for "
+                "another kind of attention"
+            )
+        num_new = next(iter(new.values())).shape[2]
+        for name, tensor in new.items():
+            stored = self.tensors[name]
+            expected = (stored.shape[0], stored.shape[1], num_new, stored.shape[3])
+            if tuple(tensor.shape) != expected:
+                raise ValueError(
+                    f"cache entry '{name}' takes [batch, heads, tokens, width] = "
+                    f"[{expected[0]}, {expected[1]}, any, {expected[3]}], as many tokens as the "
+                    f"other entries, got "
+                    f"{list(tensor.shape)}: it was made for another model or batch"
+                )
+        return num_new
+
+    def _encoded(self, new: dict[str, Tensor]) -> dict["_Key", Tensor]:
+        """Return the tokens as they are stored."""
+        found: dict[_Key, Tensor] = {}
+        for name, tensor in new.items():
+            elements = tensor.detach() if tensor.requires_grad else tensor
+            if name in self.scales:
+                elements, found[_Key(name, "scale")] = quantised(elements)
+            found[_Key(name, "elements")] = elements
+        return found
+
+    def _keep_positions(self, positions: Tensor, stored: dict["_Key", Tensor]) -> None:
+        """Add the positions of new tokens to what is stored, as a plane like the others."""
+        rows = positions if positions.dim() == 2 else positions[None]
+        if self._positions is None or self._positions.shape[0] < rows.shape[0]:
+            known = self._positions
+            self._positions = torch.zeros(
+                rows.shape[0], 1, self.capacity, 1, dtype=torch.int32, device=rows.device
+            )
+            if known is not None:
+                self._positions.copy_(known)
+        rows = rows.expand(self._positions.shape[0], -1)
+        stored[_Key("", "positions")] = rows[:, None, :, None].to(torch.int32)
+
+    def _plane(self, key: "_Key") -> Tensor:
+        """Return a stored tensor, [b, heads, capacity, width]."""
+        if key.part == "positions":
+            assert self._positions is not None
+            return self._positions
+        return (self.tensors if key.part == "elements" else self.scales)[key.name]
+
+    def _slots(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Return where tokens [start, end) lie: (slot, first token, tokens) of one or two runs."""
+        if start == end:
+            return []
+        slot = start % self.capacity
+        count = min(end - start, self.capacity - slot)
+        runs = [(slot, start, count)]
+        return runs if start + count == end else [*runs, (0, start + count, end - start - count)]
+
+    def _in_order(self, count: int) -> dict["_Key", Tensor]:
+        """Return the newest `count` tokens, oldest first: copies where they wrap around."""
+        runs = self._slots(self.seen - count, self.seen)
+        return {
+            key: torch.cat(
+                [self._plane(key).narrow(2, slot, size) for slot, _, size in runs]
+                or [self._plane(key)[:, :, :0]],
+                dim=2,
+            )
+            for key in self._keys()
+        }
+
+    def _keys(self) -> list["_Key"]:
+        """Name every stored tensor that has a place for each token."""
+        keys = [_Key(name, "elements") for name in self.tensors]
+        keys += [_Key(name, "scale") for name in self.scales]
+        return keys if self._positions is None else [*keys, _Key("", "positions")]
+
+    def _as_held(self, planes: dict["_Key", Tensor], first: int, oldest_slot: int) -> Held:
+        positions = planes.get(_Key("", "positions"))
+        return Held(
+            entries={key.name: t for key, t in planes.items() if key.part == "elements"},
+            scales={key.name: t for key, t in planes.items() if key.part == "scale"},
+            first=first,
+            oldest_slot=oldest_slot,
+            is_cached=True,
+            positions=None if positions is None else positions[:, 0, :, 0],
+        )
+
+    def live_tensors(self) -> list[Tensor]:
+        """Return every tensor that it keeps, scales and fixed state included."""
+        return [*self.tensors.values(), *self.scales.values(), *self.fixed.values()]
+
+    def num_bytes(self) -> int:
+        """Return the bytes that the live tensors' storages take, each storage counted once."""
+        return storage_bytes(self.live_tensors())
+
+    @property
+    def _is_overwritten(self) -> bool:
+        """Whether a later token changes what an earlier one left."""
+        return bool(self.fixed) or self.capacity < self.max_length
+
+    def _overwritten(self) -> list[Tensor]:
+        ring = [*self.tensors.values(), *self.scales.values()] if self._is_overwritten else []
+        positions = [] if self._positions is None or not ring else [self._positions]
+        return [*ring, *positions, *self.fixed.values()]
+
+    def snapshot(self) -> Snapshot:
+        """Return this moment, to come back to however many tokens later."""
+        return Snapshot(self.seen, [tensor.clone() for tensor in self._overwritten()])
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Come back to an earlier moment of this cache.
+
+        Raises:
+            ValueError: If fewer tokens have been seen than then.
+        """
+        if snapshot.seen > self.seen:
+            raise ValueError(
+                f"this cache has seen {self.seen} tokens, and the snapshot is of {snapshot.seen}: "
+                "it cannot be restored forwards"
+            )
+        for tensor, then in zip(self._overwritten(), snapshot.tensors, strict=True):
+            tensor.copy_(then)
+        self.seen = snapshot.seen
+
+    def truncate(self, length: int) -> None:
+        """Forget every token from position `length` on.
+
+        Raises:
+            ValueError: If fewer tokens are stored, or what they overwrote is needed.
+        """
+        self.check_truncation(length)
+        self.seen = length
+
+    def check_truncation(self, length: int) -> None:
+        """Refuse a length that this cache cannot go back to; `snapshot` can.
+
+        Raises:
+            ValueError: As in `truncate`.
+        """
+        if not 0 <= length <= self.seen:
+            raise ValueError(f"cannot truncate a cache of {self.seen} tokens to {length}")
+        if length == self.seen or not self._is_overwritten or (length == 0 and not self.fixed):
+            return
+        if self.fixed:
+            raise ValueError(
+                f"cannot truncate to {length} tokens: a state of fixed size does not remember "
+                "earlier moments; take a snapshot there and restore it"
+            )
+        if self.seen > self.capacity:
+            raise ValueError(
+                f"cannot truncate to {length} tokens: a ring of the newest {self.capacity} of "
+                f"{self.seen} tokens has overwritten what token {length} needs; take a snapshot "
+                "there and restore it"
+            )
+
+    def reset(self) -> None:
+        """Forget everything; the memory stays."""
+        self.seen = 0
+        self._positions = None
+        for tensor in self.fixed.values():
+            tensor.zero_()
+
+
+class _Key(NamedTuple):
+    """A stored tensor: of which entry, and what of it."""
+
+    name: str
+    part: str
+    """elements, scale or positions."""
