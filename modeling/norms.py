@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _WIDE = (torch.float32, torch.float64)
@@ -33,6 +34,13 @@ class _RMSNormalise(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):  # it would round this product
             mean = torch.linalg.vecdot(grad, normalised).unsqueeze(-1).div_(normalised.shape[-1])
         return grad.addcmul_(normalised, mean, value=-1).mul_(inverse_rms), grad_weight, None
+
+
+def rms_normalised(x: Tensor, eps: float) -> Tensor:
+    """Return x [..., width] over its root mean square, in x's dtype: RMSNorm without a weight."""
+    wide = x if x.dtype in _WIDE else x.float()
+    normalised = F.rms_norm(wide, wide.shape[-1:], eps=eps)
+    return normalised if wide is x else normalised.to(x.dtype)
 
 
 class RMSNorm(nn.Module):

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOST_TABLED = 2**16
+"""Positions from this one on are computed each time, so that no table grows without bound."""
+
 
 class Positions:
     """Positions of tokens, and the cosines of their rotation, computed once for all layers.
@@ -37,6 +40,43 @@ class Positions:
             if not torch.compiler.is_compiling():
                 self._known[key] = known
         return known
+
+
+class HeldPositions(Positions):
+    """Positions of held tokens, which come back at each step: their cosines are looked up.
+
+    The tables, 2 r numbers a position, serve all layers of all models of this process.
+    """
+
+    def cos_sin(self, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return what `Positions.cos_sin` does, bit for bit."""
+        if torch.compiler.is_compiling() or self.index.numel() == 0:
+            return super().cos_sin(width, theta, dtype)
+        lowest, highest = (int(bound) for bound in self.index.aminmax())
+        if lowest < 0 or highest >= MOST_TABLED:
+            return super().cos_sin(width, theta, dtype)
+        table = _tabled(highest, width, theta, dtype, self.index.device)
+        rows = table.index_select(0, self.index.flatten()).view(*self.index.shape, 2 * width)
+        if self.index.dim() == 2:
+            rows = rows.unsqueeze(1)
+        return rows[..., :width], rows[..., width:]
+
+
+_TABLES: dict[tuple[int, float, torch.dtype, torch.device], Tensor] = {}
+
+
+def _tabled(
+    highest: int, width: int, theta: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return a table [more than highest, 2 width] of what `Positions.cos_sin` returns."""
+    key = (width, theta, dtype, device)
+    table = _TABLES.get(key)
+    if table is None or table.shape[0] <= highest:
+        size = max(256, 2 ** highest.bit_length())
+        with torch.inference_mode(False):  # a training step may need it later
+            index = torch.arange(size, device=device)
+            table = _TABLES[key] = torch.cat(Positions(index).cos_sin(width, theta, dtype), dim=-1)
+    return table
 
 
 def rotary_cos_sin(
@@ -83,13 +123,16 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def apply_rotary(x: Tensor, positions: Tensor | Positions, theta: float) -> Tensor:
+def apply_rotary(
+    x: Tensor, positions: Tensor | Positions, theta: float, *, back: bool = False
+) -> Tensor:
     """Rotate the last dimension of x by its positions, in float32 or wider.
 
     Args:
         x: [b, heads, s, r], r even (0 returns x as it is).
         positions: [s] or [b, s] integer positions.
         theta: Base of the frequencies.
+        back: Rotate the other way, which undoes it.
 
     Returns:
         [b, heads, s, r] in x's dtype.
@@ -103,6 +146,19 @@ def apply_rotary(x: Tensor, positions: Tensor | Positions, theta: float) -> Tens
     # What rotating a token costs is the calls: none is made in vain.
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     cos, sin = Positions.of(positions).cos_sin(width, theta, wide.dtype)
+    sin = -sin if back else sin
     rotate = _Rotate.apply if torch.is_grad_enabled() else _rotated
     rotated = rotate(wide, cos, sin)
     return rotated if wide is x else rotated.to(x.dtype)
+
+
+def rotate_last(
+    x: Tensor, positions: Tensor | Positions, width: int, theta: float, *, back: bool = False
+) -> Tensor:
+    """Rotate the last `width` dimensions of x [b, heads, s, d] alone; see `apply_rotary`."""
+    if width == x.shape[-1]:
+        return apply_rotary(x, positions, theta, back=back)
+    if width == 0:
+        return x
+    still, rotary = x.split([x.shape[-1] - width, width], dim=-1)
+    return torch.cat((still, apply_rotary(rotary, positions, theta, back=back)), dim=-1)

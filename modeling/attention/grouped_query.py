@@ -24,7 +24,7 @@ from modeling.attention.kernel import attend_held, split_heads
 from modeling.kv_cache import Held, StateSpec
 from modeling.linear import Linear
 from modeling.norms import RMSNorm
-from modeling.rope import Positions, apply_rotary
+from modeling.rope import Positions, rotate_last
 
 
 @register_attention("mha", "mqa", "gqa", "mha_no_rope", "mqa_no_rope")
@@ -91,7 +91,7 @@ class GroupedQueryAttentionConfig(SoftmaxAttentionConfig):
             )
         return found
 
-    def build(self, layer_idx: int = 0) -> "GroupedQueryAttention":
+    def build(self, layer_idx: int = 0) -> Attention:
         """Build the module; `layer_idx` counts from 0."""
         return GroupedQueryAttention(self, layer_idx)
 
@@ -200,11 +200,8 @@ class GroupedQueryAttention(Attention):
 
     def _rotate(self, heads: Tensor, positions: Positions) -> Tensor:
         """Rotate the last qk_rope_head_dim dimensions of [b, heads, s, d]."""
-        rope = self.config.qk_rope_head_dim
-        if rope == self.config.head_dim:
-            return apply_rotary(heads, positions, self.config.rope_theta)
-        nope, rotary = heads.split([self.config.head_dim - rope, rope], dim=-1)
-        return torch.cat((nope, apply_rotary(rotary, positions, self.config.rope_theta)), dim=-1)
+        config = self.config
+        return rotate_last(heads, positions, config.qk_rope_head_dim, config.rope_theta)
 
 
 def _key_and_value(held: Held, start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
