@@ -145,6 +145,7 @@ def attend_held(
     window: int | None = None,
     sinks: Tensor | None = None,
     dropout: float = 0.0,
+    computed: bool = False,
 ) -> Tensor:
     """Attend to all that is held, by the way that the shapes ask for.
 
@@ -162,6 +163,8 @@ def attend_held(
         window: Newest tokens that a query sees, itself included; None for all.
         sinks: [h], a logit per head that joins the softmax and whose weight is dropped.
         dropout: As in `attend`.
+        computed: `read` computes what it returns: auto takes blocks, so that it is never there for
+            all tokens at once.
 
     Returns:
         [b, h, s, v].
@@ -170,14 +173,15 @@ def attend_held(
     mask = forward_pass.mask(held)
     if s == 1 and held.is_cached and dropout == 0.0:
         in_blocks = path == "blocks" or sinks is not None
-        if in_blocks or (path == "auto" and prefers_blocks(query, held, num_key_value_heads)):
+        prefers = path == "auto" and (computed or prefers_blocks(query, held, num_key_value_heads))
+        if in_blocks or prefers:
             return attend_in_blocks(
                 query,
                 read,
                 n,
                 num_key_value_heads,
                 scale=scale,
-                stored_dtype=held.dtype,
+                stored_dtype=None if computed else held.dtype,
                 attention_mask=mask,
                 sinks=sinks,
             )
@@ -212,7 +216,7 @@ def attend_in_blocks(
     num_key_value_heads: int,
     *,
     scale: float,
-    stored_dtype: torch.dtype,
+    stored_dtype: torch.dtype | None,
     attention_mask: Tensor | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
@@ -227,7 +231,8 @@ def attend_in_blocks(
         length: Tokens in the cache, all of them visible but for the mask.
         num_key_value_heads: g.
         scale: Factor of the scores.
-        stored_dtype: Of the cache; `read` has to convert what is not computed with.
+        stored_dtype: Of what `read` returns views of, if that is what is computed with; None if it
+            computes keys.
         attention_mask: Bool, [b, t] or [b, 1, t], True where a key is a real token. A row that has
             none gets zeros.
         sinks: [h], a logit per head that joins the softmax and whose weight is dropped.
