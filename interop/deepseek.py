@@ -64,6 +64,8 @@ def to_stock(
     else:
         keys |= {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
         keys |= {"rope_interleave": True, "num_nextn_predict_layers": 0}
+    if attention.latent_scale:
+        weights = _with_scaled_norms(weights, attention)
     if attention.qk_rope_head_dim == 0:
         return keys, with_prefix(_with_zero_rope(weights, attention))
     order = _interleaved(attention.qk_rope_head_dim)
@@ -91,6 +93,32 @@ def _reordered(
         for part, some in rows.items():
             if f".self_attn.{part}" in name:
                 found[name] = tensor[some.to(tensor.device)]
+    return found
+
+
+def _with_scaled_norms(
+    weights: Mapping[str, Tensor], attention: LatentAttentionConfig
+) -> dict[str, Tensor]:
+    """Return the weights with the scale of the latents in the norms before it.
+
+    Raises:
+        InteropError: If that would round the weights visibly.
+    """
+    widths = {"kv_a_layernorm.": attention.kv_lora_rank, "q_a_layernorm.": attention.q_lora_rank}
+    found = dict(weights)
+    for name, tensor in weights.items():
+        for part, width in widths.items():
+            if width is None or f".self_attn.{part}" not in name:
+                continue
+            scale = attention.scale_of_latent(width)
+            is_exact = math.frexp(scale)[0] == 0.5  # a power of two
+            if tensor.dtype in (torch.bfloat16, torch.float16) and not is_exact:
+                raise InteropError(
+                    "model.attention.latent_scale=true is written into the norms of the latents, "
+                    f"which {str(tensor.dtype).removeprefix('torch.')} would round again; set "
+                    "dtype=float32"
+                )
+            found[name] = (tensor.double() * scale).to(tensor.dtype)
     return found
 
 

@@ -38,6 +38,8 @@ class LatentAttentionConfig(SoftmaxAttentionConfig):
     """e, width of the query latent; null projects queries at full rank."""
     latent_norm_eps: float = 1e-6
     """Added to the mean square in the norms of the latents."""
+    latent_scale: bool = False
+    """Multiply latents by sqrt(hidden_size / their width) behind their norms (LongCat-Flash)."""
     decode_path: str = "auto"
     """How a step with a cache reads it: absorbed, expanded, blocks (absorbed, one query), or auto
     (fewer multiplications)."""
@@ -80,6 +82,15 @@ class LatentAttentionConfig(SoftmaxAttentionConfig):
             f"attention={name} means {what}, but qk_rope_head_dim is {self.qk_rope_head_dim}; "
             f"use attention={other} for that"
         ]
+
+    def scale_of_latent(self, width: int) -> float:
+        """Return what a latent of this width is multiplied by.
+
+        Behind a norm each element is about 1, in a latent as in the m elements that other
+        projections begin from. Without the scale fewer elements make smaller keys, values and
+        queries, by sqrt(width / m).
+        """
+        return (self.hidden_size / width) ** 0.5 if self.latent_scale else 1.0
 
     def build(self, layer_idx: int = 0) -> "LatentAttention":
         """Build the module; `layer_idx` counts from 0."""
@@ -187,7 +198,10 @@ class LatentAttention(Attention):
         if config.q_lora_rank is None:
             query = self.q_proj(x)
         else:
-            query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+            latent = self.q_a_layernorm(self.q_a_proj(x))
+            if config.latent_scale:
+                latent = latent * config.scale_of_latent(config.q_lora_rank)
+            query = self.q_b_proj(latent)
         query = split_heads(query, config.num_attention_heads)  # [b, h, s, d+r]
         nope, rope = query.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         return nope, apply_rotary(rope, positions, config.rope_theta)
@@ -199,7 +213,10 @@ class LatentAttention(Attention):
             [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
         )
         rope = apply_rotary(rope.unsqueeze(1), positions, config.rope_theta)  # [b, 1, t, r]
-        return torch.cat((self.kv_a_layernorm(latent).unsqueeze(1), rope), dim=-1)
+        latent = self.kv_a_layernorm(latent)
+        if config.latent_scale:
+            latent = latent * config.scale_of_latent(config.kv_lora_rank)
+        return torch.cat((latent.unsqueeze(1), rope), dim=-1)
 
     def _absorbs(self, num_queries: int, num_tokens: int) -> bool:
         """Choose the way with fewer multiplications per head (docs/mla.md has the count)."""

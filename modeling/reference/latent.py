@@ -1,5 +1,7 @@
 """Latent attention in float64, written from the papers' equations, expanded."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,11 +34,12 @@ def latent_reference(
     """Attend through the latent, expanded; arguments and result as above.
 
     Source:
-        DeepSeek-V2, equations 9 to 19 (and 37 to 47 of its appendix C).
+        DeepSeek-V2, equations 9 to 19 (and 37 to 47 of its appendix C); the scale of latents is
+        LongCat-Flash's (`mla_scale_kv_lora`, `mla_scale_q_lora` in transformers).
     """
     h, c = config.num_attention_heads, config.kv_lora_rank
     d, r, v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-    eps = config.latent_norm_eps
+    eps, m = config.latent_norm_eps, config.hidden_size
     causal, window = key_value_states is None, config.sliding_window
     sinks = weights["sinks"] if config.attention_sinks else [None] * h
     source = x if key_value_states is None else key_value_states
@@ -49,7 +52,8 @@ def latent_reference(
         latents, shared_keys = [], []
         for j, row in enumerate(source[b]):
             down = linear(kept, "kv_a_proj_with_mqa", row)
-            latents.append(rms_norm(down[:c], kept["kv_a_layernorm.weight"], eps))
+            latent = rms_norm(down[:c], kept["kv_a_layernorm.weight"], eps)
+            latents.append(latent * math.sqrt(m / c) if config.latent_scale else latent)
             shared_keys.append(rotate_tail(down[c:], source_positions[b, j], r, config.rope_theta))
         ups = [linear(weights, "kv_b_proj", latent).view(h, d + v) for latent in latents]
         for i, row in enumerate(x[b]):
@@ -58,6 +62,8 @@ def latent_reference(
             else:
                 down = linear(weights, "q_a_proj", row)
                 norm = rms_norm(down, weights["q_a_layernorm.weight"], eps)
+                if config.latent_scale:
+                    norm = norm * math.sqrt(m / config.q_lora_rank)
                 query = linear(weights, "q_b_proj", norm)
             seen = visible(i, len(ups), causal, attention_mask, b, window)
             heads = []

@@ -58,6 +58,11 @@ EXPORTABLE = {
         NOPE,
         "DeepseekV3ForCausalLM",
     ),
+    "mla_latent_scale": (
+        LATENT | {"latent_scale": True, "q_lora_rank": 14},
+        {},
+        "DeepseekV3ForCausalLM",
+    ),
     "classic_mha": (MHA | SIX | BIASES, CLASSIC, "GPT2LMHeadModel"),
     "classic_mha_no_biases": (
         MHA | SIX,
@@ -68,7 +73,13 @@ EXPORTABLE = {
     "classic_mqa_relu": (MQA | SIX, CLASSIC | {"mlp": "relu"}, "GPTBigCodeForCausalLM"),
 }
 # Whose stock weights are others than kvlab's, up to names and order.
-CHANGED = {"mla_nope", "mla_nope_query_latent", "classic_mha_no_biases", "classic_mqa_relu"}
+CHANGED = {
+    "mla_nope",
+    "mla_nope_query_latent",
+    "mla_latent_scale",
+    "classic_mha_no_biases",
+    "classic_mqa_relu",
+}
 
 
 def gpt_config(attention, **changes):

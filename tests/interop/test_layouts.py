@@ -244,8 +244,9 @@ def test_all_that_cannot_be_expressed_is_named_at_once():
         to_stock(model.config, model.state_dict())
 
 
-def test_latent_attention_without_positions_is_not_rounded_twice():
-    model = GPT(config_of("mla_nope")).bfloat16()
+@pytest.mark.parametrize("name", ["mla_nope", "mla_latent_scale"])
+def test_latent_attention_whose_weights_are_changed_is_not_rounded_twice(name):
+    model = GPT(config_of(name)).bfloat16()
     with pytest.raises(InteropError, match="bfloat16 would round again; set dtype=float32"):
         to_stock(model.config, model.state_dict())
 
