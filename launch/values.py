@@ -90,11 +90,11 @@ def not_divisible(key: str, division: str, typed: Sequence[str]) -> str:
 
 
 def _odd_heads(key: str, width: int, typed: Sequence[str]) -> str:
-    """Say what to set where half a head, which MLA rotates, is no whole number of dimensions."""
+    """Say what to set where half a head, which RoPE rotates, is no whole number of dimensions."""
     given = {one.partition("=")[0].rpartition(".")[2]: one.partition("=")[2] for one in typed}
     if given.get("qk_nope_head_dim") == str(width):
         return (
-            f"model.attention.qk_nope_head_dim ({width}) is odd, and MLA rotates half as many "
+            f"model.attention.qk_nope_head_dim ({width}) is odd, and RoPE rotates half as many "
             f"dimensions; set {key}={width // 4 * 2 or 2}, say"
         )
     sizes = {name: int(value) for name, value in given.items() if value.isdecimal()}
@@ -107,7 +107,7 @@ def _odd_heads(key: str, width: int, typed: Sequence[str]) -> str:
         set_to = "other sizes of model.hidden_size and model.num_attention_heads"
     return (
         f"model.hidden_size over model.num_attention_heads gives heads of {width} dimensions, of "
-        f"which MLA rotates half, in pairs; set {set_to}"
+        f"which RoPE rotates half, in pairs; set {set_to}"
     )
 
 

@@ -200,17 +200,17 @@ def test_wrong_keys_and_types_are_refused_by_name(override, message):
         ),
         (
             ["attention=mla", "model.hidden_size=104"],
-            "heads of 13 dimensions, of which MLA rotates "
+            "heads of 13 dimensions, of which RoPE rotates "
             "half, in pairs; set model.hidden_size=96 or 128, or model.num_attention_heads=2 or 13",
         ),
         (
             ["attention=mla", "model.num_attention_heads=64"],
-            "heads of 3 dimensions, of which MLA "
+            "heads of 3 dimensions, of which RoPE "
             "rotates half, in pairs; set model.hidden_size=256, or model.num_attention_heads=48",
         ),
         (
             ["attention=mla", "model.attention.qk_nope_head_dim=13"],
-            "(13) is odd, and MLA rotates "
+            "(13) is odd, and RoPE rotates "
             "half as many dimensions; set model.attention.qk_rope_head_dim=6, say",
         ),
         (["model.num_attention_heads=0"], "model.num_attention_heads (0) must be at least 1"),
