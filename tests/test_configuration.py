@@ -114,6 +114,13 @@ def test_the_other_entry_points_compose(entry):
     compose.checked(composed(name=entry), run_config.SCHEMAS[entry])
 
 
+@pytest.mark.parametrize("attention", ["gqa", "mqa_tied"])
+def test_layers_may_mix_attentions_whose_files_inherit_others(attention):
+    given = (f"+attention@layers.attentions.other={attention}", "layers.pattern=[own,other]")
+    fields = train_config("attention=mla", *given).layers.attentions["other"]
+    assert fields == train_config(f"attention={attention}").model.attention
+
+
 def test_export_says_which_value_is_missing():
     with pytest.raises(ConfigError, match="out must be given: out="):
         compose.checked(composed(name="export"), run_config.ExportConfig)
