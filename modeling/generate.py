@@ -165,7 +165,7 @@ def generate(
     stopped = torch.zeros(b, dtype=torch.bool, device=tokens.device)
     logits = prefill(model, tokens, cache, positions, mask)
     for end in range(s + 1, s + max_new_tokens + 1):
-        if overflow := cache.overflow(start=0 if end == s + 1 else end - 2):
+        if overflow := cache.overflow():
             raise ModelConfigError(f"{overflow}; set cache_dtype=bfloat16 or float32")
         chosen = next_token(logits, settings, generator)
         if stop_token is not None:

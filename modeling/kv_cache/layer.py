@@ -43,6 +43,8 @@ class LayerCache:
         tensors: The stored elements of each entry.
         scales: Theirs, for int8.
         fixed: State of fixed shape [batch_size, ...], float32, which the layer itself updates.
+        overflowed: Bool, without dimensions: whether an element of a token that went in was too
+            large to be stored. Only float16 has a smaller range than what is computed with.
 
     Raises:
         ValueError: If there would be no room for a token, or the dtype is none of those.
@@ -81,6 +83,9 @@ class LayerCache:
             name: torch.zeros(batch_size, *shape, device=device)
             for name, shape in spec.fixed.items()
         }
+        # Noted as tokens come: a ring may have overwritten the one that overflowed. On the device,
+        # so that a step does not wait for it.
+        self.overflowed = torch.zeros((), dtype=torch.bool, device=device)
         # [b or 1, capacity] int32. Not counted in `num_bytes`: they follow from the order of the
         # tokens, are shared by the rows unless padded, and are no part of what attention caches.
         self._positions: Tensor | None = None
@@ -179,6 +184,9 @@ class LayerCache:
             elements = tensor.detach() if tensor.requires_grad else tensor
             if name in self.scales:
                 elements, found[_Key(name, "scale")] = quantised(elements)
+            elif self.dtype == torch.float16:
+                elements = elements.to(self.dtype)
+                self.overflowed |= elements.isinf().any()
             found[_Key(name, "elements")] = elements
         return found
 
@@ -311,6 +319,7 @@ class LayerCache:
     def reset(self) -> None:
         """Forget everything; the memory stays."""
         self.seen = 0
+        self.overflowed.zero_()
         self._positions = None
         for tensor in self.fixed.values():
             tensor.zero_()

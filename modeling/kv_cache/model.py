@@ -115,23 +115,13 @@ class KVCache:
         for layer in self.stored:
             layer.truncate(length)
 
-    def overflow(self, start: int = 0) -> str | None:
+    def overflow(self) -> str | None:
         """Return a line that says so if a key or value was too large to be stored; else None.
 
         Such an element is an infinity, of which attention makes likelihoods that are wrong, or no
-        numbers. Only float16 has a smaller range than what is computed with.
-
-        Args:
-            start: First token that is looked at; all of a ring is.
+        numbers. It is told until `reset`, also where a ring has overwritten it.
         """
-        if self.dtype != torch.float16:
-            return None
-        entries = (
-            tensor[:, :, start if layer.seen <= layer.capacity else 0 : layer.held]
-            for layer in self.stored
-            for tensor in layer.tensors.values()
-        )
-        if not any(bool(tensor.isinf().any()) for tensor in entries):
+        if not any(bool(layer.overflowed) for layer in self.stored):
             return None
         model = None if self._model is None else self._model()
         if model is not None and not all(bool(w.isfinite().all()) for w in model.parameters()):
