@@ -482,6 +482,7 @@ class DecodeStep:
         batch: That.
         context: That.
         cache_bytes: Of the live cache before the first step.
+        cache_bytes_read: That, as if each layer read what it stores alone.
         weight_bytes: Of the weights that a step reads.
         beyond_trained: Whether the model was made for shorter contexts only.
     """
@@ -500,7 +501,7 @@ class DecodeStep:
         for start in range(0, context, PREFILL_CHUNK):
             chunk = tokens[:, start : min(start + PREFILL_CHUNK, context)].to(model.device)
             _, self._cache = model.next_logits(chunk, self._cache, start)
-        self.cache_bytes = live_bytes(self._cache)
+        self.cache_bytes = self.cache_bytes_read = live_bytes(self._cache)
         self._can_go_back = self._cache.is_croppable
         if self._can_go_back:
             self._cache.activate_past_recording()

@@ -24,7 +24,7 @@ from measuring.machine import (
     synchronize,
 )
 from measuring.settings import DecodeSettings
-from modeling.accounting import kv_cache_bytes_per_token
+from modeling.accounting import kv_cache_bytes, kv_cache_bytes_read
 from modeling.gpt import GPT
 from modeling.kv_cache import KVCache
 from tracking.progress import Bar
@@ -44,8 +44,10 @@ class DecodePoint:
         ms_per_token: Median milliseconds of a step, which gives every sequence a token.
         ms_by_round: What it is the median of; a round's turn is the median of its steps.
         tokens_per_second: batch / step.
-        cache_bytes: Of the live cache's `context` tokens.
-        roofline_ms: What reading the weights and the cache once takes at the measured bandwidth.
+        cache_bytes: That `context` tokens of each take in the cache.
+        cache_bytes_read: Of those, what a step reads: what several layers share, once for each.
+        roofline_ms: What reading the weights and `cache_bytes_read` takes at the measured
+            bandwidth.
         memory_bandwidth: Bytes per second, measured by reading.
         peak_extra_bytes: Most memory that a step takes besides weights and cache.
         beyond_trained: Whether the model was trained on shorter contexts only.
@@ -57,6 +59,7 @@ class DecodePoint:
     ms_by_round: list[float]
     tokens_per_second: float
     cache_bytes: int
+    cache_bytes_read: int
     roofline_ms: float
     memory_bandwidth: float
     peak_extra_bytes: int
@@ -82,7 +85,12 @@ class Step(Protocol):
 
     @property
     def cache_bytes(self) -> int:
-        """Of those tokens in the live cache."""
+        """That those tokens take in the cache."""
+        ...
+
+    @property
+    def cache_bytes_read(self) -> int:
+        """Of the cache that a step reads."""
         ...
 
     @property
@@ -189,11 +197,12 @@ def check_memory(
     Raises:
         EvaluationError: Saying how much is missing.
     """
-    per_token = others_per_token + sum(
-        kv_cache_bytes_per_token(model.config, cache_dtype or model.embed_tokens.weight.dtype)
+    tokens = context + 1
+    sequence = others_per_token * tokens + sum(
+        kv_cache_bytes(model.config, tokens, cache_dtype or model.embed_tokens.weight.dtype)
         for model in models
     )
-    needed, free = per_token * batch * (context + 1), available_bytes(device)
+    needed, free = sequence * batch, available_bytes(device)
     if free is not None and needed > _MEMORY_SHARE * free:
         raise EvaluationError(
             f"decoding at batch {batch} and context {context} is left out: the caches of all "
@@ -231,8 +240,13 @@ class DecodeStep:
 
     @property
     def cache_bytes(self) -> int:
-        """Of the tokens before the step."""
-        return self.cache.num_bytes() * self.context // (self.context + 1)
+        """That the tokens before the step take in the cache."""
+        return self.batch * kv_cache_bytes(self.model.config, self.context, self.cache.dtype)
+
+    @property
+    def cache_bytes_read(self) -> int:
+        """Of the cache that a step reads."""
+        return self.batch * kv_cache_bytes_read(self.model.config, self.context, self.cache.dtype)
 
     @property
     def weight_bytes(self) -> int:
@@ -247,20 +261,24 @@ class DecodeStep:
     def __call__(self) -> Tensor:
         """Return the logits [b, n] behind one more token, and forget it."""
         logits = self.model.next_logits(self._tokens, self._positions, self.cache)
+        # Not restored: what a step leaves in a ring or a state is as good as the noise before it,
+        # and a copy would be no part of decoding.
         for layer in self.cache.stored:
-            layer.seen = self.context  # noise, whatever a ring's newest slot holds now
+            layer.seen = self.context
         return logits
 
 
 def fill_with_noise(cache: KVCache, length: int) -> None:
     """Let a cache hold `length` random tokens, as if they had been decoded."""
     for layer in cache.stored:
-        for tensor in layer.live_tensors():
-            stored = tensor[:, :, :length]
+        for tensor in [*layer.tensors.values(), *layer.scales.values()]:
+            stored = tensor[:, :, :length]  # a ring shorter than that is filled as a whole
             if tensor.dtype == torch.int8:
                 stored.random_(-127, 128)
             else:
                 stored.normal_()
+        for state in layer.fixed.values():
+            state.normal_()
         layer.seen = length
 
 
@@ -304,7 +322,7 @@ def _milliseconds(step: Step, device: torch.device) -> float:
 
 def _point(step: Step, rounds: list[float], bandwidth: float, device: torch.device) -> DecodePoint:
     milliseconds = statistics.median(rounds)
-    bytes_read = step.weight_bytes + step.cache_bytes
+    bytes_read = step.weight_bytes + step.cache_bytes_read
     return DecodePoint(
         batch=step.batch,
         context=step.context,
@@ -312,6 +330,7 @@ def _point(step: Step, rounds: list[float], bandwidth: float, device: torch.devi
         ms_by_round=rounds,
         tokens_per_second=1e3 * step.batch / milliseconds,
         cache_bytes=step.cache_bytes,
+        cache_bytes_read=step.cache_bytes_read,
         roofline_ms=1e3 * bytes_read / bandwidth,
         memory_bandwidth=bandwidth,
         peak_extra_bytes=peak_extra_bytes(step, device),

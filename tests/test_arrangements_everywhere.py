@@ -5,13 +5,13 @@ import re
 import pytest
 import torch
 
-import evaluation.decode
-from evaluation.decode import DecodeStep, check_memory, measure_decode
-from evaluation.errors import EvaluationError
-from evaluation.kv_cache import measure_generation_memory, measure_kv_cache
-from evaluation.perplexity import score
-from evaluation.settings import DecodeSettings
-from evaluation.through_cache import CachedScorer
+import measuring.decode
+from measuring.decode import DecodeStep, check_memory, measure_decode
+from measuring.errors import EvaluationError
+from measuring.kv_cache import measure_generation_memory, measure_kv_cache
+from measuring.perplexity import score
+from measuring.settings import DecodeSettings
+from measuring.through_cache import CachedScorer
 from modeling.accounting import kv_cache_bytes, kv_cache_bytes_read
 from modeling.config import SamplingSettings
 from modeling.errors import ModelConfigError
@@ -159,12 +159,12 @@ def test_the_roofline_counts_what_is_read(monkeypatch):
     assert sizes["shared_pairs"] == (uniform // 2, uniform)
     assert sizes["window"] == (uniform * WINDOW // 12,) * 2
     for name, point in found.items():
-        read = evaluation.decode.weight_bytes(models[name]) + sizes[name][1]
+        read = measuring.decode.weight_bytes(models[name]) + sizes[name][1]
         assert point.roofline_ms == pytest.approx(1e3 * read / point.memory_bandwidth)
     # At 0.8 of the memory there is room for the bytes at the context, and for no more.
     for name in models:
         needed = 2 * kv_cache_bytes(models[name].config, 101)
-        monkeypatch.setattr(evaluation.decode, "available_bytes", lambda _, n=needed: n / 0.79)
+        monkeypatch.setattr(measuring.decode, "available_bytes", lambda _, n=needed: n / 0.79)
         check_memory([models[name]], 2, 100, None, torch.device("cpu"))
         with pytest.raises(EvaluationError, match="left out"):
             check_memory([models[name]] * 2, 2, 100, None, torch.device("cpu"))
