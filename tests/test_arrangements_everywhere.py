@@ -1,5 +1,6 @@
 """What uses a model, with every arrangement of its layers: generation, evaluation, timing."""
 
+import itertools
 import re
 
 import pytest
@@ -17,6 +18,7 @@ from modeling.config import SamplingSettings
 from modeling.errors import ModelConfigError
 from modeling.generate import generate, left_pad, prefill
 from tests.arranged import CONTEXT, EACH, VOCABULARY, WINDOW, model_of
+from tests.modeling.tiny import LiveBytes
 
 GREEDY = SamplingSettings(temperature=0.0)
 PROMPTS = [list(range(1, 14)), [5, 6], [9] * 8]  # longer than the window, shorter, longer
@@ -174,3 +176,45 @@ def test_the_roofline_counts_what_is_read(monkeypatch):
 @pytest.mark.parametrize("attention", ["gqa", "mla"])
 def test_memory_of_a_generation_is_measured(attention, arrangement):
     assert measure_generation_memory(model_of(attention, arrangement), 2, CONTEXT) > 0
+
+
+@pytest.mark.parametrize(("attention", "arrangement"), EACH)
+@torch.no_grad()
+def test_documents_keep_to_themselves(attention, arrangement):
+    model = model_of(
+        attention, arrangement, intra_document_mask=True, end_of_document_id=0
+    ).double()
+    apart = model_of(attention, arrangement).double()
+    tokens = torch.randint(1, VOCABULARY, (2, 20), generator=torch.Generator().manual_seed(5))
+    ends = [[4, 11], [6, 7]]
+    for row, places in enumerate(ends):
+        tokens[row, places] = 0
+    whole = model(tokens)
+    for row, places in enumerate(ends):
+        starts = [0, *(place + 1 for place in places), 20]
+        for start, end in itertools.pairwise(starts):
+            alone = apart(tokens[row : row + 1, start:end], torch.arange(start, end))
+            torch.testing.assert_close(whole[row, start:end], alone[0], atol=1e-9, rtol=1e-9)
+    for chunk in (1, 6):
+        cache = model.new_cache(2, 20)
+        pieces = [
+            model(tokens[:, start : start + chunk], cache=cache) for start in range(0, 20, chunk)
+        ]
+        torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("attention", ["gqa", "mla"])
+def test_documents_cost_a_window_layer_no_mask_of_all_pairs(attention):
+    peaks = {}
+    for documents in (False, True):
+        model = model_of(
+            attention,
+            "window",
+            max_position_embeddings=2048,
+            intra_document_mask=documents,
+            end_of_document_id=0,
+        )
+        with LiveBytes() as live:
+            model.loss(*torch.ones(2, 1, 2048, dtype=torch.long))
+        peaks[documents] = live.peak
+    assert peaks[True] - peaks[False] < 2048**2 / 20

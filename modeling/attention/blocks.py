@@ -21,6 +21,7 @@ def attend_windowed(
     window: int | None = None,
     sink: Tensor | None = None,
     attention_mask: Tensor | None = None,
+    first_key: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """Attend with h query heads to the last keys of g heads; query head i reads i // (h / g).
@@ -42,6 +43,8 @@ def attend_windowed(
         attention_mask: Bool, [b, t], True where a key is a real token, or [b, s, t], True where a
             query may see a key. Hidden tokens count in the window; a query that sees no key gets
             zeros.
+        first_key: [b, s] int64, index of the first of the t keys that each query may see, such as
+            that of its document; costs O(s window), where a mask [b, s, t] costs O(s t).
         dropout: Probability, on the weights after the softmax.
 
     Returns:
@@ -65,7 +68,9 @@ def attend_windowed(
     if attention_mask is not None:
         hidden = ~(attention_mask[:, None] if attention_mask.dim() == 2 else attention_mask)
         hidden = hidden[:, None, :, None]  # [b, 1, 1 or s, 1, t]
-    return _WindowedAttention.apply(query, key, value, sink, hidden, scale, window, dropout)
+    return _WindowedAttention.apply(
+        query, key, value, sink, hidden, first_key, scale, window, dropout
+    )
 
 
 class _WindowedAttention(torch.autograd.Function):
@@ -79,6 +84,7 @@ class _WindowedAttention(torch.autograd.Function):
         value: Tensor,
         sink: Tensor | None,
         hidden: Tensor | None,
+        first_key: Tensor | None,
         scale: float,
         window: int,
         dropout: float,
@@ -102,9 +108,8 @@ class _WindowedAttention(torch.autograd.Function):
                 scores = torch.baddbmm(
                     visible, rows[:, row], keys[:, column].transpose(1, 2), alpha=scale
                 )
-                masked = None if hidden is None else hidden[..., first : t - s + end]
+                masked = _masked(hidden, first_key, start, end, (first, t - s + end))
                 if masked is not None:
-                    masked = masked if masked.shape[2] == 1 else masked[:, :, start:end]
                     # Finite, so that a query that sees nothing has no NaN.
                     least = torch.finfo(scores.dtype).min
                     _per_query(scores, b, r, spare).masked_fill_(masked, least)
@@ -166,10 +171,7 @@ class _WindowedAttention(torch.autograd.Function):
             grad_keys[:, ctx.spare :].to(keys.dtype).view(b, g, t, -1),
             grad_values[:, ctx.spare :].to(values.dtype).view(b, g, t, -1),
             grad_sink,
-            None,
-            None,
-            None,
-            None,
+            *(None,) * 5,
         )
 
 
@@ -190,6 +192,21 @@ def _band(queries: int, window: int, spare: int, like: Tensor) -> Tensor:
     key = torch.arange(-spare, window - 1 + queries, device=like.device)
     is_hidden = (key < query) | (key > query + window - 1)
     return like.new_zeros(is_hidden.shape).masked_fill_(is_hidden, float("-inf"))
+
+
+def _masked(
+    hidden: Tensor | None, first_key: Tensor | None, start: int, end: int, keys: tuple[int, int]
+) -> Tensor | None:
+    """Return which of a block's keys are not to be seen, [b, 1, 1 or queries, 1, keys]."""
+    found = None
+    if hidden is not None:
+        found = hidden[..., keys[0] : keys[1]]
+        found = found if found.shape[2] == 1 else found[:, :, start:end]
+    if first_key is not None:
+        index = torch.arange(*keys, device=first_key.device)
+        before = index < first_key[:, None, start:end, None, None]
+        found = before if found is None else found | before
+    return found
 
 
 def _per_query(scores: Tensor, b: int, r: int, spare: int) -> Tensor:

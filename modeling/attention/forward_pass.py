@@ -51,17 +51,30 @@ class ForwardPass:
     def mask(self, held: Held) -> Tensor | None:
         """Return which held tokens may be seen, bool [b, n] or [b, s, n]; None if all."""
         if self.document_start is None:
-            mask = self.attention_mask
-            return None if mask is None else held.columns(mask)
+            return self._padding(held)
         # Layers that hold all tokens share one mask: [b, s, t] is much to make for each.
         holds_all = held.first == 0
         if holds_all and self._mask_of_all is not None:
             return self._mask_of_all
         index = held.indices(self.document_start.device)
         mask = index >= self.document_start[..., None]  # [b, s, n]
-        if self.attention_mask is not None:
-            allowed = held.columns(self.attention_mask)
+        allowed = self._padding(held)
+        if allowed is not None:
             mask = mask & (allowed if allowed.dim() == 3 else allowed[:, None])
         if holds_all:
             self._mask_of_all = mask
         return mask
+
+    def mask_and_first_key(self, held: Held) -> tuple[Tensor | None, Tensor | None]:
+        """Return the same in two parts, for queries that see few of the n tokens.
+
+        Returns:
+            A mask as above that leaves documents out; and the index among the n of the first token
+            of each query's document, [b, s], negative before the oldest, or None for none.
+        """
+        if self.document_start is None or held.oldest_slot:
+            return self.mask(held), None
+        return self._padding(held), self.document_start - held.first
+
+    def _padding(self, held: Held) -> Tensor | None:
+        return None if self.attention_mask is None else held.columns(self.attention_mask)

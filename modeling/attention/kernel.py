@@ -170,7 +170,6 @@ def attend_held(
         [b, h, s, v].
     """
     s, n = query.shape[2], held.num_tokens
-    mask = forward_pass.mask(held)
     if s == 1 and held.is_cached and dropout == 0.0:
         in_blocks = path == "blocks" or sinks is not None
         prefers = path == "auto" and (computed or prefers_blocks(query, held, num_key_value_heads))
@@ -182,11 +181,12 @@ def attend_held(
                 num_key_value_heads,
                 scale=scale,
                 stored_dtype=None if computed else held.dtype,
-                attention_mask=mask,
+                attention_mask=forward_pass.mask(held),
                 sinks=sinks,
             )
     key, value = read(0, n, query.dtype)
     if sinks is not None or (window is not None and s > 1 and n > window):
+        mask, first_key = forward_pass.mask_and_first_key(held)
         return attend_windowed(
             query,
             key,
@@ -195,6 +195,7 @@ def attend_held(
             window=window,
             sink=sinks,
             attention_mask=mask,
+            first_key=first_key,
             dropout=dropout,
         )
     return attend(
@@ -204,7 +205,7 @@ def attend_held(
         causal=causal,
         scale=scale,
         fold=fold,
-        attention_mask=mask,
+        attention_mask=forward_pass.mask(held),
         dropout=dropout,
     )
 
