@@ -7,6 +7,7 @@ from data.prepared import PreparedData, SplitCounts
 from measuring.decode import Decodable
 from measuring.perplexity import Score
 from measuring.settings import EvalSettings
+from modeling.arrangement import layer_configs
 from modeling.config import GPTConfig
 
 
@@ -105,6 +106,6 @@ def protocol_card(
 
 def positions_of(config: GPTConfig) -> str:
     """Name how a model is told positions."""
-    rope = config.attention["qk_rope_head_dim"] > 0
+    rope = any(getattr(layer, "qk_rope_head_dim", 0) for layer in layer_configs(config))
     learned = config.position_embedding == "learned"
     return " + ".join(name for name, has in (("RoPE", rope), ("learned", learned)) if has) or "none"

@@ -4,7 +4,8 @@ import dataclasses
 import fnmatch
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -87,13 +88,22 @@ def _of_type(kind: type, values: dict[str, Any], key: str) -> Any:
 def _model_config(fields: dict[str, Any]) -> GPTConfig:
     """Return a checkpoint's model; a dataclass alone looks at no type."""
     config = GPTConfig(**fields)
-    for key, annotation in get_type_hints(GPTConfig).items():
-        accepted = dict if get_origin(annotation) is dict else annotation
-        value = getattr(config, key)
-        is_wrong_bool = isinstance(value, bool) and annotation is not bool
-        if is_wrong_bool or not isinstance(value, float | int if accepted is float else accepted):
-            raise TypeError(f"its model.{key} is {str(value)[:60]}")
+    for name, part in (("model", config), ("layers", config.layers)):
+        for key, annotation in get_type_hints(type(part)).items():
+            if not _fits(value := getattr(part, key), annotation):
+                raise TypeError(f"its {name}.{key} is {str(value)[:60]}")
     return config
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is UnionType:
+        return any(_fits(value, one) for one in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(one, arguments[0]) for one in value)
+    if isinstance(value, bool):
+        return origin is bool
+    return isinstance(value, float | int if origin is float else origin)
 
 
 def _require_shapes(config: GPTConfig, tensors: dict[str, Tensor]) -> None:

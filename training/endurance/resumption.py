@@ -9,6 +9,8 @@ from typing import Any
 
 from data.prepared import PreparedData
 from files.errors import RunError
+from modeling.attention import attention_config
+from modeling.config import GPTConfig
 from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
 from tracking.configuration import PASSES, flat, may_change, sequences_per_step
 from training.endurance.checkpointing import RunCheckpoints
@@ -162,8 +164,9 @@ def _require_same_recipe(
     state = checkpoint.state
     # Absent from checkpoints of earlier versions.
     settings = state.get("settings", {})
-    old = flat({"seed": state["seed"], "model": state["model"], **settings})
-    new = flat(dataclasses.asdict(recipe))
+    model = _with_defaults(GPTConfig(**state["model"]))
+    old = flat({"seed": state["seed"], "model": model, **settings})
+    new = flat(dataclasses.asdict(recipe) | {"model": _with_defaults(recipe.model)})
     changed = _changed(old, new)
     is_same_step = sequences_per_step(old) == sequences_per_step(new)
     barred = [key for key in changed if not (may_change(key) or (is_same_step and key in PASSES))]
@@ -175,6 +178,13 @@ def _require_same_recipe(
         )
     if changed:
         say(f"resuming with other settings: {listed}")
+
+
+def _with_defaults(model: GPTConfig) -> dict[str, Any]:
+    """Return a model's settings, with the values of keys that there were not yet."""
+    attention = attention_config(model.attention)
+    fields = attention.settings(model.attention["name"])
+    return dataclasses.asdict(model) | {"attention": fields | model.attention}
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
