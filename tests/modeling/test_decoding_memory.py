@@ -20,7 +20,7 @@ def step_peak(name, context, dtype, path):
     prefill(model, random_tokens(B, context - 1), cache, chunk=CHUNK)
     with torch.no_grad(), LiveBytes() as live:
         model.next_logits(random_tokens(B, 1), cache=cache)
-    assert cache.length == context
+    assert cache.seen == context
     return live.peak
 
 

@@ -245,6 +245,12 @@ RECIPE = [
     f"optim.learning_rate={PEAK_RATE}",
 ]
 
+# A block reads the latents of another, and a part of them only; what it keeps is computed again.
+LAYERS_THAT_DIFFER = (
+    *("layers=window_full", "layers.window=16", "layers.full_every=2", "layers.sinks=true"),
+    *("layers.share=last", "model.num_hidden_layers=4", "trainer.activation_checkpointing=true"),
+)
+
 # Measured: losses 3e-4, gradient norms 2e-3.
 ROUNDING_OF_BFLOAT16 = torch.finfo(torch.bfloat16).eps
 
@@ -347,6 +353,7 @@ def assert_equal_but_for_rounding(
         *(("default", ("optim=adamw",)), ("fsdp", ("optim=adamw",))),
         # What trainer.precision=auto takes where it is native.
         ("default", ("trainer.precision=bfloat16",)),
+        *(("default", LAYERS_THAT_DIFFER), ("fsdp", LAYERS_THAT_DIFFER)),
     ],
     ids=str,
 )
