@@ -12,10 +12,10 @@ from modeling.generate import prefill
 B, CONTEXT, CHUNK = 2, 512, 64
 
 
-def step_peak(name, context, dtype, path):
+def step_peak(name, context, dtype, path, **changes):
     """Bytes of a step that fills the cache, at their peak."""
     fields = CASES[name] | {"decode_path": path}
-    model = build_gpt(fields, max_position_embeddings=CONTEXT)
+    model = build_gpt(fields, max_position_embeddings=CONTEXT, **changes)
     cache = model.new_cache(B, context, dtype)
     prefill(model, random_tokens(B, context - 1), cache, chunk=CHUNK)
     with torch.no_grad(), LiveBytes() as live:
@@ -49,6 +49,25 @@ def test_a_steps_memory_does_not_grow_with_the_context(name, dtype, path, monkey
     # A copy of one layer's cache in float32 would be seen.
     copy = B * (CONTEXT - 64) * kv_cache_bytes_per_token(gpt_config(name), torch.float32) / 2
     assert copy > 20 * 1024
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+@pytest.mark.parametrize(
+    "layers",
+    [{}, {"sinks": True}, {"share": "pairs"}, {"full_every": 2, "full_rope": False}],
+    ids=lambda layers: " ".join(layers) or "window",
+)
+@pytest.mark.parametrize("name", ["gqa", "mla"])
+def test_a_step_copies_no_ring(name, layers, dtype, monkeypatch):
+    monkeypatch.setattr(modeling.attention.kernel, "BLOCK_ELEMENTS", 256)
+    # Both have come round, and the newest token is in the middle.
+    short, long = (
+        step_peak(name, CONTEXT - 9, dtype, "auto", layers={"window": window} | layers)
+        for window in (32, 320)
+    )
+    assert 0 < short < 20_000
+    assert long - short <= 1024
+    assert B * (320 - 32) * kv_cache_bytes_per_token(gpt_config(name), torch.float32) / 2 > 20_000
 
 
 def prompt_bound(name, chunk):
