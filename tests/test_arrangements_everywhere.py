@@ -5,6 +5,8 @@ import re
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import measuring.decode
 from measuring.decode import DecodeStep, check_memory, measure_decode
@@ -13,11 +15,23 @@ from measuring.kv_cache import measure_generation_memory, measure_kv_cache
 from measuring.perplexity import score
 from measuring.settings import DecodeSettings
 from measuring.through_cache import CachedScorer
-from modeling.accounting import kv_cache_bytes, kv_cache_bytes_read
+from modeling.accounting import kv_cache_bytes, kv_cache_bytes_read, training_flops_per_token
+from modeling.arrangement import layer_configs
+from modeling.attention.blocks import BLOCK
 from modeling.config import SamplingSettings
 from modeling.errors import ModelConfigError
 from modeling.generate import generate, left_pad, prefill
-from tests.arranged import CONTEXT, EACH, VOCABULARY, WINDOW, model_of
+from modeling.gpt import GPT
+from tests.arranged import (
+    ARRANGEMENTS,
+    ATTENTIONS,
+    CONTEXT,
+    EACH,
+    VOCABULARY,
+    WINDOW,
+    config_of,
+    model_of,
+)
 from tests.modeling.tiny import LiveBytes
 
 GREEDY = SamplingSettings(temperature=0.0)
@@ -218,3 +232,42 @@ def test_documents_cost_a_window_layer_no_mask_of_all_pairs(attention):
             model.loss(*torch.ones(2, 1, 2048, dtype=torch.long))
         peaks[documents] = live.peak
     assert peaks[True] - peaks[False] < 2048**2 / 20
+
+
+@pytest.mark.parametrize("window", [16, 100])
+@pytest.mark.parametrize(
+    ("attention", "arrangement"),
+    [("gqa", "window"), ("mla", "window_full"), ("mla", "sinks"), ("gqa", "shared_pairs")],
+)
+def test_training_flops_equal_those_counted(attention, arrangement, window):
+    context = 160
+    layers = ARRANGEMENTS[arrangement]
+    if "window" in layers:
+        layers = layers | {"window": window}
+    # The fused path pads narrower values to the width of the keys; that is no work of the model.
+    fields = ATTENTIONS[attention] | ({"v_head_dim": 12} if attention == "mla" else {})
+    changes = {"attention": fields, "layers": layers, "max_position_embeddings": context}
+    config = config_of(attention, arrangement, **changes)
+    model, tokens = GPT(config), torch.ones(2, context, dtype=torch.long)
+    # PyTorch's counter does not know the product that is added in place, of the loss.
+    added_in_place = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
+    counter = FlopCounterMode(display=False, custom_mapping=added_in_place)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        model.loss(tokens, tokens).backward()
+    counted = counter.get_total_flops() / tokens.numel()
+    hidden = 0.0
+    for layer in layer_configs(config):
+        per_key = layer.flops_per_token(3) - layer.flops_per_token(1)  # 2 keys in the mean, and 1
+        multiplied, w = context, layer.sliding_window
+        if w is not None:
+            # A block of queries is multiplied with every key that any of them sees, and the sink.
+            blocks = range(0, context, BLOCK)
+            sizes = [min(BLOCK, context - start) for start in blocks]
+            seen = [
+                start + size - max(0, start - w + 1) + layer.attention_sinks
+                for start, size in zip(blocks, sizes, strict=True)
+            ]
+            multiplied = sum(n * size for n, size in zip(seen, sizes, strict=True)) / context
+        hidden += 3 * per_key * (multiplied - layer.visible_keys(context))
+    assert hidden > 0
+    assert training_flops_per_token(config, context) + hidden == pytest.approx(counted, rel=0.01)
