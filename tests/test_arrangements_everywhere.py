@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import measuring.decode
+from interop.harness_model import TokenScorer
 from measuring.decode import DecodeStep, check_memory, measure_decode
 from measuring.errors import EvaluationError
 from measuring.kv_cache import measure_generation_memory, measure_kv_cache
@@ -271,3 +272,20 @@ def test_training_flops_equal_those_counted(attention, arrangement, window):
         hidden += 3 * per_key * (multiplied - layer.visible_keys(context))
     assert hidden > 0
     assert training_flops_per_token(config, context) + hidden == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize(("attention", "arrangement"), EACH)
+@torch.no_grad()
+def test_tasks_are_scored_as_by_plain_passes(attention, arrangement):
+    model = model_of(attention, arrangement).double()
+    scorer = TokenScorer(model, batch_size=4)
+    long = [1 + number % 40 for number in range(2 * CONTEXT)]
+    pairs = [([5, 6, 7], [8]), ([5], [7, 9]), (long, [3, 4]), (long[:12], [2])]
+    for (context, ending), (found, _) in zip(pairs, scorer.log_likelihoods(pairs), strict=True):
+        whole = [*context, *ending][-CONTEXT - 1 :]
+        likely = model(torch.tensor([whole[:-1]])).log_softmax(-1)[0]
+        ids = torch.tensor(whole[1:])[:, None]
+        expected = float(likely.gather(1, ids)[-len(ending) :].sum())
+        assert found == pytest.approx(expected, rel=1e-9)
+    texts = scorer.continuations(PROMPTS, NEW, GREEDY, stop_token=-1, is_done=lambda _: False)
+    assert texts == [without_a_cache(model, prompt) for prompt in PROMPTS]
