@@ -190,7 +190,9 @@ def _settings(recorded: dict[str, Any], model: GPT) -> dict[str, Any]:
     # By the classes, since a run from before a key does not have it.
     config = model.config
     attention = attention_config(config.attention).settings(config.attention["name"])
-    return recipe | flat({"model": dataclasses.asdict(config) | {"attention": attention}})
+    settings = dataclasses.asdict(config) | {"attention": attention}
+    layers = settings.pop("layers")  # a group of its own, like that which `recipe` has
+    return recipe | flat({"layers": layers, "model": settings})
 
 
 def _beginning(folder: Any) -> str:

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from evaluation.comparison import _model_config
 from weights import assert_same_bits, final_tensors
 
 import training.loop
+from evaluation.comparison import _model_config
 from modeling.config import LayersConfig
 from modeling.gpt import GPT
 from tests.arranged import EACH, VOCABULARY, config_of, model_of
@@ -141,7 +141,7 @@ def test_a_run_from_before_the_key_layers_loads_and_resumes(
         run_training(recipe, "old")
     monkeypatch.undo()
     windows = dataclasses.replace(recipe.model, layers=LayersConfig(window=5))
-    with pytest.raises(TrainingError, match=r"other settings \(model.layers.window: None -> 5\)"):
+    with pytest.raises(TrainingError, match=r"other settings \(layers.window: None -> 5\)"):
         run_training(dataclasses.replace(recipe, model=windows), "old")
     old = run_training(recipe, "old")
     assert_same_bits(final_tensors(whole), final_tensors(old))

@@ -165,8 +165,8 @@ def _require_same_recipe(
     # Absent from checkpoints of earlier versions.
     settings = state.get("settings", {})
     model = _with_defaults(GPTConfig(**state["model"]))
-    old = flat({"seed": state["seed"], "model": model, **settings})
-    new = flat(dataclasses.asdict(recipe) | {"model": _with_defaults(recipe.model)})
+    old = flat({"seed": state["seed"], **model, **settings})
+    new = flat(dataclasses.asdict(recipe) | _with_defaults(recipe.model))
     changed = _changed(old, new)
     is_same_step = sequences_per_step(old) == sequences_per_step(new)
     barred = [key for key in changed if not (may_change(key) or (is_same_step and key in PASSES))]
@@ -181,10 +181,10 @@ def _require_same_recipe(
 
 
 def _with_defaults(model: GPTConfig) -> dict[str, Any]:
-    """Return a model's settings, with the values of keys that there were not yet."""
-    attention = attention_config(model.attention)
-    fields = attention.settings(model.attention["name"])
-    return dataclasses.asdict(model) | {"attention": fields | model.attention}
+    """Return a model's settings by group, with the values of keys that there were not yet."""
+    fields = attention_config(model.attention).settings(model.attention["name"])
+    settings = dataclasses.asdict(model) | {"attention": fields | model.attention}
+    return {"layers": settings.pop("layers"), "model": settings}
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
