@@ -67,7 +67,8 @@ def load_run(
         _of_type(int, state, "seed")
         config = _model_config(state["model"])
         if decode_path is not None:
-            config.attention = config.attention | {"decode_path": decode_path}
+            for fields in (config.attention, *config.layers.attentions.values()):
+                fields["decode_path"] = decode_path
         _require_shapes(config, tensors)
         model = GPT(config)
         model.load_state_dict(tensors)

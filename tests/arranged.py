@@ -41,7 +41,7 @@ EACH = [
 """Attention and arrangement; each arrangement with keys and values, and most with latents."""
 
 
-def config_of(attention: str, arrangement: str, /, **changes: object) -> GPTConfig:
+def config_of(attention, arrangement, /, **changes):
     """A model of four layers, with learned positions where there is no RoPE."""
     values = {
         "vocab_size": VOCABULARY,
@@ -58,7 +58,7 @@ def config_of(attention: str, arrangement: str, /, **changes: object) -> GPTConf
     return GPTConfig(**(values | changes))
 
 
-def model_of(attention: str, arrangement: str, /, **changes: object) -> GPT:
+def model_of(attention, arrangement, /, **changes):
     """That model in evaluation mode, with weights that no two heads share, and sinks."""
     torch.manual_seed(0)
     return randomise(GPT(config_of(attention, arrangement, **changes)), std=0.4).eval()

@@ -184,9 +184,9 @@ def test_runs_that_learned_by_heart_are_taken_only_by_name(make_run, tmp_path):
 
 def test_a_run_reads_its_cache_in_the_way_that_is_asked_for(make_run):
     run = make_run()
-    assert load_run(run, CPU, quiet).model.attention_config.decode_path == "auto"
+    assert load_run(run, CPU, quiet).model.attention_configs[0].decode_path == "auto"
     for path in ("folded", "blocks"):
-        assert load_run(run, CPU, quiet, path).model.attention_config.decode_path == path
+        assert load_run(run, CPU, quiet, path).model.attention_configs[0].decode_path == path
     with pytest.raises(ModelConfigError, match="must be auto, folded, repeated or blocks"):
         load_run(run, CPU, quiet, "absorbed")
 
