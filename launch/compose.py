@@ -22,6 +22,7 @@ from launch.errors import ConfigError
 from launch.explain import explain
 from launch.keys import with_home
 from launch.local import local_settings
+from modeling.config import arrangement_label
 from run_config import Config
 from tracking.configuration import flat
 
@@ -51,7 +52,11 @@ def register() -> None:
     """
     store = ConfigStore.instance()
     for name, schema in run_config.SCHEMAS.items():
-        store.store(name=f"{name}_schema", node=schema)
+        node = OmegaConf.structured(schema)
+        if name == "train":  # of an experiment, not of one of its runs
+            with open_dict(node):
+                node.arms = []
+        store.store(name=f"{name}_schema", node=node)
         # Hydra would give all of the file to each entry point, and refuse what one does not have.
         store.store(
             group="local", name=f"{name}_settings", node=local_settings(name), package="_global_"
@@ -73,10 +78,8 @@ def _divide(numerator: int, denominator: int) -> int:
 
 def _arranged(layers: DictConfig) -> str:
     """Name an arrangement in a run's name by YAML's `${arranged:${layers}}`; '' if uniform."""
-    if layers.name != "uniform":
-        return f"-{layers.name}"
-    keys = ("window", "share", "source", "pattern")
-    return "-arranged" if any(layers[key] is not None for key in keys) else ""
+    label = arrangement_label(layers)
+    return f"-{label}" if label else ""
 
 
 def _name_or(folder: str | None, otherwise: str) -> str:
@@ -168,8 +171,9 @@ def checked(config: DictConfig, schema: type[Config], typed: Sequence[str] = ())
     """
     try:
         # Hydra lets `+key=value` add anything; a fresh schema does not.
-        resolved = OmegaConf.to_container(config, resolve=True)
-        _require_text(cast(dict[str, Any], resolved))
+        resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        resolved.pop("arms", None)
+        _require_text(resolved)
         fresh = OmegaConf.merge(OmegaConf.structured(schema), _literal(resolved))
         missing = sorted(OmegaConf.missing_keys(fresh))
         if missing:

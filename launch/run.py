@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import run_config
-from launch import sweep
+from launch import arms, sweep
 from launch.compose import (
     COMPOSING_FAILED,
     checked,
@@ -45,6 +45,7 @@ from launch.hydra_guard import require_plain_hydra
 from launch.mistakes import sweep_without_flag
 from launch.terminal import complain, is_whole, outlive_readers
 from launch.typed import for_hydra
+from modeling.config import arrangement_label
 from run_config import Config
 from tracking.wandb_environment import forget_names_of_one_run
 from training.errors import AlreadyTold
@@ -87,7 +88,9 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
         reason = ""
         if sweep.current:
             attention = str(_selected(config, "model.attention.name") or "")
-            sweep.current.begin(name, attention, _selected(config, "seed"))
+            label = _selected(config, "layers") and arrangement_label(config.layers)
+            variant = "-".join(filter(None, [attention, label]))
+            sweep.current.begin(name, variant, _selected(config, "seed"))
         try:
             settings = checked(config, schema, typed)
             if sweep.current and isinstance(settings, run_config.TrainConfig):
@@ -125,7 +128,11 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             parser.error = _refuse_flags  # type: ignore[method-assign]
             flags = parser.parse_args(arguments)
             is_multirun = flags.multirun
-            jobs = require_plain_hydra(config_name, flags)
+            told = [one for one in arguments if one not in flags.overrides]
+            commands = arms.commands(config_name, flags.overrides)
+            jobs = []
+            for command in commands:
+                jobs += require_plain_hydra(config_name, parser.parse_args([*told, *command]))
             if is_multirun:
                 if len(jobs) > 1:
                     for name in forget_names_of_one_run():
@@ -133,16 +140,18 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
                 if config_name == "train":
                     sweep.require_names(jobs)
                 sweep.current = sweep.Sweep(jobs, trains=config_name == "train")
-            sys.argv[1:] = arguments
             conf = str(run_config.ROOT / "conf")
             # For the processes of a launcher.
             paths = [str(run_config.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-            hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(task)()
+            for command in commands:
+                sys.argv[1:] = [*told, *command]
+                hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(task)()
         else:
             # A single run needs no launcher, which would compose everything twice.
-            _require_flag_of_sweep(config_name, arguments)
-            task(composed(config_name, arguments))
+            commands = arms.commands(config_name, arguments)
+            _require_flag_of_sweep(config_name, commands)
+            task(composed(config_name, commands[0]))
     except COMPOSING_FAILED as error:
         is_plain = isinstance(error, ConfigError)
         tell_for_all_ranks(error if is_plain else ConfigError(explain(error, schema, typed)))
@@ -176,12 +185,17 @@ def _version() -> str:
     return str(tomllib.loads(text)["project"]["version"])
 
 
-def _require_flag_of_sweep(config_name: str, arguments: list[str]) -> None:
+def _require_flag_of_sweep(config_name: str, commands: list[list[str]]) -> None:
     """Refuse an experiment that is a sweep, where a single run of it would be trained in silence.
+
+    Args:
+        config_name: Of the entry point.
+        commands: The arguments for each arm.
 
     Raises:
         ConfigError: With the number of runs, and the command.
     """
+    arguments = commands[0]
     if not any(argument.startswith("experiment=") for argument in arguments):
         return
     params = composed(config_name, arguments, with_hydra=True).hydra.sweeper.params or {}
@@ -189,6 +203,7 @@ def _require_flag_of_sweep(config_name: str, arguments: list[str]) -> None:
     swept = [f"{key}={value}" for key, value in params.items() if key not in given]
     overrides = OverridesParser.create().parse_overrides(swept)
     runs = math.prod(len(list(o.sweep_iterator())) for o in overrides if o.is_sweep_override())
+    runs *= len(commands)
     if runs > 1:
         raise ConfigError(sweep_without_flag(config_name, sys.argv[1:], runs))
 

@@ -175,18 +175,18 @@ def _summary(folder: RunFolder) -> dict[str, Any] | None:
         found = folder.read_summary()
     except RunError:
         return None
-    needed = ("finished", "wall_seconds", "kv_cache_bytes_per_token")
-    return found if found and all(found.get(key) for key in needed) else None
+    return found if found and found.get("finished") and "wall_seconds" in found else None
 
 
 def _row(run: _Run) -> list[str]:
     seed = "" if run.seed is None else str(run.seed)
     if run.summary is None:
         return [run.name, run.attention, seed, "-", "-", "-", run.status]
+    cache = run.summary.get("kv_cache_bytes_at_context")
     return [
         *(run.name, run.attention, seed),
         f"{run.summary['validation_perplexity']:.2f}",
-        f"{run.summary['kv_cache_bytes_per_token']:,}",
+        "-" if cache is None else f"{cache:,}",  # of a run from before it was recorded
         *(_clock(run.summary["wall_seconds"]), run.status),
     ]
 

@@ -128,12 +128,12 @@ def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun
             return f"{prefix}{key}=null"
         return f"{prefix}{key}={_as_text(config_name, key, known, value, is_multirun)}"
     _require_closed(key, value)
-    pieces = _split_at_commas(value)
+    pieces = split_at_commas(value)
     is_open = not re.match(r"\s*[\[$]|null$|\w+\s*\(", value)
     if known is not None and known.is_list and is_open and not (is_multirun and pieces[1:]):
         value, pieces = f"[{value}]", [f"[{value}]"]
     if is_group and value.startswith("[") and value.endswith("]"):
-        pieces = _split_at_commas(value[1:-1])
+        pieces = split_at_commas(value[1:-1])
     if len(pieces) > 1 and not is_multirun:
         raise ConfigError(one_of_several(config_name, key, known, pieces))
     if is_group:
@@ -143,7 +143,7 @@ def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun
     if known is not None and known.kind == "int":
         value = ",".join(_whole_number(piece) for piece in pieces)
     if known is not None:
-        value = ",".join(_plain(known, piece) for piece in _split_at_commas(value))
+        value = ",".join(_plain(known, piece) for piece in split_at_commas(value))
     return f"{prefix}{key}={value}"
 
 
@@ -201,18 +201,18 @@ def _as_text(config_name: str, key: str, known: Key, value: str, is_multirun: bo
     if known.is_list and not is_there:
         if value.startswith("[") and value.endswith("]"):
             inner = value[1:-1].strip()
-            pieces = _split_at_commas(inner) if inner else []
+            pieces = split_at_commas(inner) if inner else []
             return f"[{','.join(_one(config_name, piece.strip()) for piece in pieces)}]"
         if value.startswith("["):
             raise ConfigError(f"{key}: a bracket is not closed in {value}")
-        pieces = _split_at_commas(value)
+        pieces = split_at_commas(value)
         if len(pieces) > 1 and key in ("run", "hf") and _are_several(key, pieces):
             raise ConfigError(one_of_several(config_name, key, known, pieces))
         if key not in ("run", "hf"):
             found = [_one(config_name, piece.strip()) for piece in pieces if piece.strip()]
             return f"[{','.join(found)}]"
     if is_multirun and not is_there and not known.is_list:
-        return ",".join(_one(config_name, piece) for piece in _split_at_commas(value))
+        return ",".join(_one(config_name, piece) for piece in split_at_commas(value))
     return _one(config_name, value)
 
 
@@ -281,7 +281,7 @@ def _require_closed(key: str, value: str) -> None:
             raise ConfigError(f"{key}: a {name} is not closed in {value}")
 
 
-def _split_at_commas(value: str) -> list[str]:
+def split_at_commas(value: str) -> list[str]:
     """Split where a comma is in no quotes and no brackets."""
     pieces, depth, start, position = [], 0, 0, 0
     while position < len(value):
@@ -300,7 +300,7 @@ def _split_at_commas(value: str) -> list[str]:
 def _whole_number(value: str) -> str:
     """Write 1e9, 1.5M, 1_000_000 and lists of such as digits; leave all else as it is."""
     if (is_list := value.strip()).startswith("[") and is_list.endswith("]"):
-        inner = [_whole_number(piece.strip()) for piece in _split_at_commas(is_list[1:-1])]
+        inner = [_whole_number(piece.strip()) for piece in split_at_commas(is_list[1:-1])]
         return f"[{','.join(inner)}]"
     found = _NUMBER.fullmatch(value.strip())
     if found is None:

@@ -44,6 +44,18 @@ def dtype_meant(key: str, name: str, names: Sequence[str]) -> str:
     return f"; kvlab does not train in float16: {key}=bfloat16 does" if meant == "float16" else ""
 
 
+def arrangement_label(layers: Any) -> str:
+    """Return what an arrangement is called in names and tables; '' if all layers are alike.
+
+    Args:
+        layers: A `LayersConfig`, or a section of a configuration with its keys.
+    """
+    if layers.name != "uniform":
+        return str(layers.name)
+    keys = ("window", "share", "source", "pattern")
+    return "arranged" if any(getattr(layers, key) is not None for key in keys) else ""
+
+
 SHARED = ("pairs", "upper", "last")
 """What `LayersConfig.share` can be."""
 

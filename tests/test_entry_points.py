@@ -443,7 +443,7 @@ def test_a_study_of_two_attentions_finishes_and_a_second_call_says_so(kvlab, tmp
     assert first.returncode == 0, first.stderr
     runs = tmp_path / "runs" / "study_nano"
     assert [run.name for run in list_finished_runs(runs)[0]] == names
-    assert first.stdout.count("MHA, the yardstick") == 2
+    assert first.stdout.count("MHA, the baseline") == 2
     headings = re.findall(r"^run (\d of \d: .*?)( \(about .* left\))?$", first.stdout, re.MULTILINE)
     swept = [f"attention={name} seed={seed}" for name in ("mha", "mla") for seed in (0, 1)]
     assert [told for told, _ in headings] == [f"{n} of 4: {s}" for n, s in enumerate(swept, 1)]
@@ -452,7 +452,7 @@ def test_a_study_of_two_attentions_finishes_and_a_second_call_says_so(kvlab, tmp
     second = kvlab("train_model.py", *study)
     assert second.returncode == 0, second.stderr
     assert re.findall(r"^(\S+) is finished", second.stdout, re.MULTILINE) == names
-    assert "yardstick" not in second.stdout
+    assert "the baseline" not in second.stdout
     assert _statuses(second) == ["done before"] * 4
 
 

@@ -1,31 +1,28 @@
 """The experiments named study_*: each run composes, under a name and in a folder of its own."""
 
 import functools
-import itertools
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra._internal.utils import get_args_parser
 from test_fairness import trained as composed_and_matched
 
 import run_config
-from launch import compose
+from launch import arms, compose
+from launch.hydra_guard import require_plain_hydra
 from modeling.accounting import budget_of, num_parameters
 
 trained = functools.cache(composed_and_matched)
 STUDIES = sorted(path.stem for path in (run_config.ROOT / "conf/experiment").glob("study_*.yaml"))
 
 
+@functools.cache
 def combinations(study):
     """The overrides of each run of `-m experiment=<study>`, as Hydra's sweeper reads them."""
-    config = compose.composed("train", [f"experiment={study}"], with_hydra=True)
-    params = config.hydra.sweeper.params
-    parser = OverridesParser.create()
-    choices = []
-    for key, value in params.items():
-        override = parser.parse_override(f"{key}={value}")
-        assert override.is_sweep_override(), f"{key} has one value"
-        choices.append([f"{key}={one}" for one in override.sweep_string_iterator()])
-    return [[f"experiment={study}", *chosen] for chosen in itertools.product(*choices)]
+    compose.register()
+    found = []
+    for arm in arms.commands("train", [f"experiment={study}"]):
+        found += require_plain_hydra("train", get_args_parser().parse_args(["-m", *arm]))
+    return [sorted(one, key=lambda typed: not typed.startswith("experiment=")) for one in found]
 
 
 @pytest.mark.slow  # composes dozens of configurations

@@ -29,7 +29,7 @@ def finished(tmp_path):
                         "validation_perplexity": 43.434,
                         "finished": True,
                     },
-                    **{"kv_cache_bytes_per_token": 1728, "wall_seconds": seconds},
+                    **{"kv_cache_bytes_at_context": 442368, "wall_seconds": seconds},
                 }
             )
 
@@ -69,8 +69,8 @@ def test_a_sweep_says_where_it_is_and_ends_in_a_table_with_the_reasons(tmp_path,
     assert max(map(len, table)) + len("run  ") <= 80
     # The names do not fit: their numbers, as the headings have them.
     assert [line.split() for line in table[2:]] == [
-        ["1", "mha", "0", "43.43", "1,728", "1:40", "done", "before"],
-        ["2", "mha", "1", "43.43", "1,728", "2:05:00", "done"],
+        ["1", "mha", "0", "43.43", "442,368", "1:40", "done", "before"],
+        ["2", "mha", "1", "43.43", "442,368", "2:05:00", "done"],
         ["3", "mha", "2", "-", "-", "-", "failed"],
         ["4", "mla_no_rope", "0", "-", "-", "-", "failed"],
         ["5", "mla_no_rope", "1", "-", "-", "-", "interrupted"],

@@ -14,6 +14,7 @@ _MIRRORED = {
     "validation/perplexity": "validation_perplexity",
     "validation/bits_per_byte": "validation_bits_per_byte",
     "kv_cache/bytes_per_token": "kv_cache_bytes_per_token",
+    "kv_cache/bytes_at_context": "kv_cache_bytes_at_context",
     "kv_cache/measured_bytes": "kv_cache_bytes_measured",
     "perf/mfu": "mfu",
 }

@@ -57,6 +57,7 @@ def summarise(
         "kv_cache_bytes_per_token": cache.bytes_per_token,
         "kv_cache_bytes_measured": cache.measured_bytes_per_token,
         "kv_cache_bytes_at_context": cache.bytes_at_context,
+        "kv_cache_context": cache.context_length,
         "cache_ratio_to_mha": cache.bytes_at_context / cache.context_length / mha_bytes,
         "tokens_per_second": budget.num_tokens / progress.train_seconds,
         "data_wait_share": progress.data_seconds / progress.train_seconds,
@@ -113,8 +114,7 @@ def describe_run(
         f"validation perplexity {perplexity:.2f} (unigram model {unigram:.2f}, bigram model "
         f"{bigram:.2f}), {summary['validation_bits_per_byte']:.3f} bits per byte"
         + ("" if summary["overfit_batches"] else _standing(perplexity, unigram, bigram)),
-        f"KV cache {summary['kv_cache_bytes_per_token']:,} bytes per token, "
-        f"{summary['cache_ratio_to_mha']:.3f} of MHA's",
+        f"{_cache(summary)}, {summary['cache_ratio_to_mha']:.3f} of MHA's",
         f"files: {folder}",
         f"next: {_next_commands(name, arguments)}",
     ]
@@ -124,9 +124,15 @@ def describe_run(
 def describe_in_short(summary: Mapping[str, Any]) -> str:
     """Say in a line how good a run of several is, and what it costs."""
     return (
-        f"{summary['run_name']}: validation perplexity {summary['validation_perplexity']:.2f}, KV "
-        f"cache {summary['kv_cache_bytes_per_token']:,} bytes per token, trained in "
-        f"{in_words(summary['wall_seconds'])}"
+        f"{summary['run_name']}: validation perplexity {summary['validation_perplexity']:.2f}, "
+        f"{_cache(summary)}, trained in {in_words(summary['wall_seconds'])}"
+    )
+
+
+def _cache(summary: Mapping[str, Any]) -> str:
+    return (
+        f"KV cache {summary['kv_cache_bytes_at_context']:,} bytes at "
+        f"{summary['kv_cache_context']} tokens"
     )
 
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from evaluation.comparison import _model_config
 from weights import assert_same_bits, final_tensors
 
 import training.loop
-from evaluation.comparison import _model_config
 from modeling.config import LayersConfig
 from modeling.gpt import GPT
 from tests.arranged import EACH, VOCABULARY, config_of, model_of

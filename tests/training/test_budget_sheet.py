@@ -1,7 +1,7 @@
 import dataclasses
 
 from modeling.accounting import match_to_mha, mha_yardstick
-from modeling.config import GPTConfig
+from modeling.config import GPTConfig, LayersConfig
 from training.recipe.budget_sheet import budget_sheet
 
 NANO_MLA = GPTConfig(
@@ -29,22 +29,28 @@ def cells(sheet):
     return found
 
 
-def test_a_model_beside_its_yardstick():
+def test_a_model_beside_its_baseline():
     sheet = cells(budget_sheet(match_to_mha(NANO_MLA), mha_yardstick(NANO_MLA)))
-    assert list(sheet) == ["mla", "MHA, the yardstick", "difference"]
+    assert list(sheet) == ["mla", "MHA, the baseline", "difference"]
     # The published runs of MLA and MHA at this size (README).
     assert sheet["mla"]["parameters"] == "2,548,800"
-    assert sheet["MHA, the yardstick"]["parameters"] == "2,557,632"
+    assert sheet["MHA, the baseline"]["parameters"] == "2,557,632"
     assert sheet["difference"]["parameters"] == "-0.35 %"
     assert sheet["mla"]["embeddings"] == f"{4096 * 192:,}"
     assert sheet["difference"]["embeddings"] == "0 %"
-    assert sheet["mla"]["KV bytes/token"] == "1,728"
-    assert sheet["MHA, the yardstick"]["KV bytes/token"] == "6,144"
-    assert sheet["difference"]["KV bytes/token"] == "-71.88 %"
+    assert sheet["mla"]["KV bytes at 256 tokens"] == "442,368"
+    assert sheet["MHA, the baseline"]["KV bytes at 256 tokens"] == "1,572,864"
+    assert sheet["difference"]["KV bytes at 256 tokens"] == "-71.88 %"
     # 6 per weight of a matrix, and 6 h (d_qk + v) (t + 1) / 2 a layer.
     weights = 4 * (4 * 192**2 + 3 * 192 * 512) + 4096 * 192
     flops = 6 * weights + 4 * 6 * 8 * 48 * 257 / 2
-    assert sheet["MHA, the yardstick"]["training MFLOPs/token"] == f"{flops / 1e6:,.1f}"
+    assert sheet["MHA, the baseline"]["training MFLOPs/token"] == f"{flops / 1e6:,.1f}"
+
+
+def test_a_window_model_is_named_and_has_the_bytes_of_its_context():
+    arranged = LayersConfig(name="window", window=64)
+    sheet = cells(budget_sheet(dataclasses.replace(NANO_MLA, layers=arranged), NANO_MLA))
+    assert sheet["mla-window"]["KV bytes at 256 tokens"] == f"{442368 // 4:,}"
 
 
 def test_an_unmatched_model_shows_by_how_much():
@@ -52,6 +58,6 @@ def test_an_unmatched_model_shows_by_how_much():
     sheet = cells(budget_sheet(wide, mha_yardstick(wide)))
     difference = float(sheet["difference"]["parameters"].removesuffix(" %"))
     total, of = (
-        int(sheet[row]["parameters"].replace(",", "")) for row in ("mla", "MHA, the yardstick")
+        int(sheet[row]["parameters"].replace(",", "")) for row in ("mla", "MHA, the baseline")
     )
     assert difference == round(100 * (total / of - 1), 2) != 0

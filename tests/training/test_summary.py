@@ -14,7 +14,8 @@ SUMMARY = {
     "train_loss": 4.1637,
     "validation_perplexity": 60.208,
     "validation_bits_per_byte": 1.6694,
-    "kv_cache_bytes_per_token": 1728,
+    "kv_cache_bytes_at_context": 442368,
+    "kv_cache_context": 256,
     "cache_ratio_to_mha": 0.28125,
     "tokens_per_second": 4022.4,
     "mfu": 0.4149,
@@ -36,7 +37,7 @@ def test_a_run_in_words():
         "of python_stdlib in 6 min 13 s (4,022 tokens/s, MFU 0.41, peak memory 700 MiB)\n"
         "validation perplexity 60.21 (unigram model 736.29, bigram model 90.89), 1.669 bits per "
         "byte: better than counting pairs of tokens\n"
-        "KV cache 1,728 bytes per token, 0.281 of MHA's\n"
+        "KV cache 442,368 bytes at 256 tokens, 0.281 of MHA's\n"
         "files: runs/mla-nano\n"
         "next: python eval_model.py or python generate_text.py run=mla-nano-python_stdlib-seed0"
     )

@@ -3,39 +3,41 @@
 from tabulate import tabulate
 
 from modeling.accounting import Budget, budget_of
-from modeling.config import GPTConfig
+from modeling.config import GPTConfig, arrangement_label
 
 _COLUMNS = (
     *("", "parameters", "embeddings", "attention", "MLP", "norms"),
-    *("KV bytes/token", "training MFLOPs/token"),
+    *("KV bytes at {} tokens", "training MFLOPs/token"),
 )
 
 
-def budget_sheet(model: GPTConfig, yardstick: GPTConfig) -> str:
-    """Lay out parameters, cache and FLOPs of a model and of its yardstick, and the difference.
+def budget_sheet(model: GPTConfig, baseline: GPTConfig) -> str:
+    """Lay out parameters, cache and FLOPs of a model and of its baseline, and the difference.
 
     Args:
         model: What is trained; `vocab_size` set.
-        yardstick: `modeling.accounting.mha_yardstick` of what was asked for.
+        baseline: `modeling.accounting.mha_yardstick` of what was asked for.
 
     Returns:
         A table of a few lines.
     """
-    own, mha = (_numbers(budget_of(config)) for config in (model, yardstick))
+    own, mha = (_numbers(budget_of(config)) for config in (model, baseline))
+    arrangement = arrangement_label(model.layers)
     rows = [
-        [model.attention["name"], *map(_number, own)],
-        ["MHA, the yardstick", *map(_number, mha)],
+        ["-".join(filter(None, [model.attention["name"], arrangement])), *map(_number, own)],
+        ["MHA, the baseline", *map(_number, mha)],
         ["difference", *map(_percent, own, mha)],
     ]
     align = ["left", *["right"] * (len(_COLUMNS) - 1)]
-    return tabulate(rows, headers=_COLUMNS, colalign=align, disable_numparse=True)
+    headers = [name.format(model.max_position_embeddings) for name in _COLUMNS]
+    return tabulate(rows, headers=headers, colalign=align, disable_numparse=True)
 
 
 def _numbers(budget: Budget) -> list[float]:
     count = budget.parameters
     return [
         *(count.total, count.embeddings, count.attention, count.mlp, count.norms),
-        *(budget.kv_cache_bytes_per_token, budget.training_flops_per_token / 1e6),
+        *(budget.kv_cache_bytes_at_context, budget.training_flops_per_token / 1e6),
     ]
 
 
