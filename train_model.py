@@ -38,7 +38,7 @@ def main(config: run_config.TrainConfig) -> None:
     # PyTorch takes seconds to import, which `--help` and a misspelt key need not wait for.
     from data.prepared import PreparedData
     from modeling.accounting import match_cache, mha_yardstick
-    from modeling.arrangement import layer_configs
+    from modeling.arrangement import layer_configs, remarks
     from tracking.run_folder import RunFolder
     from training.ranks.joining import joined
     from training.recipe.budget import make_budget
@@ -83,6 +83,7 @@ def main(config: run_config.TrainConfig) -> None:
         yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
         sheet = budget_sheet(config.model, mha_yardstick(yardstick))
         say_once = _say_unless_repeated if world.is_main else _say_nothing
+        sheet = "\n".join([*remarks(config.model), sheet])
         summary, was_finished = _trained(run, config, prepared, world, say_once, sheet, initial)
         if was_finished:
             say(

@@ -1,6 +1,8 @@
 """The YAML files and what a user types, composed by Hydra and checked against a schema."""
 
+import copy
 import dataclasses
+import difflib
 import hashlib
 import os
 import re
@@ -20,7 +22,7 @@ from yaml import YAMLError
 import run_config
 from launch.errors import ConfigError
 from launch.explain import explain
-from launch.keys import with_home
+from launch.keys import choices, with_home
 from launch.local import local_settings
 from modeling.config import arrangement_label
 from run_config import Config
@@ -170,6 +172,8 @@ def checked(config: DictConfig, schema: type[Config], typed: Sequence[str] = ())
         ConfigError: Naming every key that is unknown, missing or out of its range.
     """
     try:
+        if schema is run_config.TrainConfig:
+            config = _with_attentions(config, typed)
         # Hydra lets `+key=value` add anything; a fresh schema does not.
         resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         resolved.pop("arms", None)
@@ -187,6 +191,45 @@ def checked(config: DictConfig, schema: type[Config], typed: Sequence[str] = ())
     if problems:
         raise ConfigError("; ".join(dict.fromkeys(problems)))
     return filled
+
+
+def _with_attentions(config: DictConfig, typed: Sequence[str]) -> DictConfig:
+    """Return a configuration with each attention that layers.pattern names, as in its file.
+
+    Raises:
+        ConfigError: If there is none of a name.
+    """
+    pattern = OmegaConf.select(config, "layers.pattern") or []
+    names = [str(name) for name in dict.fromkeys(pattern) if name != "own"]
+    set_here = OmegaConf.select(config, "layers.attentions") or {}
+    if unused := sorted(set(set_here) - set(names)):
+        raise ConfigError(
+            f"layers.attentions.{unused[0]} is in no layer; layers.pattern must name it: "
+            f"layers.pattern=[{unused[0]},own]"
+        )
+    if not names:
+        return config
+    config = copy.deepcopy(config)
+    folders = [one for one in typed if one.startswith("hydra.searchpath=")]
+    for name in names:
+        own = set_here.get(name, {})
+        choice = str(own.get("name", name))
+        if choice in choices("attention") or folders:
+            # `# @package model` puts others elsewhere than below the package that is asked for.
+            whole = composed("train", [*folders, f"attention={choice}"])
+            with open_dict(whole):  # what it has not, it refuses itself
+                own = OmegaConf.merge(whole.model.attention, own)
+        elif "name" not in own:
+            raise ConfigError(f"layers.pattern: {_no_attention(name)}")
+        OmegaConf.update(config, f"layers.attentions.{name}", own, merge=False, force_add=True)
+    return config
+
+
+def _no_attention(name: str) -> str:
+    known = ["own", *choices("attention")]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? There" if near else "there"
+    return f"there is no attention '{name}'; {hint} are {', '.join(known)}"
 
 
 def _require_text(resolved: dict[str, Any]) -> None:

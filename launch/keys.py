@@ -23,7 +23,7 @@ SCRIPTS = {
 _WORDS = {
     *("baseline", "cache_dtype", "command", "convert", "decode_path", "device", "dtype"),
     *("hf_modules", "invalid_utf8", "kind", "match", "mlp", "mode", "norm", "parallelism"),
-    *("position_embedding", "precision", "source", "split"),
+    *("position_embedding", "precision", "share", "source", "split"),
 }
 # Prose, patterns and templates: a comma or ${ in them is never more than that.
 _PROSE = {"prompt", "sample_prompt", "text_template", "document_start"}
@@ -33,6 +33,8 @@ _PATHS = {
 }
 # In these ~ is replaced as they are typed: Hydra makes a folder in the first.
 FOLDERS_OF_RUNS = ("runs_dir", "reports_dir")
+# The keys of an attention that layers.pattern names.
+IN_A_PATTERN = r"layers\.attentions\.\w+\.(\w+)"
 _WHOLE = r"(num_\w+|\w*head_dim|hidden_size|\w+_rank)"
 
 
@@ -63,6 +65,8 @@ def keys_of(config_name: str) -> dict[str, Key]:
     Those of an attention are in `attention_keys`, those of a mixture's corpora as of `data`.
     """
     found = _of_schema(run_config.SCHEMAS[config_name], "")
+    # They follow the group `layers`.
+    found = {key: one for key, one in found.items() if not key.startswith("model.layers.")}
     if config_name == "train":
         names = sorted({key for keys in attention_keys().values() for key in keys})
         whole = Key("int", may_be_null=True)
@@ -106,6 +110,8 @@ def look_up(config_name: str, key: str) -> Key | None:
     """Return what a dotted key takes, also that of a corpus in a mixture; None if there is none."""
     if re.fullmatch(r"data\.weights\.[^.]+", key):
         return Key("float")
+    if config_name == "train" and (found := re.fullmatch(IN_A_PATTERN, key)):
+        key = f"model.attention.{found[1]}"
     return keys_of(config_name).get(re.sub(r"^data\.corpora\.[^.]+\.", "data.", key))
 
 

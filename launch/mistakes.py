@@ -24,6 +24,13 @@ _LAUNCHERS = (
     "submitit_slurm, which pip install hydra-submitit-launcher brings"
 )
 
+# What an arrangement sets, by the name that it has in an attention's configuration.
+_PLACED = {
+    "sliding_window": "window or window_full and layers.window",
+    "attention_sinks": "window layers.sinks=true",
+    "kv_source_layer": "shared_pairs, shared_upper, shared_last or layers.source",
+}
+
 
 def unknown_flag(config_name: str, argument: str, rest: Sequence[str]) -> str:
     """Say what to type for `--key value`, `--key=value`, `-key=value` and the like."""
@@ -221,6 +228,10 @@ def wrong_choice(
         return f"{text}; take {takes} (every run writes metrics.jsonl, which needs no account)"
     if group == "experiment":
         return f"{text}; there are {listed}; files of your own go to conf/experiment/"
+    if group == "layers" and re.fullmatch(r"\d+", value):
+        return (
+            f"{text}; the number of layers is model.num_hidden_layers={value} (there are {listed})"
+        )
     near = near_choice(group, value)
     hint = f"; did you mean {group}={near}?" if near else ""
     other = [name for name in groups_of(config_name) if name != group]
@@ -235,6 +246,11 @@ def unknown_key(config_name: str, key: str, value: str = "") -> str:
     if config_name != "train" and (by_run := _by_run(config_name, key, value)):
         return by_run
     parent, _, leaf = key.rpartition(".")
+    if parent == "model.attention" and leaf in _PLACED:
+        return (
+            f"there is no key '{key}': it is set layer by layer, by layers={_PLACED[leaf]} "
+            "(docs/layers.md)"
+        )
     if parent == "model.attention" and (have := attentions_with(leaf)):
         return f"the attention chosen has no {key}; {have}"
     if key == "model.attention":

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from launch.errors import ConfigError
-from launch.keys import FOLDERS_OF_RUNS, Key, choices, groups_of, look_up, with_home
+from launch.keys import FOLDERS_OF_RUNS, IN_A_PATTERN, Key, choices, groups_of, look_up, with_home
 from launch.mistakes import (
     not_an_assignment,
     one_of_several,
@@ -107,15 +107,21 @@ def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun
             raise ConfigError(f"{key}: there is no folder {folder}")
     if not is_multirun and re.match(r"~?hydra\.(?!launcher|searchpath)", key):
         raise ConfigError(f"{key} cannot be set; folders are set by runs_dir and reports_dir")
+    if found := re.fullmatch(r"attention@layers\.attentions\.(\w+)", key):
+        raise ConfigError(
+            f"{argument}: leave it out; layers.pattern=[{found[1]},own] brings {value} itself"
+        )
     if re.match(r"~?hydra\b", key) or "@" in key:
         return argument
+    if re.fullmatch(IN_A_PATTERN, key):
+        prefix = "++"  # of an attention that is composed when the pattern is known
     is_group = key in groups_of(config_name)
     if is_group and prefix:
         raise ConfigError(f"{argument}: leave out the {prefix}: {key}={value}")
     known = look_up(config_name, key)
     if known is None and not is_group:
         if _may_be_of_another_file(key, typed):
-            return argument
+            return f"{prefix}{key}={value}"
         raise ConfigError(unknown_key(config_name, key, value))
     if not is_group and known is not None and known.is_text:
         is_path_itself = re.fullmatch(r"(data|tokenizer)\.(corpora\.[^.]+\.)?path", key)
@@ -130,7 +136,7 @@ def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun
     _require_closed(key, value)
     pieces = split_at_commas(value)
     is_open = not re.match(r"\s*[\[$]|null$|\w+\s*\(", value)
-    if known is not None and known.is_list and is_open and not (is_multirun and pieces[1:]):
+    if known is not None and known.is_list and is_open:
         value, pieces = f"[{value}]", [f"[{value}]"]
     if is_group and value.startswith("[") and value.endswith("]"):
         pieces = split_at_commas(value[1:-1])
@@ -182,7 +188,8 @@ def _parts(argument: str) -> tuple[str, str, str]:
 
 def _may_be_of_another_file(key: str, typed: Sequence[str]) -> bool:
     """Tell keys that a folder of the user's own may bring, or an attention of the user's own."""
-    return _has_own_folder(typed) or key.startswith("model.attention.")
+    is_of_an_attention = key.startswith(("model.attention.", "layers.attentions."))
+    return _has_own_folder(typed) or is_of_an_attention
 
 
 def _as_text(config_name: str, key: str, known: Key, value: str, is_multirun: bool) -> str:

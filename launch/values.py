@@ -29,7 +29,8 @@ def not_of_type(config_name: str, key: str, reason: str, *, is_typed: bool = Tru
         return f"{key}: ${{{other}}} stands for the key {other}, which is not there"
     if "Cannot assign" in reason or "Dict[" in reason:
         return f"{key} is a section of keys: {key}.NAME.KEY=VALUE"
-    wanted = _WANTED.get(known.kind) if (known := look_up(config_name, key)) else None
+    whole = re.sub(r"\[\d+\]$", "", key)
+    wanted = _WANTED.get(known.kind) if (known := look_up(config_name, whole)) else None
     found = re.search(r"Value '(.*?)'(?: of type '\w+')? (?:could not be|is not a valid)", reason)
     if wanted and found:
         if not is_typed:

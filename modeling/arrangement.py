@@ -1,6 +1,8 @@
 """The attention of each layer: one configuration a layer, as the arrangement places it."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from modeling.attention import AttentionConfig, Placement, attention_config
 from modeling.config import GPTConfig, LayersConfig
@@ -18,19 +20,51 @@ def layer_configs(config: GPTConfig) -> list[AttentionConfig]:
         raise ModelConfigError(problems)
     layers = config.layers
     own = attention_config(config.attention)
-    others = {name: attention_config(fields) for name, fields in layers.attentions.items()}
+    others = {name: _other(name, fields) for name, fields in layers.attentions.items()}
     pattern = layers.pattern or ["own"]
     base = [others.get(pattern[idx % len(pattern)], own) for idx in range(config.num_hidden_layers)]
     kinds = [_kind(layers, idx) for idx in range(config.num_hidden_layers)]
     placed = [attention.placed(kind) for attention, kind in zip(base, kinds, strict=True)]
     sources = _sources(layers, placed)
-    _check_sources(sources, placed)
+    _check_sources(layers, sources, placed)
     found = [
         attention.placed(dataclasses.replace(kind, source=None if source == idx else source))
         for idx, (attention, kind, source) in enumerate(zip(base, kinds, sources, strict=True))
     ]
     _check_positions(config, found)
     return found
+
+
+def remarks(config: GPTConfig) -> list[str]:
+    """Return what an arrangement does not do at this size, though it can be built."""
+    layers, context, count = config.layers, config.max_position_embeddings, config.num_hidden_layers
+    found = []
+    if layers.window is not None and layers.window >= context:
+        found.append(
+            f"layers.window ({layers.window}) covers the whole context of {context} tokens: layers "
+            "with a window see and keep as much as full ones"
+        )
+    if layers.full_every is not None and layers.full_every > count:
+        found.append(
+            f"layers.full_every ({layers.full_every}) makes none of the {count} layers full: all "
+            "have a window"
+        )
+    if len(layers.pattern or []) > count:
+        found.append(
+            f"layers.pattern names {len(layers.pattern or [])} attentions for {count} layers: the "
+            "last ones are in none"
+        )
+    return found
+
+
+def _other(name: str, fields: Mapping[str, Any]) -> AttentionConfig:
+    """Build an attention that the pattern names, whose problems name its own keys."""
+    try:
+        return attention_config(fields)
+    except ModelConfigError as error:
+        problem = str(error).replace("model.attention.", f"layers.attentions.{name}.")
+        where = "" if "layers.attentions" in problem else f"layers.attentions.{name}: "
+        raise ModelConfigError(f"{where}{problem}") from None
 
 
 def _kind(layers: LayersConfig, idx: int) -> Placement:
@@ -59,26 +93,30 @@ def _sources(layers: LayersConfig, placed: list[AttentionConfig]) -> list[int]:
     for idx in range(count - last, count):
         alike = [producer for producer in producers if placed[producer] == placed[idx]]
         if not alike:
+            less = "layers.share_last" if placed[idx] in placed[:idx] else "layers.full_every"
+            less = less if layers.pattern is None else "layers.share_last"
             raise ModelConfigError(
-                f"layers.share=last: no layer before the last {last} is of the kind of layer "
-                f"{idx}; set layers.share_last to less, or layers.full_every to less"
+                f"layers.share=last: none of the first {count - last} layers, which keep keys, is "
+                f"of the same kind as layer {idx} (from 0); set {less} to less"
             )
         found.append(alike[-1])
     return found
 
 
-def _check_sources(sources: list[int], placed: list[AttentionConfig]) -> None:
+def _check_sources(layers: LayersConfig, sources: list[int], placed: list[AttentionConfig]) -> None:
     """Refuse a consumer whose producer keeps something else than what it reads."""
-    problems = []
     for idx, source in enumerate(sources):
         mine, its = placed[idx], placed[source]
-        if type(mine) is not type(its) or mine.state() != its.state():
-            problems.append(
-                f"layer {idx} cannot read layer {source}: it needs {_described(mine)}, and that "
-                f"one keeps {_described(its)}; let layers.source name a layer of the same kind"
-            )
-    if problems:
-        raise ModelConfigError(problems)
+        if type(mine) is type(its) and mine.state() == its.state():
+            continue
+        asked = "layers.source" if layers.source else f"layers.share={layers.share}"
+        alike = [one for one in range(idx + 1) if placed[one] == mine and sources[one] == one]
+        out = f"layer {alike[-1]}" if alike else f"itself ({idx})"
+        raise ModelConfigError(
+            f"{asked}: layer {idx} (from 0) cannot read layer {source}: it needs "
+            f"{_described(mine)}, and that one keeps {_described(its)}; with layers.source=[...], "
+            f"one number a layer, it can read {out}"
+        )
 
 
 def _described(attention: AttentionConfig) -> str:
@@ -96,10 +134,15 @@ def _check_positions(config: GPTConfig, attentions: list[AttentionConfig]) -> No
         return
     if not any(attention.knows_order for attention in attentions):
         rope = "model.attention.qk_rope_head_dim is 0"
-        if attention_config(config.attention).knows_order:
-            rope = "layers.full_rope=false leaves RoPE out of every layer"
+        way_out = "a qk_rope_head_dim above 0"
+        if config.layers.pattern is None and attention_config(config.attention).knows_order:
+            rope = "layers.full_rope=false leaves RoPE to layers with a window, and there are none"
+            way_out = "layers.full_rope=true"
+        elif config.layers.pattern is not None:
+            rope = "no attention of layers.pattern has RoPE"
+            way_out = "an attention with RoPE in it"
         raise ModelConfigError(
             f"the model has no position information: model.position_embedding is none and {rope}; "
-            "set model.position_embedding=learned, a qk_rope_head_dim above 0 on a layer that "
-            "keeps it, or model.allow_nope=true if that is what you want"
+            f"set model.position_embedding=learned, {way_out}, or model.allow_nope=true if that is "
+            "what you want"
         )

@@ -125,8 +125,7 @@ class LayersConfig:
         if self.pattern is not None:
             known = {"own", *self.attentions}
             found += [
-                f"layers.pattern names '{name}', which is neither own nor in layers.attentions; "
-                f"add +attention@layers.attentions.{name}={name}"
+                f"layers.pattern names '{name}', which is neither own nor in layers.attentions"
                 for name in sorted(set(self.pattern) - known)
             ]
             if not self.pattern:
@@ -160,7 +159,7 @@ class LayersConfig:
                     f"layers.source: layer {layer} reads layer {read}, which has no keys of its "
                     f"own; let it read layer {source[read]}"
                 )
-        return found
+        return found[:1]
 
 
 @dataclass
