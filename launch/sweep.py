@@ -1,5 +1,6 @@
 """The runs of a multirun that one process makes in turn: their headings, and a table at the end."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,7 +148,9 @@ def require_names(jobs: Sequence[Sequence[str]]) -> None:
         return
     keys = [key for key in _swept_keys(jobs) if _may_name(key)]
     parts = "".join(f"-{key.rpartition('.')[2]}${{{key}}}" for key in keys)
-    meant = f": 'run_name=${{model.attention.name}}{parts}-seed${{seed}}'" if parts else ""
+    arranged = any(one.startswith("layers") for one in itertools.chain(*jobs))
+    begin = "${model.attention.name}" + ("-${layers.name}" if arranged else "")
+    meant = f": 'run_name={begin}{parts}-seed${{seed}}'" if parts else ""
     raise ConfigError(
         f"{names.count(name)} of the {len(jobs)} runs would be called '{name}'; let run_name tell "
         f"them apart{meant}"

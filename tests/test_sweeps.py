@@ -118,6 +118,12 @@ def test_a_sweep_that_trains_nothing_has_no_table_and_names_runs_by_what_is_swep
             "them apart: 'run_name=${model.attention.name}-learning_rate${optim.learning_rate}-"
             "seed${seed}'",
         ),
+        (
+            [["layers=window_full", f"layers.window={w}"] for w in (16, 32)],
+            "'mha-window_full-nano-python_stdlib-seed0'; let run_name tell them apart: 'run_name="
+            "${model.attention.name}-${layers.name}-window${layers.window}-seed${seed}'",
+        ),
+        ([[f"layers={name}"] for name in ("uniform", "window_full")], ""),
         ([["run_name=x", "seed=0"], ["run_name=x", "seed=1"]], "called 'x'; let run_name tell"),
         ([["attention=mla", "seed=0"], ["attention=mha", "seed=0"]], ""),
         ([["run_name=a", "seed=0"], ["run_name=b", "seed=0"]], ""),
