@@ -47,7 +47,11 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
     defaults = _flat(TrainConfig)
     of_one = {key: _IN_A_CORPUS.sub("data.", key) for key in new}
     old = {key: defaults[one] for key, one in of_one.items() if one in defaults} | old
-    if changed := differences(old, new):
+    changed = differences(old, new)
+    if layers := [key for key in changed if key.startswith("model.layers.")]:
+        # They follow the group `layers`.
+        changed = {key: one for key, one in changed.items() if key not in layers}
+    if changed:
         listed = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changed.items())
         raise ConfigError(
             f"run '{config.run_name}' exists with another configuration ({listed}); choose another "

@@ -128,11 +128,14 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             parser.error = _refuse_flags  # type: ignore[method-assign]
             flags = parser.parse_args(arguments)
             is_multirun = flags.multirun
-            told = [one for one in arguments if one not in flags.overrides]
+            hydra_flags: list[str] = [one for one in arguments if one not in flags.overrides]
             commands = arms.commands(config_name, flags.overrides)
-            jobs = []
-            for command in commands:
-                jobs += require_plain_hydra(config_name, parser.parse_args([*told, *command]))
+            lines: list[list[str]] = [hydra_flags + one for one in commands]
+            jobs = [
+                job
+                for line in lines
+                for job in require_plain_hydra(config_name, parser.parse_args(line))
+            ]
             if is_multirun:
                 if len(jobs) > 1:
                     for name in forget_names_of_one_run():
@@ -144,8 +147,8 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             # For the processes of a launcher.
             paths = [str(run_config.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-            for command in commands:
-                sys.argv[1:] = [*told, *command]
+            for line in lines:
+                sys.argv[1:] = line
                 hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(task)()
         else:
             # A single run needs no launcher, which would compose everything twice.

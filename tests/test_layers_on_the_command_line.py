@@ -3,12 +3,14 @@
 import re
 
 import pytest
+import yaml
 
 import run_config
 from launch.compose import checked, composed
 from launch.errors import ConfigError
 from launch.explain import explain
 from launch.failures import USER_ERRORS
+from launch.recorded import as_yaml, require_same_run
 from launch.typed import for_hydra
 from modeling.accounting import kv_cache_bytes, match_cache, match_to_mha, num_parameters
 from modeling.arrangement import layer_configs, remarks
@@ -188,6 +190,23 @@ def test_caches_are_matched_at_the_context_that_is_asked_for(context, heads):
     assert kv_cache_bytes(matched, tokens) == ratio * tokens * 4 * 2 * 192 * 4
     with pytest.raises(ModelConfigError, match=r"match_cache_ratio=.* at 7 tokens, and the near"):
         match_cache(model, 0.07, 7)
+
+
+def test_a_changed_arrangement_is_refused_field_by_field_and_an_old_run_was_uniform(tmp_path):
+    saved = tmp_path / "config.yaml"
+    uniform = train_config()
+    old = yaml.safe_load(as_yaml(uniform))
+    del old["layers"], old["model"]["layers"], old["match_cache_context"]
+    saved.write_text(yaml.safe_dump(old))
+    require_same_run(saved, uniform)
+    arranged = train_config("layers=window_full", "layers.window=16", "layers.pattern=mqa,own")
+    with pytest.raises(ConfigError, match=r"mqa\.name: None -> mqa; .*layers\.name: uniform"):
+        require_same_run(saved, arranged)
+    saved.write_text(as_yaml(arranged))
+    require_same_run(saved, arranged)
+    changed = train_config("layers=window_full", "layers.window=32", "layers.pattern=mqa,own")
+    with pytest.raises(ConfigError, match=re.escape("(layers.window: 16 -> 32); choose another")):
+        require_same_run(saved, changed)
 
 
 def test_a_file_of_ones_own_brings_a_pattern(tmp_path):
