@@ -73,9 +73,9 @@ def test_every_attention_composes_with_every_size_at_mha_parameters(model, atten
 def test_the_five_attentions_differ_at_every_size(size):
     five = ("mha", "mqa", "gqa", "mla_no_rope", "mla")
     models = [train_config(size, f"attention={name}").model for name in five]
-    caches = [attention_config(model.attention).kv_cache_entries() for model in models]
+    caches = [attention_config(model.attention).state() for model in models]
     assert len({str(cache) for cache in caches}) == 5
-    sizes = [sum(heads * width for heads, width in cache.values()) for cache in caches]
+    sizes = [cache.elements_per_token for cache in caches]
     mha, mqa, gqa, mla_no_rope, mla = sizes
     assert mqa < gqa < mha
     # Of 8 heads, gqa's g = h / 4 have as many elements as a latent.

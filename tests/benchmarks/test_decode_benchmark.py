@@ -184,7 +184,7 @@ def test_cache_is_what_the_closed_form_says_and_parts_alone_run(attention):
     model = kvlab_model(config, "cpu", torch.float32)
     decoder = KvlabDecoder(model)
     decoder.start(batch=2, context=16, room=4)
-    assert decoder.cache.length == 16
+    assert decoder.cache.seen == 16
     name = f"kvlab-{attention}"
     expected = decode_memory.need(name, config, 2, 20, torch.float32)
     assert decoder.cache.num_bytes() == expected.cache
@@ -192,7 +192,7 @@ def test_cache_is_what_the_closed_form_says_and_parts_alone_run(attention):
     assert used == expected.cache * 16 / 20
     assert decoder.step(torch.zeros(2, 1, dtype=torch.long)).isfinite().all()
     decoder.rewind()
-    assert decoder.cache.length == 16
+    assert decoder.cache.seen == 16
     decode_parts.linear_alone(model, 2)()
     decode_parts.attention_alone(model, decoder.cache)()
     assert decode_parts.attention_flops(config, 2, 16) > 0

@@ -53,7 +53,7 @@ def test_a_step_can_be_repeated_and_leaves_the_cache_as_it_was():
     first, again = step(), step()
     assert first.shape == (3, 50)
     assert torch.equal(first, again)
-    assert step.cache.length == 5
+    assert step.cache.seen == 5
     assert all(tensor[:, :, :5].any() for tensor in step.cache.layers[1].tensors.values())
 
 
@@ -67,7 +67,7 @@ def test_noise_fills_an_int8_cache_with_scales():
     cache = model("mla").new_cache(2, 6, torch.int8)
     fill_with_noise(cache, 4)
     layer = cache.layers[0]
-    assert cache.length == 4
+    assert cache.seen == 4
     assert layer.read("latent", torch.float32).abs().sum() > 0
     assert not layer.tensors["latent"][:, :, 4:].any()
 

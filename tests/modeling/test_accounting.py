@@ -77,7 +77,7 @@ def test_cache_bytes_equal_what_is_stored_after_decoding(case, dtype):
     cache = model.new_cache(2, 9, dtype)
     for piece in random_tokens(2, 9).split((6, 1, 1, 1), dim=1):
         model(piece, cache=cache)
-    assert cache.length == 9
+    assert cache.seen == 9
     per_token = kv_cache_bytes_per_token(model.config, dtype)
     assert cache.num_bytes() == sum(layer.num_bytes() for layer in cache.layers)
     assert cache.num_bytes() == 2 * 9 * per_token

@@ -36,7 +36,7 @@ from modeling.contract import (
     truncation,
 )
 from modeling.errors import ModelConfigError
-from modeling.kv_cache import CACHE_DTYPES, KVCache, LayerCache
+from modeling.kv_cache import CACHE_DTYPES, Held, KVCache
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 CHUNKINGS = ((1,) * 7, (3, 3, 1), (4, 1, 2))
@@ -146,7 +146,7 @@ def test_attention_measured_cache_bytes_equal_closed_form(fields, cache_dtype, f
     module = build_attention(fields)
     cache = module.new_cache(B, 11, cache_dtype)
     run_through_cache(module, normal(B, S, M), torch.arange(S), (5, 1, 1), cache=cache)
-    elements = module.config.kv_cache_elements_per_token()
+    elements = module.state.elements_per_token
     assert KVCache([cache]).num_bytes() == B * 11 * elements * cache_dtype.itemsize
 
 
@@ -156,7 +156,7 @@ def test_attention_measured_cache_bytes_equal_closed_form(fields, cache_dtype, f
 )
 def test_attention_cache_elements_are_those_of_the_papers(case, elements):
     # 2 h d, 2 d, 2 g d, c + r, c with h=4, d=8, g=2, c=12, r=6.
-    assert attention_config(CASES[case]).kv_cache_elements_per_token() == elements
+    assert attention_config(CASES[case]).state().elements_per_token == elements
 
 
 # What may influence what
@@ -294,7 +294,7 @@ def blocks_read(monkeypatch):
 
 def let_blocks_hold(tokens, module, monkeypatch, batch=B, converts=False):
     """Let a block hold so many tokens of this module's cache, which is converted or not."""
-    (heads, width), *_ = module.config.kv_cache_entries().values()
+    (heads, width), *_ = module.state.per_token.values()
     keys = heads * width if converts else 0
     elements = batch * (keys + module.config.num_attention_heads) * tokens
     monkeypatch.setattr(modeling.attention.kernel, "BLOCK_ELEMENTS", elements)
@@ -417,7 +417,8 @@ def test_attention_computes_exactly_with_what_a_narrow_cache_holds(
         output = last_token(module, x, positions, mask, cache)
         if held is None:
             held = exact.new_cache(B, S)
-            held.write(**{name: cache.read(name, torch.float64) for name in cache.tensors})
+            stored = cache.view()
+            held.update(**{name: stored.read(name, torch.float64) for name in cache.tensors})
             expected = exact(
                 x[:, -1:].double(),
                 positions[-1:],
@@ -440,14 +441,14 @@ def test_attention_never_converts_the_whole_cache_in_a_step(
     cache = module.new_cache(B, length, cache_dtype)
     x, positions, ranges = normal(B, length, M), torch.arange(length), []
     module(x[:, :-1], positions[:-1], cache)
-    read = LayerCache.read
+    read = Held.read
 
     def spy(self, name, dtype, start=0, end=None):
         result = read(self, name, dtype, start, end)
         ranges.append((name, start, start + result.shape[2]))
         return result
 
-    monkeypatch.setattr(LayerCache, "read", spy)
+    monkeypatch.setattr(Held, "read", spy)
     with LiveBytes() as live:
         module(x[:, -1:], positions[-1:], cache)
     blocks = [(start, min(start + 8, length)) for start in range(0, length, 8)]
@@ -544,7 +545,7 @@ def test_attention_to_other_states_equals_the_reference(fields, padded, forward_
                     **given,
                 )
             )
-        assert cache.length == STATES
+        assert cache.seen == STATES
         assert_near(torch.cat(outputs, 1), expected)
 
 
@@ -591,7 +592,7 @@ def test_attention_cache_overflow_is_refused_and_changes_nothing(fields, forward
     module(x[:, :5], positions[:5], cache)
     with pytest.raises(ValueError, match="at most 6 tokens, 7 would be needed"):
         module(x[:, 5:], positions[5:], cache)
-    assert cache.length == 5
+    assert cache.seen == 5
     assert_near(module(x[:, 5:6], positions[5:6], cache), module(x, positions)[:, 5:6])
 
 

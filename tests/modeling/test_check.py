@@ -11,6 +11,7 @@ import modeling.attention
 import modeling.check
 from modeling.attention import GroupedQueryAttention, GroupedQueryAttentionConfig
 from modeling.contract import CHECKS, examine
+from modeling.kv_cache import StateSpec
 
 FIELDS = {
     "hidden_size": 16,
@@ -26,7 +27,7 @@ class OneLater(GroupedQueryAttention):
     """Counts positions from one later where something is cached."""
 
     def forward(self, x, positions, cache=None, **options):
-        later = cache is not None and cache.length > 0
+        later = cache is not None and cache.seen > 0
         return super().forward(x, positions + later, cache, **options)
 
 
@@ -81,7 +82,7 @@ class RemembersLengths(GroupedQueryAttention):
         output = super().forward(x, positions, cache, **options)
         if cache is not None:
             output = output * (1 + (positions[0] < self.longest))
-            self.longest = max(self.longest, cache.length)
+            self.longest = max(self.longest, cache.seen)
         return output
 
 
@@ -125,10 +126,15 @@ FAULTS = {
     DropsADimension: {"shape"},
     NamesAnotherProjection: {"initialisation"},
 }
+class WrongBytes(StateSpec):
+    def bytes(self, num_tokens, dtype):
+        return round(super().bytes(num_tokens, dtype) * 1.05)
+
+
 WRONG_FORMS = {
     "num_parameters": "parameters",
     "flops_per_token": "flops",
-    "kv_cache_elements_per_token": "cache_bytes",
+    "state": "cache_bytes",
 }
 
 
@@ -163,7 +169,8 @@ def test_a_wrong_closed_form_gets_its_cross_alone(form):
     right = getattr(GroupedQueryAttentionConfig, form)
 
     def wrong(self, *arguments):
-        return right(self, *arguments) * 1.05
+        found = right(self, *arguments)
+        return WrongBytes(**vars(found)) if form == "state" else found * 1.05
 
     assert crosses(config_of(GroupedQueryAttention, **{form: wrong})) == {WRONG_FORMS[form]}
 

@@ -23,9 +23,11 @@ from tiny import (
 
 import modeling.gpt
 from modeling.config import SamplingSettings
-from modeling.documents import document_mask
+from modeling.attention import ForwardPass
+from modeling.documents import document_starts
 from modeling.errors import ModelConfigError
 from modeling.generate import generate, next_token
+from modeling.kv_cache import Held
 
 END = 60
 LENGTH = 17
@@ -73,6 +75,12 @@ def cached(model, tokens, chunks):
 # The mask
 
 
+def mask_of(starts, num_keys, **held):
+    """What the layers of a pass are given that hold the last `num_keys` tokens."""
+    keys = torch.zeros(1, 1, num_keys, 1)
+    return ForwardPass(None, starts).mask(Held(entries={"key": keys}, **held))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_document_mask_equals_the_naive_one_whole_and_in_chunks(seed):
     tokens = random_tokens(B, LENGTH, seed=seed)
@@ -81,26 +89,37 @@ def test_document_mask_equals_the_naive_one_whole_and_in_chunks(seed):
     for chunks in CHUNKINGS:
         past, start = 0, None
         for piece in tokens.split(list(chunks), 1):
-            mask, start = document_mask(piece, END, past, start)
+            starts, start = document_starts(piece, END, past, start)
             last = past + piece.shape[1]
+            mask = mask_of(starts, last)
             assert mask.shape == (B, piece.shape[1], last)
             causal = torch.ones(mask.shape[1:], dtype=torch.bool).tril(past)
             assert torch.equal(mask & causal, expected[:, past:last, :last])
+            # Of a ring that is full, the last 3 tokens in the order of their slots.
+            if last > 3:
+                ring = mask_of(starts, 3, first=last - 3, oldest_slot=last % 3)
+                slots = [
+                    index
+                    for slot in range(3)
+                    for index in range(last - 3, last)
+                    if index % 3 == slot
+                ]
+                assert torch.equal(ring, mask[..., slots])
             past = last
 
 
-def test_document_mask_of_a_known_text():
-    mask, start = document_mask(torch.tensor([[5, END, 7, END, END, 8], [5, 6, 7, 8, 9, END]]), END)
-    first = [[0, 0, 2, 2, 4, 5], [0] * 6]
-    index = torch.arange(6)
-    assert torch.equal(mask, index >= torch.tensor(first)[:, :, None])
+def test_document_starts_of_a_known_text():
+    tokens = torch.tensor([[5, END, 7, END, END, 8], [5, 6, 7, 8, 9, END]])
+    starts, start = document_starts(tokens, END)
+    assert starts.tolist() == [[0, 0, 2, 2, 4, 5], [0] * 6]
     assert start.tolist() == [5, 6]
 
 
-def test_document_mask_of_no_tokens_changes_nothing():
+def test_document_starts_of_no_tokens_change_nothing():
     start = torch.tensor([1, 3])
-    mask, after = document_mask(torch.zeros(2, 0, dtype=torch.long), END, 3, start)
-    assert mask.shape == (2, 0, 3)
+    starts, after = document_starts(torch.zeros(2, 0, dtype=torch.long), END, 3, start)
+    assert starts.shape == (2, 0)
+    assert mask_of(starts, 3).shape == (2, 0, 3)
     assert torch.equal(after, start)
 
 
@@ -268,7 +287,7 @@ def test_model_without_the_option_builds_no_mask(monkeypatch):
         seen.append((attn_mask, is_causal))
         return attend(*arguments, attn_mask=attn_mask, is_causal=is_causal, **given)
 
-    monkeypatch.setattr(modeling.gpt, "document_mask", fail)
+    monkeypatch.setattr(modeling.gpt, "document_starts", fail)
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     model, tokens = build("mha", masked=False), packed()
     cache = model.new_cache(*tokens.shape)
@@ -281,12 +300,11 @@ def test_model_without_the_option_builds_no_mask(monkeypatch):
 
 
 def test_mask_is_built_once_for_all_layers(monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        modeling.gpt, "document_mask", lambda *given: calls.append(1) or document_mask(*given)
-    )
+    masks, mask = [], ForwardPass.mask
+    monkeypatch.setattr(ForwardPass, "mask", lambda *given: masks.append(mask(*given)) or masks[-1])
     build("mla", num_hidden_layers=3)(packed())
-    assert len(calls) == 1
+    assert len(masks) == 3
+    assert masks[0] is masks[1] is masks[2]
 
 
 # The cache
@@ -313,7 +331,7 @@ def test_truncate_to_before_a_rows_document_is_refused():
     message = r"truncate to 14 tokens: a row's document starts at token 17.* is not remembered"
     with pytest.raises(ValueError, match=message):
         cache.truncate(14)
-    assert cache.length == LENGTH
+    assert cache.seen == LENGTH
 
     cache.reset()
     model(tokens[:, :16], cache=cache)

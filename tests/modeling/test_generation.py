@@ -105,12 +105,12 @@ def test_generated_text_is_what_the_cache_of_that_dtype_gives(monkeypatch):
         written = text(model, random_tokens(2, 5), 9, cache_dtype=dtype)
         cache = made[-1]
         assert {layer.dtype for layer in cache.layers} == {dtype or torch.float32}
-        assert (cache.max_length, cache.length) == (14, 13)
+        assert (cache.max_length, cache.seen) == (14, 13)
         cache.reset()
         logits = model(random_tokens(2, 5), cache=cache)[:, -1]
         for token in written.unbind(1):
             assert torch.equal(logits.argmax(-1), token)
-            if cache.length < 14:
+            if cache.seen < 14:
                 logits = model(token[:, None], cache=cache)[:, -1]
 
 
@@ -188,7 +188,7 @@ def test_a_prompt_in_chunks_equals_one_pass(case, lengths):
     for chunk in (1, 2, 3, 5, 100):
         cache = model.new_cache(2, 11)
         assert_near(prefill(model, tokens, cache, chunk=chunk, **given), expected)
-        assert cache.length == 11
+        assert cache.seen == 11
         # Behind what is there.
         cache.truncate(4)
         rest = {"positions": positions[:, 4:], "attention_mask": mask} if given else {}
@@ -223,8 +223,8 @@ def shift_decoding_positions(monkeypatch):
     whole = GPT.hidden_states
 
     def shifted(self, tokens, positions=None, cache=None, attention_mask=None):
-        if cache is not None and cache.length:
-            positions = torch.arange(tokens.shape[1]) + cache.length + 1
+        if cache is not None and cache.seen:
+            positions = torch.arange(tokens.shape[1]) + cache.seen + 1
         return whole(self, tokens, positions, cache, attention_mask)
 
     monkeypatch.setattr(GPT, "hidden_states", shifted)
@@ -243,28 +243,26 @@ def skip_causal_mask_behind_a_cache(monkeypatch):
     def blind(query, key, value, *, causal, **given):
         return attend(query, key, value, causal=causal and query.shape[2] == key.shape[2], **given)
 
-    attention = modeling.attention
-    for module in (attention.kernel, attention.grouped_query, attention.latent):
-        monkeypatch.setattr(module, "attend", blind)
+    monkeypatch.setattr(modeling.attention.kernel, "attend", blind)
 
 
 def rotate_cached_keys_again(monkeypatch):
-    write = LayerCache.write
+    update = LayerCache.update
 
-    def rotate_and_write(self, **new):
+    def rotate_and_update(self, positions=None, **new):
         name = next(iter(new))
-        rotary = self.tensors[name][:, :, : self.length, -{"key": 8, "latent": 6}[name] :]
+        rotary = self.tensors[name][:, :, : self.seen, -{"key": 8, "latent": 6}[name] :]
         rotary.copy_(apply_rotary(rotary, torch.arange(rotary.shape[2]), 10000.0))
-        write(self, **new)
+        return update(self, positions, **new)
 
-    monkeypatch.setattr(LayerCache, "write", rotate_and_write)
+    monkeypatch.setattr(LayerCache, "update", rotate_and_update)
 
 
 def rotate_what_is_cached_twice(monkeypatch):
     def twice(x, positions, theta):
         once = apply_rotary(x, positions, theta)
         # Keys have fewer heads than queries here.
-        decoding = int(positions.min()) > 0
+        decoding = int(positions.index.min()) > 0
         return apply_rotary(once, positions, theta) if decoding and x.shape[1] < 4 else once
 
     for module in (modeling.attention.grouped_query, modeling.attention.latent):

@@ -2,9 +2,10 @@ import pytest
 import torch
 from tiny import FIVE, build_gpt, normal, random_tokens
 
-from modeling.kv_cache import CACHE_DTYPES, KVCache, LayerCache, bytes_per_token
+from modeling.kv_cache import CACHE_DTYPES, KVCache, LayerCache, StateSpec, bytes_per_token
 
 ENTRIES = {"key": (2, 3), "value": (2, 5)}
+SPEC = StateSpec(per_token=ENTRIES)
 FLOATS = tuple(dtype for dtype in CACHE_DTYPES if dtype.is_floating_point)
 
 
@@ -32,44 +33,46 @@ def state(cache):
 def as_read(x, compute_dtype=torch.float32, stored_dtype=torch.int8):
     """What a cache that was given x [b, h, s, w] says it was."""
     b, h, s, w = x.shape
-    cache = LayerCache({"key": (h, w)}, b, s, stored_dtype)
-    cache.write(key=x)
-    return cache.read("key", compute_dtype)
+    cache = LayerCache(StateSpec(per_token={"key": (h, w)}), b, s, stored_dtype)
+    return cache.update(key=x).read("key", compute_dtype)
 
 
 # Reading and writing
 
 
 def test_what_is_written_in_pieces_is_read_as_if_written_at_once(dtype):
-    whole, pieces = (LayerCache(ENTRIES, 3, 7, dtype) for _ in range(2))
+    whole, pieces = (LayerCache(SPEC, 3, 7, dtype) for _ in range(2))
     new = token_entries(6)
-    whole.write(**new)
+    whole.update(**new)
     for start, end in ((0, 3), (3, 4), (4, 4), (4, 6)):
-        pieces.write(**{name: tensor[:, :, start:end] for name, tensor in new.items()})
-        assert pieces.length == end
+        pieces.update(**{name: tensor[:, :, start:end] for name, tensor in new.items()})
+        assert pieces.seen == pieces.held == end
     for name in ENTRIES:
-        assert torch.equal(pieces.read(name, torch.float32), whole.read(name, torch.float32))
+        found, expected = (cache.view().read(name, torch.float32) for cache in (pieces, whole))
+        assert torch.equal(found, expected)
 
 
 def test_a_range_is_read_as_that_part_of_the_whole(dtype):
-    cache = LayerCache(ENTRIES, 3, 7, dtype)
-    cache.write(**token_entries(6))
-    whole = cache.read("value", torch.float32)
+    cache = LayerCache(SPEC, 3, 7, dtype)
+    held = cache.update(**token_entries(6))
+    whole = held.read("value", torch.float32)
     assert whole.shape == (3, 2, 6, 5)
     for start, end in ((0, 6), (1, 4), (5, 6), (2, 2), (0, 1)):
-        part = cache.read("value", torch.float32, start, end)
+        part = held.read("value", torch.float32, start, end)
         assert torch.equal(part, whole[:, :, start:end])
-    assert torch.equal(cache.read("value", torch.float32, 4), whole[:, :, 4:])
+    assert torch.equal(held.read("value", torch.float32, 4), whole[:, :, 4:])
 
 
 @pytest.mark.parametrize("compute_dtype", FLOATS, ids=str)
 def test_reading_gives_a_view_of_the_dtype_that_is_stored_and_a_copy_otherwise(
     dtype, compute_dtype
 ):
-    cache = LayerCache(ENTRIES, 3, 7, dtype)
+    cache = LayerCache(SPEC, 3, 7, dtype)
     new = {name: tensor.to(compute_dtype) for name, tensor in token_entries(4).items()}
-    key, value = cache.append(**new)
-    for name, tensor in (("key", key), ("value", value), ("key", cache.read("key", compute_dtype))):
+    held = cache.update(**new)
+    assert (held.is_cached, held.dtype, held.num_tokens) == (True, dtype, 4)
+    for name in ENTRIES:
+        tensor = held.read(name, compute_dtype)
         assert tensor.dtype == compute_dtype
         same = tensor.untyped_storage()._cdata == cache.tensors[name].untyped_storage()._cdata
         assert same == (dtype == compute_dtype)
@@ -82,9 +85,11 @@ def test_stored_floats_are_rounded_once(dtype):
 
 
 def test_what_is_stored_has_no_autograd_graph(dtype):
-    cache = LayerCache(ENTRIES, 3, 7, dtype)
+    cache = LayerCache(SPEC, 3, 7, dtype)
     new = {name: tensor.requires_grad_() for name, tensor in token_entries(4).items()}
-    assert not any(tensor.requires_grad for tensor in cache.append(**new))
+    held = cache.update(**new)
+    assert not any(held.read(name, torch.float64).requires_grad for name in ENTRIES)
+    assert not any(tensor.requires_grad for tensor in cache.live_tensors())
 
 
 @pytest.mark.parametrize(
@@ -93,7 +98,7 @@ def test_what_is_stored_has_no_autograd_graph(dtype):
 def test_other_dtypes_are_refused_with_those_there_are(dtype):
     listed = f"cannot hold {dtype}; it takes float32, float64, bfloat16, float16, int8"
     with pytest.raises(ValueError, match=listed):
-        LayerCache(ENTRIES, 3, 7, dtype)
+        LayerCache(SPEC, 3, 7, dtype)
     with pytest.raises(ValueError, match=listed):
         build_gpt("mha").new_cache(3, 7, dtype)
 
@@ -153,8 +158,8 @@ def test_int8_of_one_token_and_head_is_not_spoilt_by_large_values_of_another():
 
 
 def test_int8_has_one_scale_for_a_token_and_head():
-    cache = LayerCache(ENTRIES, 3, 7, torch.int8)
-    cache.write(**token_entries(6))
+    cache = LayerCache(SPEC, 3, 7, torch.int8)
+    cache.update(**token_entries(6))
     assert cache.scales["key"].shape == cache.scales["value"].shape == (3, 2, 7, 1)
     for name in ENTRIES:
         used = cache.tensors[name][:, :, :6].int().abs().amax(-1)
@@ -162,44 +167,46 @@ def test_int8_has_one_scale_for_a_token_and_head():
         assert used.max() == 127
 
 
-# Appending
+# Adding tokens
 
 
-def test_append_returns_all_that_is_stored_in_the_order_of_the_arguments():
-    cache = LayerCache(ENTRIES, 3, 7)
+def test_update_returns_all_that_is_stored_in_order():
+    cache = LayerCache(SPEC, 3, 7)
     first, second = token_entries(4), token_entries(2, seed=5)
-    cache.append(**first)
-    value, key = cache.append(value=second["value"], key=second["key"])
-    assert torch.equal(key, torch.cat((first["key"], second["key"]), 2))
-    assert torch.equal(value, torch.cat((first["value"], second["value"]), 2))
-    assert cache.length == 6
+    cache.update(**first)
+    held = cache.update(value=second["value"], key=second["key"])
+    for name in ENTRIES:
+        expected = torch.cat((first[name], second[name]), 2)
+        assert torch.equal(held.read(name, torch.float32), expected)
+    assert (cache.seen, cache.held, cache.capacity) == (6, 6, 7)
 
 
-def test_append_returns_views_and_allocates_nothing():
-    cache = LayerCache(ENTRIES, 3, 7)
+@pytest.mark.parametrize("window", [None, 3], ids=["full", "ring"])
+def test_update_by_a_token_returns_views_and_allocates_nothing(window):
+    cache = LayerCache(StateSpec(per_token=ENTRIES, window=window), 3, 7)
     storages = {name: tensor.data_ptr() for name, tensor in cache.tensors.items()}
     for step in range(7):
-        key, value = cache.append(**token_entries(1, seed=step))
-        assert key.data_ptr() == storages["key"]
-        assert value.data_ptr() == storages["value"]
+        held = cache.update(**token_entries(1, seed=step))
+        for name in ENTRIES:
+            assert held.read(name, torch.float32).data_ptr() == storages[name]
 
 
-def test_append_of_nothing_returns_what_is_stored():
-    cache = LayerCache(ENTRIES, 3, 7)
+def test_update_by_nothing_returns_what_is_stored():
+    cache = LayerCache(SPEC, 3, 7)
     stored = token_entries(4)
-    cache.append(**stored)
-    key, value = cache.append(**token_entries(0))
-    assert torch.equal(key, stored["key"])
-    assert torch.equal(value, stored["value"])
+    cache.update(**stored)
+    held = cache.update(**token_entries(0))
+    for name in ENTRIES:
+        assert torch.equal(held.read(name, torch.float32), stored[name])
 
 
-def test_append_beyond_the_end_is_refused_and_nothing_is_written(dtype):
-    cache = LayerCache(ENTRIES, 3, 7, dtype)
-    cache.append(**token_entries(6))
+def test_update_beyond_the_end_is_refused_and_nothing_is_written(dtype):
+    cache = LayerCache(SPEC, 3, 7, dtype)
+    cache.update(**token_entries(6))
     before = state(cache)
     with pytest.raises(ValueError, match="at most 7 tokens, 8 would be needed; make it longer"):
-        cache.append(**token_entries(2, seed=5))
-    assert cache.length == 6
+        cache.update(**token_entries(2, seed=5))
+    assert cache.seen == 6
     assert not cache.tensors["key"][:, :, 6:].any()
     assert all(torch.equal(tensor, before[key]) for key, tensor in state(cache).items())
 
@@ -214,50 +221,50 @@ def test_append_beyond_the_end_is_refused_and_nothing_is_written(dtype):
         (token_entries(1, batch=2), "another model or batch"),
     ],
 )
-def test_append_of_another_models_tokens_is_refused(new, complaint, dtype):
-    cache = LayerCache(ENTRIES, 3, 7, dtype)
+def test_update_of_another_models_tokens_is_refused(new, complaint, dtype):
+    cache = LayerCache(SPEC, 3, 7, dtype)
     with pytest.raises(ValueError, match=complaint):
-        cache.append(**new)
-    assert cache.length == 0
+        cache.update(**new)
+    assert cache.seen == 0
     assert not any(tensor.any() for tensor in state(cache).values())
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 3])
-def test_append_of_entries_of_different_lengths_is_refused_and_nothing_is_written(tokens):
-    cache = LayerCache(ENTRIES, 3, 7)
+def test_update_of_entries_of_different_lengths_is_refused_and_nothing_is_written(tokens):
+    cache = LayerCache(SPEC, 3, 7)
     with pytest.raises(ValueError, match="tokens"):
-        cache.append(key=token_entries(2)["key"], value=token_entries(tokens)["value"])
-    assert cache.length == 0
+        cache.update(key=token_entries(2)["key"], value=token_entries(tokens)["value"])
+    assert cache.seen == 0
     assert not any(tensor.any() for tensor in state(cache).values())
 
 
 @pytest.mark.parametrize(("batch", "length"), [(0, 7), (3, 0), (-1, 7)])
 def test_cache_of_no_size_is_refused(batch, length):
     with pytest.raises(ValueError, match="batch_size >= 1 and max_length >= 1"):
-        LayerCache(ENTRIES, batch, length)
+        LayerCache(SPEC, batch, length)
 
 
 def test_truncate_forgets_the_last_tokens(dtype):
-    cache = LayerCache(ENTRIES, 3, 7, dtype)
+    cache = LayerCache(SPEC, 3, 7, dtype)
     first, second = token_entries(5), token_entries(2, seed=5)
-    cache.append(**first)
+    cache.update(**first)
     cache.truncate(3)
-    key, _ = cache.append(**second)
+    held = cache.update(**second)
     written = torch.cat((first["key"][:, :, :3], second["key"]), 2)
-    assert torch.equal(key, as_read(written, stored_dtype=dtype))
+    assert torch.equal(held.read("key", torch.float32), as_read(written, stored_dtype=dtype))
 
 
 @pytest.mark.parametrize("length", [-1, 5])
 def test_truncate_outside_what_is_stored_is_refused(length):
-    cache = LayerCache(ENTRIES, 3, 7)
-    cache.append(**token_entries(4))
+    cache = LayerCache(SPEC, 3, 7)
+    cache.update(**token_entries(4))
     with pytest.raises(ValueError, match=f"cannot truncate a cache of 4 tokens to {length}"):
         cache.truncate(length)
-    assert cache.length == 4
+    assert cache.seen == 4
 
 
 def test_num_bytes_counts_each_storage_once():
-    layers = [LayerCache(ENTRIES, 3, 7, torch.float16) for _ in range(2)]
+    layers = [LayerCache(SPEC, 3, 7, torch.float16) for _ in range(2)]
     assert KVCache(layers).num_bytes() == 2 * 3 * 7 * 2 * (3 + 5) * 2
     layers[1].tensors = layers[0].tensors
     assert KVCache(layers).num_bytes() == 3 * 7 * 2 * (3 + 5) * 2
@@ -265,8 +272,8 @@ def test_num_bytes_counts_each_storage_once():
 
 def test_num_bytes_equal_the_closed_form(dtype):
     expected = 3 * 7 * bytes_per_token(ENTRIES, dtype)
-    layers = [LayerCache(ENTRIES, 3, 7, dtype) for _ in range(2)]
-    layers[0].write(**token_entries(4))
+    layers = [LayerCache(SPEC, 3, 7, dtype) for _ in range(2)]
+    layers[0].update(**token_entries(4))
     assert [layer.num_bytes() for layer in layers] == [expected, expected]
     assert KVCache(layers).num_bytes() == 2 * expected
 
@@ -302,11 +309,11 @@ def test_model_cache_reused_after_reset_or_truncate_equals_a_fresh_one(name):
     cache = model.new_cache(3, 9)
     assert cache.max_length == 9
     model(random_tokens(3, 8, seed=8), cache=cache)
-    assert cache.length == 8
+    assert cache.seen == 8
     cache.reset()
     torch.testing.assert_close(model(tokens, cache=cache), expected)
     cache.truncate(4)
-    assert [layer.length for layer in cache.layers] == [4, 4]
+    assert [layer.seen for layer in cache.layers] == [4, 4]
     torch.testing.assert_close(model(tokens[:, 4:], cache=cache), expected[:, 4:])
 
 
@@ -329,7 +336,7 @@ def test_model_refuses_the_cache_of_a_model_like_it_and_writes_nothing(name):
         cache = other.new_cache(3, 9)
         with pytest.raises(ValueError, match=complaint):
             model(random_tokens(3, 4), cache=cache)
-        assert cache.length == 0
+        assert cache.seen == 0
         assert not any(t.any() for layer in cache.layers for t in state(layer).values())
         assert other(random_tokens(3, 4), cache=cache).isfinite().all()
 

@@ -6,7 +6,7 @@ from tiny import FIVE, build_gpt, normal, random_tokens
 
 import modeling.rope
 from modeling.norms import RMSNorm
-from modeling.rope import apply_rotary, rotary_cos_sin, shared_angles
+from modeling.rope import Positions, apply_rotary, rotary_cos_sin
 
 POSITIONS = torch.tensor([0, 1, 2, 5, 90, 1000, 1_000_000])
 SHAPE = (3, 4, 7, 6)
@@ -125,71 +125,33 @@ def computed(monkeypatch):
     return widths
 
 
-def test_shared_angles_change_nothing():
+def test_known_cosines_change_nothing():
     x, wider = normal(*SHAPE), normal(3, 4, 7, 8, dtype=torch.float64)
     rows = torch.stack([POSITIONS, POSITIONS.flip(0), POSITIONS // 3])
-    calls = [
-        (each, positions, theta)
-        for each in (x, wider, x.double(), x.bfloat16(), x)
-        for positions in (POSITIONS, rows, POSITIONS + 1, POSITIONS)
-        for theta in (THETA, 5e5)
-    ]
-    expected = [apply_rotary(*call) for call in calls]
-    with shared_angles():
-        for call, alone in zip(calls, expected, strict=True):
-            assert torch.equal(apply_rotary(*call), alone)
+    given = {"one": POSITIONS, "rows": rows, "later": POSITIONS + 1}
+    shared = {name: Positions(index) for name, index in given.items()}
+    for each in (x, wider, x.double(), x.bfloat16(), x):
+        for name in ("one", "rows", "later", "one"):
+            for theta in (THETA, 5e5):
+                alone = apply_rotary(each, given[name], theta)
+                assert torch.equal(apply_rotary(each, shared[name], theta), alone)
 
 
-def test_shared_angles_are_computed_once_for_each_positions_width_and_base(computed):
-    with shared_angles():
-        for _ in range(3):
-            apply_rotary(normal(*SHAPE), POSITIONS, THETA)
-            apply_rotary(normal(3, 1, 7, 6), POSITIONS, THETA)
-            apply_rotary(normal(3, 1, 7, 8), POSITIONS, THETA)
+def test_cosines_are_computed_once_for_each_positions_width_base_and_dtype(computed):
+    positions = Positions(POSITIONS)
+    assert Positions.of(positions) is positions
+    for _ in range(3):
+        apply_rotary(normal(*SHAPE), positions, THETA)
+        apply_rotary(normal(3, 1, 7, 6).bfloat16(), positions, THETA)  # in float32 too
+        apply_rotary(normal(3, 1, 7, 8), positions, THETA)
     assert computed == [6, 8]
-    with shared_angles():
-        for theta in (THETA, 5e5, THETA):
-            apply_rotary(normal(*SHAPE), POSITIONS, theta)
+    for theta in (THETA, 5e5, THETA, 5e5):
+        apply_rotary(normal(*SHAPE), positions, theta)
+    apply_rotary(normal(*SHAPE).double(), positions, THETA)
     assert computed == [6, 8, 6, 6]
     for _ in range(2):
         apply_rotary(normal(*SHAPE), POSITIONS, THETA)
     assert computed == [6, 8, 6, 6, 6, 6]
-
-
-def test_shared_angles_keep_positions_apart_that_take_the_place_of_others():
-    x = normal(*SHAPE)
-    with shared_angles():
-        for step in range(50):
-            # The tensor before is freed, unless it is kept, and this one may get its address.
-            positions = torch.arange(7) + step
-            rotated = apply_rotary(x, positions, THETA)
-            cos, sin = rotary_cos_sin(positions, 6, THETA, torch.float32)
-            first, second = x.chunk(2, -1)
-            expected = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
-            torch.testing.assert_close(rotated, expected, rtol=0, atol=1e-6)
-            del positions, rotated
-
-
-def test_shared_angles_end_with_their_block_even_by_an_exception(computed):
-    def rotate():
-        apply_rotary(normal(*SHAPE), POSITIONS, THETA)
-
-    with shared_angles():
-        rotate()
-        with shared_angles():
-            rotate()
-        with pytest.raises(KeyError), shared_angles():
-            raise KeyError
-        assert len(computed) == 2
-        rotate()  # those of the outer block are known again
-        assert len(computed) == 2
-    rotate()
-    assert len(computed) == 3
-    with pytest.raises(TypeError), shared_angles():
-        apply_rotary(normal(*SHAPE), POSITIONS, "no base")
-    rotate()
-    rotate()
-    assert len(computed) == 6
 
 
 @pytest.mark.parametrize("name", FIVE)
