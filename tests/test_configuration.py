@@ -16,9 +16,9 @@ from launch.explain import explain
 from launch.failures import USER_ERRORS
 from launch.recorded import as_yaml, require_same_run
 from modeling.accounting import match_to_mha, mha_yardstick, num_parameters
+from modeling.arrangement import layer_configs
 from modeling.attention import attention_config
 from modeling.errors import ModelConfigError
-from modeling.gpt import check
 from training.errors import TrainingFailed
 from training.recipe.schedule import learning_rate
 
@@ -39,14 +39,16 @@ def composed(*overrides, name="train"):
 
 def train_config(*overrides):
     config = compose.checked(composed(*overrides), run_config.TrainConfig)
-    check(config.model)
+    layer_configs(config.model)
     return config
 
 
 def refusal(*overrides):
     """What a user reads for these overrides, from whichever layer refuses."""
     try:
-        check(compose.checked(composed(*overrides), run_config.TrainConfig, overrides).model)
+        layer_configs(
+            compose.checked(composed(*overrides), run_config.TrainConfig, overrides).model
+        )
     except USER_ERRORS as error:
         return str(error)
     except Exception as error:
@@ -470,7 +472,7 @@ def test_unknown_attention_lists_the_names():
         ModelConfigError,
         match=f"did you mean 'mla'.*available: {', '.join(options('attention'))}",
     ):
-        check(config)
+        layer_configs(config)
 
 
 def test_an_attention_is_registered_under_the_name_of_its_file():

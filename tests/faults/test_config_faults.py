@@ -17,7 +17,7 @@ from launch.errors import ConfigError
 from launch.explain import explain
 from launch.failures import USER_ERRORS
 from launch.recorded import as_yaml, require_same_run
-from modeling.gpt import check
+from modeling.arrangement import layer_configs
 from training.recipe.budget import make_budget
 
 
@@ -30,7 +30,7 @@ def refusal(*overrides, name="train"):
     try:
         config = compose.checked(composed(*overrides, name=name), run_config.SCHEMAS[name])
         if name == "train":
-            check(config.model)
+            layer_configs(config.model)
             config.eval.windows(config.model)
             make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
     except USER_ERRORS as error:

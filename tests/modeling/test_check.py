@@ -126,6 +126,8 @@ FAULTS = {
     DropsADimension: {"shape"},
     NamesAnotherProjection: {"initialisation"},
 }
+
+
 class WrongBytes(StateSpec):
     def bytes(self, num_tokens, dtype):
         return round(super().bytes(num_tokens, dtype) * 1.05)

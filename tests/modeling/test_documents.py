@@ -22,8 +22,8 @@ from tiny import (
 )
 
 import modeling.gpt
-from modeling.config import SamplingSettings
 from modeling.attention import ForwardPass
+from modeling.config import SamplingSettings
 from modeling.documents import document_starts
 from modeling.errors import ModelConfigError
 from modeling.generate import generate, next_token
