@@ -241,7 +241,8 @@ def test_wrong_keys_and_types_are_refused_by_name(override, message):
         (["attention=mha", "model.attention.num_key_value_heads=2"], "use attention=gqa"),
         (["attention=mqa", "model.attention.num_key_value_heads=2"], "use attention=gqa"),
         (["attention=mla", "model.attention.qk_rope_head_dim=7"], "(7) must be even"),
-        (["attention=mla", "model.attention.qk_rope_head_dim=0"], "no position information"),
+        (["attention=mla", "model.attention.qk_rope_head_dim=0"], "use attention=mla_no_rope"),
+        (["model.attention.qk_rope_head_dim=0"], "no position information"),
         (
             ["attention=mla", "model.attention.qk_rope_head_dim=0", "model.allow_nope=true"],
             "use attention=mla_no_rope",

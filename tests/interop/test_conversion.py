@@ -311,7 +311,7 @@ def test_heads_that_are_alike_lose_nothing():
 
 def test_gqa_has_a_fourth_of_the_heads_where_nothing_else_is_asked_for():
     found = converted(gpt(), "gqa", num_key_value_heads=None)
-    assert found.attention_config.num_key_value_heads == 1
+    assert found.attention_configs[0].num_key_value_heads == 1
 
 
 @pytest.mark.parametrize("kind", ["mha", "gqa", "mha_no_rope"])
@@ -355,7 +355,7 @@ def test_what_expands_the_latents_is_fitted_to_those_behind_their_norm():
 
 
 def test_defaults_are_those_of_the_latent_attention_of_the_same_heads():
-    attention = converted(gpt(), "mla").attention_config
+    attention = converted(gpt(), "mla").attention_configs[0]
     assert (attention.kv_lora_rank, attention.qk_rope_head_dim) == (4 * D, 2)
     assert attention.qk_nope_head_dim == attention.v_head_dim == D
     assert attention.rope_theta == pytest.approx(50.0 ** (2 / D))
@@ -418,7 +418,7 @@ def test_projections_of_zeros_make_no_number_that_is_none(part):
 
 
 def test_the_default_rank_of_one_key_head_is_all_that_it_has():
-    assert converted(gpt("mqa", g=1), "mla").attention_config.kv_lora_rank == 2 * D
+    assert converted(gpt("mqa", g=1), "mla").attention_configs[0].kv_lora_rank == 2 * D
 
 
 @pytest.mark.parametrize("asked", ["mqa", "mla"])
