@@ -18,28 +18,58 @@ from launch.terminal import is_whole, outlive_readers, say  # noqa: E402
 
 if TYPE_CHECKING:
     from modeling.attention import AttentionConfig
+    from modeling.config import GPTConfig
 
 # Small enough that a gradient can be checked number by number.
 SMALL = ("model=nano", "model.hidden_size=32", "model.num_attention_heads=4")
-_USAGE = "python -m modeling.check attention=NAME; also attention=NAME,NAME or attention=all"
+_USAGE = (
+    "python -m modeling.check attention=NAME; also attention=NAME,NAME or attention=all, and keys "
+    "of train_model.py such as layers=window"
+)
 
 
-def names() -> list[str]:
-    """Return the attentions that conf/attention has a file for."""
-    return sorted(path.stem for path in (run_config.ROOT / "conf" / "attention").glob("*.yaml"))
+def _model(name: str, overrides: Sequence[str] = ()) -> "GPTConfig":
+    """Return a small model with the attention that a file in conf/attention describes."""
+    arguments = [*SMALL, f"attention={name}", *overrides]
+    return checked(composed("train", arguments), run_config.TrainConfig).model
 
 
-def example(name: str, overrides: Sequence[str] = ()) -> "AttentionConfig":
-    """Return a small attention as its file in conf/attention describes it.
+def example(name: str) -> "AttentionConfig":
+    """Return the small attention that the class of a registered name gives."""
+    from modeling.attention import attention_config, attention_config_class
+
+    config_class = attention_config_class(name)
+    try:
+        return config_class.example(name)
+    except TypeError:  # of fields that it requires and does not give there: as its file says
+        return attention_config(_model(name).attention)
+
+
+def examples(name: str, overrides: Sequence[str] = ()) -> "dict[str, AttentionConfig]":
+    """Return the small attentions to check, by what to call them.
+
+    Without overrides, the example that the class of the name gives, and what arrangements make of
+    it; with them, the layers of a small model that they describe, each kind once.
 
     Args:
-        name: Of the file.
-        overrides: Keys of train_model.py, such as model.attention.kv_lora_rank=8.
+        name: Of the attention.
+        overrides: Keys of train_model.py, such as model.attention.kv_lora_rank=8 or layers=window.
     """
-    from modeling.attention import attention_config
+    from modeling.arrangement import layer_configs
+    from modeling.contract import placements, reading
 
-    config = composed("train", [*SMALL, f"attention={name}", *overrides])
-    return attention_config(checked(config, run_config.TrainConfig).model.attention)
+    if not overrides:
+        config = example(name)
+        placed = placements(config).items()
+        return {name: config} | {f"{name} {said}": each for said, each in placed}
+    layers = layer_configs(_model(name, overrides))
+    found: dict[str, AttentionConfig] = {}
+    for idx, layer in enumerate(layers):
+        source = layer.state().source
+        each = layer if source is None else reading(layers[source], layer)
+        if each not in found.values():
+            found[name if each == layers[0] else f"{name}, layer {idx}"] = each
+    return found
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,21 +83,37 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         raise ConfigError(_USAGE)
     chosen = re.sub(r"[\[\]\s]", "", asked[0].partition("=")[2]).split(",") if asked else ["all"]
-    chosen = names() if chosen == ["all"] else chosen
+    from modeling.attention import attention_names
+
+    chosen = attention_names() if chosen == ["all"] else chosen
+    made = passed = 0
+    for name in chosen:
+        for said, config in examples(name, others).items():
+            # Where arrangements put it, a line for all promises that are kept.
+            in_short = said.startswith(f"{name} ")
+            say(f"{said}:" if in_short else f"{said}: {config}")
+            counts = _report(config, in_short)
+            made, passed = made + counts[0], passed + counts[1]
+    say(f"{passed} of {made} checks passed")
+    return EXIT_FAILED if passed < made else 0
+
+
+def _report(config: "AttentionConfig", in_short: bool) -> tuple[int, int]:
+    """Make all checks of an attention and print them; return how many were made, and passed."""
     from modeling.contract import CHECKS, examine
 
-    failures = 0
-    for name in chosen:
-        config = example(name, others)
-        say(f"{name}: {config}")
-        for check in CHECKS:
-            promise = (check.__doc__ or "").partition("\n")[0].rstrip(".")
-            found = examine(check, config)
-            failures += not found.passed
-            where = "" if found.passed else f"; look at {found.hint}"
-            say(f"{'✓' if found.passed else '✗'} {promise}: {found.measured}{where}")
-    say(f"{len(chosen) * len(CHECKS) - failures} of {len(chosen) * len(CHECKS)} checks passed")
-    return EXIT_FAILED if failures else 0
+    made = passed = 0
+    for check in CHECKS:
+        promise = (check.__doc__ or "").partition("\n")[0].rstrip(".")
+        found = examine(check, config)
+        made, passed = made + found.made, passed + (found.made and found.passed)
+        where = "" if found.passed else f"; look at {found.hint}"
+        mark = "-" if not found.made else "✓" if found.passed else "✗"
+        if mark == "✗" or not in_short:
+            say(f"{mark} {promise}: {found.measured}{where}")
+    if in_short:
+        say(f"{'✓' if passed == made else '✗'} {passed} of {made} checks passed")
+    return made, passed
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ from modeling.attention.base import (
     SoftmaxAttentionConfig,
     attention_config,
     attention_config_class,
+    attention_names,
     register_attention,
 )
 from modeling.attention.forward_pass import ForwardPass
@@ -25,5 +26,6 @@ __all__ = [
     "SoftmaxAttentionConfig",
     "attention_config",
     "attention_config_class",
+    "attention_names",
     "register_attention",
 ]

@@ -60,6 +60,18 @@ class AttentionConfig(ABC):
 
     PLACED: ClassVar[frozenset[str]] = frozenset()
     """Fields that an arrangement sets, layer by layer, and no user."""
+    DECODE_PATHS: ClassVar[tuple[str, ...]] = ()
+    """What a field `decode_path` can be, if there is one: ways that give the same output."""
+
+    @classmethod
+    def example(cls, name: str) -> Self:
+        """Return a small attention of a registered name: a few heads, widths of some dozens.
+
+        The promises in `modeling.contract` are checked on it. A class with further required fields
+        gives them here.
+        """
+        del name
+        return cls(hidden_size=20, num_attention_heads=4)
 
     def __post_init__(self) -> None:
         problems = self.problems()
@@ -371,6 +383,22 @@ def attention_config_class(name: str) -> type[AttentionConfig]:
         ModelConfigError: If there is none; the message lists those there are. If a module cannot
             be imported.
     """
+    known = attention_names()
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ModelConfigError(
+            f"there is no attention '{name}'; {hint}available: {', '.join(known)}"
+        )
+    return _REGISTRY[name]
+
+
+def attention_names() -> list[str]:
+    """Return every registered name, sorted.
+
+    Raises:
+        ModelConfigError: If a module of this package cannot be imported.
+    """
     # Every module of this package is imported, so that adding one is all a new variant takes.
     package = importlib.import_module("modeling.attention")
     for module in pkgutil.iter_modules(package.__path__):
@@ -378,13 +406,7 @@ def attention_config_class(name: str) -> type[AttentionConfig]:
             importlib.import_module(f"modeling.attention.{module.name}")
         except Exception as error:  # a module of the user's own, with a mistake in it
             raise ModelConfigError(_not_imported(module.name, error)) from error
-    if name not in _REGISTRY:
-        near = difflib.get_close_matches(str(name), _REGISTRY, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ModelConfigError(
-            f"there is no attention '{name}'; {hint}available: {', '.join(sorted(_REGISTRY))}"
-        )
-    return _REGISTRY[name]
+    return sorted(_REGISTRY)
 
 
 def _not_imported(module: str, error: Exception) -> str:

@@ -43,6 +43,20 @@ class GroupedQueryAttentionConfig(SoftmaxAttentionConfig):
     decode_path: str = "auto"
     """How a step with a cache reads it: folded, repeated, blocks (one query), or auto."""
 
+    DECODE_PATHS = ("auto", "folded", "repeated", "blocks")
+
+    @classmethod
+    def example(cls, name: str) -> Self:
+        """Return four heads of 8; two of keys and values, but for what the name says."""
+        return cls(
+            hidden_size=20,
+            num_attention_heads=4,
+            num_key_value_heads={"mha": 4, "mqa": 1}.get(name.removesuffix("_no_rope"), 2),
+            head_dim=8,
+            v_head_dim=8,
+            qk_rope_head_dim=0 if name.endswith("_no_rope") else 8,
+        )
+
     def problems(self) -> list[str]:
         """Return every reason why these values cannot be built, each naming the key."""
         found = super().problems()
@@ -64,7 +78,7 @@ class GroupedQueryAttentionConfig(SoftmaxAttentionConfig):
                 f"qk_norm_eps ({self.qk_norm_eps}) must be in (0, 1); "
                 "set model.attention.qk_norm_eps=1e-6"
             )
-        if self.decode_path not in ("auto", "folded", "repeated", "blocks"):
+        if self.decode_path not in self.DECODE_PATHS:
             found.append(
                 f"decode_path ('{self.decode_path}') must be auto, folded, repeated or blocks; "
                 "set model.attention.decode_path=auto"

@@ -44,6 +44,20 @@ class LatentAttentionConfig(SoftmaxAttentionConfig):
     """How a step with a cache reads it: absorbed, expanded, blocks (absorbed, one query), or auto
     (fewer multiplications)."""
 
+    DECODE_PATHS = ("auto", "absorbed", "expanded", "blocks")
+
+    @classmethod
+    def example(cls, name: str) -> Self:
+        """Return four heads, all widths different."""
+        return cls(
+            hidden_size=20,
+            num_attention_heads=4,
+            kv_lora_rank=12,
+            qk_nope_head_dim=8,
+            qk_rope_head_dim=0 if name.endswith("_no_rope") else 6,
+            v_head_dim=10,
+        )
+
     def problems(self) -> list[str]:
         """Return every reason why these values cannot be built, each naming the key."""
         found = super().problems()
@@ -65,7 +79,7 @@ class LatentAttentionConfig(SoftmaxAttentionConfig):
                 f"latent_norm_eps ({self.latent_norm_eps}) must be in (0, 1); "
                 "set model.attention.latent_norm_eps=1e-6"
             )
-        if self.decode_path not in ("auto", "absorbed", "expanded", "blocks"):
+        if self.decode_path not in self.DECODE_PATHS:
             found.append(
                 f"decode_path ('{self.decode_path}') must be auto, absorbed, expanded or blocks; "
                 "set model.attention.decode_path=auto"

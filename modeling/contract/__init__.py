@@ -7,18 +7,23 @@ from collections.abc import Callable, Iterator
 from modeling.attention import AttentionConfig
 from modeling.contract.common import Finding, left_padding, randomise, run_through_cache
 from modeling.contract.counts import cache_bytes, flops, parameters
-from modeling.contract.gradients import gradient, gradient_check, initialisation
+from modeling.contract.gradients import gradient, gradient_check, initialisation, sharing
 from modeling.contract.outputs import (
     causality,
     chunks,
     decoding,
     determinism,
+    documents,
+    oracle,
     padding,
+    paths,
     positions,
     rows,
     shape,
+    snapshot,
     truncation,
 )
+from modeling.contract.placements import placements, reading
 
 __all__ = [
     "CHECKS",
@@ -29,8 +34,11 @@ __all__ = [
     "decoding",
     "examine",
     "left_padding",
+    "oracle",
     "padding",
+    "placements",
     "randomise",
+    "reading",
     "run_through_cache",
     "truncation",
 ]
@@ -38,8 +46,9 @@ __all__ = [
 Check = Callable[[AttentionConfig], Iterator[Finding]]
 
 CHECKS: tuple[Check, ...] = (
-    *(shape, decoding, chunks, truncation, padding, causality, rows, positions, determinism),
-    *(cache_bytes, parameters, flops, gradient, gradient_check, initialisation),
+    *(oracle, shape, decoding, chunks, paths, truncation, snapshot, padding, documents),
+    *(causality, rows, positions, determinism, cache_bytes, parameters, flops),
+    *(gradient, gradient_check, sharing, initialisation),
 )
 
 
@@ -55,6 +64,8 @@ def examine(check: Check, config: AttentionConfig) -> Finding:
     except Exception as error:
         reason = " ".join(str(error).split())
         return Finding(False, f"raised {type(error).__name__}: {reason}", "forward and build")
+    if not findings:
+        return Finding(True, "nothing to compare", "", made=False)
     failed = [finding for finding in findings if not finding.passed]
     if failed:
         return failed[0]

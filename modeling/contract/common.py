@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modeling.attention import Attention, AttentionConfig
+from modeling.attention import Attention, AttentionConfig, ForwardPass
 from modeling.kv_cache import LayerCache
 
 BATCH, LENGTH = 3, 7
@@ -27,12 +27,14 @@ class Finding:
         measured: What was measured, and what was expected or allowed.
         hint: Where to look if it is not kept.
         share: What was measured, as a share of what is allowed; None where that makes no sense.
+        made: Whether there was something to check.
     """
 
     passed: bool
     measured: str
     hint: str
     share: float | None = None
+    made: bool = True
 
 
 def randomise(module: nn.Module, std: float = 0.5, seed: int = 1) -> nn.Module:
@@ -55,8 +57,19 @@ def run_through_cache(
     chunks: Sequence[int],
     attention_mask: Tensor | None = None,
     cache: LayerCache | None = None,
+    document_start: Tensor | None = None,
 ) -> Tensor:
-    """Feed x [b, s, m] to an attention in chunks, through one cache."""
+    """Feed x [b, s, m] to an attention in chunks, through one cache.
+
+    Args:
+        module: The attention.
+        x: [b, s, m].
+        positions: [s] or [b, s].
+        chunks: Tokens of each.
+        attention_mask: As in `Attention.forward`, of all tokens.
+        cache: A new one if not given.
+        document_start: As in `ForwardPass`, [b, s].
+    """
     assert sum(chunks) == x.shape[1]
     cache = cache or module.new_cache(x.shape[0], x.shape[1])
     outputs, start = [], 0
@@ -66,7 +79,11 @@ def run_through_cache(
         if mask is not None:
             mask = mask[:, :end] if mask.dim() == 2 else mask[:, start:end, :end]
         piece, positions_now = x[:, start:end], positions[..., start:end]
-        outputs.append(module(piece, positions_now, cache, attention_mask=mask))
+        if document_start is None:
+            outputs.append(module(piece, positions_now, cache, attention_mask=mask))
+        else:
+            forward_pass = ForwardPass(mask, document_start[:, start:end])
+            outputs.append(module(piece, positions_now, cache, forward_pass=forward_pass))
         start = end
     return torch.cat(outputs, dim=1)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
-from modeling.attention import AttentionConfig
-from modeling.contract.common import FELT, LENGTH, Finding, build, states
+from modeling.attention import AttentionConfig, ForwardPass, SoftmaxAttentionConfig
+from modeling.contract.common import FELT, LENGTH, Finding, build, near, randomise, states
+from modeling.contract.placements import Reading, reading
 
 
 def gradient(config: AttentionConfig) -> Iterator[Finding]:
@@ -42,6 +44,31 @@ def gradient_check(config: AttentionConfig) -> Iterator[Finding]:
     else:
         count = len(names)
         yield Finding(True, f"gradcheck agrees for x and {count} parameters, within 1e-4", hint)
+
+
+def sharing(config: AttentionConfig) -> Iterator[Finding]:
+    """Keys and values that other layers read get their gradient from every one of them."""
+    if not isinstance(config, SoftmaxAttentionConfig):
+        return
+    reader = dataclasses.replace(config, kv_source_layer=0)
+    module, x = Reading(reading(config, reader)), states(config)
+    randomise(module).double().train()
+    names = dict(module.reader.named_parameters())
+    kept = {n: p for n, p in module.producer.named_parameters() if n not in names}
+    shared, positions = ForwardPass(read_layers={0}), torch.arange(LENGTH)
+    outputs = [module.producer(x, positions, forward_pass=shared)]
+    outputs += [module.reader(x, positions, forward_pass=shared) for _ in range(2)]
+    losses = [output.square().sum() for output in outputs]
+    each = [torch.autograd.grad(loss, list(kept.values()), retain_graph=True) for loss in losses]
+    together = torch.autograd.grad(sum(losses, x.new_zeros(())), list(kept.values()))
+    hint = "what the layer keeps for others: no detach, and the tensors that it reads itself"
+    for use, found in zip(("own", "first other", "second other"), each, strict=True):
+        sizes = {name: float(g.norm()) for name, g in zip(kept, found, strict=True)}
+        name = min(sizes, key=lambda key: sizes[key])
+        measured = f"{use} use: smallest of {len(sizes)} norms {sizes[name]:.1e} of {name}"
+        yield Finding(sizes[name] > FELT, measured, hint)
+    for name, total, *parts in zip(kept, together, *each, strict=True):
+        yield near(total, torch.stack(parts).sum(0), f"{name}, sum over the uses", hint)
 
 
 def initialisation(config: AttentionConfig) -> Iterator[Finding]:

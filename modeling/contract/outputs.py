@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from modeling.attention import AttentionConfig
+from modeling.attention import AttentionConfig, ForwardPass
 from modeling.contract.common import (
     BATCH,
     FELT,
@@ -18,6 +18,7 @@ from modeling.contract.common import (
     run_through_cache,
     states,
 )
+from modeling.contract.placements import ReadingConfig, changed, oracle_output
 
 _CHUNKS = ((3, 3, 1), (4, 1, 2), (1, 6))
 
@@ -81,9 +82,37 @@ def truncation(config: AttentionConfig) -> Iterator[Finding]:
     module, x, positions = build(config), states(config), torch.arange(LENGTH)
     cache = module.new_cache(BATCH, LENGTH)
     run_through_cache(module, x, positions, (4, 3), cache=cache)
-    cache.truncate(2)
-    found = module(x[:, 2:], positions[2:], cache)
-    yield near(found, module(x, positions)[:, 2:], "cut back from 7 tokens to 2", hint)
+    state, length = config.state(), 2
+    if state.fixed or state.held(LENGTH) < LENGTH:
+        try:
+            cache.truncate(length)
+        except ValueError:
+            yield Finding(True, "what was overwritten is needed: refused", hint)
+        else:
+            yield Finding(False, "what was overwritten is needed, and no error raised", "state")
+        cache.reset()
+        length = 0
+    cache.truncate(length)
+    found = module(x[:, length:], positions[length:], cache)
+    what = f"cut back from {LENGTH} tokens to {length}"
+    yield near(found, module(x, positions)[:, length:], what, hint)
+
+
+@torch.no_grad()
+def snapshot(config: AttentionConfig) -> Iterator[Finding]:
+    """A cache restored from a snapshot is as if nothing had come after."""
+    hint = "state that forward keeps outside of the cache"
+    module, x, positions = build(config), states(config), torch.arange(LENGTH)
+    expected, other = module(x, positions), states(config, seed=6)
+    for then, count in ((2, 1), (2, 5), (4, 3)):
+        cache = module.new_cache(BATCH, LENGTH)
+        run_through_cache(module, x[:, :then], positions[:then], (1, then - 1), cache=cache)
+        moment, end = cache.snapshot(), then + count
+        module(other[:, then:end], positions[then:end], cache)
+        cache.restore(moment)
+        found = module(x[:, then:], positions[then:], cache)
+        what = f"after {then} tokens, restored {count} later"
+        yield near(found, expected[:, then:], what, hint)
 
 
 @torch.no_grad()
@@ -106,6 +135,57 @@ def padding(config: AttentionConfig) -> Iterator[Finding]:
     mask[1] = False
     finite = bool(module(x, positions, attention_mask=mask).isfinite().all())
     yield Finding(finite, f"a row of padding alone is {'' if finite else 'not '}finite", hint)
+
+
+@torch.no_grad()
+def documents(config: AttentionConfig) -> Iterator[Finding]:
+    """Documents in one row are kept apart."""
+    hint = "forward_pass in forward: a query sees nothing before its document's first token"
+    module, x, positions = build(config), states(config), torch.arange(LENGTH)
+    starts = torch.tensor([[0, 0, 0, 3, 3, 3, 3], [0] * LENGTH, [0, 1, 1, 1, 4, 4, 4]])
+    outputs = {"full pass": module(x, positions, forward_pass=ForwardPass(None, starts))}
+    for sizes in _CHUNKS:
+        output = run_through_cache(module, x, positions, sizes, document_start=starts)
+        outputs[f"chunks of {', '.join(map(str, sizes))}"] = output
+    for where, output in outputs.items():
+        for row, begins in enumerate(starts.tolist()):
+            for begin in sorted(set(begins)):
+                end = begin + begins.count(begin)
+                alone = module(x[row : row + 1, begin:end], positions[begin:end])
+                what = f"{where}, a document of {end - begin}"
+                yield near(output[row : row + 1, begin:end], alone, what, hint)
+
+
+@torch.no_grad()
+def paths(config: AttentionConfig) -> Iterator[Finding]:
+    """Every decode path is the full pass."""
+    hint = "what attend does on that path: scale, mask, order of the heads"
+    layer = config.reader if isinstance(config, ReadingConfig) else config
+    x, positions = states(config), torch.arange(LENGTH)
+    expected = build(config)(x, positions)
+    for path in layer.DECODE_PATHS:
+        module = build(changed(config, decode_path=path))
+        for sizes in _CHUNKS:
+            found = run_through_cache(module, x, positions, sizes)
+            where = f"decode_path={path}, chunks of {', '.join(map(str, sizes))}"
+            yield near(found, expected, where, hint)
+
+
+@torch.no_grad()
+def oracle(config: AttentionConfig) -> Iterator[Finding]:
+    """Output is that of its float64 oracle, which computes one query and one key at a time."""
+    module, x = build(config), states(config)
+    positions = torch.tensor(
+        [[0, 1, 2, 3, 4, 5, 6], [9, 3, 3, 40, 0, 7, 2], [500, 4, 77, 6, 1, 9, 12]]
+    )
+    _, mask = left_padding([7, 4, 6])
+    mask[0, 3] = False  # a hole
+    for where, given in (("full pass", None), ("padded, with a hole", mask)):
+        expected = oracle_output(config, module, x, positions, given)
+        if expected is None:
+            return
+        found = module(x, positions, attention_mask=given)
+        yield near(found, expected, where, "both, and the equations that they come from")
 
 
 @torch.no_grad()

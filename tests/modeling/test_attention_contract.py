@@ -1,7 +1,5 @@
 """One body over every attention: what each promises the model, the cache and the counts."""
 
-import functools
-
 import pytest
 import torch
 from tiny import (
@@ -22,9 +20,9 @@ from tiny import (
 import modeling.attention.grouped_query
 import modeling.attention.kernel
 import modeling.attention.latent
-from modeling.attention import attention_config, attention_config_class
+from modeling.attention import attention_config, attention_config_class, attention_names
 from modeling.attention.kernel import attend_in_blocks
-from modeling.check import example, names
+from modeling.check import example, examples
 from modeling.contract import (
     CHECKS,
     causality,
@@ -32,7 +30,9 @@ from modeling.contract import (
     decoding,
     examine,
     left_padding,
+    oracle,
     padding,
+    placements,
     truncation,
 )
 from modeling.errors import ModelConfigError
@@ -111,17 +111,45 @@ def test_attention_keeps_its_promise(fields, check):
         assert found.passed, (path, found)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", names())
-def test_attention_of_every_file_in_conf_keeps_its_promise(name, check, small):
-    found = examine(check, small(name))
-    assert found.passed, found
+def of_the_registry():
+    """Every registered attention, as it is and where arrangements put it."""
+    return [
+        pytest.param(name, config, id=said)
+        for name in attention_names()
+        for said, config in examples(name).items()
+    ]
 
 
-@pytest.fixture(scope="module")
-def small():
-    """The small attention of a file; composing takes a while."""
-    return functools.cache(example)
+@pytest.mark.parametrize(("name", "config"), of_the_registry())
+def test_registered_attention_keeps_its_promises(name, config):
+    for check in CHECKS:
+        found = examine(check, config)
+        assert found.passed, (check.__name__, found)
+        # An attention without an oracle is compared with nothing but itself.
+        assert found.made or check is not oracle, f"{name} has no oracle"
+
+
+@pytest.mark.parametrize("name", attention_names())
+def test_example_of_a_registered_attention_deserves_its_name(name):
+    config = example(name)
+    assert config.problems_as(name) == []
+    assert max(config.hidden_size, config.num_attention_heads) <= 64
+    assert config.DECODE_PATHS == () or config.decode_path in config.DECODE_PATHS
+
+
+def test_arrangements_make_of_an_attention_what_they_say():
+    placed = placements(example("gqa"))
+    states = {said: (config.state().window, config.knows_order) for said, config in placed.items()}
+    assert states == {
+        "in a window of 3 tokens": (3, True),
+        "in a window of 3 tokens with sinks": (3, True),
+        "without RoPE": (None, False),
+        "reading another layer": (None, True),
+        "reading another layer's window": (3, True),
+    }
+    assert placed["in a window of 3 tokens with sinks"].attention_sinks
+    assert placed["reading another layer"].reader.state().source == 0
+    assert "without RoPE" not in placements(example("mla_no_rope"))
 
 
 # Shapes, counts and names
@@ -673,6 +701,6 @@ def test_attention_config_names_every_missing_field():
 
 
 def test_unknown_attention_name_lists_those_there_are():
-    with pytest.raises(ModelConfigError, match=", ".join(names())) as refused:
+    with pytest.raises(ModelConfigError, match=", ".join(attention_names())) as refused:
         attention_config_class("mqaa")
     assert "did you mean 'mqa'?" in str(refused.value)

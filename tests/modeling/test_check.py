@@ -1,5 +1,6 @@
 """Attentions with one fault each: `python -m modeling.check` finds every one."""
 
+import dataclasses
 import importlib
 from dataclasses import dataclass
 
@@ -9,9 +10,13 @@ from torch import nn
 
 import modeling.attention
 import modeling.check
+from modeling import contract
 from modeling.attention import GroupedQueryAttention, GroupedQueryAttentionConfig
 from modeling.contract import CHECKS, examine
-from modeling.kv_cache import StateSpec
+from modeling.contract.placements import PLACEMENTS
+from modeling.kv_cache import LayerCache, StateSpec
+from modeling.reference import register_oracle, registry
+from modeling.reference.grouped_query import grouped_query_reference
 
 FIELDS = {
     "hidden_size": 16,
@@ -111,6 +116,50 @@ class NamesAnotherProjection(GroupedQueryAttention):
         return [nn.Linear(16, 16)]
 
 
+class ScalesItsInput(GroupedQueryAttention):
+    """As consistent as it is wrong."""
+
+    def forward(self, x, positions, cache=None, **options):
+        return super().forward(1.01 * x, positions, cache, **options)
+
+
+class ForgetsWhatThePassShares(GroupedQueryAttention):
+    def forward(self, x, positions, cache=None, *, forward_pass=None, **options):
+        return super().forward(x, positions, cache, **options)
+
+
+class DetachesWhatOthersRead(GroupedQueryAttention):
+    def forward(self, x, positions, cache=None, *, forward_pass=None, **options):
+        output = super().forward(x, positions, cache, forward_pass=forward_pass, **options)
+        if forward_pass is not None and self.state.source is None:
+            held = forward_pass.held_by(self.layer_idx)
+            entries = {name: tensor.detach() for name, tensor in held.entries.items()}
+            forward_pass.keep(self.layer_idx, dataclasses.replace(held, entries=entries))
+        return output
+
+
+class ScalesOnOnePath(GroupedQueryAttention):
+    def attend(self, query, held, forward_pass, *, causal):
+        factor = 2 if self.config.decode_path == "repeated" else 1
+        return super().attend(factor * query, held, forward_pass, causal=causal)
+
+
+class SeesOneMoreThanItHolds(GroupedQueryAttention):
+    """Its window in a pass is one wider than its ring."""
+
+    def __init__(self, config, layer_idx=0):
+        super().__init__(config, layer_idx)
+        self.config = dataclasses.replace(config, sliding_window=config.sliding_window + 1)
+
+
+class SeesOneMore(SeesOneMoreThanItHolds):
+    """Its window is one wider than asked for, everywhere."""
+
+    def __init__(self, config, layer_idx=0):
+        super().__init__(config, layer_idx)
+        self.state = self.config.state()
+
+
 # What finds it: at least these.
 FAULTS = {
     OneLater: {"decoding", "chunks", "padding", "truncation"},
@@ -121,7 +170,10 @@ FAULTS = {
     MixesRows: {"rows", "padding"},
     IsNoisy: {"determinism"},
     IgnoresPositions: {"positions"},
-    RemembersLengths: {"truncation"},
+    RemembersLengths: {"truncation", "snapshot"},
+    ForgetsWhatThePassShares: {"documents"},
+    DetachesWhatOthersRead: {"sharing"},
+    ScalesOnOnePath: {"paths"},
     HasAWrongGradient: {"gradient_check"},
     DropsADimension: {"shape"},
     NamesAnotherProjection: {"initialisation"},
@@ -140,7 +192,7 @@ WRONG_FORMS = {
 }
 
 
-def config_of(module_class, **wrong):
+def config_of(module_class, *, fields=FIELDS, **wrong):
     """A small configuration that builds a class, and has closed forms of its own."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -150,7 +202,8 @@ def config_of(module_class, **wrong):
 
     for name, function in wrong.items():
         setattr(Config, name, function)
-    return Config(**FIELDS)
+    register_oracle(Config)(grouped_query_reference)
+    return Config(**fields)
 
 
 def crosses(config):
@@ -177,6 +230,45 @@ def test_a_wrong_closed_form_gets_its_cross_alone(form):
     assert crosses(config_of(GroupedQueryAttention, **{form: wrong})) == {WRONG_FORMS[form]}
 
 
+# In a window of 3 tokens, with sinks: what each fault is found by, and by nothing else.
+WINDOWED = FIELDS | {"sliding_window": 3, "attention_sinks": True}
+WINDOW_FAULTS = {
+    GroupedQueryAttention: set(),
+    SeesOneMore: {"oracle", "cache_bytes"},
+    SeesOneMoreThanItHolds: {"oracle", "decoding", "chunks", "paths", "snapshot", "documents"},
+}
+
+
+@pytest.mark.parametrize("module_class", WINDOW_FAULTS, ids=lambda found: found.__name__)
+def test_a_fault_of_a_window_gets_its_crosses(module_class):
+    found = crosses(config_of(module_class, fields=WINDOWED))
+    assert found >= WINDOW_FAULTS[module_class]
+    assert bool(found) == bool(WINDOW_FAULTS[module_class])
+
+
+def test_what_is_consistent_and_wrong_gets_a_cross_from_its_oracle_alone():
+    assert crosses(config_of(ScalesItsInput)) == {"oracle"}
+
+
+def test_closed_forms_of_a_window_that_hold_only_when_it_is_full_get_their_crosses():
+    class WholeRing(StateSpec):
+        def bytes(self, num_tokens, dtype):
+            return super().bytes(max(num_tokens, self.window or 0), dtype)
+
+    state = GroupedQueryAttentionConfig.state
+    wrong = {
+        "state": lambda self: WholeRing(**vars(state(self))),
+        "visible_keys": lambda self, context: 3 if context > 3 else (context + 1) / 2,
+    }
+    config = config_of(GroupedQueryAttention, fields=WINDOWED, **wrong)
+    assert crosses(config) == {"cache_bytes", "flops"}
+
+
+def test_a_ring_that_is_cut_back_to_what_it_has_overwritten_gets_a_cross(monkeypatch):
+    monkeypatch.setattr(LayerCache, "check_truncation", lambda self, length: None)
+    assert crosses(config_of(GroupedQueryAttention, fields=WINDOWED)) == {"truncation"}
+
+
 def test_what_an_attention_raises_is_a_cross():
     def build(self, layer_idx=0):
         raise TypeError("no\nhead")
@@ -189,19 +281,57 @@ def test_what_an_attention_raises_is_a_cross():
 def test_the_command_prints_a_tick_a_line_and_a_cross_with_where_to_look(monkeypatch, capsys):
     assert modeling.check.run(["attention=mqa"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line[0] for line in lines[1:-1]] == ["✓"] * len(CHECKS)
-    assert lines[-1] == f"{len(CHECKS)} of {len(CHECKS)} checks passed"
+    assert [line[0] for line in lines[1 : len(CHECKS) + 1]] == ["✓"] * len(CHECKS)
     # 2 d elements of d = 8, float32, for 3 sequences.
-    assert "3 x 11 tokens in float32: measured 2,112, closed form 2,112" in "".join(lines)
     assert "3 x 29 tokens in float32: measured 5,568, closed form 5,568" in "".join(lines)
+    # Two layers share nothing with a third.
+    n = len(CHECKS)
+    made = [n, n, n, n - 1, n - 1]
+    assert lines[n + 1 : -1] == [
+        line
+        for said, count in zip(PLACEMENTS, made, strict=True)
+        for line in (f"mqa {said}:", f"✓ {count} of {count} checks passed")
+    ]
+    assert lines[-1] == f"{n + sum(made)} of {n + sum(made)} checks passed"
 
     monkeypatch.setattr(GroupedQueryAttentionConfig, "num_parameters", lambda self: 7)
-    assert modeling.check.run(["attention=mha"]) == 1
+    assert modeling.check.run(["attention=mha", "layers=window", "layers.window=3"]) == 1
     out = capsys.readouterr().out
     (cross,) = (line for line in out.splitlines() if line.startswith("✗"))
     assert cross == (
         "✗ Parameters are the closed form: measured 4,096, closed form 7; look at num_parameters"
     )
+
+
+def test_with_keys_the_command_checks_each_kind_of_layer_that_they_describe(capsys):
+    keys = ["layers=window_full", "layers.window=2", "layers.full_every=2", "layers.share=last"]
+    given = ["attention=mla", *keys, "layers.share_last=2", "model.attention.kv_lora_rank=6"]
+    assert modeling.check.run(given) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line for line in lines if line.startswith("mla")]
+    assert [line.partition(":")[0] for line in heads] == [
+        "mla",
+        *(f"mla, layer {n}" for n in "123"),
+    ]
+    for line, window in zip(heads, (2, None, 2, None), strict=True):
+        assert f"sliding_window={window}" in line
+        assert "kv_lora_rank=6" in line
+    assert ["ReadingConfig" in line for line in heads] == [False, False, True, True]
+
+
+def test_an_attention_whose_class_has_no_example_is_checked_as_its_file_says(monkeypatch):
+    def example(cls, name):
+        return cls(hidden_size=20, num_attention_heads=4)
+
+    monkeypatch.setattr(GroupedQueryAttentionConfig, "example", classmethod(example))
+    assert modeling.check.example("mqa").hidden_size == 32
+
+
+def test_an_attention_without_an_oracle_gets_neither_tick_nor_cross():
+    config = config_of(GroupedQueryAttention)
+    registry._REGISTRY.pop(type(config))
+    found = examine(contract.oracle, config)
+    assert (found.made, found.passed) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +341,8 @@ def test_the_command_prints_a_tick_a_line_and_a_cross_with_where_to_look(monkeyp
         (["mla"], "python -m modeling.check attention=NAME"),
         (["attention=mla", "model.attention.kv_lora_rank=0"], "kv_lora_rank (0) must be at least"),
         (["attention=gqa", "model.num_attention_heads=3"], "not divisible"),
+        (["attention=gqa", "layers=window", "layers.window=0"], "layers.window (0) must be at le"),
+        (["attention=mla", "layers.source=[0,0,1,3]"], "layer 2 reads layer 1, which has no keys"),
     ],
 )
 def test_a_mistake_in_what_is_checked_is_one_line_with_status_2(arguments, said, capsys):

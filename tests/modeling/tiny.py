@@ -1,12 +1,13 @@
 """Small attentions, models and comparisons that the tests of modeling share."""
 
+import dataclasses
 import weakref
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modeling.attention import attention_config
+from modeling.attention import attention_config, attention_config_class
 from modeling.config import GPTConfig
 from modeling.contract import randomise, run_through_cache
 from modeling.gpt import GPT
@@ -16,22 +17,17 @@ __all__ = ["run_through_cache"]
 
 M, H, B, S = 20, 4, 3, 7
 
-HEADS = {"hidden_size": M, "num_attention_heads": H}
-GROUPED = HEADS | {"head_dim": 8, "v_head_dim": 8, "qk_rope_head_dim": 8}
-LATENT = HEADS | {
-    "name": "mla",
-    "kv_lora_rank": 12,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 6,
-    "v_head_dim": 10,
-}
-FIVE = {
-    "mha": GROUPED | {"name": "mha", "num_key_value_heads": 4},
-    "mqa": GROUPED | {"name": "mqa", "num_key_value_heads": 1},
-    "gqa": GROUPED | {"name": "gqa", "num_key_value_heads": 2},
-    "mla": LATENT,
-    "mla_no_rope": LATENT | {"name": "mla_no_rope", "qk_rope_head_dim": 0},
-}
+
+def fields_of(name):
+    """The small attention of a registered name, as a model's configuration has it."""
+    example = attention_config_class(name).example(name)
+    assert (example.hidden_size, example.num_attention_heads) == (M, H)
+    fields = dataclasses.asdict(example)
+    return {"name": name} | {key: fields[key] for key in fields.keys() - example.PLACED}
+
+
+FIVE = {name: fields_of(name) for name in ("mha", "mqa", "gqa", "mla", "mla_no_rope")}
+LATENT = FIVE["mla"]
 CASES = FIVE | {
     "gqa_partial_rope_wide_value": FIVE["gqa"] | {"qk_rope_head_dim": 6, "v_head_dim": 10},
     "gqa_narrow_value_bias": FIVE["gqa"] | {"v_head_dim": 5, "attention_bias": True},
@@ -44,9 +40,7 @@ CASES = FIVE | {
 
 def decode_paths(fields):
     """Every way to read the cache that this attention has."""
-    latent = fields["name"].startswith("mla")
-    ways = ("absorbed", "expanded") if latent else ("folded", "repeated")
-    return ("auto", *ways, "blocks")
+    return attention_config_class(fields["name"]).DECODE_PATHS
 
 
 def build_attention(fields, dtype=torch.float32, **changes):
