@@ -1,5 +1,6 @@
 """One layer's preallocated cache: all tokens, or a ring of the newest ones."""
 
+import weakref
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from modeling.kv_cache.spec import StateSpec
 from modeling.kv_cache.storage import CACHE_DTYPES, SCALE_DTYPE, quantised, storage_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """A moment of a layer's cache, to `restore`.
 
@@ -89,6 +90,8 @@ class LayerCache:
         # [b or 1, capacity] int32. Not counted in `num_bytes`: they follow from the order of the
         # tokens, are shared by the rows unless padded, and are no part of what attention caches.
         self._positions: Tensor | None = None
+        # Those whose tokens are all still there, or copied.
+        self._snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
 
     @property
     def held(self) -> int:
@@ -113,12 +116,7 @@ class LayerCache:
                 the tokens do not fit; nothing is stored then.
         """
         num_new = self._num_new(new)
-        end = self.seen + num_new
-        if end > self.max_length:
-            raise ValueError(
-                f"the cache holds at most {self.max_length} tokens, {end} would be needed; "
-                "make it longer"
-            )
+        end = self._end(num_new)
         stored = self._encoded(new)
         if self.spec.needs_positions:
             assert positions is not None
@@ -152,10 +150,24 @@ class LayerCache:
         Args:
             num_new: Tokens that it has seen more than the one before.
             fixed: [batch_size, ...] each; copied.
+
+        Raises:
+            ValueError: If so many tokens are more than the cache was made for.
         """
+        end = self._end(num_new)
         for name, tensor in fixed.items():
             self.fixed[name].copy_(tensor.detach())
-        self.seen += num_new
+        self.seen = end
+
+    def _end(self, num_new: int) -> int:
+        """Return the tokens seen after so many more, or refuse them."""
+        end = self.seen + num_new
+        if end > self.max_length:
+            raise ValueError(
+                f"the cache holds at most {self.max_length} tokens, {end} would be needed; "
+                "make it longer"
+            )
+        return end
 
     def _num_new(self, new: dict[str, Tensor]) -> int:
         """Return s, having compared all shapes with those that the cache was made for."""
@@ -264,26 +276,35 @@ class LayerCache:
     def _overwritten(self) -> list[Tensor]:
         ring = [*self.tensors.values(), *self.scales.values()] if self._is_overwritten else []
         positions = [] if self._positions is None or not ring else [self._positions]
-        return [*ring, *positions, *self.fixed.values()]
+        return [*ring, *self.fixed.values(), *positions]  # which a new cache does not have
 
     def snapshot(self) -> Snapshot:
         """Return this moment, to come back to however many tokens later."""
-        return Snapshot(self.seen, [tensor.clone() for tensor in self._overwritten()])
+        found = Snapshot(self.seen, [tensor.clone() for tensor in self._overwritten()])
+        self._snapshots.add(found)
+        return found
 
     def restore(self, snapshot: Snapshot) -> None:
         """Come back to an earlier moment of this cache.
 
         Raises:
-            ValueError: If fewer tokens have been seen than then.
+            ValueError: If it is of another cache, or the tokens of then are forgotten.
         """
-        if snapshot.seen > self.seen:
+        if snapshot not in self._snapshots:
             raise ValueError(
-                f"this cache has seen {self.seen} tokens, and the snapshot is of {snapshot.seen}: "
-                "it cannot be restored forwards"
+                f"this snapshot of {snapshot.seen} tokens cannot be restored: it is of another "
+                "cache, or this one went back to fewer tokens since, and forgot the others"
             )
-        for tensor, then in zip(self._overwritten(), snapshot.tensors, strict=True):
+        for tensor, then in zip(self._overwritten(), snapshot.tensors, strict=False):
             tensor.copy_(then)
-        self.seen = snapshot.seen
+        self._go_back(snapshot.seen)
+
+    def _go_back(self, length: int) -> None:
+        """Have seen so many tokens: snapshots of more can no longer be restored."""
+        self.seen = length
+        for snapshot in list(self._snapshots):
+            if snapshot.seen > length:
+                self._snapshots.discard(snapshot)
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on.
@@ -292,7 +313,7 @@ class LayerCache:
             ValueError: If fewer tokens are stored, or what they overwrote is needed.
         """
         self.check_truncation(length)
-        self.seen = length
+        self._go_back(length)
 
     def check_truncation(self, length: int) -> None:
         """Refuse a length that this cache cannot go back to; `snapshot` can.
@@ -318,8 +339,7 @@ class LayerCache:
 
     def reset(self) -> None:
         """Forget everything; the memory stays."""
-        self.seen = 0
-        self.overflowed.zero_()
+        self._go_back(0)
         self._positions = None
         for tensor in self.fixed.values():
             tensor.zero_()

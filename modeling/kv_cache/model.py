@@ -90,7 +90,7 @@ class KVCache:
         """Come back to an earlier moment of this cache.
 
         Raises:
-            ValueError: If fewer tokens have been seen than then.
+            ValueError: If it is of another cache, or the tokens of then are forgotten.
         """
         for layer, then in zip(self.stored, snapshot.layers, strict=True):
             layer.restore(then)

@@ -1,19 +1,11 @@
 import pytest
 import torch
-from tiny import FIVE, build_gpt, normal, random_tokens
+from tiny import ENTRIES, FIVE, as_read, build_gpt, normal, random_tokens, token_entries
 
 from modeling.kv_cache import CACHE_DTYPES, KVCache, LayerCache, StateSpec, bytes_per_token
 
-ENTRIES = {"key": (2, 3), "value": (2, 5)}
 SPEC = StateSpec(per_token=ENTRIES)
 FLOATS = tuple(dtype for dtype in CACHE_DTYPES if dtype.is_floating_point)
-
-
-def token_entries(s, seed=0, batch=3):
-    return {
-        "key": normal(batch, 2, s, 3, seed=seed),
-        "value": normal(batch, 2, s, 5, seed=seed + 1),
-    }
 
 
 @pytest.fixture(params=CACHE_DTYPES, ids=str)
@@ -28,13 +20,6 @@ def state(cache):
         for kind, tensors in (("elements", cache.tensors), ("scales", cache.scales))
         for name, tensor in tensors.items()
     }
-
-
-def as_read(x, compute_dtype=torch.float32, stored_dtype=torch.int8):
-    """What a cache that was given x [b, h, s, w] says it was."""
-    b, h, s, w = x.shape
-    cache = LayerCache(StateSpec(per_token={"key": (h, w)}), b, s, stored_dtype)
-    return cache.update(key=x).read("key", compute_dtype)
 
 
 # Reading and writing

@@ -11,6 +11,7 @@ from modeling.attention import attention_config, attention_config_class
 from modeling.config import GPTConfig
 from modeling.contract import randomise, run_through_cache
 from modeling.gpt import GPT
+from modeling.kv_cache import LayerCache, StateSpec
 from modeling.reference import oracle_of
 
 __all__ = ["run_through_cache"]
@@ -58,6 +59,24 @@ def reference(config, weights, x, positions, **arguments):
     """What the oracle says, float64; positions may be [s] as well."""
     positions = torch.as_tensor(positions).expand(x.shape[:2])
     return oracle_of(config)(config, weights, x, positions, **arguments)
+
+
+ENTRIES = {"key": (2, 3), "value": (2, 5)}
+"""Of a layer's cache."""
+
+
+def token_entries(s, seed=0, batch=3):
+    return {
+        "key": normal(batch, 2, s, 3, seed=seed),
+        "value": normal(batch, 2, s, 5, seed=seed + 1),
+    }
+
+
+def as_read(x, compute_dtype=torch.float32, stored_dtype=torch.int8):
+    """What a cache that was given x [b, h, s, w] says it was."""
+    b, h, s, w = x.shape
+    cache = LayerCache(StateSpec(per_token={"key": (h, w)}), b, s, stored_dtype)
+    return cache.update(key=x).read("key", compute_dtype)
 
 
 # How many roundings of the largest value an attention of these sizes may be off by; measured on a
