@@ -105,7 +105,7 @@ def gpt_config(attention="mha", **changes):
         "num_attention_heads": H,
         "intermediate_size": 33,
         "initializer_range": 0.2,
-        "position_embedding": "none" if fields["qk_rope_head_dim"] else "learned",
+        "position_embedding": "none" if fields.get("qk_rope_head_dim") else "learned",
         "attention": fields,
     }
     return GPTConfig(**(values | changes))
