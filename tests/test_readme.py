@@ -131,8 +131,11 @@ def test_the_pareto_plot_is_drawn_from_the_committed_study(study, tmp_path):
     assert np.abs(drawn - committed).mean() < 0.5
 
 
+NEW_FILES = (("conf/attention", "yaml"), ("modeling/attention", "py"), ("modeling/reference", "py"))
+
+
 @pytest.mark.slow
-def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, tiny_data):
+def test_a_sixth_attention_is_a_module_a_yaml_file_and_an_oracle(tmp_path, tiny_data):
     names = (
         *("guards", "files", "interop", "launch", "modeling", "data", "tracking", "training"),
         *("measuring", "comparing", "reporting", "conf", "tests"),
@@ -142,10 +145,16 @@ def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, tiny_data):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, tmp_path)
-    (module,) = (c for c in code_blocks("python") if "register_" in c)
-    (yaml,) = code_blocks("yaml")
-    (tmp_path / "modeling" / "attention" / "gated.py").write_text(module)
-    (tmp_path / "conf" / "attention" / "gated.yaml").write_text(yaml)
+    files = {}
+    for language in ("python", "yaml"):
+        for code in code_blocks(language):
+            if named := re.search(r"^# ((?:modeling|conf)/\S+)$", code, re.MULTILINE):
+                files[named.group(1)] = code
+    assert sorted(files) == [
+        f"{folder}/{name}.{suffix}" for folder, suffix in NEW_FILES for name in ("gated", "local")
+    ]
+    for path, code in files.items():
+        (tmp_path / path).write_text(code)
 
     def run(*arguments):
         return subprocess.run(
@@ -157,24 +166,32 @@ def test_a_sixth_attention_is_one_module_and_one_yaml_file(tmp_path, tiny_data):
             check=False,
         )
 
-    trained = run(
-        "train_model.py",
-        *("attention=gated", "debug=smoke", "tracking=none", *tiny_data),
-    )
-    assert trained.returncode == 0, trained.stderr
+    keys = ("debug=smoke", "tracking=none", *tiny_data)
+    for arguments in (
+        ("attention=gated",),
+        ("attention=gated", "layers=window_full", "layers.window=8"),
+        ("attention=local", "model.attention.sliding_window=8"),
+    ):
+        trained = run("train_model.py", *arguments, *keys)
+        assert trained.returncode == 0, trained.stderr
     compared = run("eval_model.py", "tracking=none")
     assert compared.returncode == 0, compared.stderr
-    assert "gated" in compared.stdout
+    rows = json.loads(next((tmp_path / "reports").glob("*/results.json")).read_text())
+    assert len({row["run_name"] for row in rows}) == 3
 
-    checked = run("-m", "modeling.check", "attention=gated")
+    checked = run("-m", "modeling.check", "attention=gated,local")
     assert checked.returncode == 0, checked.stdout
-    assert "✓ Decoding token by token" in checked.stdout
+    assert checked.stdout.count("✓ Decoding token by token") == 2
+    assert "gated in a window of 3 tokens with sinks:\n✓" in checked.stdout
+    ring = run("-m", "modeling.check", "attention=local", "model.attention.sliding_window=2")
+    assert ring.returncode == 0, ring.stdout
+    assert "what was overwritten is needed: refused" in ring.stdout
     # What the registry and conf/attention list is found by the tests, too.
     tested = run(
         *("-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider"),
         *("tests/test_configuration.py", "tests/modeling/test_attention_contract.py"),
         "-k",
-        "gated or finer_width or lists or registered or mqaa",
+        "gated or local or finer_width or lists or registered or mqaa",
         "-v",
     )
     assert tested.returncode == 0, tested.stdout
