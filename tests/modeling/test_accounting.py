@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling.accounting import (
     budget_of,
+    kv_cache_bytes,
     kv_cache_bytes_per_token,
     match_cache,
     match_to_mha,
@@ -220,6 +221,39 @@ def test_match_cache_gives_equal_caches_and_then_equal_parameters(name, ratio):
     changed = {key for key in config.attention if config.attention[key] != narrow.attention[key]}
     assert changed <= {width}
     assert narrow == dataclasses.replace(config, attention=narrow.attention)
+
+
+WINDOW_FULL = {"window": 64, "full_every": 4}
+
+
+@pytest.mark.parametrize("context", [32, 256, 1024])
+@pytest.mark.parametrize("layers", [WINDOW_FULL, {"share": "pairs"}], ids=["windows", "pairs"])
+def test_caches_of_layers_that_differ_are_matched_at_the_context_that_is_asked_for(layers, context):
+    ratio = 0.125
+    config = nano("mla", layers=layers, intermediate_size=640)
+    matched = match_cache(config, ratio, context)
+    wanted = ratio * context * mha_cache_bytes_per_token(config)
+    assert kv_cache_bytes(matched, context) == pytest.approx(wanted, rel=5e-3)
+    model = GPT(match_to_mha(matched))
+    assert model.new_cache(1, context).num_bytes() == kv_cache_bytes(matched, context)
+    yardstick = num_parameters(nano("mha", intermediate_size=640)).total
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(yardstick, rel=5e-3)
+    # Layers that hold all tokens are matched at one context as at every other.
+    elsewhere = match_cache(config, ratio, 2 * context).attention["kv_lora_rank"]
+    grows = matched.attention["kv_lora_rank"] < elsewhere
+    assert grows == (layers is WINDOW_FULL and 2 * context > 64)
+    assert match_cache(config, ratio) == match_cache(config, ratio, 256)  # the trained one
+
+
+def test_a_budget_of_windows_is_that_of_the_trained_context():
+    config = nano("gqa", layers=WINDOW_FULL)
+    budget = budget_of(config)
+    held = (256 + 3 * 64) * 2 * 2 * 24 * 4
+    assert budget.kv_cache_bytes_at_context == GPT(config).new_cache(1, 256).num_bytes() == held
+    assert budget.kv_cache_bytes_per_token == 2 * 2 * 24 * 4
+    assert budget.cache_ratio_to_mha == held / (256 * 4 * 2 * 192 * 4)
+    # The yardstick's layers are all alike.
+    assert budget_of(mha_yardstick(config)) == budget_of(nano("mha"))
 
 
 def test_a_ratio_between_whole_elements_is_met_within_half_a_percent():
