@@ -79,8 +79,9 @@ def oracle_logits(model, tokens):
         source = layer.state().source
         producer = None
         if source is not None:
-            producer = Producer(model.layers[source].self_attn.state_dict(), inputs[source])
-        weights = block.self_attn.state_dict()
+            its = dict(model.layers[source].self_attn.named_parameters())
+            producer = Producer(its, inputs[source])
+        weights = dict(block.self_attn.named_parameters())
         x = x + oracle_of(layer)(layer, weights, inputs[-1], positions, producer=producer)
         x = x + block.mlp(block.post_attention_layernorm(x))
     return model.norm(x) @ model.output_weight.T
@@ -147,6 +148,19 @@ def test_recomputed_activations_give_the_same_gradients_to_every_weight(name, la
         if layers != "window_of_one":
             assert gradient.abs().max() > 1e-9, key
         assert_near(found[1][key], gradient)
+
+
+@pytest.mark.parametrize("layers", ["shared_pairs", "shared_upper", "pairs_of_windows", "sinks"])
+@EVERY
+def test_gradients_are_the_oracles_of_every_use_of_a_weight(name, layers):
+    model, tokens = build(name, layers), random_tokens(2, 6)
+    found = []
+    for output in (model(tokens), oracle_logits(model, tokens)):
+        model.zero_grad()
+        output.square().sum().backward()
+        found.append({key: weight.grad for key, weight in model.named_parameters()})
+    for key, gradient in found[0].items():
+        assert_near(gradient, found[1][key], roundings=256)
 
 
 # Largest difference of logits, in their standard deviations; measured: 0.23, 0.07 and 0.004.
