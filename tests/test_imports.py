@@ -146,7 +146,8 @@ for name in ("AutoModel", "AutoModelForCausalLM"):
     NEEDED[f"transformers.{name}.from_pretrained"] |= {"use_safetensors"}
 # They import modules of kvlab's own package, and of an installed one by a name in the source.
 MAY_IMPORT_BY_NAME = {
-    *("modeling/attention/base.py", "modeling/reference/registry.py"),
+    "modeling/attention/base.py",
+    "modeling/reference/registry.py",
     "data/hub_watch.py",
 }
 
