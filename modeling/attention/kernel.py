@@ -186,6 +186,7 @@ def attend_held(
             )
     key, value = read(0, n, query.dtype)
     if (sinks is not None and s > 0) or (window is not None and s > 1 and n > window):
+        mask, first_key = forward_pass.mask_and_first_key(held)
         return attend_windowed(
             query,
             key,

@@ -340,6 +340,7 @@ class LayerCache:
     def reset(self) -> None:
         """Forget everything; the memory stays."""
         self._go_back(0)
+        self.overflowed.zero_()
         self._positions = None
         for tensor in self.fixed.values():
             tensor.zero_()
