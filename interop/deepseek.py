@@ -7,13 +7,14 @@ product of the two.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interop.errors import InteropError
+from interop.layers import arrangement_problems
 from interop.stock_config import (
     gpt_config,
     refuse,
@@ -34,14 +35,21 @@ _ZERO_ROPE_HEAD_DIM = 2
 
 
 def to_stock(
-    config: GPTConfig, attention: LatentAttentionConfig, weights: Mapping[str, Tensor]
+    config: GPTConfig, attentions: Sequence[LatentAttentionConfig], weights: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return config.json and weights of DeepSeek-V3, or V2.
+
+    Args:
+        config: The model.
+        attentions: One a layer.
+        weights: Its state dict.
 
     Raises:
         InteropError: If they do not express the model.
     """
-    problems = rope_block_problems(config)
+    attention = attentions[0]
+    problems = rope_block_problems(config) + arrangement_problems(config, attentions)
+    problems += _window_problems(config, attentions)
     if attention.latent_norm_eps != _LATENT_NORM_EPS:
         problems.append(
             f"model.attention.latent_norm_eps={attention.latent_norm_eps}: DeepSeek-V3 has no key "
@@ -70,6 +78,20 @@ def to_stock(
         return keys, with_prefix(_with_zero_rope(weights, attention))
     order = _interleaved(attention.qk_rope_head_dim)
     return keys, with_prefix(_reordered(weights, attention, order))
+
+
+def _window_problems(config: GPTConfig, attentions: Sequence[LatentAttentionConfig]) -> list[str]:
+    if any(attention.sliding_window is not None for attention in attentions):
+        return [
+            f"layers.window={config.layers.window} with latent attention: no stock class keeps a "
+            "window of plain latents; train with layers=uniform, or attention=gqa"
+        ]
+    if len({(each.qk_rope_head_dim, each.rope_theta) for each in attentions}) > 1:
+        return [
+            "layers.pattern: latent attention whose layers differ in RoPE; train with "
+            "layers.pattern=null"
+        ]
+    return []
 
 
 def _interleaved(width: int) -> Tensor:
@@ -155,12 +177,13 @@ def _with_zero_rope(
     return found
 
 
-def read_config(read: Any) -> GPTConfig:
+def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
     """Return the model that a configuration of this family describes.
 
     Raises:
         InteropError: Naming the key that kvlab's modules cannot follow.
     """
+    del weights
     require(read, "hidden_act", "silu", "kvlab's gated MLP is SwiGLU")
     require(
         read,

@@ -5,12 +5,13 @@ one projection; GPT-2 stores its projections transposed. Both have biases everyw
 model lacks are zeros.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from interop.layers import arrangement_problems
 from interop.stock_config import common_keys, gpt_config, head_count_name, refuse, require
 from modeling.attention import GroupedQueryAttentionConfig
 from modeling.config import GPTConfig
@@ -32,14 +33,29 @@ _PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 def to_stock(
-    config: GPTConfig, attention: GroupedQueryAttentionConfig, weights: Mapping[str, Tensor]
+    config: GPTConfig,
+    attentions: Sequence[GroupedQueryAttentionConfig],
+    weights: Mapping[str, Tensor],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return config.json and weights of GPT-2 or GPTBigCode.
+
+    Args:
+        config: The model.
+        attentions: One a layer.
+        weights: Its state dict.
 
     Raises:
         InteropError: If they do not express the model.
     """
-    refuse(_problems(config, attention))
+    attention = attentions[0]
+    problems = arrangement_problems(config, attentions)
+    if any(each.sliding_window is not None for each in attentions):
+        problems.append(
+            f"layers.window={config.layers.window} with positions that are learned at the input: "
+            "GPT-2's layers see all tokens; train with layers=uniform, or with RoPE and "
+            "block=modern"
+        )
+    refuse([*problems, *_problems(config, attention)])
     is_multi_head = attention.num_key_value_heads == config.num_attention_heads
     keys = common_keys(config) | {
         "vocab_size": config.vocab_size,
@@ -130,7 +146,7 @@ def _names(config: GPTConfig) -> dict[tuple[str, ...], str]:
     return found | {("lm_head",): "lm_head"}
 
 
-def read_config(read: Any) -> GPTConfig:
+def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
     """Return the model that a configuration of this family describes.
 
     Dropout of embeddings and of residuals, in training only, is left out.
@@ -138,8 +154,9 @@ def read_config(read: Any) -> GPTConfig:
     Raises:
         InteropError: Naming the key that kvlab's modules cannot follow.
     """
+    del weights
     require(read, "scale_attn_weights", True, "kvlab's attention divides by sqrt(head_dim)")
-    require(read, "scale_attn_by_inverse_layer_idx", False, "kvlab's layers are alike")
+    require(read, "scale_attn_by_inverse_layer_idx", False, "kvlab's scores are scaled alike")
     require(read, "add_cross_attention", False, "kvlab's model reads one text")
     if read.activation_function != "relu":
         require(read, "activation_function", "gelu", "kvlab's MLP has the exact GELU, or ReLU")

@@ -1,7 +1,7 @@
 """From kvlab's modules to the classes of transformers that compute the same, and back.
 
-A layout renames, permutes or joins weights; none is changed, so that the way there and back gives
-the same bits (but for latent attention without positions, see `interop.deepseek`).
+A layout renames, permutes, joins or copies weights; none is changed, so that the way there and back
+gives the same bits (but for latent attention without positions, see `interop.deepseek`).
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from interop import deepseek, gpt2, llama
 from interop.errors import InteropError
+from interop.layers import arrangement_problems, stored_sinks
 from interop.settings import DTYPE_NAMES
-from interop.stock_config import as_transformers_reads, require, require_sizes
+from interop.stock_config import as_transformers_reads, refuse, require, require_sizes
 from modeling.arrangement import layer_configs
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig
 from modeling.config import GPTConfig
@@ -25,7 +26,7 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_N
 """What weights can be written in."""
 _READABLE = (*DTYPES.values(), torch.float64)
 _FAMILIES = {
-    **dict.fromkeys(("llama", "mistral", "qwen3", "smollm3"), llama),
+    **dict.fromkeys(("llama", "mistral", "ministral", "qwen3", "smollm3", "granite_swa"), llama),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), deepseek),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), gpt2),
 }
@@ -57,21 +58,24 @@ def to_stock(config: GPTConfig, weights: Mapping[str, Tensor]) -> Stock:
         InteropError: If no stock class expresses it; naming each part and what can be done.
         ModelConfigError: If there is no such model.
     """
-    attention = layer_configs(config)[0]
+    attentions = layer_configs(config)
     if config.vocab_size is None:
         raise InteropError("model.vocab_size is not set; give the tokenizer's")
     _require_weights(_shapes(_without_weights(config)), weights, "the model")
     # A class that derives from one of these computes something else.
-    if type(attention) is LatentAttentionConfig:
-        return Stock(*deepseek.to_stock(config, attention, weights))
-    if type(attention) is not GroupedQueryAttentionConfig:
+    latent = [each for each in attentions if type(each) is LatentAttentionConfig]
+    grouped = [each for each in attentions if type(each) is GroupedQueryAttentionConfig]
+    if len(latent) == len(attentions):
+        return Stock(*deepseek.to_stock(config, latent, weights))
+    if len(grouped) < len(attentions):
+        refuse(arrangement_problems(config, attentions))  # where some are others
         raise InteropError(
             f"no stock class of transformers computes model.attention.name="
             f"{config.attention['name']}; train mha, mqa, gqa or mla to export it"
         )
     if config.position_embedding == "learned" and config.norm == "layer_norm":
-        return Stock(*gpt2.to_stock(config, attention, weights))
-    return Stock(*llama.to_stock(config, attention, weights))
+        return Stock(*gpt2.to_stock(config, grouped, weights))
+    return Stock(*llama.to_stock(config, grouped, weights))
 
 
 def from_stock(
@@ -103,11 +107,11 @@ def from_stock(
         raise InteropError("config.json: num_attention_heads and hidden_size must be at least 1")
     require(read, "is_causal", True, "kvlab's model sees no later token")
     try:
-        ours = family.read_config(read)
+        ours = family.read_config(read, weights)
         layer_configs(ours)
     except ModelConfigError as error:
         raise InteropError(f"config.json describes no model of kvlab's: {error}") from error
-    expected = _expected_shapes(ours)
+    expected = stored_sinks(read) | _expected_shapes(ours)
     theirs = _without_leftovers(weights, ours.tie_word_embeddings)
     _require_weights(expected, theirs, "the model that config.json describes")
     return ours, family.read_weights(read, ours, theirs)

@@ -42,7 +42,7 @@ def as_transformers_reads(config: Mapping[str, Any]) -> Any:
             "that they were made from"
         )
     if config.get("per_layer_config"):
-        raise InteropError("config.json: per_layer_config: kvlab's layers are all alike")
+        raise InteropError("config.json: per_layer_config: kvlab does not read it")
     # Before transformers makes a list of them.
     layers = config.get("num_hidden_layers", config.get("n_layer", 1))
     if type(layers) is not int or not 1 <= layers <= MAX_LAYERS:
@@ -110,7 +110,12 @@ def rope_theta_of(read: Any) -> float:
 
 
 def shared_keys(config: GPTConfig, attention: SoftmaxAttentionConfig) -> dict[str, Any]:
-    """Return what config.json says in the families that spell it as Llama."""
+    """Return what config.json says in the families that spell it as Llama.
+
+    Args:
+        config: Of the model.
+        attention: Of a layer with RoPE, if any has it.
+    """
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -165,6 +170,12 @@ def gpt_config(read: Any, attention: AttentionConfig, name: str, **others: Any) 
         attention=attention.settings(name),
         **others,
     )
+
+
+def attention_fields(name: str, attention: AttentionConfig) -> dict[str, Any]:
+    """Return an attention as `model.attention` has it: without what an arrangement sets."""
+    fields = dataclasses.asdict(attention)
+    return {"name": name, **{key: fields[key] for key in fields.keys() - attention.PLACED}}
 
 
 def head_count_name(heads: int, key_value_heads: int) -> str:

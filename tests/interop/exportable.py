@@ -34,6 +34,15 @@ CLASSIC = {
 }
 BIASES = {"attention_bias": True}
 
+
+def layers(name, **settings):
+    """Four layers arranged."""
+    return {"num_hidden_layers": 4, "layers": {"name": name, **settings}}
+
+
+WINDOWS = {"window": 5, "full_every": 2}
+NO_ROPE_THERE = {"no_rope": GQA | NO_ROPE}
+
 # name: attention, other settings, class of transformers
 EXPORTABLE = {
     "mha": (MHA, {}, "LlamaForCausalLM"),
@@ -44,6 +53,48 @@ EXPORTABLE = {
     "gqa_qk_norm": (GQA | {"use_qk_norm": True} | BIASES, {}, "Qwen3ForCausalLM"),
     "mha_nope": (MHA | NO_ROPE, NOPE, "SmolLM3ForCausalLM"),
     "gqa_nope_biases": (GQA | NO_ROPE | BIASES, NOPE | {"mlp_bias": True}, "SmolLM3ForCausalLM"),
+    "mha_odd": (MHA | {"hidden_size": 26}, {"hidden_size": 26}, "SmolLM3ForCausalLM"),
+    "gqa_window_full": (
+        GQA,
+        layers("window_full", **WINDOWS, full_rope=False),
+        "SmolLM3ForCausalLM",
+    ),
+    "mqa_window": (
+        MQA | BIASES | {"rope_theta": 500.0},
+        layers("window", window=2) | {"mlp_bias": True, "tie_word_embeddings": False},
+        "SmolLM3ForCausalLM",
+    ),
+    "gqa_window_no_rope": (GQA | NO_ROPE, layers("window", window=5) | NOPE, "SmolLM3ForCausalLM"),
+    "gqa_rope_pattern": (
+        GQA,
+        layers("rope_pattern", pattern=["own", "own", "no_rope"], attentions=NO_ROPE_THERE),
+        "SmolLM3ForCausalLM",
+    ),
+    "gqa_qk_norm_windows": (
+        GQA | {"use_qk_norm": True} | BIASES,
+        layers("window_full", window=5, full_every=3),
+        "Qwen3ForCausalLM",
+    ),
+    "gqa_sinks": (
+        GQA,
+        layers("window_full", **WINDOWS, full_rope=False, sinks=True),
+        "GraniteSWAForCausalLM",
+    ),
+    "mha_window_sinks": (
+        MHA | BIASES,
+        layers("window", window=4, sinks=True) | {"mlp_bias": True},
+        "GraniteSWAForCausalLM",
+    ),
+    "gqa_two_bases": (
+        GQA,
+        layers("window_full", window=100, full_every=2, full_rope_theta=1e6),
+        "GraniteSWAForCausalLM",
+    ),
+    "gqa_pattern_and_windows": (
+        GQA,
+        layers("window_full", **WINDOWS, pattern=["own", "no_rope"], attentions=NO_ROPE_THERE),
+        "SmolLM3ForCausalLM",
+    ),
     "mla": (LATENT, {}, "DeepseekV3ForCausalLM"),
     "mla_untied": (LATENT, {"tie_word_embeddings": False}, "DeepseekV3ForCausalLM"),
     "mla_query_latent": (

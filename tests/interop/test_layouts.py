@@ -13,6 +13,7 @@ from exportable import (
     GQA,
     LATENT,
     MHA,
+    MQA,
     NO_ROPE,
     NOPE,
     SIX,
@@ -22,6 +23,7 @@ from exportable import (
     config_of,
     gpt_config,
     greedy,
+    layers,
     random_gpt,
     random_tokens,
     randomised,
@@ -47,6 +49,24 @@ def assert_same_logits(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
+def the_same_text(model, stock, seed):
+    """Generate with both, each through its own cache, and return the tokens of it."""
+    prompt = random_tokens(1, 5 + 7 * seed, seed=seed)
+    expected = greedy(model, prompt, 24)
+    found = stock.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=24,
+        do_sample=False,
+        pad_token_id=END,
+    )
+    found = found[:, prompt.shape[1] :]
+    if END in found:
+        found = found[:, : found[0].tolist().index(END)]
+    assert torch.equal(found, expected)
+    return expected[0].tolist()
+
+
 @needs_transformers
 @pytest.mark.parametrize("name", EXPORTABLE)
 @torch.no_grad()
@@ -58,23 +78,8 @@ def test_a_stock_class_gives_the_same_logits_and_generates_the_same_text(name):
     expected = model(tokens)
     assert expected.std() > 0.3
     assert_same_logits(stock(tokens).logits, expected)
-    seen = set()
-    for seed in range(2):
-        prompt = random_tokens(1, 5 + 7 * seed, seed=seed)
-        expected = greedy(model, prompt, 24)
-        seen |= set(expected[0].tolist())
-        found = stock.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=24,
-            do_sample=False,
-            pad_token_id=END,
-        )
-        found = found[:, prompt.shape[1] :]
-        if END in found:
-            found = found[:, : found[0].tolist().index(END)]
-        assert torch.equal(found, expected)
-    assert len(seen) > 1
+    seen = [token for seed in range(2) for token in the_same_text(model, stock, seed)]
+    assert len(set(seen)) > 1
 
 
 @needs_transformers
@@ -105,7 +110,15 @@ def test_there_and_back_gives_the_same_model(name, dtype):
     )
     assert layer_configs(config) == layer_configs(expected)
     assert config.attention["name"] == expected.attention["name"]
-    assert dataclasses.replace(config, attention={}) == dataclasses.replace(expected, attention={})
+    # What the pattern names is in layer_configs.
+    found, expected = (
+        dataclasses.replace(
+            each, attention={}, layers=dataclasses.replace(each.layers, attentions={})
+        )
+        for each in (config, expected)
+    )
+    if name != "gqa_pattern_and_windows":  # which full_rope=false says more simply
+        assert found == expected
 
 
 LLAMA = {
@@ -133,6 +146,20 @@ GPT2 = {
     **{"vocab_size": N, "n_positions": 48, "n_embd": M, "n_layer": 2, "n_head": H},
     **{"activation_function": "gelu", "eos_token_id": END, "bos_token_id": END},
 }
+
+
+def kinds(fields):
+    """What the layers of a class with windows are."""
+    return fields.get("layer_types") or [S if fields["sliding_window"] else F]
+
+
+F, S = "full_attention", "sliding_attention"
+FOUR = LLAMA | ROPE | {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 6}
+WINDOWED = {"use_sliding_window": True, "sliding_window": 5, "layer_types": [S, F] * 2}
+GRANITE = FOUR | {
+    **{"sliding_window": 5, "layer_types": [S, F] * 2},
+    "attention_multiplier": (M / H) ** -0.5,
+}
 OF_TRANSFORMERS = {
     "llama": ("llama", LLAMA | ROPE, "mha"),
     "llama_gqa": ("llama", LLAMA | {"num_key_value_heads": 2, "rope_theta": 500.0}, "gqa"),
@@ -150,6 +177,30 @@ OF_TRANSFORMERS = {
         LLAMA | {"num_key_value_heads": 2, "no_rope_layers": [1, 1]},
         "gqa",
     ),
+    "mistral_windows": ("mistral", LLAMA | {"num_key_value_heads": 2, "sliding_window": 5}, "gqa"),
+    # Which transformers loads as Ministral.
+    "mistral_kinds": ("mistral", FOUR | {"sliding_window": 5, "layer_types": [S, F] * 2}, "gqa"),
+    "ministral": ("ministral", FOUR | {"sliding_window": 5, "layer_types": [S, S, F, S]}, "gqa"),
+    "qwen3_windows": (
+        "qwen3",
+        FOUR | {"use_sliding_window": True, "sliding_window": 5, "layer_types": [S, F] * 2},
+        "gqa",
+    ),
+    # As SmolLM3-3B is: no RoPE in every fourth layer, and no windows.
+    "smollm3_some_rope": ("smollm3", FOUR, "gqa"),
+    "smollm3_windows": ("smollm3", FOUR | WINDOWED | {"no_rope_layers": [1, 0, 1, 0]}, "gqa"),
+    "smollm3_windows_pattern": (
+        "smollm3",
+        FOUR | WINDOWED | {"no_rope_layers": [0, 1, 1, 1, 9]},
+        "gqa",
+    ),
+    "granite": ("granite_swa", GRANITE | {"layer_rope_theta": [1e4, 0] * 2}, "gqa"),
+    "granite_bases": (
+        "granite_swa",
+        GRANITE | {"layer_rope_theta": [1e4, 1e6, 500.0, 0], "tie_word_embeddings": False},
+        "gqa",
+    ),
+    "granite_full": ("granite_swa", GRANITE | {"layer_types": [F] * 4, "mlp_bias": True}, "gqa"),
     "deepseek_v3": ("deepseek_v3", DEEPSEEK | ROPE, "mla"),
     "deepseek_v3_half_split": ("deepseek_v3", DEEPSEEK | {"rope_interleave": False}, "mla"),
     "deepseek_v3_query_latent": (
@@ -175,10 +226,17 @@ def test_kvlab_gives_the_logits_of_a_model_of_transformers(name):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, fields, attention = OF_TRANSFORMERS[name]
-    built = AutoConfig.for_model(model_type, **fields)
+    # As transformers takes it from a folder.
+    is_ministral = model_type == "mistral" and "layer_types" in fields
+    built = AutoConfig.for_model("ministral" if is_ministral else model_type, **fields)
     theirs = randomised(AutoModelForCausalLM.from_config(built).double())
+    if model_type == "granite_swa":
+        for kind, block in zip(fields["layer_types"], theirs.model.layers, strict=True):
+            if kind == F or name == "granite_bases":  # where sinks take nothing there are none
+                block.self_attn.sinks.fill_(-1e4)
     # As it is in a folder, and as somebody with transformers 4 wrote it.
-    for spelling in (built.to_dict(), fields | {"model_type": model_type}):
+    named = {"model_type": model_type}
+    for spelling in (built.to_dict() | named, fields | named):
         config, weights = from_stock(spelling, theirs.state_dict())
         assert config.attention["name"] == attention
         assert config.end_of_document_id == END
@@ -188,6 +246,11 @@ def test_kvlab_gives_the_logits_of_a_model_of_transformers(name):
         expected = theirs(tokens).logits
         assert expected.std() > 0.3
         assert_same_logits(ours(tokens), expected)
+    if "sliding_window" in fields:
+        ours.config.end_of_document_id = theirs.generation_config.eos_token_id = END
+        the_same_text(ours, theirs, seed=1)
+        windows = {each.state().window for each in ours.attention_configs}
+        assert windows == {fields["sliding_window"] if k == S else None for k in kinds(fields)}
 
 
 NOT_EXPORTABLE = {
@@ -211,11 +274,58 @@ NOT_EXPORTABLE = {
     "classic rope": (MHA | SIX | {"qk_rope_head_dim": 6}, CLASSIC, "RoPE or norms.*head_dim=0"),
     "classic width": (MHA | NO_ROPE, CLASSIC, "head_dim=8: .*hidden_size / num_attention_heads"),
     "classic values": (MHA | SIX | {"v_head_dim": 5}, CLASSIC, "v_head_dim=5: .*v_head_dim=6"),
-    "odd": (
-        MHA | {"hidden_size": 22},
-        {"hidden_size": 22},
-        r"hidden_size=22: .*multiple of num_attention_heads \(4\)",
+    "norm and sinks": (
+        GQA | {"use_qk_norm": True},
+        layers("window", window=5, sinks=True),
+        "use_qk_norm=true with layers.sinks=true; train without",
     ),
+    "norm and bases": (
+        GQA | {"use_qk_norm": True},
+        layers("window_full", window=5, full_every=2, full_rope=False),
+        "use_qk_norm=true with layers that differ in RoPE; train without the norms, or",
+    ),
+    "latent windows": (
+        LATENT,
+        layers("window_full", window=5, full_every=2, full_rope=False, sinks=True),
+        "layers.window=5 with latent attention: .*train with layers=uniform, or attention=gqa",
+    ),
+    "latent rope": (
+        LATENT,
+        layers("x", pattern=["own", "flat"], attentions={"flat": LATENT | {"rope_theta": 9.0}}),
+        "layers.pattern: latent attention whose layers differ in RoPE; train with",
+    ),
+    "shared": (GQA, layers("x", share="pairs"), "layers.share=pairs: .*Gemma 4.*layers=uniform"),
+    "shared by a map": (
+        LATENT,
+        layers("x", source=[0, 0, 2, 2]),
+        r"layers.source=\[0, 0, 2, 2\]: .*Mistral Large 4.*layers=uniform",
+    ),
+    "shared windows": (
+        GQA | {"v_head_dim": 6},
+        layers("x", share="last", window=1, full_every=2),
+        "layers.share=last: .*; layers.window=1: .*layers.window=2.*; .*v_head_dim=6",
+    ),
+    "mixed": (
+        GQA,
+        layers("x", pattern=["own", "mqa"], attentions={"mqa": MQA}),
+        "layers.pattern: layers with different attentions; train with layers.pattern=null",
+    ),
+    "mixed forms": (
+        GQA,
+        layers("x", pattern=["own", "mla"], attentions={"mla": LATENT}),
+        "layers.pattern: layers with different attentions",
+    ),
+    "classic windows": (
+        MHA | SIX,
+        CLASSIC | layers("window", window=5),
+        "layers.window=5 with positions that are learned at the input: .*layers=uniform",
+    ),
+    "learned windows": (
+        MHA | NO_ROPE,
+        layers("window", window=5) | {"position_embedding": "learned"},
+        "position_embedding=learned",
+    ),
+    "window of one": (MHA, layers("window", window=1), "layers.window=1: .*layers.window=2"),
 }
 
 
@@ -291,22 +401,51 @@ NOT_IMPORTABLE = {
     "theta": ("llama", LLAMA | {"rope_theta": "a"}, r"rope_theta \(a\) must be a number"),
     "activation": ("llama", LLAMA | {"hidden_act": "gelu"}, r"hidden_act \(gelu\) must be silu"),
     "quantized": ("llama", LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config"),
-    "window": ("mistral", LLAMA | {"sliding_window": 8}, r"sliding_window \(8\) must be None"),
+    "window of one": ("mistral", LLAMA | {"sliding_window": 1}, r"sliding_window \(1\) must be"),
+    "no window": (
+        "ministral",
+        FOUR | {"sliding_window": None, "layer_types": [S] * 4},
+        r"sliding_window \(None\) must be a whole number of at least 2",
+    ),
+    "llama window": ("llama", LLAMA | {"sliding_window": 5}, "sliding_window: Llama's class sees"),
+    "llama kinds": ("llama", LLAMA | {"layer_types": [S, F]}, "layer_types: Llama's class sees"),
     "qwen window": (
         "qwen3",
-        LLAMA | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-        "sliding_window",
+        FOUR | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
+        r"layer_types: the full_attention layers are \[0, 1, 2\], counted from 0; kvlab's are",
     ),
-    "layer types": (
+    "unused window": (
         "qwen3",
-        LLAMA | {"layer_types": ["full_attention", "sliding_attention"]},
-        "layer_types must all be full_attention",
+        LLAMA | {"layer_types": [S, F], "sliding_window": 5},
+        "use_sliding_window is not true, but layer_types names",
     ),
-    "some rope": (
+    "unused window of smollm3": (
         "smollm3",
-        LLAMA | {"no_rope_layers": [1, 0]},
-        "no_rope_layers must be 1 for all",
+        FOUR | WINDOWED | {"use_sliding_window": False},
+        "use_sliding_window is not true, but layer_types names",
     ),
+    "chunks": (
+        "granite_swa",
+        GRANITE | {"layer_types": ["chunked_attention"] * 4},
+        "layer_types: kvlab has no 'chunked_attention' layers",
+    ),
+    "kinds of other layers": ("ministral", FOUR | {"layer_types": [F]}, "layer_types|cannot read"),
+    "granite as it is by default": (
+        "granite_swa",
+        GRANITE | {"layer_types": None},
+        r"layer_types: the full_attention layers are \[0\]",
+    ),
+    "few bases": (
+        "granite_swa",
+        GRANITE | {"layer_rope_theta": [1e4]},
+        "layer_rope_theta has 1 entries, and the model 4 layers",
+    ),
+    "a base": ("granite_swa", GRANITE | {"layer_rope_theta": [0.5] * 4}, r"rope_theta \(0.5\)"),
+    **{
+        key: ("granite_swa", GRANITE | {key: 2.0}, rf"{key} \(2.0\) must be")
+        for key in ("embedding_multiplier", "logits_scaling", "residual_multiplier")
+    },
+    "scores": ("granite_swa", GRANITE | {"attention_multiplier": 1.0}, "attention_multiplier"),
     "few": ("smollm3", LLAMA | {"no_rope_layers": [0]}, "transformers cannot read it"),
     "experts": ("deepseek_v3", DEEPSEEK | {"first_k_dense_replace": 1}, "first_k_dense_replace"),
     "experts of v2": ("deepseek_v2", DEEPSEEK | {"first_k_dense_replace": 0}, "mixture of experts"),
@@ -371,6 +510,24 @@ def test_a_foreign_configuration_that_kvlab_cannot_follow_is_refused_by_its_key(
     with pytest.raises(InteropError, match=message) as caught:
         from_stock({"model_type": model_type} | fields, {})
     assert "\n" not in str(caught.value)
+
+
+@needs_transformers
+def test_sinks_that_a_model_of_kvlab_has_no_place_for_are_refused():
+    model = random_gpt(config_of("gqa_sinks"))
+    stock = to_stock(model.config, model.state_dict())
+    names = [f"model.layers.{idx}.self_attn.sinks" for idx in range(4)]
+    assert all(torch.equal(stock.weights[name], torch.full((H,), -1e4)) for name in names[1::2])
+    for name, value, message in (
+        (names[1], torch.zeros(H), "self_attn.sinks of a full_attention layer is above -1000"),
+        (names[0], torch.zeros(H + 1), rf"{names[0]}: \[5\], .*needs \[4\]"),
+        (names[1], torch.zeros(H, dtype=torch.int32), f"{names[1]} are torch.int32"),
+    ):
+        with pytest.raises(InteropError, match=message):
+            from_stock(stock.config, stock.weights | {name: value})
+    del stock.weights[names[3]]
+    with pytest.raises(InteropError, match=f"{names[3]}: missing"):
+        from_stock(stock.config, stock.weights)
 
 
 @needs_transformers
