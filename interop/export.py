@@ -303,16 +303,29 @@ def compare(
         # Of different lengths, and each with room for what follows.
         prompt = text[:, : max((compared - new) >> number, 1)]
         tokens += _compare_greedy(ours, theirs, prompt, new, allowed)
-    with torch.no_grad():
-        cache = theirs(text, use_cache=True).past_key_values
     return Agreement(
         documents=len(documents),
         positions=positions,
         new_tokens=tokens,
         difference=difference,
         tolerance=tolerance,
-        cache_bytes_per_token=live_bytes(cache) / text.shape[1],
+        cache_bytes=_cache_bytes(theirs, text),
+        cache_tokens=text.shape[1],
     )
+
+
+@torch.no_grad()
+def _cache_bytes(theirs: Any, text: Tensor) -> int:
+    """Return what transformers' own cache takes of memory behind a text [1, s].
+
+    The last token is fed alone, as in decoding: behind a whole prompt the storages of a window
+    layer still hold all of it.
+    """
+    cache = None
+    for part in text.split([text.shape[1] - 1, 1], dim=1):
+        if part.shape[1]:
+            cache = theirs(part, past_key_values=cache, use_cache=True).past_key_values
+    return live_bytes(cache)
 
 
 def _loaded(folder: Path) -> Any:

@@ -325,8 +325,11 @@ class TransformersModel:
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
         self.max_position_embeddings: int | None = getattr(config, "max_position_embeddings", None)
         has_rope = bool(getattr(config, "rope_parameters", None))
-        # A flag a layer, true where it has RoPE, whatever the name says (SmolLM3).
-        layers = getattr(config, "no_rope_layers", None)
+        # One entry a layer, true where it has RoPE, whatever the name says (SmolLM3), or its base
+        # (Granite).
+        layers = getattr(config, "no_rope_layers", None) or getattr(
+            config, "layer_rope_theta", None
+        )
         is_told = not layers or any(layers)
         self.positions = ("RoPE" if is_told else "none") if has_rope else "own"
         self.is_bound = not has_rope and self.max_position_embeddings is not None
@@ -498,10 +501,16 @@ class DecodeStep:
         tokens = torch.randint(model.vocab_size, (batch, context + 1), generator=generator)
         self._token = tokens[:, -1:].to(model.device)
         self._cache: Any = None
-        for start in range(0, context, PREFILL_CHUNK):
-            chunk = tokens[:, start : min(start + PREFILL_CHUNK, context)].to(model.device)
+        # The last one alone, as in decoding: behind a chunk a window layer still stores all of it.
+        chunks = [
+            *tokens[:, : context - 1].split(PREFILL_CHUNK, dim=1),
+            tokens[:, context - 1 : -1],
+        ]
+        start = 0
+        for chunk in (each.to(model.device) for each in chunks if each.shape[1]):
             _, self._cache = model.next_logits(chunk, self._cache, start)
-        self.cache_bytes = self.cache_bytes_read = live_bytes(self._cache)
+            start += chunk.shape[1]
+        self.cache_bytes = live_bytes(self._cache)
         self._can_go_back = self._cache.is_croppable
         if self._can_go_back:
             self._cache.activate_past_recording()
@@ -516,7 +525,11 @@ class DecodeStep:
 
 
 def live_bytes(cache: Any) -> int:
-    """Return the bytes of the storages behind all tensors that a cache holds, each once."""
+    """Return the bytes of the storages behind all tensors that a cache holds, each once.
+
+    A window layer of transformers stores a window of w tokens where one was fed alone, as in
+    decoding; all of a prompt where that was the last that was fed.
+    """
     return storage_bytes(_tensors(cache, set()))
 
 
@@ -544,7 +557,8 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
-        yield value
+        if value.dim():  # others are counters, and widths of windows
+            yield value
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors(item, seen)

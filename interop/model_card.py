@@ -10,8 +10,8 @@ from data.prepared import PreparedData
 from data.sources import TRAIN, VALIDATION
 from guards.printable import as_code
 from interop.layouts import DTYPES, Stock
-from modeling.accounting import kv_cache_bytes_per_token, mha_cache_bytes_per_token, num_parameters
-from modeling.attention import SoftmaxAttentionConfig, attention_config
+from interop.model_facts import cache_growth, model_facts
+from modeling.accounting import kv_cache_bytes, mha_cache_bytes_per_token, num_parameters
 from modeling.config import GPTConfig
 
 
@@ -67,7 +67,8 @@ class Agreement:
         new_tokens: How many tokens of greedy text were equal.
         difference: The largest of a logit.
         tolerance: What it might have been.
-        cache_bytes_per_token: What transformers' own cache holds, float32.
+        cache_bytes: What transformers' own cache takes behind a text, float32.
+        cache_tokens: Tokens of that text.
     """
 
     documents: int
@@ -75,7 +76,8 @@ class Agreement:
     new_tokens: int
     difference: float
     tolerance: float
-    cache_bytes_per_token: float
+    cache_bytes: int
+    cache_tokens: int
 
 
 def model_card(
@@ -103,13 +105,13 @@ def model_card(
         "## Use",
         _use(),
         "## Model",
-        _list(_model_facts(config)),
+        _list(model_facts(config)),
         "## Data" if origin.is_run else "## Data that it was compared on",
         _list(_data_facts(prepared, origin)),
         "## Quality",
         _quality(config, prepared, origin),
         "## KV cache",
-        _list(_cache_facts(stock, config, origin, agreement)),
+        _list(_cache_facts(config, origin, agreement)),
         "## What was checked",
         _checked(agreement),
         "## What to know",
@@ -173,26 +175,6 @@ print(tokenizer.decode(tokens[0]))
 In vLLM (not tried when this card was written): `vllm serve path/to/this/folder`."""
 
 
-def _model_facts(config: GPTConfig) -> dict[str, Any]:
-    attention = attention_config(config.attention)
-    assert isinstance(attention, SoftmaxAttentionConfig)
-    facts: dict[str, Any] = {
-        "layers, width, MLP": f"{config.num_hidden_layers}, {config.hidden_size}, "
-        f"{config.intermediate_size} ({config.mlp}, {config.norm})",
-        "context": f"{config.max_position_embeddings:,} tokens",
-        "vocabulary": f"{config.vocab_size or 0:,}",
-        "attention": config.attention["name"],
-    }
-    widths = (
-        *("num_attention_heads", "num_key_value_heads", "head_dim", "kv_lora_rank"),
-        *("q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
-    )
-    facts |= {key: getattr(attention, key) for key in widths if hasattr(attention, key)}
-    learned = config.position_embedding == "learned"
-    rope = f"RoPE, theta {attention.rope_theta:g}" if attention.knows_order else ""
-    return facts | {"positions": "learned" if learned else rope or "none"}
-
-
 def _data_facts(prepared: PreparedData, origin: Origin) -> dict[str, Any]:
     facts = {
         "corpus": prepared.name,
@@ -233,20 +215,26 @@ def _quality(config: GPTConfig, prepared: PreparedData, origin: Origin) -> str:
     )
 
 
-def _cache_facts(
-    stock: Stock, config: GPTConfig, origin: Origin, agreement: Agreement
-) -> dict[str, Any]:
-    by_formula = {name: kv_cache_bytes_per_token(config, dtype) for name, dtype in DTYPES.items()}
-    of_mha = by_formula["float32"] / mha_cache_bytes_per_token(config)
+def _cache_facts(config: GPTConfig, origin: Origin, agreement: Agreement) -> dict[str, Any]:
+    context = config.max_position_embeddings
+    by_formula = {name: kv_cache_bytes(config, context, dtype) for name, dtype in DTYPES.items()}
+    of_mha = by_formula["float32"] / (context * mha_cache_bytes_per_token(config))
     listed = ", ".join(f"{size:,} in {name}" for name, size in by_formula.items())
     facts = {
-        "bytes per token by kvlab's formula": f"{listed}; {of_mha:.3f} of multi-head attention's",
+        f"bytes of a sequence of {context:,} tokens by kvlab's formula": f"{listed}; {of_mha:.3f} "
+        "of multi-head attention's",
+        "bytes per token by that formula": f"{cache_growth(config)} in float32",
     }
     measured = origin.summary.get("kv_cache_bytes_measured")
     if measured is not None and not origin.conversion:
-        facts["measured in kvlab's cache"] = f"{measured:,.0f} in float32"
+        facts["measured in kvlab's cache"] = (
+            f"{measured:,.0f} per token in float32, in the mean over the context"
+        )
+    # Where a window is full, transformers' is one token shorter between two steps than within one.
+    tokens = agreement.cache_tokens
     facts["measured in transformers' own cache"] = (
-        f"{agreement.cache_bytes_per_token:,.0f} in float32"
+        f"{agreement.cache_bytes:,} for {tokens:,} tokens in float32, for which kvlab's formula "
+        f"says {kv_cache_bytes(config, tokens):,}"
     )
     return facts
 
@@ -271,6 +259,11 @@ def _notes(stock: Stock, config: GPTConfig) -> list[str]:
             "A sequence must be one document: it was trained with attention within documents only "
             "(`intra_document_mask`), which no stock class does. kvlab computes one document just "
             "so."
+        )
+    if stock.config["model_type"] == "granite_swa":
+        notes.append(
+            "The class has sinks in every layer; those of layers that the model has none in are "
+            "-10000, which leaves every weight as it is."
         )
     is_latent = stock.config["model_type"].startswith("deepseek")
     if is_latent:

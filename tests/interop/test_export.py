@@ -17,6 +17,7 @@ from exportable import EXPORTABLE, GQA, config_of, gpt_config, randomised
 import export_model
 import interop.deepseek
 import interop.export
+import interop.llama
 import run_config
 from data.pipeline import prepare
 from data.settings import DataSettings, TokenizerSettings
@@ -92,6 +93,7 @@ def export(tmp_path):
 ONE_OF_EACH = (
     *("mqa", "gqa_biases", "gqa_documents", "gqa_qk_norm", "mha_nope", "mla", "mla_query_latent"),
     *("mla_mlp_biases", "mla_nope", "classic_mha", "classic_mqa"),
+    *("gqa_window_full", "gqa_qk_norm_windows", "gqa_sinks"),
 )
 
 
@@ -235,20 +237,45 @@ def another_text(monkeypatch):
     monkeypatch.setattr(interop.export, "generate", other)
 
 
+def sinks_of_zero(monkeypatch):
+    monkeypatch.setattr(interop.llama, "NO_SINK", 0.0)
+
+
+def other_keys(**changes):
+    def spoil(monkeypatch):
+        to_stock = interop.export.to_stock
+
+        def changed(config, weights):
+            stock = to_stock(config, weights)
+            return dataclasses.replace(stock, config=stock.config | changes)
+
+        monkeypatch.setattr(interop.export, "to_stock", changed)
+
+    return spoil
+
+
+DIFFER = r"the logits .* differ by \d.*, more than rounding can"
+KINDS = ["full_attention", "sliding_attention"]
+
+
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("name", "spoil", "message"),
     [
-        (one_weight_off, r"the logits .* differ by \d.*, more than rounding can"),
-        (one_weight_missing, r"did not find the weights .*missing_keys.*up_proj"),
-        (half_split_order, r"the logits .* differ"),
-        (another_tokenizer, "tokenizer encodes .* otherwise than kvlab's"),
-        (another_text, "generate continues a prompt of .* from its new token 4 on"),
+        ("mla", one_weight_off, DIFFER),
+        ("mla", one_weight_missing, r"did not find the weights .*missing_keys.*up_proj"),
+        ("mla", half_split_order, DIFFER),
+        ("mla", another_tokenizer, "tokenizer encodes .* otherwise than kvlab's"),
+        ("mla", another_text, "generate continues a prompt of .* from its new token 4 on"),
+        ("gqa_sinks", sinks_of_zero, DIFFER),
+        ("gqa_sinks", other_keys(sliding_window=6), DIFFER),
+        ("gqa_window_full", other_keys(layer_types=KINDS * 2), DIFFER),
+        ("gqa_window_full", other_keys(no_rope_layers=[0, 1] * 2), DIFFER),
     ],
 )
 def test_what_does_not_compute_the_same_is_not_left_there(
-    spoil, message, write_run, export, tmp_path, monkeypatch
+    name, spoil, message, write_run, export, tmp_path, monkeypatch
 ):
-    write_run(config_of("mla"))
+    write_run(config_of(name))
     spoil(monkeypatch)
     with pytest.raises(ExportMismatch, match=message):
         export(out=str(tmp_path / "new" / "out"))
@@ -379,9 +406,14 @@ def test_the_card_says_where_the_model_comes_from(write_run, export, prepared):
     for fact in (
         *("corpus: `tiny`", f"fingerprint: `{prepared.fingerprint}`", "tokens trained: `96`"),
         *("num_key_value_heads: `2`", "positions: `RoPE, theta 10000`"),
-        *("measured in kvlab's cache: `512 in float32`", "A sequence must be one document"),
+        *(
+            "measured in kvlab's cache: `512 per token in float32, ",
+            "A sequence must be one document",
+        ),
         # 2 layers x 2 heads x (8 + 8) x 4 bytes
-        *("`256 in float32, 128 in bfloat16", "transformers' own cache: `256 in float32`"),
+        "a sequence of 48 tokens by kvlab's formula: `12,288 in float32, 6,144 in bfloat16",
+        "bytes per token by that formula: `256 in float32`",
+        *("own cache: `12,288 for 48 tokens in float32", "says 12,288`"),
     ):
         assert fact in card, fact
     assert "interleaved" not in card
@@ -391,7 +423,7 @@ def test_the_card_of_a_training_that_began_with_other_weights_says_so(prepared, 
     monkeypatch.setitem(LICENCES, prepared.source["source"], Licence(["other"], "PSF License"))
     config = dataclasses.replace(config_of("mha"), vocab_size=prepared.vocab_size)
     stock = to_stock(config, GPT(config).state_dict())
-    agreement = Agreement(4, 192, 64, 1e-6, 1e-4, 512.0)
+    agreement = Agreement(4, 192, 64, 1e-6, 1e-4, 512, 2)
 
     def card(**recorded):
         origin = Origin("run", True, SUMMARY, recorded)
@@ -411,11 +443,28 @@ def test_the_card_of_a_training_that_began_with_other_weights_says_so(prepared, 
 def test_the_card_of_a_model_without_positions_counts_the_zeros(write_run, export):
     write_run(config_of("mla_nope"), finished=False)
     card = (export() / "README.md").read_text()
-    assert "kvlab's formula: `96 in float32" in card  # 2 layers x 12 x 4 bytes
-    assert "transformers' own cache: `112 in float32`" in card
+    assert "that formula: `96 in float32" in card  # 2 layers x 12 x 4 bytes
+    assert (
+        "own cache: `5,376 for 48 tokens in float32, for which kvlab's formula says 4,608`" in card
+    )
     assert "caches 2 elements more" in card
     assert "the training had not finished" in card
     assert "Not measured" in card
+
+
+def test_the_card_says_how_layers_differ_and_what_that_does_to_the_cache(write_run, export):
+    write_run(config_of("gqa_sinks"))
+    card = (export() / "README.md").read_text()
+    for fact in (
+        *("arrangement of the layers: `window_full`", "sinks: `one per head of the layers"),
+        "windows: `the newest 5 tokens, the query's own included; layers 1, 3 (from 0) see all",
+        *("positions in layers 0, 2 (from 0): `RoPE", "positions in layers 1, 3 (from 0): `none`"),
+        # 2 layers of 48 tokens, and 2 of 5
+        "48 tokens by kvlab's formula: `13,568 in float32",
+        "bytes per token by that formula: `512 up to 5 tokens, then 256 in float32`",
+        *("own cache: `13,568 for 48 tokens", "those of layers that the model has none in"),
+    ):
+        assert fact in card, fact
 
 
 def test_a_model_that_no_class_expresses_leaves_nothing(write_run, export, tmp_path):

@@ -22,7 +22,7 @@ from tests.data.hub_stand_in import COMMITS, stand_in
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-FAMILIES = {"llama": llama, "deepseek": deepseek, "gpt2": gpt2}
+FAMILIES = {"llama": llama, "deepseek": deepseek, "gpt2": gpt2, "mistral": mistral}
 
 
 def tokens_of(*shape, seed=1):
@@ -73,8 +73,11 @@ def test_the_cache_is_weighed_as_generate_leaves_it(build, per_token):
 def test_a_sliding_window_keeps_its_cache_small():
     measured = TransformersModel(mistral())
     full = 2 * 2 * 2 * 8 * 4  # bytes of a token
-    assert 5 * full <= measured.generate(1, 32) <= 10 * full
-    step = measured.decode_step(1, 20)
+    for context in (1, 4, 6, 20, 32):
+        step = measured.decode_step(2, context)
+        assert step.cache_bytes == 2 * min(context, 6) * full
+        if context > 1:
+            assert measured.generate(2, context) == step.cache_bytes
     assert torch.equal(step(), step())
 
 
@@ -101,7 +104,7 @@ def test_a_decoding_step_is_the_next_one_and_can_be_repeated(family, monkeypatch
     monkeypatch.setattr(model, "forward", recorded)
     step = TransformersModel(model).decode_step(2, 11)
     first, again = step(), step()
-    assert [piece.shape[1] for piece in fed] == [4, 4, 3, 1, 1]
+    assert [piece.shape[1] for piece in fed] == [4, 4, 2, 1, 1, 1]
     with torch.no_grad():
         whole = model(input_ids=torch.cat(fed[:-1], dim=1)).logits[:, -1]
     torch.testing.assert_close(first, whole, rtol=0, atol=rounding(torch.float32, whole))
@@ -429,7 +432,7 @@ def test_a_name_of_the_hub_is_pinned_and_nothing_pickled_is_fetched(folder, tmp_
     assert "the local cache does not have it whole" in missing["error"]
 
 
-@pytest.mark.parametrize("family", ["llama", "deepseek"])
+@pytest.mark.parametrize("family", ["llama", "deepseek", "mistral"])
 def test_kvlabs_modules_say_the_same_as_transformers(family, tmp_path):
     found = find(str(saved(FAMILIES[family]().double(), tmp_path / family)))
     theirs = TransformersModel(FAMILIES[family]().double())
@@ -443,9 +446,12 @@ def test_kvlabs_modules_say_the_same_as_transformers(family, tmp_path):
     nats = ours.double().token_nll(text[:, :-1], text[:, 1:])
     # Its angles are float32 in transformers.
     torch.testing.assert_close(nats, expected, rtol=0, atol=rounding(torch.float32, expected))
+    cache = ours.new_cache(3, 20)
+    ours(text, cache=cache)
+    assert cache.num_bytes() == theirs.generate(3, 20)  # its weights are float64, too
 
 
 def test_what_kvlab_has_no_modules_for_is_refused(tmp_path):
-    found = find(str(saved(mistral(), tmp_path / "sliding")))
-    with pytest.raises(InteropError, match=r"hf \(.*sliding_window .*hf_modules=transformers"):
+    found = find(str(saved(llama(sliding_window=6), tmp_path / "sliding")))
+    with pytest.raises(InteropError, match=r"hf \(.*sliding_window: .*hf_modules=transformers"):
         load_into_kvlab(found, CPU)
