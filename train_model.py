@@ -117,7 +117,7 @@ def _begun_with(
     if not folder.is_dir() and (run.summary_path.exists() or _has_checkpoint(run)):
         recorded = read_configuration(run.config_path)
         model, sha256 = recorded_model(recorded), recorded.get("init_sha256")
-        return dataclasses.replace(config, model=model, match="none", init_sha256=sha256), None
+        return _with_model(config, model, sha256), None
     asked = config.model
     model, sha256 = initial_model(folder, asked).config, sha256_of_model(folder)
     if config.init_sha256 not in (None, sha256):
@@ -125,8 +125,7 @@ def _begun_with(
             f"{folder} holds another model than init_sha256 ({config.init_sha256}) says; it has "
             f"{sha256}"
         )
-    # match=none, since the MLP has its width.
-    config = dataclasses.replace(config, model=model, match="none", init_sha256=sha256)
+    config = _with_model(config, model, sha256)
 
     def weights() -> "Mapping[str, Tensor]":
         """Read them again where they are needed: a training would keep them besides its own."""
@@ -135,6 +134,15 @@ def _begun_with(
         return initial_model(folder, asked).weights
 
     return config, weights
+
+
+def _with_model(
+    config: run_config.TrainConfig, model: "GPTConfig", sha256: "str | None"
+) -> run_config.TrainConfig:
+    """Return the configuration with a folder's model, whose MLP has its width."""
+    return dataclasses.replace(
+        config, model=model, layers=model.layers, match="none", init_sha256=sha256
+    )
 
 
 def _require_its_tokenizer(folder: str, model: "GPTConfig", prepared: "PreparedData") -> None:
@@ -208,7 +216,7 @@ def _trained(
                 f"{model.attention['name']}, {model.num_hidden_layers} layers of width "
                 f"{model.hidden_size}; the context is this training's, "
                 f"{model.max_position_embeddings} tokens (model.max_position_embeddings); "
-                "attention= and other keys of the model have no effect"
+                "attention=, layers= and other keys of the model have no effect"
             )
         tracking = dataclasses.replace(
             config.tracking, wandb=config.tracking.wandb and world.is_main

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from interop.errors import InteropError
+from interop.layers import arrangement_problems
+from interop.stock_config import attention_fields, refuse
+from modeling.arrangement import layer_configs
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig, attention_config
-from modeling.attention.base import AttentionConfig
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
@@ -65,7 +67,8 @@ def convert(
     """Return a model with another attention, and all else as it was.
 
     Args:
-        config: Of a model with multi-head or grouped-query attention.
+        config: Of a model with multi-head or grouped-query attention; its layers may have windows,
+            sinks and RoPE of their own where it becomes gqa or mqa.
         weights: Its state dict.
         asked: Which attention.
         calibration: [n, s] tokens of text for mla; None takes what the norms alone say of the
@@ -80,6 +83,14 @@ def convert(
         raise InteropError(
             f"convert={asked.attention} takes a model with multi-head or grouped-query attention, "
             f"not attention={config.attention['name']}; choose such a run"
+        )
+    attentions = layer_configs(config)
+    refuse(arrangement_problems(config, attentions))
+    if asked.attention == "mla" and any(attention != now for attention in attentions):
+        raise InteropError(
+            f"convert=mla takes layers that are alike, not layers={config.layers.name}: no stock "
+            "class has latent attention with windows, sinks or RoPE by layer; choose a run with "
+            "layers=uniform, or convert=gqa"
         )
     try:
         if asked.attention == "mla":
@@ -111,9 +122,23 @@ def _to_grouped(
                 if key in found:
                     heads = found[key].double().unflatten(0, (fewer, g // fewer, -1))
                     found[key] = heads.mean(1).flatten(0, 1).to(_at_least_float32(found[key]))
-    suffix = "" if now.qk_rope_head_dim else "_no_rope"
-    name = f"mqa{suffix}" if fewer == 1 else "gqa"
-    return _with(config, name, dataclasses.replace(now, num_key_value_heads=fewer)), found
+
+    def with_fewer(fields: Mapping[str, Any]) -> dict[str, Any]:
+        suffix = "" if fields["qk_rope_head_dim"] else "_no_rope"
+        name = f"mqa{suffix}" if fewer == 1 else "gqa"
+        return {**fields, "name": name, "num_key_value_heads": fewer, "decode_path": "auto"}
+
+    layers = config.layers
+    others = {
+        name: with_fewer(fields)
+        for name, fields in layers.attentions.items()
+        if name in (layers.pattern or [])
+    }
+    return dataclasses.replace(
+        config,
+        attention=with_fewer(attention_fields("gqa", now)),
+        layers=dataclasses.replace(layers, attentions=others),
+    ), found
 
 
 def _to_latent(
@@ -167,7 +192,8 @@ def _to_latent(
         for name, tensor in factor.weights(up, *heads).items():
             found[f"layers.{layer}.self_attn.{name}"] = tensor.to(dtype)
     name = "mla" if target.qk_rope_head_dim else "mla_no_rope"
-    return _with(config, name, target), found
+    fields = attention_fields(name, target) | {"decode_path": "auto"}
+    return dataclasses.replace(config, attention=fields), found
 
 
 def _latent_config(
@@ -214,11 +240,6 @@ def _latent_config(
 def _at_least_float32(tensor: Tensor) -> torch.dtype:
     """Return what a mean or a factor of weights is kept in: who writes them rounds them once."""
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _with(config: GPTConfig, name: str, attention: AttentionConfig) -> GPTConfig:
-    fields = attention.settings(name) | {"decode_path": "auto"}
-    return dataclasses.replace(config, attention=fields)
 
 
 def _of_text(model: GPT, tokens: Tensor, rows: int = 8) -> Inputs:

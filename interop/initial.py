@@ -49,14 +49,16 @@ def initial_model(folder: Path, asked: GPTConfig) -> InitialModel:
             f"init_from ({folder}) has learned {config.max_position_embeddings} positions; set "
             f"model.max_position_embeddings={config.max_position_embeddings}, not {context}"
         )
-    dropout = asked.attention.get("attention_dropout", 0.0)
+    dropout = {"attention_dropout": asked.attention.get("attention_dropout", 0.0)}
+    others = {name: fields | dropout for name, fields in config.layers.attentions.items()}
     config = dataclasses.replace(
         config,
         name=folder.resolve().name,
         max_position_embeddings=context,
         intra_document_mask=asked.intra_document_mask,
         end_of_document_id=asked.end_of_document_id,
-        attention=config.attention | {"attention_dropout": dropout},
+        attention=config.attention | dropout,
+        layers=dataclasses.replace(config.layers, attentions=others),
     )
     return InitialModel(config, {name: tensor.float() for name, tensor in weights.items()})
 
@@ -71,11 +73,14 @@ def sha256_of_model(folder: Path) -> str:
 
 def recorded_model(recorded: Mapping[str, Any]) -> GPTConfig:
     """Return the model of a run from its config.yaml, as `tracking.configuration` reads it."""
-    fields = {k.removeprefix("model."): v for k, v in recorded.items() if k.startswith("model.")}
-    prefix = "attention."
-    attention = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
-    others = {key: value for key, value in fields.items() if not key.startswith(prefix)}
-    return GPTConfig(**others, attention=attention)
+    nested: dict[str, Any] = {}
+    for key, value in recorded.items():
+        *parents, last = key.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return GPTConfig(**nested["model"])
 
 
 def require_same_tokenizer(

@@ -30,6 +30,8 @@ _FAMILIES = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), deepseek),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), gpt2),
 }
+_LATENT = frozenset({"mla", "mla_no_rope"})
+_GROUPED = frozenset({"mha", "mqa", "gqa", "mha_no_rope", "mqa_no_rope", "gqa_tied", "mqa_tied"})
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,19 @@ def to_stock(config: GPTConfig, weights: Mapping[str, Tensor]) -> Stock:
     if config.vocab_size is None:
         raise InteropError("model.vocab_size is not set; give the tokenizer's")
     _require_weights(_shapes(_without_weights(config)), weights, "the model")
-    # A class that derives from one of these computes something else.
-    latent = [each for each in attentions if type(each) is LatentAttentionConfig]
-    grouped = [each for each in attentions if type(each) is GroupedQueryAttentionConfig]
-    if len(latent) == len(attentions):
+    latent = [each for each in attentions if isinstance(each, LatentAttentionConfig)]
+    grouped = [each for each in attentions if isinstance(each, GroupedQueryAttentionConfig)]
+    # A class of somebody's own that derives from one of these computes something else.
+    attention_of = {"own": config.attention, **config.layers.attentions}
+    pattern = (config.layers.pattern or ["own"])[: config.num_hidden_layers]
+    names = {attention_of[name]["name"] for name in pattern}
+    if names <= _LATENT:
         return Stock(*deepseek.to_stock(config, latent, weights))
-    if len(grouped) < len(attentions):
+    if not names <= _GROUPED:
         refuse(arrangement_problems(config, attentions))  # where some are others
         raise InteropError(
-            f"no stock class of transformers computes model.attention.name="
-            f"{config.attention['name']}; train mha, mqa, gqa or mla to export it"
+            "no stock class of transformers computes model.attention.name="
+            f"{sorted(names - _GROUPED - _LATENT)[0]}; train mha, mqa, gqa or mla to export it"
         )
     if config.position_embedding == "learned" and config.norm == "layer_norm":
         return Stock(*gpt2.to_stock(config, grouped, weights))

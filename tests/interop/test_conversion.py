@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from exportable import config_of, random_gpt, random_tokens
 from torch import nn
 
 import interop.convert
@@ -12,7 +13,7 @@ from interop.convert import Conversion, Projections, convert, factorise
 from interop.errors import InteropError
 from interop.stock_config import attention_fields
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig, base
-from modeling.config import GPTConfig
+from modeling.config import GPTConfig, LayersConfig
 from modeling.gpt import GPT
 
 M, H, D = 24, 4, 6
@@ -310,6 +311,19 @@ def test_heads_that_are_alike_lose_nothing():
     torch.testing.assert_close(again(tokens()), source(tokens()), **EXACT)
 
 
+@pytest.mark.parametrize("name", ["gqa_sinks", "gqa_pattern_and_windows"])
+@torch.no_grad()
+def test_layers_keep_their_windows_sinks_and_rope(name):
+    source = random_gpt(config_of(name))
+    for block in source.layers:
+        for part in (block.self_attn.k_proj, block.self_attn.v_proj):
+            part.weight[8:] = part.weight[:8]
+    found = converted(source, "mqa")
+    assert {layer.num_key_value_heads for layer in found.attention_configs} == {1}
+    text = random_tokens(2, 20)
+    torch.testing.assert_close(found(text), source(text), **EXACT)
+
+
 def test_gqa_has_a_fourth_of_the_heads_where_nothing_else_is_asked_for():
     found = converted(gpt(), "gqa", num_key_value_heads=None)
     assert found.attention_configs[0].num_key_value_heads == 1
@@ -383,10 +397,19 @@ def test_the_same_weights_come_out_each_time():
         ({}, {"attention": "mla", "qk_rope_head_dim": 3}, "must be even"),
         ({}, {"attention": "mla", "kv_lora_rank": 25}, "must not exceed 24"),
         ({"qk_rope_head_dim": 0}, {"attention": "mla", "qk_rope_head_dim": 2}, "from 0 to 0"),
+        (
+            {"layers": {"name": "window", "window": 3}},
+            {"attention": "mla"},
+            "layers=window: .*with layers=uniform, or convert=gqa",
+        ),
+        ({"layers": {"share": "pairs"}}, {"attention": "gqa"}, "layers.share=pairs: .*only Gemma"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(changes, asked, message):
+    layers = changes.get("layers", {})
+    changes = {key: value for key, value in changes.items() if key != "layers"}
     source = gpt("mha_no_rope" if changes.get("qk_rope_head_dim") == 0 else "mha", **changes)
+    source.config.layers = LayersConfig(**layers)
     with pytest.raises(InteropError, match=message) as caught:
         convert(source.config, source.state_dict(), Conversion(**asked))
     assert "\n" not in str(caught.value)

@@ -11,17 +11,26 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from exportable import config_of, random_gpt
 from safetensors.torch import load_file, save_file
 
+import train_model
 from data.errors import DataError
 from data.prepared import PreparedData
 from data.settings import TokenizerSettings
 from data.tokenizer import build_tokenizer, save_tokenizer
 from interop.errors import InteropError
-from interop.initial import initial_model, require_same_tokenizer, sha256_of_model
+from interop.initial import (
+    initial_model,
+    recorded_model,
+    require_same_tokenizer,
+    sha256_of_model,
+)
+from interop.layouts import to_stock
 from launch.compose import composed
 from launch.errors import ConfigError
-from measuring.perplexity import score
+from launch.recorded import as_yaml
+from modeling.arrangement import layer_configs
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from run_config import TrainConfig
@@ -77,6 +86,24 @@ def test_its_logits_are_those_of_transformers(llama):
     with torch.no_grad():
         expected = theirs.double()(tokens).logits
         torch.testing.assert_close(model.double()(tokens), expected, rtol=0, atol=1e-5)
+
+
+def test_the_folder_decides_how_its_layers_differ(tmp_path):
+    asked = config_of("gqa_pattern_and_windows")
+    stock = to_stock(asked, random_gpt(asked, torch.float32).state_dict())
+    (tmp_path / "config.json").write_text(json.dumps(stock.config))
+    save_file(stock.weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    given = TrainConfig(run_name="a", runs_dir=str(tmp_path), init_from=str(tmp_path), model=ASKED)
+    config, weights = train_model._begun_with(tmp_path, given)
+    assert config.layers == config.model.layers
+    assert (config.layers.window, config.layers.full_every, config.problems()) == (5, 2, [])
+    attentions = layer_configs(config.model)
+    assert [each.qk_rope_head_dim for each in attentions] == [8, 0, 8, 0]
+    assert {each.attention_dropout for each in attentions} == {0.1}
+    GPT(config.model).load_state_dict(weights())
+    # A run that has begun finds the same in what it recorded.
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
+    assert recorded_model(read_configuration(tmp_path / "config.yaml")) == config.model
 
 
 def test_learned_positions_are_as_many_as_there_are(tmp_path):
@@ -206,8 +233,6 @@ def test_widths_are_not_changed_of_a_model_that_is_there():
 
 
 def begun_with(llama, tmp_path, **changes):
-    import train_model
-
     config = TrainConfig(run_name="a", runs_dir=str(tmp_path), init_from=str(llama), model=ASKED)
     return train_model._begun_with(llama, dataclasses.replace(config, **changes))
 
