@@ -61,8 +61,14 @@ def window_of(layers: Sequence[Layer]) -> int | None:
 
 
 def arrangement_problems(config: GPTConfig, attentions: Sequence[AttentionConfig]) -> list[str]:
-    """Return what an arrangement has that no stock class of any family has."""
+    """Return what layers have, or how they are arranged, that no stock class of any family has."""
     found = []
+    for tie in sorted({getattr(attention, "kv_tie", "plain") for attention in attentions}):
+        if tie != "plain":
+            found.append(
+                f"model.attention.kv_tie={tie}: values behind a norm without weights (only Gemma 4 "
+                "has them, with norms on its outputs); train with model.attention.kv_tie=plain"
+            )
     if len({_alike(attention) for attention in attentions}) > 1:
         found.append(
             "layers.pattern: layers with different attentions; train with layers.pattern=null, or "
@@ -95,6 +101,16 @@ def _alike(attention: AttentionConfig) -> AttentionConfig:
     if hasattr(attention, "decode_path"):
         fields["decode_path"] = "auto"
     return dataclasses.replace(attention, **fields)
+
+
+def with_values(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict in which values that are the keys before RoPE are there by themselves."""
+    found = dict(weights)
+    for name, tensor in weights.items():
+        if ".self_attn.k_proj." in name:
+            # Cloned, since one storage under two names cannot be written.
+            found.setdefault(name.replace(".k_proj.", ".v_proj."), tensor.clone())
+    return found
 
 
 def read_layers(read: Any, weights: Mapping[str, Tensor]) -> list[Layer]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interop import deepseek, gpt2, llama
 from interop.errors import InteropError
-from interop.layers import arrangement_problems, stored_sinks
+from interop.layers import arrangement_problems, stored_sinks, with_values
 from interop.settings import DTYPE_NAMES
 from interop.stock_config import as_transformers_reads, refuse, require, require_sizes
 from modeling.arrangement import layer_configs
@@ -74,10 +74,12 @@ def to_stock(config: GPTConfig, weights: Mapping[str, Tensor]) -> Stock:
         return Stock(*deepseek.to_stock(config, latent, weights))
     if not names <= _GROUPED:
         refuse(arrangement_problems(config, attentions))  # where some are others
+        name = sorted(names - _GROUPED - _LATENT)[0]
         raise InteropError(
-            "no stock class of transformers computes model.attention.name="
-            f"{sorted(names - _GROUPED - _LATENT)[0]}; train mha, mqa, gqa or mla to export it"
+            f"no stock class of transformers computes model.attention.name={name}; train mha, mqa, "
+            "gqa, gqa_tied or mla to export it"
         )
+    weights = with_values(weights)
     if config.position_embedding == "learned" and config.norm == "layer_norm":
         return Stock(*gpt2.to_stock(config, grouped, weights))
     return Stock(*llama.to_stock(config, grouped, weights))

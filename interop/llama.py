@@ -71,7 +71,7 @@ def to_stock(
     }
     window = window_of(layers)
     kinds = {"layer_types": [layer.kind for layer in layers], "sliding_window": window}
-    ours = with_prefix(_with_values(weights))
+    ours = with_prefix(weights)
     if with_rope.use_qk_norm:
         keys |= {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
         return keys | kinds | {"use_sliding_window": window is not None}, ours
@@ -97,16 +97,6 @@ _GRANITE_NEUTRAL = dict.fromkeys(
 def _bases(layers: Sequence[Layer]) -> set[float]:
     """Return the different bases of RoPE."""
     return {layer.theta for layer in layers if layer.theta is not None}
-
-
-def _with_values(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict in which values that are the keys are there by themselves."""
-    found = dict(weights)
-    for name, tensor in weights.items():
-        value_name = name.replace(".self_attn.k_proj.", ".self_attn.v_proj.")
-        if value_name not in found:
-            found[value_name] = tensor.clone()  # one storage of two names cannot be written
-    return found
 
 
 def _with_sinks(
@@ -135,11 +125,6 @@ def _problems(
         found.append(
             f"model.attention.v_head_dim={v}: values of another width than queries and keys; train "
             f"with model.attention.v_head_dim={d}, or attention=mla"
-        )
-    if (tie := getattr(attention, "kv_tie", "plain")) != "plain":
-        found.append(
-            f"model.attention.kv_tie={tie}: values behind a norm without weights (only Gemma 4 has "
-            "them, with norms on its outputs); train with model.attention.kv_tie=plain"
         )
     return found + (_norm_problems(config, attention, layers) if attention.use_qk_norm else [])
 

@@ -12,6 +12,8 @@ from guards.printable import as_code
 from interop.layouts import DTYPES, Stock
 from interop.model_facts import cache_growth, model_facts
 from modeling.accounting import kv_cache_bytes, mha_cache_bytes_per_token, num_parameters
+from modeling.attention import attention_config
+from modeling.attention.tied import TiedAttentionConfig
 from modeling.config import GPTConfig
 
 
@@ -264,6 +266,12 @@ def _notes(stock: Stock, config: GPTConfig) -> list[str]:
         notes.append(
             "The class has sinks in every layer; those of layers that the model has none in are "
             "-10000, which leaves every weight as it is."
+        )
+    if isinstance(attention_config(config.attention), TiedAttentionConfig):
+        notes.append(
+            "Values are the keys before RoPE: `v_proj` is a copy of `k_proj` here, and whatever "
+            "loads this folder caches both, twice what kvlab does. Training it further would tell "
+            "them apart."
         )
     is_latent = stock.config["model_type"].startswith("deepseek")
     if is_latent:

@@ -95,6 +95,22 @@ EXPORTABLE = {
         layers("window_full", **WINDOWS, pattern=["own", "no_rope"], attentions=NO_ROPE_THERE),
         "SmolLM3ForCausalLM",
     ),
+    "gqa_tied": (GQA | {"name": "gqa_tied"} | BIASES, {}, "LlamaForCausalLM"),
+    "mqa_tied_windows": (
+        MQA | {"name": "mqa_tied", "use_qk_norm": True},
+        layers("window_full", **WINDOWS),
+        "Qwen3ForCausalLM",
+    ),
+    "gqa_tied_sinks": (
+        GQA | {"name": "gqa_tied"},
+        layers("window_full", **WINDOWS, full_rope=False, sinks=True),
+        "GraniteSWAForCausalLM",
+    ),
+    "classic_tied": (
+        MQA | SIX | {"name": "mqa_tied"},
+        CLASSIC,
+        "GPTBigCodeForCausalLM",
+    ),
     "mla": (LATENT, {}, "DeepseekV3ForCausalLM"),
     "mla_untied": (LATENT, {"tie_word_embeddings": False}, "DeepseekV3ForCausalLM"),
     "mla_query_latent": (
@@ -130,6 +146,7 @@ CHANGED = {
     "mla_latent_scale",
     "classic_mha_no_biases",
     "classic_mqa_relu",
+    *("gqa_tied", "mqa_tied_windows", "gqa_tied_sinks", "classic_tied"),
 }
 
 

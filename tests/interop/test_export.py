@@ -452,6 +452,14 @@ def test_the_card_of_a_model_without_positions_counts_the_zeros(write_run, expor
     assert "Not measured" in card
 
 
+def test_the_card_says_that_tied_keys_are_there_twice(write_run, export):
+    write_run(config_of("gqa_tied"))
+    card = (export() / "README.md").read_text()
+    # 2 layers x 2 heads x 8 x 4 bytes, and twice as much.
+    for fact in ("that formula: `128 in", "own cache: `12,288 for", "says 6,144`", "is a copy of"):
+        assert fact in card, fact
+
+
 def test_the_card_says_how_layers_differ_and_what_that_does_to_the_cache(write_run, export):
     write_run(config_of("gqa_sinks"))
     card = (export() / "README.md").read_text()

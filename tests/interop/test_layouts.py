@@ -305,6 +305,16 @@ NOT_EXPORTABLE = {
         layers("x", share="last", window=1, full_every=2),
         "layers.share=last: .*; layers.window=1: .*layers.window=2.*; .*v_head_dim=6",
     ),
+    "tied by a norm": (
+        GQA | {"name": "gqa_tied", "kv_tie": "norm", "v_head_dim": 8},
+        {},
+        "model.attention.kv_tie=norm: .*kv_tie=plain",
+    ),
+    "classic tied by a norm": (
+        MQA | SIX | {"name": "mqa_tied", "kv_tie": "norm"},
+        CLASSIC,
+        "model.attention.kv_tie=norm: .*kv_tie=plain",
+    ),
     "mixed": (
         GQA,
         layers("x", pattern=["own", "mqa"], attentions={"mqa": MQA}),
@@ -345,7 +355,7 @@ def test_an_attention_that_somebody_added_is_refused(monkeypatch):
 
     monkeypatch.setitem(base._REGISTRY, "another", Another)
     model = GPT(gpt_config(MHA | {"name": "another"}))
-    with pytest.raises(InteropError, match=r"name=another; train mha, mqa, gqa or mla"):
+    with pytest.raises(InteropError, match=r"name=another; train mha, mqa, gqa, gqa_tied or mla"):
         to_stock(model.config, model.state_dict())
 
 
