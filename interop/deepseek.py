@@ -76,7 +76,7 @@ def to_stock(
         weights = _with_scaled_norms(weights, attention)
     if attention.qk_rope_head_dim == 0:
         return keys, with_prefix(_with_zero_rope(weights, attention))
-    order = _interleaved(attention.qk_rope_head_dim)
+    order = interleaved(attention.qk_rope_head_dim)
     return keys, with_prefix(_reordered(weights, attention, order))
 
 
@@ -94,7 +94,7 @@ def _window_problems(config: GPTConfig, attentions: Sequence[LatentAttentionConf
     return []
 
 
-def _interleaved(width: int) -> Tensor:
+def interleaved(width: int) -> Tensor:
     """Return where each row of the interleaved order comes from: 0, r/2, 1, r/2 + 1, ..."""
     return torch.arange(width).view(2, -1).t().reshape(-1)
 
@@ -226,5 +226,5 @@ def read_weights(read: Any, config: GPTConfig, weights: Mapping[str, Tensor]) ->
         return ours
     attention = attention_config(config.attention)
     assert isinstance(attention, LatentAttentionConfig)
-    order = _interleaved(attention.qk_rope_head_dim).argsort()
+    order = interleaved(attention.qk_rope_head_dim).argsort()
     return _reordered(ours, attention, order)

@@ -126,7 +126,7 @@ def read_layers(read: Any, weights: Mapping[str, Tensor]) -> list[Layer]:
     kinds = _kinds(read)
     thetas = _thetas(read)
     has_sinks = [
-        read.model_type == "granite_swa" and not _is_idle(weights.get(sinks_name(idx)))
+        read.model_type == "granite_swa" and not is_idle(weights.get(sinks_name(idx)))
         for idx in range(read.num_hidden_layers)
     ]
     if any(has for has, kind in zip(has_sinks, kinds, strict=True) if kind == FULL):
@@ -156,7 +156,7 @@ def stored_sinks(read: Any) -> dict[str, tuple[int, ...]]:
     return dict.fromkeys(names, (read.num_attention_heads,))
 
 
-def _is_idle(sinks: Tensor | None) -> bool:
+def is_idle(sinks: Tensor | None) -> bool:
     """Tell whether a softmax is the same without these sinks, or there are none."""
     if sinks is None or not sinks.is_floating_point():  # refused later, by its name
         return True

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interop import deepseek, gpt2, llama
+from interop import deepseek, deepseek_v4, gpt2, llama
 from interop.errors import InteropError
 from interop.layers import arrangement_problems, stored_sinks, with_values
 from interop.settings import DTYPE_NAMES
 from interop.stock_config import as_transformers_reads, refuse, require, require_sizes
 from modeling.arrangement import layer_configs
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig
+from modeling.attention.shared_kv import SharedKVAttentionConfig
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
@@ -28,6 +29,7 @@ _READABLE = (*DTYPES.values(), torch.float64)
 _FAMILIES = {
     **dict.fromkeys(("llama", "mistral", "ministral", "qwen3", "smollm3", "granite_swa"), llama),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3"), deepseek),
+    "deepseek_v4": deepseek_v4,
     **dict.fromkeys(("gpt2", "gpt_bigcode"), gpt2),
 }
 _LATENT = frozenset({"mla", "mla_no_rope"})
@@ -72,12 +74,15 @@ def to_stock(config: GPTConfig, weights: Mapping[str, Tensor]) -> Stock:
     names = {attention_of[name]["name"] for name in pattern}
     if names <= _LATENT:
         return Stock(*deepseek.to_stock(config, latent, weights))
+    if names == {"shared_kv"}:
+        shared = [each for each in attentions if isinstance(each, SharedKVAttentionConfig)]
+        return Stock(*deepseek_v4.to_stock(config, shared, weights))
     if not names <= _GROUPED:
         refuse(arrangement_problems(config, attentions))  # where some are others
-        name = sorted(names - _GROUPED - _LATENT)[0]
+        name = sorted(names - _GROUPED - _LATENT - {"shared_kv"})[0]
         raise InteropError(
             f"no stock class of transformers computes model.attention.name={name}; train mha, mqa, "
-            "gqa, gqa_tied or mla to export it"
+            "gqa, gqa_tied, mla or shared_kv to export it"
         )
     weights = with_values(weights)
     if config.position_embedding == "learned" and config.norm == "layer_norm":

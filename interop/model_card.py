@@ -10,10 +10,8 @@ from data.prepared import PreparedData
 from data.sources import TRAIN, VALIDATION
 from guards.printable import as_code
 from interop.layouts import DTYPES, Stock
-from interop.model_facts import cache_growth, model_facts
+from interop.model_facts import cache_growth, model_facts, notes
 from modeling.accounting import kv_cache_bytes, mha_cache_bytes_per_token, num_parameters
-from modeling.attention import attention_config
-from modeling.attention.tied import TiedAttentionConfig
 from modeling.config import GPTConfig
 
 
@@ -117,7 +115,7 @@ def model_card(
         "## What was checked",
         _checked(agreement),
         "## What to know",
-        _list(_notes(stock, config)),
+        _list(notes(stock, config)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -249,48 +247,6 @@ def _checked(agreement: Agreement) -> str:
         f"its `generate` with its own cache the same {agreement.new_tokens} tokens of greedy "
         "text. Both computed in float32 with the weights as they are stored here."
     )
-
-
-def _notes(stock: Stock, config: GPTConfig) -> list[str]:
-    notes = [
-        "The tokenizer adds no token by itself, and takes text that looks like the token that ends "
-        "a document for text (`split_special_tokens`); pass its id, `eos_token_id`, for the token."
-    ]
-    if config.intra_document_mask:
-        notes.append(
-            "A sequence must be one document: it was trained with attention within documents only "
-            "(`intra_document_mask`), which no stock class does. kvlab computes one document just "
-            "so."
-        )
-    if stock.config["model_type"] == "granite_swa":
-        notes.append(
-            "The class has sinks in every layer; those of layers that the model has none in are "
-            "-10000, which leaves every weight as it is."
-        )
-    if isinstance(attention_config(config.attention), TiedAttentionConfig):
-        notes.append(
-            "Values are the keys before RoPE: `v_proj` is a copy of `k_proj` here, and whatever "
-            "loads this folder caches both, twice what kvlab does. Training it further would tell "
-            "them apart."
-        )
-    is_latent = stock.config["model_type"].startswith("deepseek")
-    if is_latent:
-        notes.append(
-            "What an implementation caches is its own choice: kvlab and transformers 5 keep the "
-            "latent and the rotated key, others may expand them to the keys and values of all "
-            "heads, and then cache more than multi-head attention."
-        )
-    if is_latent and config.attention["qk_rope_head_dim"] == 0:
-        notes.append(
-            "The class has no latent attention without RoPE: here its rotated part is 2 wide and "
-            "all zeros, and queries are larger by sqrt((d + 2) / d) to make up for the divisor; "
-            "it caches 2 elements more per token and layer than kvlab."
-        )
-    elif is_latent:
-        notes.append("RoPE's rows are in DeepSeek's interleaved order (`rope_interleave: true`).")
-    if stock.config["model_type"] in ("gpt2", "gpt_bigcode") and not config.mlp_bias:
-        notes.append("Biases that the model does not have are zeros here.")
-    return notes
 
 
 def _list(facts: Mapping[str, Any] | list[str]) -> str:

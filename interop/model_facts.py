@@ -1,12 +1,14 @@
-"""What a model card says of a model's sizes, its layers and its cache."""
+"""What a model card says of sizes, layers and cache, and of the class that holds the model."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from interop.layers import layers_of, window_of
-from modeling.accounting import cache_curve
+from interop.layouts import Stock
+from modeling.accounting import cache_curve, num_parameters
 from modeling.arrangement import layer_configs
 from modeling.attention import SoftmaxAttentionConfig, attention_config
+from modeling.attention.tied import TiedAttentionConfig
 from modeling.config import GPTConfig
 
 
@@ -67,3 +69,55 @@ def cache_growth(config: GPTConfig) -> str:
     if not curve.plateau:
         return f"{curve.slope:,}"
     return f"{curve.slope:,} up to {curve.plateau:,} tokens, then {curve.slope_beyond:,}"
+
+
+def notes(stock: Stock, config: GPTConfig) -> list[str]:
+    """Return what a user of the written folder should know."""
+    found = [
+        "The tokenizer adds no token by itself, and takes text that looks like the token that ends "
+        "a document for text (`split_special_tokens`); pass its id, `eos_token_id`, for the token."
+    ]
+    if config.intra_document_mask:
+        found.append(
+            "A sequence must be one document: it was trained with attention within documents only "
+            "(`intra_document_mask`), which no stock class does. kvlab computes one document just "
+            "so."
+        )
+    if stock.config["model_type"] == "granite_swa":
+        found.append(
+            "The class has sinks in every layer; those of layers that the model has none in are "
+            "-10000, which leaves every weight as it is."
+        )
+    if isinstance(attention_config(config.attention), TiedAttentionConfig):
+        found.append(
+            "Values are the keys before RoPE: `v_proj` is a copy of `k_proj` here, and whatever "
+            "loads this folder caches both, twice what kvlab does. Training it further would tell "
+            "them apart."
+        )
+    if stock.config["model_type"] == "deepseek_v4":
+        stored = sum(tensor.numel() for tensor in stock.weights.values())
+        dead = stored - num_parameters(config).total
+        found.append(
+            f"Of the class only the attention does something: {dead:,} of the stored numbers "
+            "(hyper-connections of one stream, an expert of zeros, an identity) leave what passes "
+            "them as it is. It caches the one head twice, as key and as value, which kvlab does "
+            "not."
+        )
+    is_latent = stock.config["model_type"] in ("deepseek_v2", "deepseek_v3")
+    if is_latent:
+        found.append(
+            "What an implementation caches is its own choice: kvlab and transformers 5 keep the "
+            "latent and the rotated key, others may expand them to the keys and values of all "
+            "heads, and then cache more than multi-head attention."
+        )
+    if is_latent and config.attention["qk_rope_head_dim"] == 0:
+        found.append(
+            "The class has no latent attention without RoPE: here its rotated part is 2 wide and "
+            "all zeros, and queries are larger by sqrt((d + 2) / d) to make up for the divisor; "
+            "it caches 2 elements more per token and layer than kvlab."
+        )
+    elif is_latent:
+        found.append("RoPE's rows are in DeepSeek's interleaved order (`rope_interleave: true`).")
+    if stock.config["model_type"] in ("gpt2", "gpt_bigcode") and not config.mlp_bias:
+        found.append("Biases that the model does not have are zeros here.")
+    return found

@@ -91,12 +91,7 @@ def rope_theta_of(read: Any) -> float:
         InteropError: If they are scaled, or rotate a part of each head only.
     """
     rope = read.rope_parameters or {}
-    kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta")
-    if kind != "default":
-        raise InteropError(
-            f"config.json: rope_parameters (or rope_scaling): rope_type ({str(kind)[:60]}) must be "
-            "default: kvlab does not scale the frequencies of RoPE"
-        )
+    theta = default_theta(rope)
     for holder, part in (("rope_parameters", rope), ("config.json", vars(read))):
         share = part.get("partial_rotary_factor")
         if share not in (None, 1):
@@ -104,6 +99,21 @@ def rope_theta_of(read: Any) -> float:
                 f"config.json: partial_rotary_factor ({str(share)[:60]}, in {holder}) must be 1: "
                 "kvlab's layout of a partly rotated head is another"
             )
+    return theta
+
+
+def default_theta(rope: Mapping[str, Any]) -> float:
+    """Return the base of the frequencies that a table of RoPE's parameters describes.
+
+    Raises:
+        InteropError: If they are scaled.
+    """
+    kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta")
+    if kind != "default":
+        raise InteropError(
+            f"config.json: rope_parameters (or rope_scaling): rope_type ({str(kind)[:60]}) must be "
+            "default: kvlab does not scale the frequencies of RoPE"
+        )
     if isinstance(theta, bool) or not isinstance(theta, int | float):
         raise InteropError(f"config.json: rope_theta ({str(theta)[:60]}) must be a number")
     return float(theta)

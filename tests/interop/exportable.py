@@ -22,6 +22,10 @@ LATENT = HEADS | {
 MHA = GROUPED | {"name": "mha", "num_key_value_heads": H}
 GQA = GROUPED | {"name": "gqa", "num_key_value_heads": 2}
 MQA = GROUPED | {"name": "mqa", "num_key_value_heads": 1}
+SHARED = HEADS | {
+    **{"name": "shared_kv", "head_dim": 12, "v_head_dim": 12, "q_lora_rank": 14},
+    "qk_rope_head_dim": 8,
+}
 NO_ROPE = {"qk_rope_head_dim": 0}
 SIX = {"head_dim": 6, "v_head_dim": 6, "qk_rope_head_dim": 0}
 NOPE = {"position_embedding": "none", "allow_nope": True}
@@ -130,6 +134,14 @@ EXPORTABLE = {
         {},
         "DeepseekV3ForCausalLM",
     ),
+    "shared_kv": (SHARED, {"intermediate_size": 32}, "DeepseekV4ForCausalLM"),
+    # Of 44 dimensions 30 / 44 would be 29.
+    "shared_kv_windows": (
+        SHARED | {"head_dim": 44, "v_head_dim": 44, "qk_rope_head_dim": 30, "rope_theta": 500.0},
+        layers("window", window=5, sinks=True)
+        | {"intermediate_size": 40, "tie_word_embeddings": False},
+        "DeepseekV4ForCausalLM",
+    ),
     "classic_mha": (MHA | SIX | BIASES, CLASSIC, "GPT2LMHeadModel"),
     "classic_mha_no_biases": (
         MHA | SIX,
@@ -209,7 +221,8 @@ def stock_model(stock, dtype=torch.float64):
 
 def stock_of(model):
     """What transformers' classes make of a model of kvlab."""
-    return stock_model(to_stock(model.config, model.state_dict()))
+    dtype = model.embed_tokens.weight.dtype
+    return stock_model(to_stock(model.config, model.state_dict()), dtype)
 
 
 def greedy(model, prompt, new):

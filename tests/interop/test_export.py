@@ -93,7 +93,7 @@ def export(tmp_path):
 ONE_OF_EACH = (
     *("mqa", "gqa_biases", "gqa_documents", "gqa_qk_norm", "mha_nope", "mla", "mla_query_latent"),
     *("mla_mlp_biases", "mla_nope", "classic_mha", "classic_mqa"),
-    *("gqa_window_full", "gqa_qk_norm_windows", "gqa_sinks"),
+    *("gqa_window_full", "gqa_qk_norm_windows", "gqa_sinks", "shared_kv_windows"),
 )
 
 
@@ -131,7 +131,7 @@ def test_an_exported_run_is_the_model_of_transformers_that_computes_the_same(
     assert tokenizer_sha256(out, "out") == prepared.tokenizer_sha256
     # What engines without transformers' ties and names of old need.
     written, weights = json.loads((out / "config.json").read_text()), read_stock(out).weights
-    is_deepseek, is_gpt2 = "Deepseek" in EXPORTABLE[name][2], name.startswith("classic")
+    is_deepseek, is_gpt2 = name.startswith("mla"), name.startswith("classic")
     is_tied = model.config.tie_word_embeddings
     assert written["tie_word_embeddings"] is stock.config.tie_word_embeddings is is_tied
     assert ("lm_head.weight" in weights) is (is_deepseek or not is_tied)
@@ -213,7 +213,7 @@ def one_weight_missing(monkeypatch):
 
 
 def half_split_order(monkeypatch):
-    monkeypatch.setattr(interop.deepseek, "_interleaved", torch.arange)
+    monkeypatch.setattr(interop.deepseek, "interleaved", torch.arange)
 
 
 def another_tokenizer(monkeypatch):
@@ -457,6 +457,17 @@ def test_the_card_says_that_tied_keys_are_there_twice(write_run, export):
     card = (export() / "README.md").read_text()
     # 2 layers x 2 heads x 8 x 4 bytes, and twice as much.
     for fact in ("that formula: `128 in", "own cache: `12,288 for", "says 6,144`", "is a copy of"):
+        assert fact in card, fact
+
+
+def test_the_card_counts_the_dead_weights_of_deepseek_v4(write_run, export):
+    model = write_run(config_of("shared_kv"))
+    out = export()
+    stored = sum(tensor.numel() for tensor in read_stock(out).weights.values())
+    dead = stored - sum(parameter.numel() for parameter in model.parameters())
+    card = (out / "README.md").read_text()
+    # 2 layers x 12 x 4 bytes, and twice as much.
+    for fact in (f"{dead:,} of the stored", "that formula: `96 in", "`9,216 for", "says 4,608`"):
         assert fact in card, fact
 
 

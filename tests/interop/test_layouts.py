@@ -16,6 +16,7 @@ from exportable import (
     MQA,
     NO_ROPE,
     NOPE,
+    SHARED,
     SIX,
     H,
     M,
@@ -71,7 +72,9 @@ def the_same_text(model, stock, seed):
 @pytest.mark.parametrize("name", EXPORTABLE)
 @torch.no_grad()
 def test_a_stock_class_gives_the_same_logits_and_generates_the_same_text(name):
-    model = random_gpt(config_of(name))
+    # The experts of DeepSeek-V4's class compute in float32 at most.
+    dtype = torch.float32 if name.startswith("shared_kv") else torch.float64
+    model = random_gpt(config_of(name), dtype)
     stock = stock_of(model)
     assert type(stock).__name__ == EXPORTABLE[name][2]
     tokens = random_tokens(2, 40)
@@ -121,6 +124,14 @@ def test_there_and_back_gives_the_same_model(name, dtype):
         assert found == expected
 
 
+F, S = "full_attention", "sliding_attention"
+
+
+def kinds(fields):
+    """What the layers of a class with windows are."""
+    return fields.get("layer_types") or [S if fields["sliding_window"] else F]
+
+
 LLAMA = {
     "vocab_size": N,
     "hidden_size": M,
@@ -142,18 +153,17 @@ DEEPSEEK = LLAMA | {
     "first_k_dense_replace": 2,
 }
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+V4 = LLAMA | {
+    **{"num_key_value_heads": 1, "n_routed_experts": 1, "n_shared_experts": 1, "hc_mult": 1},
+    **{"hc_eps": 0.0, "o_groups": 1, "o_lora_rank": M, "swiglu_limit": 1e30, "head_dim": 8},
+    **{"layer_types": [S] * 2, "mlp_layer_types": ["moe"] * 2, "moe_intermediate_size": 32},
+}
 GPT2 = {
     **{"vocab_size": N, "n_positions": 48, "n_embd": M, "n_layer": 2, "n_head": H},
     **{"activation_function": "gelu", "eos_token_id": END, "bos_token_id": END},
 }
 
 
-def kinds(fields):
-    """What the layers of a class with windows are."""
-    return fields.get("layer_types") or [S if fields["sliding_window"] else F]
-
-
-F, S = "full_attention", "sliding_attention"
 FOUR = LLAMA | ROPE | {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 6}
 WINDOWED = {"use_sliding_window": True, "sliding_window": 5, "layer_types": [S, F] * 2}
 GRANITE = FOUR | {
@@ -315,6 +325,21 @@ NOT_EXPORTABLE = {
         CLASSIC,
         "model.attention.kv_tie=norm: .*kv_tie=plain",
     ),
+    "shared without rope": (
+        SHARED | NO_ROPE,
+        NOPE,
+        "attention=shared_kv without RoPE: .*qk_rope_head_dim=2 or more",
+    ),
+    "shared beside full": (
+        SHARED,
+        layers("window_full", window=5, full_every=2),
+        "layers=window_full with attention=shared_kv: .*layers=uniform or layers=window",
+    ),
+    "shared with biases": (
+        SHARED | BIASES,
+        {"mlp_bias": True, "norm_eps": 1e-5},
+        "attention_bias=true: .*; model.mlp_bias=true: .*; model.intermediate_size=33 .*eps=1e-05",
+    ),
     "mixed": (
         GQA,
         layers("x", pattern=["own", "mqa"], attentions={"mqa": MQA}),
@@ -355,7 +380,7 @@ def test_an_attention_that_somebody_added_is_refused(monkeypatch):
 
     monkeypatch.setitem(base._REGISTRY, "another", Another)
     model = GPT(gpt_config(MHA | {"name": "another"}))
-    with pytest.raises(InteropError, match=r"name=another; train mha, mqa, gqa, gqa_tied or mla"):
+    with pytest.raises(InteropError, match=r"name=another; train mha, mqa, gqa, gqa_tied, mla or"):
         to_stock(model.config, model.state_dict())
 
 
@@ -466,6 +491,24 @@ NOT_IMPORTABLE = {
     ),
     "odd rope": ("deepseek_v3", DEEPSEEK | {"qk_rope_head_dim": 5}, "even rotary dimension"),
     "no rope": ("deepseek_v3", DEEPSEEK | {"qk_rope_head_dim": 0}, "qk_rope_head_dim"),
+    **{
+        key: ("deepseek_v4", V4 | {key: value}, message)
+        for key, value, message in (
+            ("hc_mult", 4, r"hc_mult \(4\) must be 1: kvlab has no hyper-connections"),
+            ("hc_eps", 1e-6, "hc_eps .*hyper-connections"),
+            ("n_routed_experts", 8, "n_routed_experts .*mixture of experts"),
+            ("o_groups", 2, "o_groups .*must be 1"),
+            ("o_lora_rank", 8, "o_lora_rank .*must be 24"),
+            ("swiglu_limit", 10.0, r"swiglu_limit \(10.0\) must be 65504 or more"),
+            ("sliding_window", 1, r"sliding_window \(1\) must be"),
+            (
+                "layer_types",
+                [S, "compressed_sparse_attention"],
+                "layer_types: kvlab has no 'compressed_sparse_attention' layers",
+            ),
+            ("mlp_layer_types", ["moe", "hash_moe"], "mlp_layer_types: kvlab has no 'hash_moe'"),
+        )
+    },
     "tanh": ("gpt2", GPT2 | {"activation_function": "gelu_new"}, "activation_function .gelu_new"),
     "scale": ("gpt2", GPT2 | {"scale_attn_weights": False}, "scale_attn_weights"),
     "by layer's number": (
@@ -537,6 +580,28 @@ def test_sinks_that_a_model_of_kvlab_has_no_place_for_are_refused():
             from_stock(stock.config, stock.weights | {name: value})
     del stock.weights[names[3]]
     with pytest.raises(InteropError, match=f"{names[3]}: missing"):
+        from_stock(stock.config, stock.weights)
+
+
+@needs_transformers
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("layers.1.self_attn.o_b_proj.weight", "low-rank output projection"),
+        ("layers.0.mlp.experts.down_proj", "mixture of experts"),
+        ("layers.1.attn_hc.fn", "hyper-connections"),
+        ("layers.0.ffn_hc.base", "hyper-connections"),
+        ("hc_head.hc_fn", "hyper-connections"),
+    ],
+)
+def test_parts_of_deepseek_v4_that_do_something_are_refused_by_name(name, message):
+    model = random_gpt(config_of("shared_kv"))
+    stock = to_stock(model.config, model.state_dict())
+    stock.weights[f"model.{name}"] = stock.weights[f"model.{name}"] + 0.01
+    if name.endswith("base"):
+        stock.weights[f"model.{name}"][1:] = 0
+        stock.weights[f"model.{name}"][0] = 3.0
+    with pytest.raises(InteropError, match=f"weights model.{name}: kvlab has no {message}"):
         from_stock(stock.config, stock.weights)
 
 

@@ -1,0 +1,283 @@
+"""The attention of DeepSeek-V4 (shared_kv), in its class with all else made neutral.
+
+DeepSeek-V4 has hyper-connections, a mixture of experts and a low-rank output projection as well.
+With one stream, one expert of zeros beside the shared one, and an identity, they compute kvlab's
+block; the weights that this takes are dead. Its RoPE rotates dimension 2j together with 2j + 1, on
+the last dimensions of queries and of the head that is key and value (see `interop.deepseek`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interop.deepseek import interleaved
+from interop.errors import InteropError
+from interop.layers import (
+    NO_SINK,
+    SLIDING,
+    arrangement_problems,
+    is_idle,
+    layers_of,
+    sinks_name,
+    window_of,
+)
+from interop.stock_config import (
+    default_theta,
+    gpt_config,
+    refuse,
+    require,
+    rope_block_problems,
+    shared_keys,
+    with_prefix,
+    without_prefix,
+)
+from modeling.attention import attention_config
+from modeling.attention.shared_kv import SharedKVAttentionConfig
+from modeling.config import GPTConfig, LayersConfig
+
+# A window that no text fills, since every layer of the class has one.
+_NO_WINDOW = 2**20
+_OPEN, _IS_OPEN = 1e4, 1e3
+"""What hyper-connections are biased with, and at least: the sigmoid of either is 1."""
+_MULTIPLE = 8
+"""Numbers of bfloat16 in the 16 bytes that PyTorch's matmul of experts asks for."""
+# Of kvlab, and of transformers.
+_NAMES = {".self_attn.o_proj.": ".self_attn.o_a_proj.", ".mlp.": ".mlp.shared_experts."}
+_NEUTRAL = {
+    **{"num_key_value_heads": 1, "n_shared_experts": 1, "n_routed_experts": 1},
+    **{"hc_mult": 1, "hc_eps": 0.0, "o_groups": 1, "mlp_bias": False, "attention_bias": False},
+}
+_WHY = {
+    **dict.fromkeys(("hc_mult", "hc_eps"), "kvlab has no hyper-connections"),
+    **dict.fromkeys(("n_shared_experts", "n_routed_experts"), "kvlab has no mixture of experts"),
+    "o_groups": "kvlab's output projection is whole",
+}
+
+
+def to_stock(
+    config: GPTConfig, attentions: Sequence[SharedKVAttentionConfig], weights: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config.json and weights of DeepSeek-V4.
+
+    Args:
+        config: The model.
+        attentions: One a layer.
+        weights: Its state dict.
+
+    Raises:
+        InteropError: If it does not express the model.
+    """
+    problems = rope_block_problems(config) + arrangement_problems(config, attentions)
+    refuse(problems + _problems(config, attentions))
+    attention, layers = attentions[0], config.num_hidden_layers
+    d, r = attention.head_dim, attention.qk_rope_head_dim
+    # The class rounds head_dim times this down, for some widths to r - 1.
+    factor = r / d if int(d * (r / d)) == r else (r + 0.5) / d
+    rope = {"rope_type": "default", "rope_theta": attention.rope_theta}
+    rope |= {"partial_rotary_factor": factor}
+    keys = shared_keys(config, attention) | _NEUTRAL
+    keys["moe_intermediate_size"] = keys.pop("intermediate_size")
+    keys |= {
+        "architectures": ["DeepseekV4ForCausalLM"],
+        "model_type": "deepseek_v4",
+        "head_dim": d,
+        "q_lora_rank": attention.q_lora_rank,
+        "partial_rotary_factor": factor,
+        "rope_parameters": {"main": rope, "compress": rope},
+        "sliding_window": window_of(layers_of(attentions)) or _NO_WINDOW,
+        "layer_types": [SLIDING] * layers,
+        "mlp_layer_types": ["moe"] * layers,
+        "num_experts_per_tok": 1,
+        "scoring_func": "sigmoid",
+        "routed_scaling_factor": 1.0,
+        "hc_sinkhorn_iters": 1,
+        # The largest number of its dtype: nothing is clipped.
+        "swiglu_limit": _largest(weights["embed_tokens.weight"].dtype),
+        "o_lora_rank": config.hidden_size,
+        "num_nextn_predict_layers": 0,
+    }
+    ours = _renamed(_reordered(weights, attention, interleaved(r)), _NAMES)
+    return keys, _dead(config, weights) | with_prefix(ours)
+
+
+def _largest(dtype: torch.dtype) -> float:
+    return float(min(torch.finfo(dtype).max, torch.finfo(torch.float32).max))
+
+
+def _problems(config: GPTConfig, attentions: Sequence[SharedKVAttentionConfig]) -> list[str]:
+    attention, found = attentions[0], []
+    if any(each.qk_rope_head_dim == 0 for each in attentions):
+        found.append(
+            "attention=shared_kv without RoPE: DeepSeek-V4 rotates at least two dimensions; train "
+            "with model.attention.qk_rope_head_dim=2 or more, in every layer"
+        )
+    if len(set(attentions)) > 1:
+        found.append(
+            f"layers={config.layers.name} with attention=shared_kv: DeepSeek-V4 has one window and "
+            "one RoPE for all layers; train with layers=uniform or layers=window"
+        )
+    for key in ("model.attention.attention_bias", "model.mlp_bias"):
+        holder = config if key == "model.mlp_bias" else attention
+        if getattr(holder, key.rpartition(".")[2]):
+            found.append(f"{key}=true: DeepSeek-V4 has no biases; train with {key}=false")
+    for key in ("hidden_size", "intermediate_size"):
+        if getattr(config, key) % _MULTIPLE:
+            found.append(
+                f"model.{key}={getattr(config, key)} with attention=shared_kv: DeepSeek-V4's "
+                f"experts take multiples of {_MULTIPLE}; train with one"
+            )
+    if attention.rms_norm_eps != config.norm_eps:
+        found.append(
+            f"model.attention.rms_norm_eps={attention.rms_norm_eps}: DeepSeek-V4 has one number "
+            f"for all norms; train with model.attention.rms_norm_eps={config.norm_eps}"
+        )
+    return found
+
+
+def _reordered(
+    weights: Mapping[str, Tensor], attention: SharedKVAttentionConfig, order: Tensor
+) -> dict[str, Tensor]:
+    """Return kvlab's weights with the dimensions that RoPE rotates in another order."""
+    d, r = attention.head_dim, attention.qk_rope_head_dim
+    of_head = torch.cat((torch.arange(d - r), d - r + order))
+    heads = torch.arange(attention.num_attention_heads).unsqueeze(1) * d
+    of_heads = (heads + of_head).flatten()
+    found = dict(weights)
+    for name, tensor in weights.items():
+        module = name.rpartition(".self_attn.")[2].partition(".")[0]
+        if module == "q_b_proj":
+            found[name] = tensor[of_heads.to(tensor.device)]
+        elif module in ("kv_proj", "kv_norm"):
+            found[name] = tensor[of_head.to(tensor.device)]
+        elif module == "o_proj":
+            found[name] = tensor[:, of_heads.to(tensor.device)]
+    return found
+
+
+def _renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    found = {}
+    for name, tensor in weights.items():
+        old = next((part for part in names if part in name), "")
+        found[name.replace(old, names.get(old, ""))] = tensor
+    return found
+
+
+def _dead(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights that do nothing."""
+    like = weights["embed_tokens.weight"]
+    m, width = config.hidden_size, config.intermediate_size
+    found = {
+        "model.hc_head.hc_fn": like.new_zeros(1, m),
+        "model.hc_head.hc_base": like.new_full((1,), _OPEN),
+        "model.hc_head.hc_scale": like.new_zeros(1),
+    }
+    for idx in range(config.num_hidden_layers):
+        layer = f"model.layers.{idx}"
+        found[sinks_name(idx)] = like.new_full((config.num_attention_heads,), NO_SINK)
+        found[f"{layer}.self_attn.o_b_proj.weight"] = torch.eye(
+            m, dtype=like.dtype, device=like.device
+        )
+        found |= {
+            f"{layer}.mlp.gate.weight": like.new_zeros(1, m),
+            f"{layer}.mlp.gate.e_score_correction_bias": like.new_zeros(1),
+            f"{layer}.mlp.experts.gate_up_proj": like.new_zeros(1, 2 * width, m),
+            f"{layer}.mlp.experts.down_proj": like.new_zeros(1, m, width),
+        }
+        for part in ("attn_hc", "ffn_hc"):
+            # What a block reads of the stream is all of it, and twice sigmoid(0) what it adds.
+            base = torch.zeros_like(like.new_empty(3))
+            base[0] = _OPEN
+            found[f"{layer}.{part}.fn"] = like.new_zeros(3, m)
+            found[f"{layer}.{part}.base"] = base
+            found[f"{layer}.{part}.scale"] = like.new_zeros(3)
+    return found
+
+
+def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
+    """Return the model that a configuration of this family describes.
+
+    Raises:
+        InteropError: Naming the key or the weights that kvlab's modules cannot follow.
+    """
+    require(read, "hidden_act", "silu", "kvlab's gated MLP is SwiGLU")
+    for key, value in _NEUTRAL.items():
+        require(read, key, value, _WHY.get(key, "kvlab's module has it so"))
+    require(read, "o_lora_rank", read.hidden_size, "kvlab's output projection is whole")
+    if read.swiglu_limit < _largest(torch.float16):
+        raise InteropError(
+            f"config.json: swiglu_limit ({read.swiglu_limit}) must be 65504 or more: kvlab's MLP "
+            "clips nothing"
+        )
+    for key, kind in (("layer_types", SLIDING), ("mlp_layer_types", "moe")):
+        if others := set(getattr(read, key)) - {kind}:
+            raise InteropError(
+                f"config.json: {key}: kvlab has no {sorted(others)[0]!r} layers of this class, "
+                f"only {kind}"
+            )
+    window = read.sliding_window
+    if type(window) is not int or window < 2:
+        raise InteropError(
+            f"config.json: sliding_window ({str(window)[:60]}) must be a whole number of at least 2"
+        )
+    layers = LayersConfig()
+    sinks = any(not is_idle(weights.get(sinks_name(idx))) for idx in range(read.num_hidden_layers))
+    if sinks or window < read.max_position_embeddings:
+        layers = LayersConfig(name="window", window=window, sinks=sinks)
+    attention = SharedKVAttentionConfig(
+        hidden_size=read.hidden_size,
+        num_attention_heads=read.num_attention_heads,
+        head_dim=read.head_dim,
+        v_head_dim=read.head_dim,
+        q_lora_rank=read.q_lora_rank,
+        qk_rope_head_dim=read.qk_rope_head_dim,
+        rope_theta=default_theta(read.rope_parameters["main"]),
+        attention_dropout=float(read.attention_dropout or 0.0),
+        rms_norm_eps=read.rms_norm_eps,
+    )
+    return gpt_config(
+        read,
+        attention,
+        "shared_kv",
+        intermediate_size=read.moe_intermediate_size,
+        norm_eps=read.rms_norm_eps,
+        layers=layers,
+    )
+
+
+def _not_neutral(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Name the weights of parts that kvlab does not have and that do something, and the part."""
+    for name, tensor in weights.items():
+        module, _, last = name.rpartition(".")
+        part = module.rpartition(".")[2]
+        if part.endswith("_hc") or part == "hc_head":
+            is_base = last.endswith("base")
+            rest = tensor[1:] if is_base else tensor
+            is_neutral = last.endswith("scale") or not rest.any()
+            if not is_neutral or (is_base and not (tensor[:1] >= _IS_OPEN).all()):
+                yield name, "hyper-connections"
+        elif name.endswith(".experts.down_proj") and tensor.any():
+            yield name, "mixture of experts"
+        elif part == "o_b_proj":
+            rows = torch.eye(tensor.shape[0], dtype=tensor.dtype, device=tensor.device)
+            if not torch.equal(tensor, rows):
+                yield name, "low-rank output projection"
+
+
+def read_weights(read: Any, config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return kvlab's state dict.
+
+    Raises:
+        InteropError: Naming weights of a part that kvlab does not have and that do something.
+    """
+    for name, what in _not_neutral(weights):
+        raise InteropError(f"weights {name[:100]}: kvlab has no {what}")
+    dead = set(_dead(config, without_prefix(weights)))
+    if config.layers.sinks:
+        dead -= {sinks_name(idx) for idx in range(read.num_hidden_layers)}
+    alive = without_prefix({name: tensor for name, tensor in weights.items() if name not in dead})
+    ours = _renamed(alive, {theirs: own for own, theirs in _NAMES.items()})
+    attention = attention_config(config.attention)
+    assert isinstance(attention, SharedKVAttentionConfig)
+    return _reordered(ours, attention, interleaved(attention.qk_rope_head_dim).argsort())
