@@ -216,6 +216,12 @@ def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
                 f"config.json: {key}: kvlab has no {sorted(others)[0]!r} layers of this class, "
                 f"only {kind}"
             )
+    rope = read.rope_parameters["main"]
+    if int(read.head_dim * rope.get("partial_rotary_factor", 1.0)) != read.qk_rope_head_dim:
+        raise InteropError(
+            "config.json: rope_parameters: partial_rotary_factor of main contradicts that of the "
+            "model"
+        )
     window = read.sliding_window
     if type(window) is not int or window < 2:
         raise InteropError(
@@ -232,7 +238,7 @@ def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
         v_head_dim=read.head_dim,
         q_lora_rank=read.q_lora_rank,
         qk_rope_head_dim=read.qk_rope_head_dim,
-        rope_theta=default_theta(read.rope_parameters["main"]),
+        rope_theta=default_theta(rope),
         attention_dropout=float(read.attention_dropout or 0.0),
         rms_norm_eps=read.rms_norm_eps,
     )

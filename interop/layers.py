@@ -78,11 +78,13 @@ def arrangement_problems(config: GPTConfig, attentions: Sequence[AttentionConfig
         key = "source" if config.layers.source is not None else "share"
         value = getattr(config.layers, key)
         owners = "Gemma 3n and Gemma 4 have such layers, with norms on their outputs"
+        way_out = "layers=uniform or layers=window_full"
         if isinstance(attentions[0], LatentAttentionConfig):
             owners = "Mistral Large 4 has such layers, as an image model"
+            way_out = "layers=uniform"
         found.append(
             f"layers.{key}={value}: layers that read the cache of another layer (only {owners}); "
-            "train with layers=uniform or layers=window_full"
+            f"train with {way_out}"
         )
     if any(attention.state().window == 1 for attention in attentions):
         found.append(

@@ -165,8 +165,6 @@ def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
     require(read, "hidden_act", "silu", "kvlab's gated MLP is SwiGLU")
     heads, key_value_heads = read.num_attention_heads, read.num_key_value_heads
     width = getattr(read, "head_dim", None) or read.hidden_size // heads
-    if read.model_type == "granite_swa":
-        _require_no_multipliers(read, width)
     arrangement = arranged(read_layers(read, weights))
     name = head_count_name(heads, key_value_heads)
 
@@ -185,6 +183,9 @@ def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
             qk_norm_eps=read.rms_norm_eps if read.model_type == "qwen3" else 1e-6,
         )
 
+    own = attention(arrangement.theta)
+    if read.model_type == "granite_swa":
+        _require_no_multipliers(read, width)
     layers = arrangement.layers
     layers.attentions = {
         other: attention_fields(name, attention(theta))
@@ -192,7 +193,7 @@ def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
     }
     return gpt_config(
         read,
-        attention(arrangement.theta),
+        own,
         name,
         intermediate_size=read.intermediate_size,
         mlp_bias=bool(getattr(read, "mlp_bias", False)),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from interop.layers import layers_of, window_of
+from interop.layers import Layer, layers_of, window_of
 from interop.layouts import Stock
 from modeling.accounting import cache_curve, num_parameters
 from modeling.arrangement import layer_configs
@@ -34,9 +34,7 @@ def model_facts(config: GPTConfig) -> dict[str, Any]:
 
 def _layer_facts(config: GPTConfig) -> dict[str, Any]:
     """Return what differs from layer to layer: windows, positions and sinks."""
-    layers = layers_of(
-        [each for each in layer_configs(config) if isinstance(each, SoftmaxAttentionConfig)]
-    )
+    layers = _layers(config)
     window = window_of(layers)
     positions = [
         "none" if layer.theta is None else f"RoPE, theta {layer.theta:g}" for layer in layers
@@ -57,6 +55,12 @@ def _layer_facts(config: GPTConfig) -> dict[str, Any]:
             of = [idx for idx, each in enumerate(positions) if each == kind]
             facts[f"positions in {_named(of)}"] = kind
     return facts
+
+
+def _layers(config: GPTConfig) -> list[Layer]:
+    return layers_of(
+        [each for each in layer_configs(config) if isinstance(each, SoftmaxAttentionConfig)]
+    )
 
 
 def _named(layers: Sequence[int]) -> str:
@@ -83,10 +87,12 @@ def notes(stock: Stock, config: GPTConfig) -> list[str]:
             "(`intra_document_mask`), which no stock class does. kvlab computes one document just "
             "so."
         )
-    if stock.config["model_type"] == "granite_swa":
+    if stock.config["model_type"] == "granite_swa" and not all(
+        layer.sinks for layer in _layers(config)
+    ):
         found.append(
-            "The class has sinks in every layer; those of layers that the model has none in are "
-            "-10000, which leaves every weight as it is."
+            "The class has sinks in every layer; where the model has none they are -10000, which "
+            "leaves every weight of the attention as it is."
         )
     if isinstance(attention_config(config.attention), TiedAttentionConfig):
         found.append(

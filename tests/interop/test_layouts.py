@@ -480,6 +480,7 @@ NOT_IMPORTABLE = {
         key: ("granite_swa", GRANITE | {key: 2.0}, rf"{key} \(2.0\) must be")
         for key in ("embedding_multiplier", "logits_scaling", "residual_multiplier")
     },
+    "a negative width": ("granite_swa", GRANITE | {"head_dim": -1}, "head_dim .-1. must be at"),
     "scores": ("granite_swa", GRANITE | {"attention_multiplier": 1.0}, "attention_multiplier"),
     "few": ("smollm3", LLAMA | {"no_rope_layers": [0]}, "transformers cannot read it"),
     "experts": ("deepseek_v3", DEEPSEEK | {"first_k_dense_replace": 1}, "first_k_dense_replace"),
@@ -501,6 +502,11 @@ NOT_IMPORTABLE = {
             ("o_lora_rank", 8, "o_lora_rank .*must be 24"),
             ("swiglu_limit", 10.0, r"swiglu_limit \(10.0\) must be 65504 or more"),
             ("sliding_window", 1, r"sliding_window \(1\) must be"),
+            (
+                "rope_parameters",
+                dict.fromkeys(("main", "compress"), ROPE["rope_parameters"]),
+                "partial_rotary_factor of main contradicts",
+            ),
             (
                 "layer_types",
                 [S, "compressed_sparse_attention"],
