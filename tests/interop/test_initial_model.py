@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from exportable import config_of, random_gpt
+from exportable import GQA, NO_ROPE_THERE, gpt_config, layers, random_gpt
 from safetensors.torch import load_file, save_file
 
 import train_model
@@ -89,14 +89,16 @@ def test_its_logits_are_those_of_transformers(llama):
 
 
 def test_the_folder_decides_how_its_layers_differ(tmp_path):
-    asked = config_of("gqa_pattern_and_windows")
+    pattern = {"pattern": ["own", "no_rope"], "attentions": NO_ROPE_THERE}
+    asked = gpt_config(GQA, **layers("window", window=5, **pattern))
     stock = to_stock(asked, random_gpt(asked, torch.float32).state_dict())
     (tmp_path / "config.json").write_text(json.dumps(stock.config))
     save_file(stock.weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     given = TrainConfig(run_name="a", runs_dir=str(tmp_path), init_from=str(tmp_path), model=ASKED)
     config, weights = train_model._begun_with(tmp_path, given)
     assert config.layers == config.model.layers
-    assert (config.layers.window, config.layers.full_every, config.problems()) == (5, 2, [])
+    assert (config.layers.window, config.layers.pattern) == (5, ["own", "no_rope"])
+    assert config.problems() == []
     attentions = layer_configs(config.model)
     assert [each.qk_rope_head_dim for each in attentions] == [8, 0, 8, 0]
     assert {each.attention_dropout for each in attentions} == {0.1}
