@@ -22,7 +22,7 @@ from torch import Tensor
 
 from interop.errors import InteropError
 from interop.layers import arrangement_problems
-from interop.stock_config import attention_fields, refuse
+from interop.stock_config import refuse
 from modeling.arrangement import layer_configs
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig, attention_config
 from modeling.config import GPTConfig
@@ -136,7 +136,7 @@ def _to_grouped(
     }
     return dataclasses.replace(
         config,
-        attention=with_fewer(attention_fields("gqa", now)),
+        attention=with_fewer(now.settings("gqa")),
         layers=dataclasses.replace(layers, attentions=others),
     ), found
 
@@ -192,7 +192,7 @@ def _to_latent(
         for name, tensor in factor.weights(up, *heads).items():
             found[f"layers.{layer}.self_attn.{name}"] = tensor.to(dtype)
     name = "mla" if target.qk_rope_head_dim else "mla_no_rope"
-    fields = attention_fields(name, target) | {"decode_path": "auto"}
+    fields = target.settings(name) | {"decode_path": "auto"}
     return dataclasses.replace(config, attention=fields), found
 
 

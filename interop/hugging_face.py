@@ -510,7 +510,7 @@ class DecodeStep:
         for chunk in (each.to(model.device) for each in chunks if each.shape[1]):
             _, self._cache = model.next_logits(chunk, self._cache, start)
             start += chunk.shape[1]
-        self.cache_bytes = live_bytes(self._cache)
+        self.cache_bytes = self.cache_bytes_read = live_bytes(self._cache)
         self._can_go_back = self._cache.is_croppable
         if self._can_go_back:
             self._cache.activate_past_recording()

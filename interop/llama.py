@@ -22,7 +22,6 @@ from interop.layers import (
     window_of,
 )
 from interop.stock_config import (
-    attention_fields,
     gpt_config,
     head_count_name,
     refuse,
@@ -188,8 +187,7 @@ def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
         _require_no_multipliers(read, width)
     layers = arrangement.layers
     layers.attentions = {
-        other: attention_fields(name, attention(theta))
-        for other, theta in arrangement.others.items()
+        other: attention(theta).settings(name) for other, theta in arrangement.others.items()
     }
     return gpt_config(
         read,

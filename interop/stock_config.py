@@ -182,12 +182,6 @@ def gpt_config(read: Any, attention: AttentionConfig, name: str, **others: Any) 
     )
 
 
-def attention_fields(name: str, attention: AttentionConfig) -> dict[str, Any]:
-    """Return an attention as `model.attention` has it: without what an arrangement sets."""
-    fields = dataclasses.asdict(attention)
-    return {"name": name, **{key: fields[key] for key in fields.keys() - attention.PLACED}}
-
-
 def head_count_name(heads: int, key_value_heads: int) -> str:
     """Return what attention with so many key-value heads is called."""
     if key_value_heads == heads:

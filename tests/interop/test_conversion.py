@@ -11,7 +11,6 @@ from torch import nn
 import interop.convert
 from interop.convert import Conversion, Projections, convert, factorise
 from interop.errors import InteropError
-from interop.stock_config import attention_fields
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig, base
 from modeling.config import GPTConfig, LayersConfig
 from modeling.gpt import GPT
@@ -251,7 +250,7 @@ def test_what_a_rotation_does_on_average_takes_its_place():
 
 @torch.no_grad()
 def gpt(name="mha", g=4, **changes):
-    attention = attention_fields(name, grouped(g)) | changes
+    attention = grouped(g).settings(name) | changes
     config = GPTConfig(
         name="tiny",
         vocab_size=40,

@@ -30,6 +30,7 @@ from interop.layouts import to_stock
 from launch.compose import composed
 from launch.errors import ConfigError
 from launch.recorded import as_yaml
+from measuring.perplexity import score
 from modeling.arrangement import layer_configs
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
