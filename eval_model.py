@@ -402,6 +402,12 @@ def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group
     if points:
         columns = [key for key in points[0] if key != "ms_by_round"]
         mirror.table("decode", columns, [[point[key] for key in columns] for point in points])
+    if known := [
+        [variant["name"], *point]
+        for variant in results
+        for point in variant["kv_cache_points"] or []
+    ]:
+        mirror.table("cache", ["variant", "tokens", "kv_cache_bytes"], known)
     if answers := [*task_rows(results)]:
         mirror.table("tasks", TASK_COLUMNS, answers)
     for path in sorted(folder.glob("*.png")):

@@ -53,6 +53,7 @@ def main(config: run_config.TrainConfig) -> None:
         model = match_cache(config.model, config.match_cache_ratio, config.match_cache_context)
         config = dataclasses.replace(config, model=model)
     config.eval.windows(config.model)
+    config.eval.stated_cache_context(config.model)
     budget = make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
     schedule = config.schedule
     warmup = schedule.warmup(budget.num_steps)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modeling.accounting import kv_cache_bytes_per_token
+from modeling.accounting import kv_cache_bytes
 from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.kernel import attend_held
 from modeling.config import GPTConfig
@@ -90,4 +90,4 @@ def attention_flops(config: GPTConfig, batch: int, context: int) -> float:
 
 def cache_bytes(config: GPTConfig, batch: int, context: int, dtype: torch.dtype) -> int:
     """Return the bytes of the cache that a step has to read."""
-    return kv_cache_bytes_per_token(config, dtype) * batch * context
+    return batch * kv_cache_bytes(config, context, dtype)

@@ -100,5 +100,6 @@ def _row(variant: Variant, group: Group) -> dict[str, Any]:
         "tokens": card["tokens"],
         "context": card["context"],
         "stride": card["stride"],
-        "kv_cache_bytes_measured": result["kv_cache_bytes_measured"],
+        "kv_cache_context": result["kv_cache_context"],
+        "kv_cache_bytes_at_context": result["kv_cache_bytes_at_context"],
     }

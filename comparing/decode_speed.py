@@ -2,12 +2,14 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from comparing.variants import Group
 from measuring.decode import Decodable, measure_decode
+from measuring.kv_cache import estimated_cache_bytes
 from measuring.settings import EvalSettings
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
@@ -59,12 +61,12 @@ def add_decode_speed(
     """
     variants = [variant for group in groups for variant in group.variants]
     models: dict[str, GPT] = {}
-    others: dict[str, tuple[Decodable, float]] = {}
+    others: dict[str, tuple[Decodable, Callable[[int], float]]] = {}
     timed_as: list[str] = []
     for run in (variant.runs[0] for variant in variants):
         name = next((name for name in models if models[name].config == run.model), run.name)
         if run.decodable is not None:
-            others[name] = run.decodable, run.row["kv_cache_bytes_measured"] or 0.0
+            others[name] = run.decodable, partial(estimated_cache_bytes, run.row)
         elif name not in models:
             assert run.model is not None
             models[name] = GPT(run.model).to(device).eval()

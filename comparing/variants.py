@@ -25,10 +25,14 @@ from comparing.statistics import seed_interval, standard_deviation, text_interva
 from comparing.tasks import over_seeds
 from data.documents import document_names
 from measuring.errors import EvaluationError
-from measuring.kv_cache import cache_bytes_of, has_known_cache
+from measuring.kv_cache import CACHE_KEYS, cache_bytes_of, cache_context_of, has_known_cache
 from measuring.rows import EvaluatedRun
 from modeling.accounting import ParameterCount, budget_of
+from modeling.config import LayersConfig
+from tracking.configuration import flat
 
+_ARRANGED = "model.layers."
+_ALIKE = flat({"model": {"layers": dataclasses.asdict(LayersConfig())}})
 # Follow from the size of the model.
 _DERIVED = re.compile(
     r"model\.(intermediate_size|attention\.(hidden_size|num_attention_heads|\w*head_dim))"
@@ -65,6 +69,11 @@ class Variant:
     def is_external(self) -> bool:
         """Whether it is a model that kvlab did not train."""
         return self.runs[0].is_external
+
+    @property
+    def layers(self) -> str:
+        """The arrangement of its layers in words; "uniform" where all are alike."""
+        return arrangement_of(self.settings)
 
     @property
     def ignored(self) -> list[str]:
@@ -211,7 +220,7 @@ def _group(runs: Sequence[EvaluatedRun], baseline: str) -> Group:
         if run.is_external:
             variants.append(Variant(run.name, [run]))
         elif (variant := next(alike, None)) is None:
-            variants.append(Variant(run.row["attention"], [run]))
+            variants.append(Variant(_kind(run), [run]))
         else:
             variant.runs.append(run)
     _label(variants)
@@ -231,18 +240,34 @@ def _group(runs: Sequence[EvaluatedRun], baseline: str) -> Group:
     )
 
 
+def arrangement_of(settings: Mapping[str, Any]) -> str:
+    """Name an arrangement of layers by its label, or by its settings where it has none."""
+    name = str(settings.get(f"{_ARRANGED}name", "uniform"))
+    if name != "uniform":
+        return name
+    differing = (key for key in _ALIKE if settings.get(key, _ALIKE[key]) != _ALIKE[key])
+    parts = [f"{key.rpartition('.')[2]}={settings[key]}" for key in differing]
+    return ", ".join(parts).replace(" ", "") or name
+
+
+def _kind(run: EvaluatedRun) -> str:
+    """Name a run's attention, and the arrangement of its layers unless they are alike."""
+    layers = arrangement_of(run.settings)
+    return run.row["attention"] if layers == "uniform" else f"{run.row['attention']} {layers}"
+
+
 def _label(variants: Sequence[Variant]) -> None:
-    """Name variants after their attention, and where that is not enough by what differs."""
+    """Name variants after attention and arrangement, and where that is not enough by the rest."""
     trained = [variant for variant in variants if not variant.is_external]
-    for attention in {variant.attention for variant in trained}:
-        alike = [variant for variant in trained if variant.attention == attention]
+    for kind in {variant.label for variant in trained}:
+        alike = [variant for variant in trained if variant.label == kind]
         if len(alike) == 1:
             continue
         keys = {key for v in alike for key in differing_keys(alike[0].settings, v.settings)}
         positions = [variant.runs[0].row["positions"] for variant in alike]
         told = sorted(key for key in keys if not _DERIVED.fullmatch(key))
         if len({variant.settings.get("model.name") for variant in alike}) > 1:
-            told = [key for key in told if not key.startswith("model.")]
+            told = [k for k in told if not k.startswith("model.") or k.startswith(_ARRANGED)]
             # A model that began with a folder is named after it.
             told = told if "begins_with" in told else ["model.name", *told]
         if len(set(positions)) > 1:
@@ -251,7 +276,7 @@ def _label(variants: Sequence[Variant]) -> None:
             parts = [f"{key.rsplit('.', 1)[-1]}={plain(variant.settings.get(key))}" for key in told]
             if len(set(positions)) > 1:
                 parts.insert(0, f"{where} positions")
-            variant.label = " ".join([attention, ", ".join(parts[:3])]).strip()
+            variant.label = " ".join([kind, ", ".join(parts[:3])]).strip()
     labels = [variant.label for variant in variants]
     for variant in variants:
         if labels.count(variant.label) > 1:
@@ -261,6 +286,8 @@ def _label(variants: Sequence[Variant]) -> None:
 def _choose_baselines(variants: Sequence[Variant], attention: str) -> None:
     """Give each variant the one of that attention that differs least in everything else."""
     candidates = [variant for variant in variants if variant.attention == attention]
+    # Arrangements are compared, so layers that are alike are the baseline where there are some.
+    candidates = [v for v in candidates if v.layers == "uniform"] or candidates
 
     def distance(variant: Variant, candidate: Variant) -> tuple[Any, ...]:
         keys = differing_keys(variant.settings, candidate.settings)
@@ -291,6 +318,7 @@ def _measure(variant: Variant) -> dict[str, Any]:
     return {
         "name": variant.label,
         "attention": first["attention"],
+        "layers": None if variant.is_external else variant.layers,
         "positions": first["positions"],
         "runs": [run.name for run in variant.runs],
         "seeds": [row["seed"] for row in rows if row["seed"] is not None],
@@ -299,12 +327,21 @@ def _measure(variant: Variant) -> dict[str, Any]:
         "budget": _budget(runs[0]),
         **_quality(runs),
         **_against_baseline(variant, runs),
-        "kv_cache_bytes_per_token": first["kv_cache_bytes_per_token"],
-        "kv_cache_bytes_measured": first["kv_cache_bytes_measured"],
-        "cache_ratio_to_mha": first["cache_ratio_to_mha"],
+        **_cache(runs[0]),
         **{key: _COSTS[key](values) if values else None for key, values in costs.items()},
         "sample": runs[0].sample,
         **({"tasks": tasks} if (tasks := over_seeds(rows)) else {}),
+    }
+
+
+def _cache(run: EvaluatedRun) -> dict[str, Any]:
+    """Return the keys of the cache; at a context, too, where a row is older than these keys."""
+    found = {key: run.row.get(key) for key in CACHE_KEYS}
+    at_context = cache_bytes_of(run.row) if has_known_cache(run.row) else None
+    return found | {
+        "kv_cache_context": cache_context_of(run.row),
+        "kv_cache_bytes_at_context": at_context,
+        "trained_context": run.model and run.model.max_position_embeddings,
     }
 
 
@@ -319,7 +356,10 @@ def _budget(run: EvaluatedRun) -> dict[str, Any]:
 
 
 _PARTS = tuple(field.name for field in dataclasses.fields(ParameterCount))
-_BUDGET = ("kv_cache_bytes_per_token", "cache_ratio_to_mha", "training_flops_per_token")
+_BUDGET = (
+    *("kv_cache_bytes_per_token", "kv_cache_bytes_at_context", "cache_ratio_to_mha"),
+    "training_flops_per_token",
+)
 _COSTS: dict[str, Callable[[list[float]], float]] = {
     "train_tokens_per_second": statistics.median,
     "train_peak_memory_bytes": max,
@@ -473,17 +513,11 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
         and key in settings[0]
         and all(other.get(key) == settings[0][key] for other in settings)
     ]
-    keys = {
-        key
-        for other in settings[1:]
-        for key in differing_keys(settings[0], other)
-        if not COMPARED.fullmatch(key)
-    }
-    differs = [
-        f"{plain(label(key), 120)}: "
-        + ", ".join(f"{plain(shown(v.settings.get(key)))} ({v.label})" for v in trained)
-        for key in sorted(keys)
-    ]
+    keys = {key for other in settings[1:] for key in differing_keys(settings[0], other)}
+    differs = [_values(key, trained) for key in sorted(keys) if not COMPARED.fullmatch(key)]
+    if trained and not any(key.startswith(_ARRANGED) for key in keys):
+        layers = trained[0].layers
+        held += [] if layers == "uniform" else [f"layers {plain(layers)}"]
     rows = {plain(v.label): [run.row for run in v.by_seed().values()] for v in trained}
     alike, unlike = numerics.compared(rows)
     held += alike
@@ -499,4 +533,29 @@ def _held_and_differing(variants: Sequence[Variant]) -> tuple[list[str], list[st
     seeds = [variant.result["seeds"] for variant in variants]
     if not differs and len(variants) > 1 and seeds == seeds[:1] * len(seeds):
         held.append("seeds, which give the order of the data, and every other setting")
+    if any(key.startswith(_ARRANGED) for key in keys):  # compared, but a name says too little
+        differs.insert(0, _arrangements(trained))
     return held, differs
+
+
+def _arrangements(variants: Sequence[Variant]) -> str:
+    """Say how the layers of variants are arranged, each arrangement once."""
+    having: dict[str, list[str]] = {}
+    for variant in variants:
+        given = {k.removeprefix(_ARRANGED): v for k, v in variant.settings.items() if k in _ALIKE}
+        usual = {key.removeprefix(_ARRANGED): value for key, value in _ALIKE.items()}
+        changed = [f"{k}={plain(shown(v))}" for k, v in given.items() if v != usual[k]]
+        text = ", ".join(part for part in changed if not part.startswith("name="))
+        name = plain(given.get("name", "uniform"))
+        having.setdefault(f"{name} with {text}" if text else name, []).append(variant.label)
+    listed = "; ".join(f"{text} ({', '.join(labels)})" for text, labels in having.items())
+    return f"arrangement of the layers (layers): {listed}"
+
+
+def _values(key: str, variants: Sequence[Variant]) -> str:
+    """Say which values a setting has, and which variants have each."""
+    having: dict[str, list[str]] = {}
+    for variant in variants:
+        having.setdefault(plain(shown(variant.settings.get(key))), []).append(variant.label)
+    listed = (f"{value} ({', '.join(labels)})" for value, labels in having.items())
+    return f"{plain(label(key), 120)}: {', '.join(listed)}"

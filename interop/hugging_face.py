@@ -315,6 +315,7 @@ class TransformersModel:
         max_position_embeddings: Tokens of the longest text it was made for; None if it says none.
         positions: "RoPE", "none" where no layer of a family with RoPE has it, or "own".
         is_bound: Whether it cannot be shown more than `max_position_embeddings`.
+        window: Tokens that its window layers see, if it has any; None if it names none.
         num_parameters: Each once.
         weight_bytes: Of the weights that a decoding step reads: not what is looked up.
     """
@@ -333,6 +334,7 @@ class TransformersModel:
         is_told = not layers or any(layers)
         self.positions = ("RoPE" if is_told else "none") if has_rope else "own"
         self.is_bound = not has_rope and self.max_position_embeddings is not None
+        self.window: int | None = getattr(config, "sliding_window", None)
         self.num_parameters: int = sum(weight.numel() for weight in model.parameters())
         self.weight_bytes = _weight_bytes(model)
         _count_its_own_layers(model)

@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,20 +178,26 @@ def _summary(folder: RunFolder) -> dict[str, Any] | None:
         found = folder.read_summary()
     except RunError:
         return None
-    return found if found and found.get("finished") and "wall_seconds" in found else None
+    needed = ("finished", "wall_seconds", "kv_cache_bytes_per_token")
+    return found if found and all(found.get(key) is not None for key in needed) else None
 
 
 def _row(run: _Run) -> list[str]:
     seed = "" if run.seed is None else str(run.seed)
     if run.summary is None:
         return [run.name, run.attention, seed, "-", "-", "-", run.status]
-    cache = run.summary.get("kv_cache_bytes_at_context")
     return [
         *(run.name, run.attention, seed),
         f"{run.summary['validation_perplexity']:.2f}",
-        "-" if cache is None else f"{cache:,}",  # of a run from before it was recorded
+        _cache(run.summary),
         *(_clock(run.summary["wall_seconds"]), run.status),
     ]
+
+
+def _cache(summary: Mapping[str, Any]) -> str:
+    """Show the cache at the run's context, or by token where an older run says no more."""
+    known = summary.get("kv_cache_bytes_at_context")
+    return f"{summary['kv_cache_bytes_per_token']:,}/token" if known is None else f"{known:,}"
 
 
 def _clock(seconds: float) -> str:

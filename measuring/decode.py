@@ -8,7 +8,7 @@ import gc
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -44,10 +44,9 @@ class DecodePoint:
         ms_per_token: Median milliseconds of a step, which gives every sequence a token.
         ms_by_round: What it is the median of; a round's turn is the median of its steps.
         tokens_per_second: batch / step.
-        cache_bytes: That `context` tokens of each take in the cache.
-        cache_bytes_read: Of those, what a step reads: what several layers share, once for each.
-        roofline_ms: What reading the weights and `cache_bytes_read` takes at the measured
-            bandwidth.
+        cache_bytes: Of the caches of `context` tokens, all sequences.
+        cache_bytes_read: What a step reads of them: layers that share a cache read it once each.
+        roofline_ms: What reading the weights and those bytes takes at the measured bandwidth.
         memory_bandwidth: Bytes per second, measured by reading.
         peak_extra_bytes: Most memory that a step takes besides weights and cache.
         beyond_trained: Whether the model was trained on shorter contexts only.
@@ -90,7 +89,7 @@ class Step(Protocol):
 
     @property
     def cache_bytes_read(self) -> int:
-        """Of the cache that a step reads."""
+        """Of what a step reads of it."""
         ...
 
     @property
@@ -131,7 +130,7 @@ def measure_decode(
     settings: DecodeSettings,
     cache_dtype: torch.dtype | None,
     say: Callable[[str], None],
-    others: Mapping[str, tuple[Decodable, float]] | None = None,
+    others: Mapping[str, tuple[Decodable, Callable[[int], float]]] | None = None,
 ) -> dict[str, list[DecodePoint]]:
     """Time a decoding step of every model at every batch and context.
 
@@ -144,7 +143,7 @@ def measure_decode(
         say: Receives one line for each point that memory has no room for, or that a model of
             another library cannot be timed at.
         others: Models of other libraries, by other names and on the same device, each with the
-            bytes that a token takes in its cache.
+            bytes of a sequence's cache by its tokens.
 
     Returns:
         The points of each model; those without room are missing in all.
@@ -154,14 +153,14 @@ def measure_decode(
     device = [*devices, *(model.device for model, _ in others.values())][0]
     bandwidth = measure_memory_bandwidth(device)
     found: dict[str, list[DecodePoint]] = {name: [] for name in [*models, *others]}
-    others_per_token = sum(per_token for _, per_token in others.values())
+    of_others = [cache_bytes for _, cache_bytes in others.values()]
     points = list(itertools.product(sorted(settings.batch_sizes), sorted(settings.contexts)))
     rounds_each = _WARMUP_ROUNDS + settings.rounds
     with Bar("timing decoding") as bar:
         watch = bar.count("timing decoding: round", "")
         for number, (batch, context) in enumerate(points):
             try:
-                check_memory(models.values(), batch, context, cache_dtype, device, others_per_token)
+                check_memory(models.values(), batch, context, cache_dtype, device, of_others)
             except EvaluationError as error:
                 say(str(error))
                 continue
@@ -190,19 +189,19 @@ def check_memory(
     context: int,
     cache_dtype: torch.dtype | None,
     device: torch.device,
-    others_per_token: float = 0.0,
+    others: Sequence[Callable[[int], float]] = (),
 ) -> None:
-    """Refuse a point whose caches would not fit together.
+    """Refuse a point whose caches, those of `others` among them, would not fit together.
 
     Raises:
         EvaluationError: Saying how much is missing.
     """
-    tokens = context + 1
-    sequence = others_per_token * tokens + sum(
-        kv_cache_bytes(model.config, tokens, cache_dtype or model.embed_tokens.weight.dtype)
+    length = context + 1
+    each = sum(cache_bytes(length) for cache_bytes in others) + sum(
+        kv_cache_bytes(model.config, length, cache_dtype or model.embed_tokens.weight.dtype)
         for model in models
     )
-    needed, free = sequence * batch, available_bytes(device)
+    needed, free = batch * each, available_bytes(device)
     if free is not None and needed > _MEMORY_SHARE * free:
         raise EvaluationError(
             f"decoding at batch {batch} and context {context} is left out: the caches of all "
@@ -240,12 +239,12 @@ class DecodeStep:
 
     @property
     def cache_bytes(self) -> int:
-        """That the tokens before the step take in the cache."""
+        """Of the tokens before the step."""
         return self.batch * kv_cache_bytes(self.model.config, self.context, self.cache.dtype)
 
     @property
     def cache_bytes_read(self) -> int:
-        """Of the cache that a step reads."""
+        """Of what a step reads of them."""
         return self.batch * kv_cache_bytes_read(self.model.config, self.context, self.cache.dtype)
 
     @property

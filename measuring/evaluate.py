@@ -17,7 +17,7 @@ from measuring.runs import LoadedRun, load_run, recorded_settings
 from measuring.settings import EvalSettings
 from measuring.tasks import TaskScorer, answers_of
 from measuring.through_cache import CachedScorer
-from modeling.accounting import mha_cache_bytes_per_token, num_parameters
+from modeling.accounting import num_parameters
 from modeling.attention import attention_config
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
@@ -46,15 +46,9 @@ def evaluate_run(
     stream = loaded.prepared.stream(split)  # refuses a split that is not there
     summary = run.read_summary() or {}
     cache_dtype = cache_dtype_of(settings.cache_dtype)
-    cache = measure_kv_cache(
-        model, settings.cache_batch_size, config.max_position_embeddings, cache_dtype
-    )
-    require_closed_form(
-        run.name,
-        config.attention["name"],
-        cache.bytes_at_context,
-        cache.measured_bytes_at_context,
-    )
+    cache_context = settings.stated_cache_context(config)
+    cache = measure_kv_cache(model, settings.cache_batch_size, cache_context, cache_dtype)
+    require_closed_form(run.name, cache)
     recorded, curve, sample = recorded_settings(run), _curve(run), run.read_sample()
     windows = _score(run.name, loaded, stream, settings, device) if settings.perplexity else None
     answers, notes = _run_tasks(tasks, run.name, loaded, settings)
@@ -65,19 +59,14 @@ def evaluate_run(
     row = {
         "run_name": run.path.name,
         "attention": config.attention["name"],
+        "layers": config.layers.name,
         "positions": positions_of(config),
         "seed": loaded.state["seed"],
         "num_parameters": num_parameters(config).total,
         "tokens_trained": summary.get("tokens_trained"),
         "split": split,
         **quality_of(windows, loaded.prepared.splits[split]),
-        "kv_cache_bytes_per_token": cache.bytes_per_token,
-        "kv_cache_bytes_measured": cache.measured_bytes_per_token,
-        "kv_cache_bytes_at_context": cache.bytes_at_context,
-        "kv_cache_tokens_measured": cache.batch_size * cache.context_length,
-        "cache_ratio_to_mha": cache.bytes_at_context
-        / mha_cache_bytes_per_token(config, model.embed_tokens.weight.dtype)
-        / cache.context_length,
+        **cache.as_row(),
         "generation_peak_extra_bytes": measure_generation_memory(
             model, settings.cache_batch_size, config.max_position_embeddings, cache_dtype
         ),
@@ -92,6 +81,7 @@ def evaluate_run(
             loaded.prepared,
             split,
             settings.windows(config),
+            cache_context,
             settings,
             dtype=_name(model.embed_tokens.weight.dtype),
             device=device_class(device),
@@ -181,7 +171,7 @@ def _settings(recorded: dict[str, Any], model: GPT) -> dict[str, Any]:
     recipe = {
         key: value
         for key, value in recorded.items()
-        if not key.startswith("model.") and key not in PASSES
+        if not key.startswith(("model.", "layers.")) and key not in PASSES
     }
     recipe["begins_with"] = _beginning(recipe.pop("init_from", None))
     recipe.pop("init_sha256", None)

@@ -14,14 +14,20 @@ from data.inspection import split_documents
 from data.prepared import PreparedData
 from measuring.decode import Step
 from measuring.errors import BrokenWeights, EvaluationError
-from measuring.kv_cache import measure_generation_memory, measure_kv_cache
+from measuring.kv_cache import (
+    CACHE_KEYS,
+    CacheMeasurement,
+    contexts_to_measure,
+    measure_generation_memory,
+    measure_kv_cache,
+)
 from measuring.machine import peak_extra_bytes
 from measuring.numerics import device_class
 from measuring.perplexity import Score, Scorer, Tokens, score
 from measuring.rows import EvaluatedRun, positions_of, protocol_card, quality_of
 from measuring.settings import EvalSettings
 from measuring.through_cache import CachedScorer
-from modeling.accounting import mha_cache_bytes_per_token, num_parameters
+from modeling.accounting import num_parameters
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
@@ -59,6 +65,8 @@ class ExternalModel(Protocol):
     """Tokens of the longest text that it was made for; None if it says none."""
     is_bound: bool
     """Whether it cannot be shown more than those."""
+    window: int | None
+    """Tokens that its window layers see; None if it has none."""
 
     @property
     def device(self) -> torch.device:
@@ -112,9 +120,12 @@ class Text:
     Args:
         readings: Prepared corpora of this text, each with the context in which it was read; None
             where nobody says one.
+        cache_context: Tokens at which the caches of those who read it are stated; None where nobody
+            says so, or they differ.
     """
 
     readings: list[tuple[PreparedData, int | None]]
+    cache_context: int | None = None
 
     def as_read_by(self, origin: Origin) -> tuple[PreparedData, int | None]:
         """Return the reading with a model's tokenizer; the first if there is none."""
@@ -132,14 +143,19 @@ def _has_tokenizer_of(prepared: PreparedData, origin: Origin) -> bool:
 
 def texts_of(runs: Iterable[EvaluatedRun], split: str) -> list[Text]:
     """Return each text that runs were scored on, once, whatever their tokenizers."""
-    found: dict[tuple[Any, ...], Text] = {}
+    found: dict[tuple[Any, ...], list[tuple[PreparedData, dict[str, Any]]]] = {}
     for run in runs:
         assert run.prepared is not None
-        prepared, card = run.prepared, run.row["protocol"]
+        prepared = run.prepared
         counts = prepared.splits[split]
         key = (prepared.name, prepared.revision, counts.documents, counts.words, counts.utf8_bytes)
-        found.setdefault(key, Text([])).readings.append((prepared, card["context"]))
-    return list(found.values())
+        found.setdefault(key, []).append((prepared, run.row["protocol"]))
+    texts = []
+    for some in found.values():
+        stated = {card.get("cache_context") for _, card in some}
+        readings = [(prepared, card["context"]) for prepared, card in some]
+        texts.append(Text(readings, stated.pop() if len(stated) == 1 else None))
+    return texts
 
 
 def evaluate_external(
@@ -174,12 +190,14 @@ def evaluate_external(
         else _InOwnModules(model, settings)
     )
     context, stride = _windows(settings, found, usual)
+    cache_context = _cache_context(settings, found, text.cache_context or context)
     notes: list[str] = []
     stream: Tokens = prepared.stream(split)  # refuses a split that is not there
     card = protocol_card(
         prepared,
         split,
         (context, stride),
+        cache_context,
         settings,
         dtype="float32",
         device=device_class(device),
@@ -196,13 +214,14 @@ def evaluate_external(
     windows = None
     if settings.perplexity:
         windows = _score(origin, found.scorer, stream, (context, stride), settings, device)
-    of_cache = found.measure_cache(context)
+    of_cache = found.measure_cache(cache_context)
     reads_whole_text = not notes
     if found.problem is not None:
         notes.append(f"{origin.name}: {found.problem}")
     row = {
         "run_name": origin.name,
         "attention": origin.kind,
+        "layers": None,
         "positions": found.positions,
         "seed": None,
         "num_parameters": found.num_parameters,
@@ -228,10 +247,6 @@ def evaluate_external(
     )
 
 
-_OF_A_CACHE = (
-    *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "kv_cache_tokens_measured"),
-    *("cache_ratio_to_mha", "generation_peak_extra_bytes"),
-)
 _OF_A_TRAINING = (
     *("train_tokens_per_second", "train_peak_memory_bytes", "train_wall_seconds"),
     *("versions", "git_commit", "trained_with"),
@@ -269,8 +284,13 @@ class _InOwnModules:
             EvaluationError: If it fails and nothing was scored.
         """
         model, batch = self._model, self._batch_size
+        longest = self.max_position_embeddings if self.is_bound else None
+        contexts = contexts_to_measure(context, model.window, longest)
         try:
-            num_bytes = model.generate(batch, context)
+            # `generate` takes a prompt and a token at least.
+            points = {
+                t: model.generate(batch, t) / batch for t in contexts if t > 1 or t == context
+            }
             total = peak_extra_bytes(lambda: model.generate(batch, context), model.device)
         except Exception as error:
             if is_out_of_memory(error):
@@ -279,15 +299,11 @@ class _InOwnModules:
             self.problem = f"its cache and its decoding could not be measured ({reason})"
             if not self._is_scored:
                 raise EvaluationError(self.problem) from error
-            return dict.fromkeys(_OF_A_CACHE)
-        extra = total - num_bytes
-        return {
-            "kv_cache_bytes_per_token": None,
-            "kv_cache_bytes_measured": num_bytes / (batch * context),
-            "kv_cache_tokens_measured": batch * context,
-            "cache_ratio_to_mha": None,
-            "generation_peak_extra_bytes": extra,
-        }
+            unknown = dict.fromkeys((*CACHE_KEYS, "generation_peak_extra_bytes"))
+            return unknown | {"kv_cache_context": context}
+        extra = total - round(batch * points[context])
+        measured = CacheMeasurement(context, points, batch)
+        return measured.as_row() | {"generation_peak_extra_bytes": extra}
 
 
 class _InKvlabModules:
@@ -308,18 +324,12 @@ class _InKvlabModules:
 
     def measure_cache(self, context: int) -> dict[str, Any]:
         """Return the keys of a row about the cache, when it holds `context` tokens a sequence."""
-        where = (self._model, self._batch_size, context, self._cache_dtype)
-        cache = measure_kv_cache(*where)
-        return {
-            "kv_cache_bytes_per_token": cache.bytes_per_token,
-            "kv_cache_bytes_measured": cache.measured_bytes_per_token,
-            "kv_cache_tokens_measured": cache.batch_size * cache.context_length,
-            "kv_cache_bytes_at_context": cache.bytes_at_context,
-            "cache_ratio_to_mha": cache.bytes_at_context
-            / mha_cache_bytes_per_token(self.config)
-            / context,
-            "generation_peak_extra_bytes": measure_generation_memory(*where),
-        }
+        model, batch, dtype = self._model, self._batch_size, self._cache_dtype
+        row = measure_kv_cache(model, batch, context, dtype).as_row()
+        # No text is longer than the model's own context.
+        longest = min(context, self.config.max_position_embeddings)
+        extra = measure_generation_memory(model, batch, longest, dtype)
+        return row | {"generation_peak_extra_bytes": extra}
 
 
 class _ThroughItsCache:
@@ -345,6 +355,20 @@ def _windows(
         position_embedding="learned" if model.is_bound else "none",
     )
     return dataclasses.replace(settings, context=context).windows(limits)
+
+
+def _cache_context(
+    settings: EvalSettings, model: _InOwnModules | _InKvlabModules, usual: int
+) -> int:
+    """Return where the cache is stated: where the runs' is if the model sees that far."""
+    known = model.max_position_embeddings
+    if settings.cache_context is None:
+        return min(usual, known or usual)
+    limits = GPTConfig(
+        max_position_embeddings=known or settings.cache_context,
+        position_embedding="learned" if model.is_bound else "none",
+    )
+    return settings.stated_cache_context(limits)
 
 
 def _score(

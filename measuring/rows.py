@@ -66,6 +66,7 @@ def protocol_card(
     prepared: PreparedData,
     split: str,
     windows: tuple[int, int],
+    cache_context: int,
     settings: EvalSettings,
     *,
     dtype: str,
@@ -78,6 +79,7 @@ def protocol_card(
         prepared: The corpus; a model with another tokenizer has its own hashes and tokens.
         split: Which.
         windows: Context and stride.
+        cache_context: Tokens of the sequence whose cache is stated.
         settings: How it was scored.
         dtype: Of the weights, in which it was computed.
         device: What computed it: "cpu", or a GPU's name.
@@ -94,6 +96,7 @@ def protocol_card(
         "tokenizer_sha256": prepared.tokenizer_sha256,
         "context": context,
         "stride": stride,
+        "cache_context": cache_context,
         "dtype": dtype,
         "device": device,
         "decode_path": cached if settings.decode else "full windows, no cache",

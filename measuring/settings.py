@@ -49,6 +49,8 @@ class EvalSettings:
     """Windows scored together; does not change the result."""
     cache_batch_size: int = 1
     """Sequences in the decode that measures the KV cache."""
+    cache_context: int | None = None
+    """Tokens at which a sequence's KV cache is stated; null takes the model's own context."""
     decode: bool = False
     """Score token by token through the KV cache, as a server would, not in whole windows."""
     cache_dtype: str | None = None
@@ -85,10 +87,24 @@ class EvalSettings:
             )
         return context, stride
 
+    def stated_cache_context(self, model: GPTConfig) -> int:
+        """Return the tokens at which a model's cache is stated, its own context where null.
+
+        Raises:
+            EvaluationError: If the model cannot be shown so many.
+        """
+        context, known = self.cache_context, model.max_position_embeddings
+        if context is not None and model.position_embedding == "learned" and context > known:
+            raise EvaluationError(
+                f"eval.cache_context ({context}) is longer than the {known} positions that the "
+                "model learns; set eval.cache_context to that or less"
+            )
+        return context or known
+
     def problems(self) -> list[str]:
         """Return every value out of its range, naming the key."""
         found = []
-        for key in ("context", "stride", "batch_size", "cache_batch_size"):
+        for key in ("context", "stride", "batch_size", "cache_batch_size", "cache_context"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 found.append(f"eval.{key} ({value}) must be at least 1")

@@ -91,6 +91,11 @@ class CacheCurve:
     plateau: int
     slope_beyond: int
 
+    def bytes(self, num_tokens: int) -> int:
+        """Return the bytes of a sequence of `num_tokens` tokens."""
+        below = min(num_tokens, self.plateau)
+        return self.fixed + self.slope * below + self.slope_beyond * (num_tokens - below)
+
 
 def cache_curve(config: GPTConfig, dtype: torch.dtype = torch.float32) -> CacheCurve:
     """Return the closed form of a sequence's cache, over all layers; `dtype` is what they store."""

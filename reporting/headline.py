@@ -30,7 +30,17 @@ def headline(variants: Sequence[Mapping[str, Any]], unranked: Sequence[str] = ()
                 sentences.append(_verdict(verdict, base["name"], some))
     if seen := _resolution(variants):
         sentences.append(seen)
+    if any(map(_is_bent, variants)) and any(v["cache_ratio_to_baseline"] for v in variants):
+        contexts = sorted({variant["kv_cache_context"] for variant in variants})
+        at = " or ".join(f"{context:,}" for context in contexts)
+        sentences.append(f"Caches are compared at {at} tokens: windows make it depend on them.")
     return " ".join(sentences)
+
+
+def _is_bent(variant: Mapping[str, Any]) -> bool:
+    """Tell whether a cache grows more slowly once its windows are full."""
+    curve = variant.get("kv_cache_curve")
+    return curve is not None and curve["slope"] != curve["slope_beyond"]
 
 
 def _what(variants: Sequence[Mapping[str, Any]], unranked: Sequence[str]) -> str:

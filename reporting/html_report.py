@@ -12,10 +12,19 @@ from comparing.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE
 from comparing.labels import NONE, label, shown, typeset
 from files.atomic import write_text
 from guards.printable import printable
-from measuring.kv_cache import cache_bytes_of, has_known_cache
+from measuring.kv_cache import bytes_read_of, cache_bytes_of, has_known_cache, measured_bytes_of
 from reporting.errors import PlotError
 from reporting.headline import pairing_notes, too_little_text
-from reporting.plots import Theme, pareto_front, plot_curves, plot_decode, plot_pareto, seed_lines
+from reporting.plots import (
+    Theme,
+    pareto_front,
+    plot_cache,
+    plot_curves,
+    plot_decode,
+    plot_pareto,
+    seed_lines,
+)
+from reporting.tables import CURVE_NOTE, cache_heading
 from reporting.task_cells import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
 
 FILES_NOTE = (
@@ -148,6 +157,10 @@ def _group(group: Mapping[str, Any], curves: Mapping[str, dict[str, Any]]) -> di
         "budget": _table("Parameters, cache and compute", names, _budget_columns(variants)),
         "shares": _shares(variants),
         "pareto": _picture(partial(plot_pareto, variants), _pareto_words(variants)),
+        "cache": _picture(partial(plot_cache, variants), _cache_words(variants)),
+        "growth": _growth(variants),
+        "reads_more": any(bytes_read_of(v) is not None for v in variants),
+        "curve_note": CURVE_NOTE,
         "curves": _picture(partial(plot_curves, mine), _curve_words(mine)),
         "tasks": [_task_table(variants, task) for task in tasks_of(variants)],
         "task_note": f"{TASK_NOTE} {group['protocol'].get('tasks')}.",
@@ -200,7 +213,7 @@ def _result_columns(variants: Sequence[Variant]) -> list[Column]:
         Column("perplexity", "Quality", [_perplexity(v) for v in variants]),
         Column(f"against {against}", "Quality", [_difference(v, against) for v in variants]),
         Column("verdict", "Quality", verdicts),
-        Column("bytes/token", "KV cache", [_cache(v) for v in variants], "KV cache bytes/token"),
+        _cache_column(variants),
         Column("tokens/s", "Training", [_training(v) for v in variants], "training tokens/s"),
         *_decode_columns(variants),
     ]
@@ -240,17 +253,24 @@ def _verdict(variant: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]], st
     return verdict, [("", note)] if note else [], verdict
 
 
+def _cache_column(variants: Sequence[Variant]) -> Column:
+    alone = cache_heading(variants)
+    return Column(alone.removeprefix("KV "), "KV cache", [_cache(v) for v in variants], alone)
+
+
 def _cache(variant: Variant) -> Cell:
     if not has_known_cache(variant):
         return Cell(NONE, [("", "not measured")])
-    ratio, measured = variant["cache_ratio_to_baseline"], variant["kv_cache_bytes_measured"]
+    ratio, measured = variant["cache_ratio_to_baseline"], measured_bytes_of(variant)
     notes = (
         [] if ratio is None else [("", f"{_ratio(ratio)} of {variant['baseline'] or 'baseline'}")]
     )
     if variant["kv_cache_bytes_per_token"] is None:
         notes.append(("", "as measured"))
-    elif round(measured) != variant["kv_cache_bytes_per_token"]:
+    elif measured is not None and round(measured) != variant["kv_cache_bytes_at_context"]:
         notes.append(("measured", _count(measured)))
+    if (read := bytes_read_of(variant)) is not None:
+        notes.append(("read a step", _count(read)))
     return Cell(_count(cache_bytes_of(variant)), notes)
 
 
@@ -380,13 +400,27 @@ def _across(found: Mapping[str, Any]) -> dict[str, Any]:
         numbers("context", "Reading", "context", _count),
         numbers("stride", "Reading", "stride", _count),
         numbers("parameters", "Model", "num_parameters", _count),
-        numbers("KV bytes/token", "Model", "kv_cache_bytes_measured", _count),
+        _across_cache(rows),
     ]
     caption = f"{found['corpus']}, {found['split']} split, {_count(found['utf8_bytes'])} bytes"
     return {
         "caption": caption,
         "table": Table(caption, [Cell(row["name"]) for row in rows], columns),
     }
+
+
+def _across_cache(rows: Sequence[Mapping[str, Any]]) -> Column:
+    heading = cache_heading(rows)
+    cells = [
+        Cell(NONE)
+        if row["kv_cache_bytes_at_context"] is None
+        else Cell(
+            _count(row["kv_cache_bytes_at_context"]),
+            [("at", f"{row['kv_cache_context']:,}")] if "its" in heading else [],
+        )
+        for row in rows
+    ]
+    return Column(heading, "Model", cells)
 
 
 def _against_best(row: Mapping[str, Any]) -> Cell:
@@ -449,17 +483,46 @@ PARTS = ("embeddings", "attention", "mlp", "norms")
 
 def _budget_columns(variants: Sequence[Variant]) -> list[Column]:
     budgets = [variant["budget"] for variant in variants]
-    numbers = partial(_numbers, budgets)
+    numbers, heading = partial(_numbers, budgets), cache_heading(variants)
     return [
         *(numbers(label(part), "Parameters", part, _count) for part in (*PARTS, "total")),
-        numbers(
-            "bytes/token", "KV cache", "kv_cache_bytes_per_token", _count, "KV cache bytes/token"
+        _numbers(
+            variants,
+            heading.removeprefix("KV "),
+            "KV cache",
+            "kv_cache_bytes_at_context",
+            _count,
+            heading,
         ),
-        numbers("of MHA's", "KV cache", "cache_ratio_to_mha", _ratio, "of MHA's cache"),
+        _numbers(variants, "of MHA's", "KV cache", "cache_ratio_to_mha", _ratio, "of MHA's cache"),
         numbers(
             "MFLOPs/token", "Training", "training_flops_per_token", lambda v: f"{v / 1e6:,.1f}"
         ),
     ]
+
+
+def _growth(variants: Sequence[Variant]) -> Table | None:
+    """Return how each cache grows with the tokens; None where nothing was measured."""
+    known = [variant for variant in variants if variant.get("kv_cache_curve")]
+    if not known:
+        return None
+    curves = [
+        variant["kv_cache_curve"]
+        if variant["kv_cache_curve"]["slope"] != variant["kv_cache_curve"]["slope_beyond"]
+        else variant["kv_cache_curve"] | {"plateau": None, "slope_beyond": None}
+        for variant in known
+    ]
+    numbers = partial(_numbers, curves)
+    measured = [_listed([_count(t) for t, _ in v["kv_cache_points"]]) for v in known]
+    columns = [
+        numbers("fixed", "Bytes of a sequence", "fixed", _count),
+        numbers("bytes/token", "Bytes of a sequence", "slope", _count),
+        numbers("up to", "Bytes of a sequence", "plateau", _count),
+        numbers("bytes/token beyond", "Bytes of a sequence", "slope_beyond", _count),
+        _numbers(known, "read/step", "Decoding", "kv_cache_bytes_read_per_step", _count),
+        Column("measured at", "Tokens", [Cell(text) for text in measured]),
+    ]
+    return _table("How each cache grows", [Cell(v["name"]) for v in known], columns)
 
 
 def _shares(variants: Sequence[Variant]) -> list[tuple[str, list[tuple[str, float]]]]:
@@ -498,11 +561,21 @@ def _pareto_words(variants: Sequence[Variant]) -> str:
     points = [
         f"{v['name']} {_ppl(v['perplexity'])} at {_count(cache_bytes_of(v))} bytes" for v in shown
     ]
+    if not shown:
+        return ""
     front = _listed([variant["name"] for variant in pareto_front(shown)])
     return (
-        f"Perplexity against cache bytes per token: {'; '.join(points)}. "
+        f"Perplexity against {cache_heading(shown)}: {'; '.join(points)}. "
         f"Lowest at their size or less: {front}."
     )
+
+
+def _cache_words(variants: Sequence[Variant]) -> str:
+    ends = []
+    for variant in (v for v in variants if v.get("kv_cache_points")):
+        tokens, num_bytes = variant["kv_cache_points"][-1]
+        ends.append(f"{variant['name']} {_count(num_bytes)} bytes at {_count(tokens)} tokens")
+    return f"Bytes of a sequence's KV cache against its tokens: {'; '.join(ends)}."
 
 
 def _curve_words(curves: Mapping[str, dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from comparing.variants import Group, plain
 from guards.printable import printable
-from measuring.kv_cache import cache_bytes_of
+from measuring.kv_cache import cache_bytes_of, cache_context_of, has_known_cache
 
 CSV_COLUMNS = {
     "table": "number of the table in the report: one for each protocol card",
@@ -40,8 +40,11 @@ CSV_COLUMNS = {
     "delta_percent_low": "lower end of its 95 % interval over the text",
     "delta_percent_high": "upper end",
     "verdict": "of the variant, over all its seeds",
-    "kv_bytes_per_token": "closed form over all layers; empty where there is no formula",
-    "kv_bytes_per_token_measured": "of the live cache after a real decode",
+    "kv_context": "tokens of the sequence whose cache the next two columns hold",
+    "kv_bytes_at_context": "closed form over all layers; as measured where there is none",
+    "kv_bytes_read_per_step": "of it, by a decoding step; empty where there is no formula",
+    "kv_bytes_per_token": "what a token adds once windows are full; empty without a formula",
+    "kv_bytes_per_token_measured": "live cache after a real decode / tokens of its context",
     "kv_ratio_to_baseline": "cache of the variant / cache of its baseline",
     "kv_ratio_to_mha": "cache / cache of multi-head attention of this size",
     "train_tokens_per_second": "while it trained",
@@ -86,6 +89,9 @@ def _csv_row(table: int, row: Mapping[str, Any]) -> dict[str, Any]:
         "table": table,
         "run": row["run_name"],
         "parameters": row["num_parameters"],
+        "kv_context": cache_context_of(row),
+        "kv_bytes_at_context": cache_bytes_of(row) if has_known_cache(row) else None,
+        "kv_bytes_read_per_step": row.get("kv_cache_bytes_read_per_step"),
         "kv_bytes_per_token": row["kv_cache_bytes_per_token"],
         "kv_bytes_per_token_measured": row["kv_cache_bytes_measured"],
         "kv_ratio_to_baseline": row["cache_ratio_to_baseline"],
@@ -147,8 +153,14 @@ def _caption(group: Group) -> str:
     return (
         f"{what} Intervals are 95 %: text, over the documents of the scored text; "
         "seeds, Student's t over training runs. Differences from the baseline are paired. "
-        "KV bytes: of cache per token; ratio: to the baseline's."
+        f"KV bytes: of the cache of a sequence of {_stated(group)} tokens; ratio: to the "
+        "baseline's."
     )
+
+
+def _stated(group: Group) -> str:
+    contexts = sorted({variant["kv_cache_context"] for variant in group.results})
+    return " or ".join(f"{context:,}" for context in contexts)
 
 
 def _latex_table(variants: Sequence[Mapping[str, Any]]) -> str:
@@ -203,7 +215,7 @@ def _paper_lines(variant: Mapping[str, Any]) -> list[list[str]]:
             _NOTHING if percent is None else f"{percent:+,.2f}",
             against,
             f"{variant['verdict'] or _NOTHING}{note}",
-            f"{cache_bytes_of(variant):,.0f}",
+            f"{cache_bytes_of(variant):,.0f}" if has_known_cache(variant) else _NOTHING,
             _NOTHING if ratio is None else f"{ratio:.3f}",
         ]
     ]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from matplotlib.transforms import Transform
 
-from measuring.kv_cache import cache_bytes_of, has_known_cache
+from measuring.kv_cache import cache_bytes_of, cache_context_of, has_known_cache
+from modeling.accounting import CacheCurve
 from reporting.errors import PlotError
 from reporting.plot_labels import (
     LINE_HEIGHT,
@@ -49,8 +50,21 @@ _STYLES = {
     "mla_no_rope": ("#CC79A7", "v"),
     "mha_no_rope": ("#D55E00", "P"),
     "mqa_no_rope": ("#56B4E9", "X"),
+    "gqa_tied": ("#8C510A", "d"),
+    "mqa_tied": ("#999999", "h"),
+    "shared_kv": ("#7B3FA0", "*"),
 }
 _FURTHER = (("#F0E442", "*"), ("#999999", "h"), ("#8C510A", "d"))
+# By arrangement of the layers: a marker, and how far the attention's colour is moved towards white
+# (above 0) or black, so that an attention keeps its hue.
+_ARRANGED = {
+    "window_full": ("<", 0.35),
+    "window": (">", 0.55),
+    "shared_pairs": ("p", -0.35),
+    "shared_upper": ("H", -0.5),
+    "shared_last": ("8", -0.2),
+}
+_ARRANGED_OTHERWISE = ("X", 0.2)
 
 
 class _Look(NamedTuple):
@@ -69,13 +83,39 @@ _LOOKS: dict[Theme, _Look] = {
 }
 
 
-def style_of(attention: str, theme: Theme = "light") -> tuple[str, str]:
-    """Return an attention's colour and marker; black is light where the page is dark."""
-    if attention not in _STYLES:
-        return _FURTHER[sum(attention.encode()) % len(_FURTHER)]
-    colour, marker = _STYLES[attention]
-    is_lost = theme == "dark" and colour == "#000000"
-    return (_LOOKS["dark"].ink if is_lost else colour), marker
+def style_of(
+    attention: str, theme: Theme = "light", layers: str | None = "uniform"
+) -> tuple[str, str]:
+    """Return the colour and marker of an attention; black is light where the page is dark.
+
+    Args:
+        attention: Its registered name, or that of an external model's class.
+        theme: Of the page.
+        layers: Their arrangement, which changes the shade and the marker; None for an external
+            model.
+    """
+    if attention in _STYLES:
+        colour, marker = _STYLES[attention]
+    else:
+        colour, marker = _FURTHER[sum(attention.encode()) % len(_FURTHER)]
+    if layers in (None, "uniform"):
+        is_lost = theme == "dark" and colour == "#000000"
+        return (_LOOKS["dark"].ink if is_lost else colour), marker
+    marker, shift = _ARRANGED.get(str(layers), _ARRANGED_OTHERWISE)
+    if theme == "dark" and colour == "#000000":
+        colour, shift = _LOOKS["dark"].ink, -abs(shift)
+    return _shifted(colour, shift), marker
+
+
+def _shifted(colour: str, shift: float) -> str:
+    """Move a colour a share of the way to white, or with a negative share to black."""
+    end = 255 if shift > 0 else 0
+    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(part + abs(shift) * (end - part)):02X}" for part in parts)
+
+
+def _style(row: Mapping[str, Any], theme: Theme) -> tuple[str, str]:
+    return style_of(row["attention"], theme, row.get("layers"))
 
 
 def plot_decode(
@@ -108,7 +148,7 @@ def plot_decode(
 
 
 def plot_pareto(variants: Sequence[dict[str, Any]], path: Target, theme: Theme = "light") -> bool:
-    """Draw perplexity against the bytes that the cache holds per token.
+    """Draw perplexity against the bytes of a sequence's cache at the stated context.
 
     Thick intervals are those over seeds, thin ones those over the text; the line is the lowest
     perplexity at each cache size or less.
@@ -128,6 +168,27 @@ def plot_pareto(variants: Sequence[dict[str, Any]], path: Target, theme: Theme =
     return _write(lambda figure, look: _draw_pareto(figure, look, points), path, theme, (6.4, 4.6))
 
 
+def plot_cache(variants: Sequence[dict[str, Any]], path: Target, theme: Theme = "light") -> bool:
+    """Draw the bytes of a sequence's cache against its tokens, a line for each variant.
+
+    Markers are what was measured, lines the curve that was fitted to it; vertical lines are the
+    trained context and, where it is another, the one at which caches are stated.
+
+    Args:
+        variants: Those without `kv_cache_curve` are left out.
+        path: Where.
+        theme: Of its colours.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    known = [variant for variant in variants if variant.get("kv_cache_curve")]
+    if not known:
+        return False
+    size = (6.4, _height_for(len(known)))
+    return _write(lambda figure, look: _draw_cache(figure, look, known), path, theme, size)
+
+
 def plot_curves(curves: Mapping[str, dict[str, Any]], path: Target, theme: Theme = "light") -> bool:
     """Draw validation perplexity against the tokens trained on, a line for each variant.
 
@@ -135,7 +196,7 @@ def plot_curves(curves: Mapping[str, dict[str, Any]], path: Target, theme: Theme
     were validated, the band their lowest to highest.
 
     Args:
-        curves: By run name, each with `variant`, `attention`, `tokens` and `perplexity`.
+        curves: By run name, each with `variant`, `attention`, `layers`, `tokens` and `perplexity`.
         path: Where.
         theme: Of its colours.
 
@@ -155,7 +216,7 @@ def plot_all(
     curves: Mapping[str, dict[str, Any]],
     suffix: str = "",
 ) -> list[str]:
-    """Write those of pareto.png, curves.png and decode.png that there is something to show in.
+    """Write pareto.png, cache.png, curves.png and decode.png where there is something to show.
 
     Each is in figures/ as well, as a PDF for papers: vectors, and fonts that can be searched.
 
@@ -173,6 +234,7 @@ def plot_all(
     """
     plots: dict[str, Callable[[Target], bool]] = {
         "pareto": partial(plot_pareto, variants),
+        "cache": partial(plot_cache, variants),
         "curves": partial(plot_curves, curves),
         "decode": partial(plot_decode, variants),
     }
@@ -189,6 +251,7 @@ class SeedLine(NamedTuple):
 
     variant: str
     attention: str
+    layers: str | None
     seeds: int
     tokens: list[int]
     mean: list[float]
@@ -212,7 +275,8 @@ def seed_lines(curves: Mapping[str, dict[str, Any]]) -> list[SeedLine]:
         at = [[by_tokens[token] for by_tokens in values] for token in tokens]
         mean = [math.exp(math.fsum(map(math.log, found)) / len(found)) for found in at]
         low, high = [min(found) for found in at], [max(found) for found in at]
-        lines.append(SeedLine(variant, runs[0]["attention"], len(runs), tokens, mean, low, high))
+        kind = runs[0]["attention"], runs[0].get("layers")
+        lines.append(SeedLine(variant, *kind, len(runs), tokens, mean, low, high))
     return lines
 
 
@@ -373,7 +437,7 @@ def _draw_decode(
                 continue
             x = [point["context"] for point in points]
             y = [point["ms_per_token"] for point in points]
-            colour, marker = style_of(row["attention"], look.theme)
+            colour, marker = _style(row, look.theme)
             roofline = [point["roofline_ms"] for point in points]
             panel.plot(x, roofline, ":", color=colour, linewidth=1.1)
             panel.plot(x, y, color=colour)
@@ -411,7 +475,7 @@ def _draw_curves(figure: Figure, look: _Look, lines: Sequence[SeedLine]) -> None
     axes = figure.subplots()
     ends = []
     for line in lines:
-        colour, marker = style_of(line.attention, look.theme)
+        colour, marker = style_of(line.attention, look.theme, line.layers)
         mark = marker if len(line.tokens) <= 40 else ""
         if line.seeds > 1:
             axes.fill_between(
@@ -426,6 +490,48 @@ def _draw_curves(figure: Figure, look: _Look, lines: Sequence[SeedLine]) -> None
     axes.set_xlabel("tokens trained on")
     axes.set_ylabel("validation perplexity")
     label_ends(figure, axes, ends, look.ink)
+
+
+def _draw_cache(figure: Figure, look: _Look, variants: Sequence[dict[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axes = figure.subplots()
+    stated = {cache_context_of(variant) for variant in variants}
+    trained = {variant["trained_context"] for variant in variants} - {None}
+    measured = {tokens for variant in variants for tokens, _ in variant["kv_cache_points"]}
+    longest = 4 * max(*stated, *trained, max(measured) // 4)
+    how: dict[str, Any] = {"color": look.quiet, "lw": 1}
+    key = [Line2D([], [], label="measured", ls="", marker="o", color=look.quiet)]
+    for contexts, name, style in (
+        (trained, "trained context", (0, (2, 3))),
+        (stated - trained, "stated context", (0, (6, 2))),
+    ):
+        for context in sorted(contexts):
+            axes.axvline(context, ls=style, **how)
+        if contexts:
+            key.append(Line2D([], [], label=name, ls=style, **how))
+    ends = []
+    for variant in variants:
+        curve = CacheCurve(**variant["kv_cache_curve"])
+        colour, marker = _style(variant, look.theme)
+        tokens = sorted(
+            {round(longest ** (step / 64)) for step in range(65)} | {curve.plateau or 1}
+        )
+        line = [(t, size) for t in tokens if t <= longest and (size := curve.bytes(t)) > 0]
+        axes.plot(*zip(*line, strict=True), color=colour)
+        axes.plot(*zip(*variant["kv_cache_points"], strict=True), marker, color=colour)
+        ends.append(LineEnd(*line[-1], colour, short(variant["name"])))
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(base=2, numticks=9))
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.set_minor_locator(NullLocator())
+    axes.set_xlabel("tokens of the sequence")
+    axes.set_ylabel("KV cache of the sequence, bytes")
+    label_ends(figure, axes, ends, look.ink)
+    _key(figure, key)
 
 
 # Which interval, how wide and how opaque: the thin one stands on the thick one.
@@ -445,7 +551,9 @@ def _draw_pareto(figure: Figure, look: _Look, points: Sequence[dict[str, Any]]) 
     axes.xaxis.set_major_locator(LogLocator(base=2, numticks=9))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("KV cache, bytes per token (smaller is cheaper)")
+    contexts = {cache_context_of(variant) for variant in points}
+    tokens = f"{contexts.pop():,} tokens" if len(contexts) == 1 else "its context"
+    axes.set_xlabel(f"KV cache of a sequence of {tokens}, bytes (smaller is cheaper)")
     axes.set_ylabel("perplexity (lower is better)")
 
     lines = [_staircase(points, right)]
@@ -480,7 +588,7 @@ def _staircase(points: Sequence[dict[str, Any]], right: float) -> list[tuple[flo
 
 
 def _draw_point(axes: Axes, look: _Look, variant: dict[str, Any], transform: Transform) -> None:
-    colour, marker = style_of(variant["attention"], look.theme)
+    colour, marker = _style(variant, look.theme)
     x, y = cache_bytes_of(variant), variant["perplexity"]
     how: dict[str, Any] = {"color": colour, "transform": transform}
     for which, width, opacity in _INTERVALS:

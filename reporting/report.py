@@ -23,11 +23,13 @@ from reporting.html_report import FILES_NOTE, write_html
 from reporting.paper import latex_tables, results_csv
 from reporting.plots import plot_all
 from reporting.tables import (
+    CURVE_NOTE,
     DECODE_NOTE,
     INFLUENCE_NOTE,
     PAIR_NOTE,
     across_table,
     budget_table,
+    cache_table,
     decode_sections,
     influence_table,
     note,
@@ -198,7 +200,10 @@ def _headlines(groups: Sequence[Group]) -> list[str]:
 def _curves(group: Group) -> dict[str, dict[str, Any]]:
     """Return by run the validations during its training, and what it is a run of."""
     return {
-        run.name: {"variant": variant.label, "attention": variant.attention, **run.curve}
+        run.name: {
+            **{"variant": variant.label, "attention": variant.attention},
+            **{"layers": variant.result["layers"], **run.curve},
+        }
         for variant in group.variants
         for run in variant.by_seed().values()
     }
@@ -221,7 +226,8 @@ def _write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 
 
 _ALT = {
-    "pareto": "Perplexity with its intervals against KV cache bytes per token",
+    "pareto": "Perplexity with its intervals against the bytes of a sequence's KV cache",
+    "cache": "Bytes of a sequence's KV cache against its tokens",
     "curves": "Validation perplexity against training tokens",
     "decode": "Milliseconds per token against context",
 }
@@ -265,6 +271,8 @@ def _markdown_group(group: Group, plots: Sequence[str]) -> list[str]:
         parts += ["## Tasks", *tasks]
     if sections := decode_sections(variants, "github"):
         parts += ["## Decoding", *sections, DECODE_NOTE]
+    if cache := cache_table(variants, "github"):
+        parts += ["## Cache", cache, CURVE_NOTE]
     parts += ["## Budget", budget_table(variants, "github")]
     if has_quality:
         parts += ["## Every run", run_table([run.row for run in group.runs], "github")]

@@ -8,31 +8,45 @@ from tabulate import tabulate
 
 from comparing.plain import plain
 from comparing.statistics import FEWEST_SEEDS
+from files.sizes import in_units
+from measuring.kv_cache import bytes_read_of, measured_bytes_of
 from reporting.headline import pairing_notes, too_little_text
 from reporting.task_cells import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
 
 QUALITY = (
     *("variant", "positions", "seeds", "parameters", "perplexity", "95 % (text)", "95 % (seeds)"),
     *("vs baseline", "95 % (text) ", "95 % (seeds) ", "verdict", "against"),
-    *("KV bytes/token", "measured", "of baseline", "of MHA's"),
 )
-"""Headings of `quality_cells`."""
+"""Headings of `quality_cells`, before those of the cache."""
+CACHE = ("measured", "read/step", "of baseline", "of MHA's")
+"""Headings of `quality_cells` after the context at which the cache is stated."""
 COSTS = ("train tokens/s", "peak MiB", "minutes")
 """Headings of `cost_cells`, before those of decoding."""
 VARIANT_COLUMNS = [
     *("name", "attention", "positions", "num_parameters", "tokens_trained", "perplexity"),
     *("perplexity_sd", "word_perplexity", "bits_per_byte", "delta_percent", "verdict"),
-    *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "cache_ratio_to_baseline"),
+    *("kv_cache_context", "kv_cache_bytes_at_context", "cache_ratio_to_baseline"),
+    *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "kv_cache_bytes_read_per_step"),
     *("train_tokens_per_second", "train_peak_memory_bytes", "train_wall_seconds"),
 ]
 """Keys of a variant's result that wandb's table gets."""
 RUN_COLUMNS = [
     *("run_name", "variant", "attention", "positions", "seed", "num_parameters", "tokens_trained"),
     *("perplexity", "word_perplexity", "bits_per_byte", "delta_nll", "baseline_run"),
-    *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "cache_ratio_to_mha"),
+    *("kv_cache_context", "kv_cache_bytes_at_context", "cache_ratio_to_mha"),
+    *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "kv_cache_bytes_read_per_step"),
 ]
 """Keys of a run's row that wandb's table gets."""
-_WORDS = {"variant", "positions", "verdict", "against", "run", "tokenizer", "document"}
+_WORDS = {
+    "variant",
+    "positions",
+    "verdict",
+    "against",
+    "run",
+    "tokenizer",
+    "document",
+    "measured at",
+}
 
 
 def quality_cells(variant: Mapping[str, Any]) -> list[str]:
@@ -53,8 +67,9 @@ def quality_cells(variant: Mapping[str, Any]) -> list[str]:
         _interval(variant["delta_percent_ci95_seeds"], "{:+,.2f}"),
         f"{variant['verdict'] or '-'}{note}",
         "-" if variant["is_baseline"] else variant["baseline"] or "-",
-        _number(variant["kv_cache_bytes_per_token"]),
-        _number(variant["kv_cache_bytes_measured"]),
+        _bytes(variant["kv_cache_bytes_at_context"]),
+        _bytes(measured_bytes_of(variant)),
+        _bytes(bytes_read_of(variant)),
         _ratio(ratio),
         "-" if ratio is not None else _ratio(variant["cache_ratio_to_mha"]),
     ]
@@ -86,6 +101,16 @@ def _number(value: float | None) -> str:
     return f"{value:.3f}"
 
 
+def _bytes(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def cache_heading(variants: Sequence[Mapping[str, Any]]) -> str:
+    """Head a column of `kv_cache_bytes_at_context` with the context, where it is one."""
+    contexts = {variant["kv_cache_context"] for variant in variants}
+    return f"KV bytes at {contexts.pop():,}" if len(contexts) == 1 else "KV bytes at its context"
+
+
 def _seed(seed: int | None) -> str:
     return "-" if seed is None else str(seed)
 
@@ -107,7 +132,7 @@ def table(variants: Sequence[Mapping[str, Any]], style: str, *, with_costs: bool
         with_costs: Training and decoding too, in the same table.
     """
     points = timed_points(variants) if with_costs else []
-    headers = [*QUALITY]
+    headers = [*QUALITY, cache_heading(variants), *CACHE]
     body = [quality_cells(variant) for variant in variants]
     if with_costs:
         headers += [*COSTS, *(f"ms/token b{batch} c{context:,}" for batch, context in points)]
@@ -180,7 +205,7 @@ def run_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
 def budget_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
     """Lay out where the parameters are, what is cached, and what a token costs to train on."""
     parts = ("embeddings", "attention", "mlp", "norms", "total")
-    headers = ["variant", *parts, "KV bytes/token", "of MHA's", "training FLOPs/token"]
+    headers = ["variant", *parts, cache_heading(variants), "of MHA's", "training FLOPs/token"]
     body = []
     for variant in variants:
         budget = variant["budget"]
@@ -189,12 +214,44 @@ def budget_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
             [
                 variant["name"],
                 *(_number(budget[part]) for part in parts),
-                _number(budget["kv_cache_bytes_per_token"]),
-                _ratio(budget["cache_ratio_to_mha"]),
+                _bytes(variant["kv_cache_bytes_at_context"]),
+                _ratio(variant["cache_ratio_to_mha"]),
                 "-" if flops is None else f"{flops:.3e}",
             ]
         )
     return _laid_out(headers, body, style)
+
+
+def cache_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
+    """Lay out how a cache grows: a fixed part, bytes a token, and those once windows are full.
+
+    Args:
+        variants: Results; what was measured has `kv_cache_curve` and `kv_cache_points`.
+        style: As for `table`.
+
+    Returns:
+        A table; empty if no variant has a curve.
+    """
+    headers = ["variant", "fixed", "bytes/token", "up to", "bytes/token beyond"]
+    headers += [cache_heading(variants), "read/step", "measured at"]
+    body = []
+    for variant in variants:
+        if (curve := variant.get("kv_cache_curve")) is None:
+            continue
+        bent = curve["slope"] != curve["slope_beyond"]
+        body.append(
+            [
+                variant["name"],
+                _bytes(curve["fixed"]),
+                _bytes(curve["slope"]),
+                _bytes(curve["plateau"]) if bent else "-",
+                _bytes(curve["slope_beyond"]) if bent else "-",
+                _bytes(variant["kv_cache_bytes_at_context"]),
+                _bytes(variant["kv_cache_bytes_read_per_step"]),
+                ", ".join(f"{tokens:,}" for tokens, _ in variant["kv_cache_points"]),
+            ]
+        )
+    return _laid_out_filled(headers, body, style) if body else ""
 
 
 def protocol_line(row: Mapping[str, Any]) -> str:
@@ -222,8 +279,18 @@ NOTE = (
     "equal in the two trainings is not."
 )
 CACHE_NOTE = (
-    "KV bytes/token is the closed form over all layers; measured is the live cache's storage after "
-    "a real decode, per allocated token."
+    "KV bytes at a context is what the caches of all layers hold of a sequence of so many tokens, "
+    "by the closed form; measured is the live cache's storage after a real decode."
+)
+READ_NOTE = (
+    "read/step is what a decoding step reads of it, where that is not what is stored: layers that "
+    "share a cache read it once each."
+)
+CURVE_NOTE = (
+    "Bytes of a sequence of T tokens: fixed + bytes/token x T while no window is full (up to), "
+    "then bytes/token beyond for each further token; fitted to live caches after a real decode of "
+    "each of the contexts named last, and compared with the closed form. read/step: bytes that a "
+    "decoding step reads at the stated context."
 )
 MOST_PAIRS_PRINTED = 6
 """More of them are in the report only."""
@@ -243,8 +310,10 @@ def note(variants: Sequence[Mapping[str, Any]]) -> str:
     parts = [NOTE] if any(variant["perplexity"] is not None for variant in variants) else []
     parts += filter(None, [too_little_text(variants)])
     parts.append(CACHE_NOTE)
+    if any(bytes_read_of(variant) is not None for variant in variants):
+        parts.append(READ_NOTE)
     if any(variant["kv_cache_bytes_per_token"] is None for variant in variants):
-        parts.append("Where it is -, kvlab has no formula, and what was measured stands for it.")
+        parts.append("kvlab has no formula for an external model: what was measured stands for it.")
     return " ".join([*parts, *pairing_notes(variants)])
 
 
@@ -306,7 +375,8 @@ def across_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
         "context",
         "stride",
     ]
-    headers += ["parameters", "KV bytes/token, measured"]
+    headers += ["parameters", cache_heading(rows)]
+    one_context = len({row["kv_cache_context"] for row in rows}) == 1
     body = [
         [
             row["name"],
@@ -316,7 +386,8 @@ def across_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
             _interval(row["delta_bits_per_byte_ci95_text"], "{:+.4f}"),
             row["tokenizer_sha256"][:12],
             *(f"{row[key]:,}" for key in ("tokens", "context", "stride", "num_parameters")),
-            _number(row["kv_cache_bytes_measured"]),
+            _bytes(row["kv_cache_bytes_at_context"])
+            + ("" if one_context else f" ({row['kv_cache_context']:,})"),
         ]
         for row in rows
     ]
@@ -344,14 +415,13 @@ def decode_sections(variants: Sequence[Mapping[str, Any]], style: str) -> list[s
             ]
             last = timed[-1]
             memory = [
-                f"{last[key] / 1e6:,.1f}" if last else "-"
-                for key in ("cache_bytes", "peak_extra_bytes")
+                in_units(last[key]) if last else "-" for key in ("cache_bytes", "peak_extra_bytes")
             ]
             even = variant["break_even"][str(batch)]
             never = "" if variant["is_baseline"] else "-"
             body.append([variant["name"], *cells, *memory, f"{even:,}" if even else never])
         headers = ["variant", *(f"{c:,}{'*' if c in beyond else ''}" for c in contexts)]
-        headers += [f"cache MB at {contexts[-1]:,}", "extra MB", "faster than baseline from"]
+        headers += [f"cache at {contexts[-1]:,}", "extra", "faster than baseline from"]
         shown = _laid_out(headers, body, style)
         found += [f"decoding, batch {batch}: ms per token at a context (roofline)", shown]
     return found
@@ -382,8 +452,9 @@ def task_sections(
 
 DECODE_NOTE = (
     "Decoding: median over rounds in which every variant had a turn, caches filled with noise; "
-    "roofline: weights and cache read once at the measured memory bandwidth; * is longer than the "
-    "contexts of some run's training; extra MB is the most that a step takes besides weights and "
+    "roofline: weights read once, and what a step reads of the cache at that context, at the "
+    "measured memory bandwidth; * is longer than the "
+    "contexts of some run's training; extra is the most that a step takes besides weights and "
     "cache; a variant is faster than its baseline from that context on, and at all longer ones "
     "that were measured (-: at none, or there is no baseline). The same weights and cache are read "
     "again and again: what fits into the processor's caches can be faster than this roofline."

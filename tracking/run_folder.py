@@ -30,6 +30,7 @@ _NUMBERS = (
     *("num_parameters", "num_attention_parameters", "tokens_trained", "overfit_batches"),
     *("train_loss", "validation_nll", "validation_perplexity", "validation_bits_per_byte"),
     *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "cache_ratio_to_mha"),
+    *("kv_cache_bytes_at_context", "kv_cache_context", "kv_cache_bytes_read_per_step"),
     *("tokens_per_second", "data_wait_share", "mfu", "peak_memory_bytes", "wall_seconds"),
 )
 _TEXTS = ("run_name", "attention", "position_embedding", "git_commit")

@@ -16,6 +16,7 @@ _MIRRORED = {
     "kv_cache/bytes_per_token": "kv_cache_bytes_per_token",
     "kv_cache/bytes_at_context": "kv_cache_bytes_at_context",
     "kv_cache/measured_bytes": "kv_cache_bytes_measured",
+    "kv_cache/bytes_read_per_step": "kv_cache_bytes_read_per_step",
     "perf/mfu": "mfu",
 }
 """Of a summary, what wandb also gets as metrics, by their names there."""

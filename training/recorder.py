@@ -277,15 +277,14 @@ class Recorder:
         score = self._validate(None)
         model.eval()
         self._display.phase("measuring the KV cache")
-        context = self.budget.tokens_per_sequence
-        cache = measure_kv_cache(model, self._recipe.eval.cache_batch_size, context)
-        name, attention = self._journal.name, self._recipe.model.attention["name"]
-        formula, measured = cache.bytes_at_context, cache.measured_bytes_at_context
-        require_closed_form(name, attention, formula, measured)
+        settings, name = self._recipe.eval, self._journal.name
+        context = settings.stated_cache_context(model.config)
+        cache = measure_kv_cache(model, settings.cache_batch_size, context)
+        require_closed_form(name, cache)
         self._note_peak_memory()
         return {
             "run_name": name,
-            **summarise(self._identity, self.budget, self.progress, model, score, cache),
+            **summarise(self._identity, self.budget, self.progress, score, cache),
             "tokens_dropped": self._windows.tokens_dropped,
             "finished": True,
         }

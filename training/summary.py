@@ -7,12 +7,7 @@ from typing import Any
 
 from measuring.kv_cache import CacheMeasurement
 from measuring.perplexity import Score
-from modeling.accounting import (
-    mha_cache_bytes_per_token,
-    num_parameters,
-    training_flops_per_token,
-)
-from modeling.gpt import GPT
+from modeling.accounting import num_parameters, training_flops_per_token
 from tracking.progress import in_words
 from training.endurance.resumption import Identity, Progress
 from training.recipe.budget import Budget
@@ -25,7 +20,6 @@ def summarise(
     identity: Identity,
     budget: Budget,
     progress: Progress,
-    model: GPT,
     score: Score,
     cache: CacheMeasurement,
 ) -> dict[str, Any]:
@@ -35,14 +29,12 @@ def summarise(
         identity: What was trained, on which data and by which software.
         budget: What it spent.
         progress: Its times and its peak memory.
-        model: As trained.
         score: On the whole validation split.
         cache: The live KV cache, measured.
     """
     recipe, prepared, provenance = identity.recipe, identity.prepared, identity.provenance
     count = num_parameters(recipe.model)
     flops_per_token = training_flops_per_token(recipe.model, budget.tokens_per_sequence)
-    mha_bytes = mha_cache_bytes_per_token(recipe.model, model.embed_tokens.weight.dtype)
     return {
         "attention": recipe.model.attention["name"],
         "position_embedding": recipe.model.position_embedding,
@@ -54,11 +46,7 @@ def summarise(
         "validation_nll": score.nll,
         "validation_perplexity": score.perplexity,
         "validation_bits_per_byte": score.bits_per_byte(prepared.splits["validation"].utf8_bytes),
-        "kv_cache_bytes_per_token": cache.bytes_per_token,
-        "kv_cache_bytes_measured": cache.measured_bytes_per_token,
-        "kv_cache_bytes_at_context": cache.bytes_at_context,
-        "kv_cache_context": cache.context_length,
-        "cache_ratio_to_mha": cache.bytes_at_context / cache.context_length / mha_bytes,
+        **cache.as_row(),
         "tokens_per_second": budget.num_tokens / progress.train_seconds,
         "data_wait_share": progress.data_seconds / progress.train_seconds,
         "mfu": budget.num_tokens * flops_per_token / progress.possible_flops,
@@ -114,7 +102,8 @@ def describe_run(
         f"validation perplexity {perplexity:.2f} (unigram model {unigram:.2f}, bigram model "
         f"{bigram:.2f}), {summary['validation_bits_per_byte']:.3f} bits per byte"
         + ("" if summary["overfit_batches"] else _standing(perplexity, unigram, bigram)),
-        f"{_cache(summary)}, {summary['cache_ratio_to_mha']:.3f} of MHA's",
+        f"KV cache {_cache(summary)}, {summary['cache_ratio_to_mha']:.3f} of MHA's"
+        f"{_growth(summary)}",
         f"files: {folder}",
         f"next: {_next_commands(name, arguments)}",
     ]
@@ -124,16 +113,28 @@ def describe_run(
 def describe_in_short(summary: Mapping[str, Any]) -> str:
     """Say in a line how good a run of several is, and what it costs."""
     return (
-        f"{summary['run_name']}: validation perplexity {summary['validation_perplexity']:.2f}, "
-        f"{_cache(summary)}, trained in {in_words(summary['wall_seconds'])}"
+        f"{summary['run_name']}: validation perplexity {summary['validation_perplexity']:.2f}, KV "
+        f"cache {_cache(summary)}, trained in "
+        f"{in_words(summary['wall_seconds'])}"
     )
 
 
 def _cache(summary: Mapping[str, Any]) -> str:
     return (
-        f"KV cache {summary['kv_cache_bytes_at_context']:,} bytes at "
-        f"{summary['kv_cache_context']} tokens"
+        f"{summary['kv_cache_bytes_at_context']:,} bytes at {summary['kv_cache_context']:,} tokens"
     )
+
+
+def _growth(summary: Mapping[str, Any]) -> str:
+    """Say how the cache grows with the tokens; empty if what was measured fits no curve."""
+    curve = summary["kv_cache_curve"]
+    if curve is None:
+        return ""
+    fixed = f"{curve['fixed']:,} bytes and " if curve["fixed"] else ""
+    first = f" ({fixed}{curve['slope']:,} a token"
+    if curve["slope"] == curve["slope_beyond"]:
+        return f"{first})"
+    return f"{first} up to {curve['plateau']:,} tokens, then {curve['slope_beyond']:,})"
 
 
 def _standing(perplexity: float, unigram: float, bigram: float) -> str:

@@ -5,10 +5,7 @@ from tabulate import tabulate
 from modeling.accounting import Budget, budget_of
 from modeling.config import GPTConfig, arrangement_label
 
-_COLUMNS = (
-    *("", "parameters", "embeddings", "attention", "MLP", "norms"),
-    *("KV bytes at {} tokens", "training MFLOPs/token"),
-)
+_COLUMNS = ("", "parameters", "embeddings", "attention", "MLP", "norms")
 
 
 def budget_sheet(model: GPTConfig, baseline: GPTConfig) -> str:
@@ -28,8 +25,9 @@ def budget_sheet(model: GPTConfig, baseline: GPTConfig) -> str:
         ["MHA, the baseline", *map(_number, mha)],
         ["difference", *map(_percent, own, mha)],
     ]
-    align = ["left", *["right"] * (len(_COLUMNS) - 1)]
-    headers = [name.format(model.max_position_embeddings) for name in _COLUMNS]
+    cache = f"KV bytes at {model.max_position_embeddings:,}"
+    headers = [*_COLUMNS, cache, "training MFLOPs/token"]
+    align = ["left", *["right"] * (len(headers) - 1)]
     return tabulate(rows, headers=headers, colalign=align, disable_numparse=True)
 
 
