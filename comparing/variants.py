@@ -25,7 +25,13 @@ from comparing.statistics import seed_interval, standard_deviation, text_interva
 from comparing.tasks import over_seeds
 from data.documents import document_names
 from measuring.errors import EvaluationError
-from measuring.kv_cache import CACHE_KEYS, cache_bytes_of, cache_context_of, has_known_cache
+from measuring.kv_cache import (
+    CACHE_KEYS,
+    cache_bytes_of,
+    cache_context_of,
+    has_known_cache,
+    known_bytes_of,
+)
 from measuring.rows import EvaluatedRun
 from modeling.accounting import ParameterCount, budget_of
 from modeling.config import LayersConfig
@@ -337,10 +343,9 @@ def _measure(variant: Variant) -> dict[str, Any]:
 def _cache(run: EvaluatedRun) -> dict[str, Any]:
     """Return the keys of the cache; at a context, too, where a row is older than these keys."""
     found = {key: run.row.get(key) for key in CACHE_KEYS}
-    at_context = cache_bytes_of(run.row) if has_known_cache(run.row) else None
     return found | {
         "kv_cache_context": cache_context_of(run.row),
-        "kv_cache_bytes_at_context": at_context,
+        "kv_cache_bytes_at_context": known_bytes_of(run.row),
         "trained_context": run.model and run.model.max_position_embeddings,
     }
 
@@ -350,7 +355,7 @@ def _budget(run: EvaluatedRun) -> dict[str, Any]:
     if run.model is None:
         known = {"total": run.row["num_parameters"]}
         return dict.fromkeys((*_PARTS, "total", *_BUDGET)) | known
-    budget = budget_of(run.model)
+    budget = budget_of(run.model, cache_context_of(run.row))
     parameters = dataclasses.asdict(budget.parameters) | {"total": budget.parameters.total}
     return parameters | {key: getattr(budget, key) for key in _BUDGET}
 

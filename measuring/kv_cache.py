@@ -122,6 +122,11 @@ def cache_bytes_of(row: Mapping[str, Any]) -> float:
     return math.inf if per_token is None else float(per_token) * cache_context_of(row)
 
 
+def known_bytes_of(row: Mapping[str, Any]) -> float | None:
+    """Return `cache_bytes_of` a run or variant; None where it is not known."""
+    return cache_bytes_of(row) if has_known_cache(row) else None
+
+
 def measured_bytes_of(row: Mapping[str, Any]) -> float | None:
     """Return the bytes that were measured at the stated context; None where none were."""
     measured = row["kv_cache_bytes_measured"]

@@ -149,7 +149,7 @@ class Budget:
         parameters: By role.
         kv_cache_bytes_per_token: What a token adds once every window is full, over all layers, in
             the dtype of the weights (float32).
-        kv_cache_bytes_at_context: Of a sequence of the model's context length.
+        kv_cache_bytes_at_context: Of a sequence of the context it was worked out for.
         cache_ratio_to_mha: That as a fraction of plain multi-head attention's of this width.
         training_flops_per_token: Forward and backward, at the model's context length.
     """
@@ -161,16 +161,21 @@ class Budget:
     training_flops_per_token: float
 
 
-def budget_of(config: GPTConfig) -> Budget:
-    """Work out what a model costs; `vocab_size` must be set."""
-    context = config.max_position_embeddings
+def budget_of(config: GPTConfig, cache_context: int | None = None) -> Budget:
+    """Work out what a model costs.
+
+    Args:
+        config: `vocab_size` must be set.
+        cache_context: Tokens of the sequence whose cache is stated; the model's own if None.
+    """
+    context = cache_context or config.max_position_embeddings
     cache = kv_cache_bytes(config, context)
     return Budget(
         parameters=num_parameters(config),
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(config),
         kv_cache_bytes_at_context=cache,
         cache_ratio_to_mha=cache / (context * mha_cache_bytes_per_token(config)),
-        training_flops_per_token=training_flops_per_token(config, context),
+        training_flops_per_token=training_flops_per_token(config, config.max_position_embeddings),
     )
 
 

@@ -486,15 +486,10 @@ def _budget_columns(variants: Sequence[Variant]) -> list[Column]:
     numbers, heading = partial(_numbers, budgets), cache_heading(variants)
     return [
         *(numbers(label(part), "Parameters", part, _count) for part in (*PARTS, "total")),
-        _numbers(
-            variants,
-            heading.removeprefix("KV "),
-            "KV cache",
-            "kv_cache_bytes_at_context",
-            _count,
-            heading,
+        numbers(
+            heading.removeprefix("KV "), "KV cache", "kv_cache_bytes_at_context", _count, heading
         ),
-        _numbers(variants, "of MHA's", "KV cache", "cache_ratio_to_mha", _ratio, "of MHA's cache"),
+        numbers("of MHA's", "KV cache", "cache_ratio_to_mha", _ratio, "of MHA's cache"),
         numbers(
             "MFLOPs/token", "Training", "training_flops_per_token", lambda v: f"{v / 1e6:,.1f}"
         ),

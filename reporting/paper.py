@@ -11,7 +11,7 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from comparing.variants import Group, plain
 from guards.printable import printable
-from measuring.kv_cache import cache_bytes_of, cache_context_of, has_known_cache
+from measuring.kv_cache import cache_bytes_of, cache_context_of, has_known_cache, known_bytes_of
 
 CSV_COLUMNS = {
     "table": "number of the table in the report: one for each protocol card",
@@ -40,7 +40,7 @@ CSV_COLUMNS = {
     "delta_percent_low": "lower end of its 95 % interval over the text",
     "delta_percent_high": "upper end",
     "verdict": "of the variant, over all its seeds",
-    "kv_context": "tokens of the sequence whose cache the next two columns hold",
+    "kv_context": "tokens of the sequence whose cache is stated",
     "kv_bytes_at_context": "closed form over all layers; as measured where there is none",
     "kv_bytes_read_per_step": "of it, by a decoding step; empty where there is no formula",
     "kv_bytes_per_token": "what a token adds once windows are full; empty without a formula",
@@ -90,7 +90,7 @@ def _csv_row(table: int, row: Mapping[str, Any]) -> dict[str, Any]:
         "run": row["run_name"],
         "parameters": row["num_parameters"],
         "kv_context": cache_context_of(row),
-        "kv_bytes_at_context": cache_bytes_of(row) if has_known_cache(row) else None,
+        "kv_bytes_at_context": known_bytes_of(row),
         "kv_bytes_read_per_step": row.get("kv_cache_bytes_read_per_step"),
         "kv_bytes_per_token": row["kv_cache_bytes_per_token"],
         "kv_bytes_per_token_measured": row["kv_cache_bytes_measured"],
@@ -159,7 +159,7 @@ def _caption(group: Group) -> str:
 
 
 def _stated(group: Group) -> str:
-    contexts = sorted({variant["kv_cache_context"] for variant in group.results})
+    contexts = sorted({cache_context_of(variant) for variant in group.results})
     return " or ".join(f"{context:,}" for context in contexts)
 
 

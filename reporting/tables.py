@@ -9,7 +9,7 @@ from tabulate import tabulate
 from comparing.plain import plain
 from comparing.statistics import FEWEST_SEEDS
 from files.sizes import in_units
-from measuring.kv_cache import bytes_read_of, measured_bytes_of
+from measuring.kv_cache import bytes_read_of, cache_context_of, known_bytes_of, measured_bytes_of
 from reporting.headline import pairing_notes, too_little_text
 from reporting.task_cells import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
 
@@ -67,7 +67,7 @@ def quality_cells(variant: Mapping[str, Any]) -> list[str]:
         _interval(variant["delta_percent_ci95_seeds"], "{:+,.2f}"),
         f"{variant['verdict'] or '-'}{note}",
         "-" if variant["is_baseline"] else variant["baseline"] or "-",
-        _bytes(variant["kv_cache_bytes_at_context"]),
+        _bytes(known_bytes_of(variant)),
         _bytes(measured_bytes_of(variant)),
         _bytes(bytes_read_of(variant)),
         _ratio(ratio),
@@ -107,7 +107,7 @@ def _bytes(value: float | None) -> str:
 
 def cache_heading(variants: Sequence[Mapping[str, Any]]) -> str:
     """Head a column of `kv_cache_bytes_at_context` with the context, where it is one."""
-    contexts = {variant["kv_cache_context"] for variant in variants}
+    contexts = {cache_context_of(variant) for variant in variants}
     return f"KV bytes at {contexts.pop():,}" if len(contexts) == 1 else "KV bytes at its context"
 
 
@@ -214,8 +214,8 @@ def budget_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
             [
                 variant["name"],
                 *(_number(budget[part]) for part in parts),
-                _bytes(variant["kv_cache_bytes_at_context"]),
-                _ratio(variant["cache_ratio_to_mha"]),
+                _bytes(budget["kv_cache_bytes_at_context"]),
+                _ratio(budget["cache_ratio_to_mha"]),
                 "-" if flops is None else f"{flops:.3e}",
             ]
         )
@@ -246,7 +246,7 @@ def cache_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
                 _bytes(curve["slope"]),
                 _bytes(curve["plateau"]) if bent else "-",
                 _bytes(curve["slope_beyond"]) if bent else "-",
-                _bytes(variant["kv_cache_bytes_at_context"]),
+                _bytes(known_bytes_of(variant)),
                 _bytes(variant["kv_cache_bytes_read_per_step"]),
                 ", ".join(f"{tokens:,}" for tokens, _ in variant["kv_cache_points"]),
             ]

@@ -18,7 +18,7 @@ NAME = "{}-nano-python_stdlib-seed{}"
 def finished(tmp_path):
     """Give a run of tmp_path the summary of a finished one."""
 
-    def finish(name, seconds):
+    def finish(name, seconds, **cache):
         folder = RunFolder(tmp_path, name)
         with folder.lock():
             folder.write_summary(
@@ -29,11 +29,16 @@ def finished(tmp_path):
                         "validation_perplexity": 43.434,
                         "finished": True,
                     },
-                    **{"kv_cache_bytes_at_context": 442368, "wall_seconds": seconds},
+                    **{"kv_cache_bytes_per_token": 1728, "wall_seconds": seconds},
+                    **cache,
                 }
             )
 
     return finish
+
+
+# Nothing is added once windows are full. An older summary says what a token takes alone.
+WINDOWED = {"kv_cache_bytes_per_token": 0, "kv_cache_bytes_at_context": 2304}
 
 
 def make(sweep, tmp_path, attention, seed, ending=lambda: None, status=0, reason=""):
@@ -52,7 +57,7 @@ def test_a_sweep_says_where_it_is_and_ends_in_a_table_with_the_reasons(tmp_path,
     sweep = Sweep(jobs, trains=True)
     finished(NAME.format("mha", 0), 100.0)
     make(sweep, tmp_path, "mha", 0)
-    make(sweep, tmp_path, "mha", 1, lambda: finished(NAME.format("mha", 1), 7500.0))
+    make(sweep, tmp_path, "mha", 1, lambda: finished(NAME.format("mha", 1), 7500.0, **WINDOWED))
     make(sweep, tmp_path, "mha", 2, status=1, reason="out of\nmemory")
     make(sweep, tmp_path, "mla_no_rope", 0, status=1, reason="out of memory")
     make(sweep, tmp_path, "mla_no_rope", 1, status=75, reason="SIGTERM")
@@ -69,8 +74,8 @@ def test_a_sweep_says_where_it_is_and_ends_in_a_table_with_the_reasons(tmp_path,
     assert max(map(len, table)) + len("run  ") <= 80
     # The names do not fit: their numbers, as the headings have them.
     assert [line.split() for line in table[2:]] == [
-        ["1", "mha", "0", "43.43", "442,368", "1:40", "done", "before"],
-        ["2", "mha", "1", "43.43", "442,368", "2:05:00", "done"],
+        ["1", "mha", "0", "43.43", "1,728/token", "1:40", "done", "before"],
+        ["2", "mha", "1", "43.43", "2,304", "2:05:00", "done"],
         ["3", "mha", "2", "-", "-", "-", "failed"],
         ["4", "mla_no_rope", "0", "-", "-", "-", "failed"],
         ["5", "mla_no_rope", "1", "-", "-", "-", "interrupted"],

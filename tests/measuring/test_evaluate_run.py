@@ -217,8 +217,8 @@ def test_a_cache_that_is_not_its_closed_form_is_refused_by_name(make_run, monkey
     monkeypatch.setattr(LayerCache, "live_tensors", of_a_window)
     monkeypatch.setattr("measuring.evaluate._score", None)  # nothing is scored before
     said = (
-        r"^narrow: the live KV cache takes 512 bytes a sequence, but the closed form of attention "
-        r"'mqa' says 2,048; correct the state that its configuration declares"
+        r"^narrow: the live KV cache of 16 tokens takes 512 bytes, but the closed form of "
+        r"attention 'mqa' says 1,024; correct the state"
     )
     with pytest.raises(EvaluationError, match=said):
         evaluate_run(make_run("narrow"), "validation", EvalSettings(), CPU, quiet)

@@ -270,11 +270,12 @@ def test_text_that_a_prepared_tokenizer_lost_is_refused(with_bytes, prepared, mo
 @pytest.mark.parametrize(
     ("asked", "runs", "build", "expected"),
     [
-        ({}, 16, llama, (16, 16)),
-        ({}, 64, llama, (32, 32)),  # it was made for 32
-        ({}, None, mamba, (40, 40)),
-        ({"context": 48, "stride": 24}, 16, llama, (48, 24)),  # RoPE goes on
-        ({"stride": 8}, 64, gpt2, (32, 8)),
+        ({}, 16, llama, (16, 16, 16)),
+        ({}, 64, llama, (32, 32, 32)),  # it was made for 32
+        ({}, None, mamba, (40, 40, 40)),
+        ({"context": 48, "stride": 24}, 16, llama, (48, 24, 32)),  # RoPE goes on
+        ({"cache_context": 48}, 16, llama, (16, 16, 48)),
+        ({"stride": 8}, 64, gpt2, (32, 8, 32)),
     ],
 )
 def test_windows_are_the_runs_where_the_model_sees_that_far(
@@ -284,8 +285,9 @@ def test_windows_are_the_runs_where_the_model_sees_that_far(
     settings = EvalSettings(perplexity=False, decode_speed=UNTIMED, **asked)
     model = TransformersModel(build())
     row = measured(with_bytes, model, Text([(prepared, runs)]), settings).row
-    assert (row["protocol"]["context"], row["protocol"]["stride"]) == expected
-    assert row["kv_cache_tokens_measured"] == expected[0]
+    card = row["protocol"]
+    assert (card["context"], card["stride"], card["cache_context"]) == expected
+    assert row["kv_cache_tokens_measured"] == row["kv_cache_context"] == expected[2]
     assert row["perplexity"] is None
 
 

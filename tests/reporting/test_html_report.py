@@ -112,8 +112,8 @@ def full(tmp_path_factory):
 
 def test_parts_come_in_order_and_links_lead_somewhere(full):
     assert full.text("h2") == [
-        *("Results", "Quality against cache", "Training", "Decoding", "Budget", "Protocol"),
-        *("Samples", "Versions and command"),
+        *("Results", "Quality against cache", "Cache against context", "Training", "Decoding"),
+        *("Budget", "Protocol", "Samples", "Versions and command"),
     ]
     ids = [element["id"] for element in full.elements if "id" in element]
     assert len(ids) == len(set(ids))
@@ -134,15 +134,16 @@ def test_nothing_comes_from_elsewhere(full):
 
 def test_every_plot_has_a_dark_version_and_says_what_it_shows(full):
     images, dark = full.all("img"), full.all("source")
-    assert len(images) == len(dark) == 4  # Pareto, curves, two batches
+    assert len(images) == len(dark) == 5  # Pareto, cache, curves, two batches
     for image, source in zip(images, dark, strict=True):
         assert source["media"] == "screen and (prefers-color-scheme: dark)"
         light = base64.b64decode(image["src"].split(",")[1]).decode()
         assert "<svg" in light
         assert light != base64.b64decode(source["srcset"].split(",")[1]).decode()
-    pareto, curves, *decode = [image["alt"] for image in images]
-    assert "mha 41.99 at 6,144 bytes; mla 43.43 at 1,728 bytes" in pareto
+    pareto, cache, curves, *decode = [image["alt"] for image in images]
+    assert "mha 41.99 at 1,572,864 bytes; mla 43.43 at 442,368 bytes" in pareto
     assert "Lowest at their size or less: mla, mha." in pareto
+    assert "mha 1,572,864 bytes at 256 tokens; mla 442,368 bytes at 256 tokens" in cache
     assert "mla 52.44 after 2,000 tokens" in curves
     assert ["batch 1" in decode[0], "batch 4" in decode[1]] == [True, True]
     assert "mha 4.00 at 8 and 4.00 at 16" in decode[0]
@@ -159,7 +160,7 @@ def test_main_table_has_both_intervals_the_verdict_and_the_costs(full):
     ]
     assert full.cells("verdict") == ["baseline", "indistinguishable"]
     assert full.cells("parameters") == ["2,548,800", "2,548,800"]
-    assert full.cells("KV cache bytes/token")[1] == "1,728 0.281 of mha"
+    assert full.cells("KV bytes at 256")[1] == "442,368 0.281 of mha"
     assert full.cells("training tokens/s")[0] == "2,169 in 12.1 min peak 688 MiB"
     assert full.cells("ms/token, batch 4, at 16") == ["4.00", "4.00"]
     assert full.cells("faster than the baseline from") == ["\N{EN DASH}", "16"]  # none at batch 4
@@ -185,7 +186,7 @@ def test_cells_say_on_a_phone_and_to_a_screen_reader_what_they_are(full):
     for cell in full.all("td"):
         assert cell.get("data-label") or not cell["text"]
     assert all(heading.get("scope") for heading in full.all("th"))
-    assert len(full.all("caption")) == len(full.all("table")) == 5
+    assert len(full.all("caption")) == len(full.all("table")) == 6
 
 
 def levels_and_landmarks(page):
@@ -356,11 +357,14 @@ def test_what_a_run_brings_is_text_and_no_markup(page):
 
 def test_without_perplexity_there_are_no_columns_of_nothing_and_no_pareto_plot(page):
     found = page(group(unscored(mha(baseline=None)), unscored(mla(baseline=None))))
-    assert found.text("h2") == ["Results", "Budget", "Protocol", "Samples", "Versions and command"]
+    assert found.text("h2") == [
+        *("Results", "Cache against context", "Budget", "Protocol", "Samples"),
+        "Versions and command",
+    ]
     for label in ("perplexity", "against baseline", "verdict", "seed 0", "bits/byte"):
         assert not found.cells(label)
     assert found.cells("parameters")
-    assert not found.all("img")
+    assert len(found.all("img")) == 1  # of the caches
     assert "None" not in found.source
     assert "over the documents of" not in found.source
 
@@ -379,11 +383,11 @@ def test_one_variant_without_anything_optional(page):
             sample=None,
         )
     )
-    del variant["decode"], variant["break_even"]
+    del variant["decode"], variant["break_even"], variant["kv_cache_curve"]
     found = page(group(variant))
     assert found.text("h2") == ["Results", "Budget", "Protocol", "Versions and command"]
     assert found.text("th", scope="row")[0] == "mla RoPE seed 0"
-    assert found.cells("KV cache bytes/token")[0] == "1,728"
+    assert found.cells("KV bytes at 256")[0] == "442,368"
     for label in ("against baseline", "verdict", "training tokens/s"):
         assert not found.cells(label)
     assert "None" not in found.source
@@ -429,8 +433,8 @@ def test_a_text_of_few_documents_says_why_it_has_no_interval(page):
 
 
 def test_a_cache_that_measures_other_than_its_formula_shows_both(page):
-    found = page(group(mha(), mla(kv_cache_bytes_measured=1800.4)))
-    assert found.cells("KV cache bytes/token")[1] == "1,728 0.281 of mha measured 1,800"
+    found = page(group(mha(), mla(kv_cache_bytes_measured=1800.5)))
+    assert found.cells("KV bytes at 256")[1] == "442,368 0.281 of mha measured 460,928"
 
 
 def test_protocols_have_sections_of_their_own(page):

@@ -80,15 +80,15 @@ def test_every_column_of_the_csv_is_explained_in_the_docs():
 
 def test_table_has_both_intervals_true_minus_signs_and_no_columns_of_nothing():
     assert tex_of(mha(), mla()) == [
-        "mha 2 2,548,800 41.99 [40.60, 43.40] text -- -- baseline 6,144 1.000",
+        "mha 2 2,548,800 41.99 [40.60, 43.40] text -- -- baseline 1,572,864 1.000",
         "[39.20, 44.80] seeds",
         "mla 2 2,548,800 43.43 [42.01, 44.92] text "
-        "+3.40 [+2.00, +4.90] indistinguishable 1,728 0.281",
+        "+3.40 [+2.00, +4.90] indistinguishable 442,368 0.281",
         "[40.52, 46.34] seeds [$-$0.30, +7.20]",
     ]
     assert len(tex_of(single_seed(mha()), single_seed(mla()))) == 2
     [row] = tex_of(unscored(mla(baseline=None, cache_ratio_to_baseline=None)))
-    assert row == "mla 2 2,548,800 1,728"
+    assert row == "mla 2 2,548,800 442,368"
     [row] = tex_of(mla(perplexity=12345.6, perplexity_ci95_seeds=None))
     assert " 12,345.60 " in row
 

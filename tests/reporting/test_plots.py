@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 import subprocess
 import sys
 from itertools import combinations, pairwise
@@ -17,6 +18,7 @@ from reporting.plot_labels import Anchor, LineEnd, label_ends, label_points, spr
 from reporting.plots import (
     pareto_front,
     plot_all,
+    plot_cache,
     plot_curves,
     plot_decode,
     plot_pareto,
@@ -24,6 +26,7 @@ from reporting.plots import (
     style_of,
 )
 from tests.reporting.variants_for_reports import (
+    cache_of,
     curves_of,
     decode_point,
     mha,
@@ -52,6 +55,7 @@ def test_an_attention_has_its_colour_in_both_themes_and_black_is_light_in_the_da
     ("plot", "data"),
     [
         (plot_pareto, [mha(), mla()]),
+        (plot_cache, [mha(), mla()]),
         (plot_curves, curves_of(mha(), mla())),
         (plot_decode, [mha(decode=[decode_point(8), decode_point(16)])]),
     ],
@@ -107,10 +111,11 @@ def test_png_by_name_and_nothing_where_there_is_nothing_to_draw(tmp_path):
 
 def test_plot_all_names_what_it_wrote_and_has_the_same_as_vectors(tmp_path):
     variants = [mha(), mla(decode=[decode_point(8)])]
-    assert plot_all(tmp_path, variants, {}) == ["pareto.png", "decode.png"]
-    assert {path.name for path in tmp_path.iterdir()} == {"decode.png", "pareto.png", "figures"}
+    names = ["cache", "decode", "pareto"]
+    assert plot_all(tmp_path, variants, {}) == ["pareto.png", "cache.png", "decode.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {*(f"{n}.png" for n in names), "figures"}
     figures = sorted((tmp_path / "figures").iterdir())
-    assert [path.name for path in figures] == ["decode.pdf", "pareto.pdf"]
+    assert [path.name for path in figures] == [f"{name}.pdf" for name in names]
     before = [path.read_bytes() for path in figures]
     for figure in before:
         assert figure.startswith(b"%PDF")
@@ -145,6 +150,29 @@ def test_names_with_dollars_are_names_and_long_ones_are_cut():
     assert svg(plot_decode, [wild])
     figures = [svg(plot_pareto, [mha(name="n" * 25 + end), mla()]) for end in ("xyz", "abc")]
     assert figures[0] == figures[1]
+
+
+def test_caches_that_stop_growing_are_drawn_without_a_warning(recwarn):
+    windowed = mla(name="mla window", layers="window", **cache_of(288, plateau=8, beyond=0))
+    text = svg(plot_cache, [mha(), windowed, mla(kv_cache_curve=None)])
+    assert text.count("<!-- trained context -->") == 1
+    assert "<!-- stated context -->" not in text
+    assert {"<!-- mha -->", "<!-- mla window -->"} <= {*re.findall("<!-- .* -->", text)}
+    stated = svg(plot_cache, [mha(**cache_of(6144, context=1024))])
+    assert "<!-- stated context -->" in stated
+    assert "<!-- KV cache of a sequence of 256 tokens, bytes" in svg(plot_pareto, [mha(), windowed])
+    assert not recwarn.list
+    assert not plot_cache([mla(kv_cache_curve=None)], io.BytesIO())
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_two_variants_of_a_study_of_arrangements_look_alike(theme):
+    kinds = [("gqa_tied", "uniform"), ("shared_kv", "uniform"), ("mha", "uniform")]
+    kinds += [(a, b) for a in ("gqa", "mla") for b in ("uniform", "window_full", "shared_pairs")]
+    looks = [style_of(attention, theme, layers) for attention, layers in kinds]
+    assert len(set(looks)) == len({colour for colour, _ in looks}) == len(kinds)
+    assert len({marker for _, marker in looks[3:6]}) == 3  # of gqa
+    assert style_of("mla", theme, "mine") not in looks
 
 
 def test_pareto_front_has_the_lowest_at_each_size_or_less():

@@ -1,6 +1,9 @@
 """Variants as they stand in variants.json, for tests of the report and its plots."""
 
 import copy
+import dataclasses
+
+from modeling.accounting import CacheCurve
 
 
 def decode_point(context, batch=1, ms=4.0, beyond=False):
@@ -10,15 +13,33 @@ def decode_point(context, batch=1, ms=4.0, beyond=False):
         "ms_per_token": ms,
         "tokens_per_second": 1e3 * batch / ms,
         "cache_bytes": 1728 * context * batch,
+        "cache_bytes_read": 1728 * context * batch,
         "roofline_ms": 0.4,
         "peak_extra_bytes": 17152,
         "beyond_trained": beyond,
     }
 
 
+def cache_of(slope, plateau=0, beyond=None, context=256):
+    """What a variant's cache is at a context, and how it grows."""
+    beyond = slope if beyond is None else beyond
+    curve = CacheCurve(0, slope, plateau, beyond)
+    return {
+        "kv_cache_bytes_per_token": beyond,
+        "kv_cache_bytes_measured": curve.bytes(context) / context,
+        "kv_cache_context": context,
+        "kv_cache_bytes_at_context": curve.bytes(context),
+        "kv_cache_bytes_read_per_step": curve.bytes(context),
+        "kv_cache_curve": dataclasses.asdict(curve),
+        "kv_cache_points": [[t, curve.bytes(t)] for t in (1, 64, 128, context)],
+        "trained_context": 256,
+    }
+
+
 _MLA = {
     "name": "mla",
     "attention": "mla",
+    "layers": "uniform",
     "positions": "RoPE",
     "runs": ["mla-seed0", "mla-seed1"],
     "seeds": [0, 1],
@@ -31,6 +52,7 @@ _MLA = {
         "norms": 1728,
         "total": 2548800,
         "kv_cache_bytes_per_token": 1728,
+        "kv_cache_bytes_at_context": 442368,
         "cache_ratio_to_mha": 0.28125,
         "training_flops_per_token": 15.0e6,
     },
@@ -56,8 +78,8 @@ _MLA = {
     "documents_scored": 31,
     "influential_documents": [],
     "delta_percent_without_influential": None,
-    "kv_cache_bytes_per_token": 1728,
-    "kv_cache_bytes_measured": 1728.0,
+    **cache_of(1728),
+    "cache_ratio_to_mha": 0.28125,
     "cache_ratio_to_baseline": 0.28125,
     "train_tokens_per_second": 2169.4,
     "train_peak_memory_bytes": 721907712,
@@ -101,8 +123,8 @@ def mha(**changes):
         "perplexity": 41.99,
         "perplexity_ci95_text": [40.6, 43.4],
         "perplexity_ci95_seeds": [39.2, 44.8],
-        "kv_cache_bytes_per_token": 6144,
-        "kv_cache_bytes_measured": 6144.0,
+        **cache_of(6144),
+        "cache_ratio_to_mha": 1.0,
         "cache_ratio_to_baseline": 1.0,
     }
     return mla(**own, **_OF_THE_BASELINE) | changes

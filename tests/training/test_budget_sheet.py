@@ -38,9 +38,9 @@ def test_a_model_beside_its_baseline():
     assert sheet["difference"]["parameters"] == "-0.35 %"
     assert sheet["mla"]["embeddings"] == f"{4096 * 192:,}"
     assert sheet["difference"]["embeddings"] == "0 %"
-    assert sheet["mla"]["KV bytes at 256 tokens"] == "442,368"
-    assert sheet["MHA, the baseline"]["KV bytes at 256 tokens"] == "1,572,864"
-    assert sheet["difference"]["KV bytes at 256 tokens"] == "-71.88 %"
+    assert sheet["mla"]["KV bytes at 256"] == f"{256 * 1728:,}"
+    assert sheet["MHA, the yardstick"]["KV bytes at 256"] == f"{256 * 6144:,}"
+    assert sheet["difference"]["KV bytes at 256"] == "-71.88 %"
     # 6 per weight of a matrix, and 6 h (d_qk + v) (t + 1) / 2 a layer.
     weights = 4 * (4 * 192**2 + 3 * 192 * 512) + 4096 * 192
     flops = 6 * weights + 4 * 6 * 8 * 48 * 257 / 2

@@ -16,6 +16,7 @@ SUMMARY = {
     "validation_bits_per_byte": 1.6694,
     "kv_cache_bytes_at_context": 442368,
     "kv_cache_context": 256,
+    "kv_cache_curve": {"fixed": 0, "slope": 1728, "plateau": 0, "slope_beyond": 1728},
     "cache_ratio_to_mha": 0.28125,
     "tokens_per_second": 4022.4,
     "mfu": 0.4149,
@@ -37,10 +38,24 @@ def test_a_run_in_words():
         "of python_stdlib in 6 min 13 s (4,022 tokens/s, MFU 0.41, peak memory 700 MiB)\n"
         "validation perplexity 60.21 (unigram model 736.29, bigram model 90.89), 1.669 bits per "
         "byte: better than counting pairs of tokens\n"
-        "KV cache 442,368 bytes at 256 tokens, 0.281 of MHA's\n"
+        "KV cache 442,368 bytes at 256 tokens, 0.281 of MHA's (1,728 a token)\n"
         "files: runs/mla-nano\n"
         "next: python eval_model.py or python generate_text.py run=mla-nano-python_stdlib-seed0"
     )
+
+
+@pytest.mark.parametrize(
+    ("curve", "growth"),
+    [
+        (None, ""),
+        ((0, 288, 8, 0), " (288 a token up to 8 tokens, then 0)"),
+        ((512, 72, 8, 36), " (512 bytes and 72 a token up to 8 tokens, then 36)"),
+    ],
+)
+def test_how_the_cache_grows(curve, growth):
+    parts = ("fixed", "slope", "plateau", "slope_beyond")
+    text = described(kv_cache_curve=curve and dict(zip(parts, curve, strict=True)))
+    assert f"of MHA's{growth}\n" in text
 
 
 @pytest.mark.parametrize(
