@@ -118,6 +118,41 @@ def test_seeds_are_one_variant_and_the_cache_gives_the_order():
     assert "4,096 training tokens asked for" in group.held_equal
 
 
+def arranged(attention, name="uniform", **layers):
+    """A run whose layers differ; a cache that does not grow once the windows are full."""
+    found = run(attention, **{f"model__layers__{k}": v for k, v in layers.items()})
+    found.settings["model.layers.name"] = name
+    if "window" in layers:
+        found.row.update(kv_cache_bytes_per_token=0, kv_cache_bytes_at_context=300)
+    return found
+
+
+def test_arrangements_are_in_labels_and_compared_with_layers_that_are_alike():
+    runs = [arranged("mha"), arranged("mha", "window", window=4), arranged("gqa")]
+    runs += [arranged("gqa", "window_full", window=w, full_every=2) for w in (4, 6)]
+    runs += [arranged("mla", "shared_pairs", share="pairs"), arranged("mla", source=[0, 0])]
+    (group,) = compare(runs, None)
+    labels = {variant.label: variant for variant in group.variants}
+    assert labels.keys() == {
+        *("mha", "mha window", "gqa", "gqa window_full window=4", "gqa window_full window=6"),
+        *("mla shared_pairs", "mla source=[0,0]"),
+    }
+    assert {variant.baseline.label for variant in group.variants} == {"mha"}
+    assert [v["verdict"] for v in group.results].count("not comparable") == 0
+    assert labels["mha window"].result["cache_ratio_to_baseline"] == 300 / (8 * 512)
+    assert labels["mha window"].result["layers"] == "window"
+    [said] = [line for line in group.differs if "layers" in line]
+    assert "window_full with window=6, full_every=2 (gqa window_full window=6)" in said
+    assert "uniform (mha, gqa)" in said
+    text = table(group.results, "simple")
+    assert re.search(r"^mha window +.* 300 +4,096 +0\.073$", text, re.M)
+    (alike,) = compare([arranged(name, "window", window=4) for name in ("mha", "gqa")], None)
+    assert [v.label for v in alike.variants] == ["gqa window", "mha window"]
+    assert alike.variants[0].baseline.label == "mha window"
+    assert "layers window" in alike.held_equal
+    assert alike.differs == []
+
+
 def test_a_variants_numbers_are_those_of_its_runs():
     runs = study(mha=0.0)
     found = results(runs)["mha"]

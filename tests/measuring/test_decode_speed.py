@@ -1,5 +1,7 @@
 """Decoding timed: what a point says, which runs share a timing, where a run overtakes."""
 
+import dataclasses
+
 import pytest
 import torch
 from models import model
@@ -18,6 +20,7 @@ from measuring.kv_cache import measure_generation_memory
 from measuring.machine import measure_memory_bandwidth, peak_extra_bytes
 from measuring.settings import DecodeSettings
 from modeling.accounting import kv_cache_bytes_per_token
+from modeling.config import LayersConfig
 from reporting.tables import decode_sections
 
 CPU = torch.device("cpu")
@@ -46,6 +49,28 @@ def test_every_model_is_timed_at_every_batch_and_context(dtype):
             assert point.roofline_ms == pytest.approx(1e3 * read / point.memory_bandwidth)
             assert point.peak_extra_bytes > 0
             assert point.beyond_trained == (point.context == 20)
+
+
+@pytest.mark.parametrize(
+    ("layers", "stored", "read"),
+    [
+        ({}, 2 * 20, 2 * 20),
+        ({"window": 3}, 2 * 3, 2 * 3),
+        ({"window": 3, "full_every": 2}, 3 + 20, 3 + 20),
+        ({"share": "pairs"}, 20, 2 * 20),
+    ],
+    ids=str,
+)
+def test_the_roofline_is_what_a_step_reads_at_its_context(layers, stored, read):
+    built = model("gqa", layers=LayersConfig(**layers))
+    found = measure_decode({"x": built}, dataclasses.replace(QUICK, contexts=[20]), None, silent)
+    point = found["x"][-1]
+    assert point.batch == 2
+    # Keys and values of 2 heads of 8, in float32.
+    assert point.cache_bytes == 2 * stored * 2 * 2 * 8 * 4
+    assert point.cache_bytes_read == 2 * read * 2 * 2 * 8 * 4
+    everything = weight_bytes(built) + point.cache_bytes_read
+    assert point.roofline_ms == pytest.approx(1e3 * everything / point.memory_bandwidth)
 
 
 def test_a_step_can_be_repeated_and_leaves_the_cache_as_it_was():
