@@ -154,6 +154,42 @@ def with_bytes(tmp_path):
     return saved(llama(), tmp_path / "with-bytes")
 
 
+def with_windows():
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 257}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    config = transformers.MistralConfig(
+        **sizes, **heads, sliding_window=8, max_position_embeddings=32, tie_word_embeddings=True
+    )
+    return transformers.MistralForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("build", "curve", "at_48"),
+    [
+        (llama, (0, 256, 0, 256), 48 * 256),
+        # A window layer of transformers keeps a count of its tokens, 8 bytes, as well.
+        (with_windows, (16, 256, 8, 0), 8 * 256 + 16),
+        (mamba, None, None),  # a state, which no token makes larger
+    ],
+)
+def test_the_curve_of_an_external_model_is_fitted_to_its_own_cache(
+    build, curve, at_48, with_bytes, prepared
+):
+    settings = dataclasses.replace(SETTINGS, perplexity=False, cache_context=48)
+    row = measured(with_bytes, TransformersModel(build()), Text([(prepared, 16)]), settings).row
+    found = tuple(row["kv_cache_curve"].values())
+    assert row["kv_cache_bytes_at_context"] == row["kv_cache_points"][-1][1]
+    if curve is None:
+        assert found[0] > 0
+        assert found[1:] == (0, 0, 0)
+    else:
+        assert found == curve
+        assert row["kv_cache_bytes_at_context"] == at_48
+    assert row["kv_cache_bytes_read_per_step"] is None
+
+
 @pytest.mark.parametrize("decode", [False, True], ids=["windows", "through the cache"])
 @pytest.mark.parametrize("modules", ["transformers", "kvlab"])
 def test_a_run_that_went_out_is_in_its_runs_table_with_its_nats(
