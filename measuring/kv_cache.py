@@ -277,12 +277,12 @@ def _live_bytes(model: GPT, batch_size: int, num_tokens: int, dtype: torch.dtype
     device = model.embed_tokens.weight.device
     cache = model.new_cache(batch_size, num_tokens, dtype)
     prompt = num_tokens - min(4, num_tokens - 1)
-    tokens = torch.zeros(batch_size, num_tokens, dtype=torch.long, device=device)
-    for start in range(0, prompt, PREFILL_CHUNK):
-        chunk = tokens[:, start : min(start + PREFILL_CHUNK, prompt)]
-        model.hidden_states(chunk, cache=cache)
-    for step in range(prompt, num_tokens):
-        model(tokens[:, step : step + 1], cache=cache)
+    chunk = min(PREFILL_CHUNK, num_tokens)
+    tokens = torch.zeros(batch_size, chunk, dtype=torch.long, device=device)
+    for start in range(0, prompt, chunk):
+        model.hidden_states(tokens[:, : prompt - start], cache=cache)
+    for _ in range(prompt, num_tokens):
+        model(tokens[:, :1], cache=cache)
     assert cache.seen == num_tokens
     return cache.num_bytes()
 

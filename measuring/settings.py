@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from measuring.errors import EvaluationError
 from modeling.config import GPTConfig, cache_dtype_problems
 
+LONGEST_CACHE = 10_000_000
+"""Tokens that are decoded at most, to measure a cache."""
+
 
 @dataclass
 class DecodeSettings:
@@ -112,6 +115,11 @@ class EvalSettings:
             found.append(
                 f"eval.stride ({self.stride}) must not exceed eval.context ({self.context}), or "
                 "tokens between windows would go unscored"
+            )
+        if (self.cache_context or 1) > LONGEST_CACHE:
+            found.append(
+                f"eval.cache_context ({self.cache_context}) must be at most {LONGEST_CACHE:,}: "
+                "so many tokens are decoded to measure the cache"
             )
         unknown = cache_dtype_problems("eval.cache_dtype", self.cache_dtype)
         found += unknown

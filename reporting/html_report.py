@@ -610,7 +610,7 @@ def _ppl(value: float) -> str:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.3f}"
+    return f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"
 
 
 def _signed(value: float, digits: int = 2) -> str:

@@ -116,7 +116,9 @@ def _seed(seed: int | None) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"
 
 
 def _interval(interval: Sequence[float] | None, style: str) -> str:
