@@ -357,7 +357,10 @@ def _budget(run: EvaluatedRun) -> dict[str, Any]:
         return dict.fromkeys((*_PARTS, "total", *_BUDGET)) | known
     budget = budget_of(run.model, cache_context_of(run.row))
     parameters = dataclasses.asdict(budget.parameters) | {"total": budget.parameters.total}
-    return parameters | {key: getattr(budget, key) for key in _BUDGET}
+    costs = {key: getattr(budget, key) for key in _BUDGET}
+    if run.row.get("kv_cache_bytes_at_context") is not None:  # in the dtype that was measured
+        costs |= {key: run.row[key] for key in _BUDGET if key in CACHE_KEYS}
+    return parameters | costs
 
 
 _PARTS = tuple(field.name for field in dataclasses.fields(ParameterCount))
