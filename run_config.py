@@ -61,6 +61,7 @@ class TrainConfig(_InAStudy):
     init_from: str | None = None
     init_sha256: str | None = None
     seed: int = 0
+    dry_run: bool = False
     match: str = "params"
     match_cache_ratio: float = 0.25
     match_cache_context: int | None = None

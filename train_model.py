@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from data.prepared import PreparedData
     from modeling.config import GPTConfig
     from tracking.run_folder import RunFolder
+    from training.dry_run import Unprepared
     from training.ranks.world import World
+    from training.settings import Recipe
 
     Initial = Callable[[], Mapping[str, Tensor]]
 
@@ -66,6 +68,9 @@ def main(config: run_config.TrainConfig) -> None:
     timeout = config.trainer.rank_timeout_seconds
     with joined(config.trainer.device, tell, timeout) as world:
         world.share_of(budget.sequences_per_pass)
+        if config.dry_run:
+            _dry_run(run, config, world)
+            return
         folder = world.from_main(lambda: str(_prepared(config).folder))
         prepared = PreparedData(Path(folder))
         if initial is not None:
@@ -160,6 +165,11 @@ def _has_checkpoint(run: "RunFolder") -> bool:
     return bool(CheckpointStore(run.checkpoints_path, 1, read_only=True).steps())
 
 
+def _has_begun(run: "RunFolder") -> bool:
+    """Tell whether a run has a configuration that it was trained by."""
+    return run.read_summary() is not None or _has_checkpoint(run)
+
+
 def _trained(
     run: "RunFolder",
     config: run_config.TrainConfig,
@@ -191,17 +201,8 @@ def _trained(
     from training.errors import TrainingInterrupted
     from training.loop import train
     from training.machine.signals import ignore_signals
-    from training.settings import Recipe
 
-    recipe = Recipe(
-        model=config.model,
-        optim=config.optim,
-        schedule=config.schedule,
-        trainer=config.trainer,
-        eval=config.eval,
-        sampling=config.sampling,
-        seed=config.seed,
-    )
+    recipe = _recipe(config)
     with run.lock() if world.is_main else contextlib.nullcontext():
         finished = world.from_main(lambda: _start(run, config, prepared, say))
         if finished is not None:
@@ -241,6 +242,87 @@ def _trained(
         finally:
             mirror.finish(exit_code=int(failed))
     return summary, False
+
+
+def _recipe(config: run_config.TrainConfig) -> "Recipe":
+    """Return what decides a run's numbers."""
+    from training.settings import Recipe
+
+    return Recipe(
+        model=config.model,
+        optim=config.optim,
+        schedule=config.schedule,
+        trainer=config.trainer,
+        eval=config.eval,
+        sampling=config.sampling,
+        seed=config.seed,
+    )
+
+
+def _dry_run(run: "RunFolder", config: run_config.TrainConfig, world: "World") -> None:
+    """Say what a run would take from here on, and leave nothing behind.
+
+    Raises:
+        ConfigError: If the run exists with another configuration, as training it would.
+    """
+    from data.pipeline import prepared_folder
+    from data.prepared import PreparedData
+    from modeling.accounting import mha_yardstick
+    from tracking.checkpoints import CheckpointStore
+    from training import cost_sheet, dry_run
+    from training.recipe.budget import make_budget
+    from training.recipe.budget_sheet import budget_sheet
+
+    say = terminal.say if world.is_main else _say_nothing
+    folder = prepared_folder(config.data, config.tokenizer)
+    is_prepared = world.from_main(folder.exists)
+    corpus: PreparedData | dry_run.Unprepared
+    if is_prepared:
+        corpus = PreparedData(folder)
+    else:
+        corpus = dry_run.stand_in(config.data, config.tokenizer, config.model.vocab_size)
+    asked = config.model
+    config = dataclasses.replace(_with_tokenizer(config, corpus), dry_run=False)
+    if _has_begun(run):
+        require_same_run(run.config_path, config)
+    if (summary := run.read_summary()) and summary.get("finished"):
+        say(f"{run.name} is finished: it would take nothing")
+        return
+    steps = CheckpointStore(run.checkpoints_path, 1, read_only=True).steps()
+    first_step = steps[-1] if steps else 0
+
+    yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
+    say(budget_sheet(config.model, mha_yardstick(yardstick)))
+    recipe = _recipe(config)
+    measured = dry_run.measure(recipe, corpus, world)
+    arguments = (config.data, config.tokenizer, config.runs_path, first_step, measured)
+    lines = cost_sheet.describe(recipe, corpus, *arguments)
+    say("\n".join([f"{run.name}, a dry run: nothing is written", *lines]))
+    context = config.model.max_position_embeddings
+    budget = make_budget(config.trainer, config.schedule, context)
+    cost = cost_sheet.cost_of(recipe, budget, first_step, measured)
+    costs = {run.name: cost}
+    if config.fair_lr:
+        whole = cost_sheet.cost_of(recipe, budget, 0, measured)
+        grid = _missing_in_grid(config)
+        costs |= dict.fromkeys(grid, whole)
+        if grid:
+            first = cost_sheet.total([whole] * len(grid))
+            say(f"fair_lr=true trains {len(grid)} runs first: {first.describe()}")
+    if sweep.current:
+        sweep.current.expect(costs)
+
+
+def _missing_in_grid(config: run_config.TrainConfig) -> list[str]:
+    """Name the runs that a fair learning rate needs and that are not trained yet."""
+    from tracking.run_folder import RunFolder
+    from training.recipe.fair_rate import GRID_FOLDER, grid, name_in_grid
+
+    rates = grid(config.optim.learning_rate, config.fair_lr_factors)
+    names = [name_in_grid(config.run_name, config.seed, rate) for rate in rates]
+    folders = {name: RunFolder(config.runs_path / GRID_FOLDER, name) for name in names}
+    summaries = {name: folder.read_summary() or {} for name, folder in folders.items()}
+    return [name for name, summary in summaries.items() if not summary.get("finished")]
 
 
 def _with_fair_rate(
@@ -304,7 +386,7 @@ def _with_fair_rate(
 
 
 def _with_tokenizer(
-    config: run_config.TrainConfig, prepared: "PreparedData"
+    config: run_config.TrainConfig, prepared: "PreparedData | Unprepared"
 ) -> run_config.TrainConfig:
     """Return the configuration with the model that is trained: what is recorded.
 
@@ -408,7 +490,7 @@ def _start(
         ConfigError: If the run exists with another configuration, or on other data.
     """
     summary = run.read_summary()
-    if summary is not None or _has_checkpoint(run):
+    if _has_begun(run):
         require_same_run(run.config_path, config)
     if summary is not None and summary.get("finished"):
         _require_same_data(run, prepared)

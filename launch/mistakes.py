@@ -48,6 +48,8 @@ def unknown_flag(config_name: str, argument: str, rest: Sequence[str]) -> str:
         return f"there is no {argument}; {wrong_choice(config_name, 'data', value)}"
     if not name:
         return f"'{argument}' is not KEY=VALUE; --help lists every key"
+    if name == "dry_run" and config_name == "train":
+        return f"there is no {argument}; keys have no dashes: dry_run=true"
     if name in ("verbose", "quiet", "debug", "dry_run"):
         smoke = command(config_name, "debug=smoke")
         known = f"; {smoke} is a run of seconds" if config_name == "train" else ""

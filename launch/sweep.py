@@ -1,11 +1,13 @@
 """The runs of a multirun that one process makes in turn: their headings, and a table at the end."""
 
+import contextlib
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from files.errors import RunError
 from launch.compose import COMPOSING_FAILED, composed
@@ -15,6 +17,9 @@ from launch.keys import look_up
 from launch.terminal import columns_of, complain, say
 from tracking.progress import in_words
 from tracking.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from training.cost_sheet import Cost
 
 _COLUMNS = ("run", "attention", "seed", "perplexity", "KV bytes", "time", "status")
 _USUAL_COLUMNS = 80
@@ -50,6 +55,7 @@ class Sweep:
         self._trains = trains
         self._runs: list[_Run] = []
         self._said: set[str] = set()
+        self._costs: dict[str, Cost] = {}
 
     def begin(self, name: str, attention: str, seed: object) -> None:
         """Say which run comes now, and about how long this one and those behind it will take."""
@@ -70,6 +76,10 @@ class Sweep:
         run.folder = RunFolder(runs_path, run.name)
         run.summary = _summary(run.folder)
         run.status = "done before" if run.summary else "interrupted"
+
+    def expect(self, costs: "Mapping[str, Cost]") -> None:
+        """Note what runs would take, by name: a sweep of dry runs ends in the total."""
+        self._costs |= costs
 
     def end(self, exit_status: int, reason: str) -> None:
         """Note how the run ended."""
@@ -95,7 +105,12 @@ class Sweep:
         """Lay out the runs in a table, and repeat why some failed."""
         if rank_and_size()[0] > 0 or not self._runs:
             return
-        if self._trains:
+        if self._costs:
+            from training.cost_sheet import total
+
+            everything = total(self._costs.values()).describe()
+            say(f"\nin total, {len(self._costs)} runs in turn: {everything}")
+        elif self._trains:
             say(f"\n{self._table()}")
         if len({run.label for run in self._runs}) < len(self._runs):  # of one name
             for run in self._runs:
@@ -155,6 +170,23 @@ def require_names(jobs: Sequence[Sequence[str]]) -> None:
         f"{names.count(name)} of the {len(jobs)} runs would be called '{name}'; let run_name tell "
         f"them apart{meant}"
     )
+
+
+@contextlib.contextmanager
+def leaving_nothing(jobs: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """Yield what has a sweep of dry runs leave no folder behind; nothing for other sweeps.
+
+    Hydra writes what it was given into the folder of a sweep.
+
+    Args:
+        jobs: The overrides of each training of this process.
+    """
+    try:
+        is_dry = bool(jobs) and composed("train", list(jobs[0])).dry_run is True
+    except COMPOSING_FAILED:  # which the run itself will say
+        is_dry = False
+    with tempfile.TemporaryDirectory() if is_dry else contextlib.nullcontext() as folder:
+        yield [f"hydra.sweep.dir={folder}"] if folder else []
 
 
 def _swept_keys(jobs: Sequence[Sequence[str]]) -> list[str]:
