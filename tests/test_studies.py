@@ -1,15 +1,18 @@
 """The experiments named study_*: each run composes, under a name and in a folder of its own."""
 
 import functools
+import re
 
 import pytest
 from hydra._internal.utils import get_args_parser
 from test_fairness import trained as composed_and_matched
 
 import run_config
-from launch import arms, compose
-from launch.hydra_guard import require_plain_hydra
-from modeling.accounting import budget_of, num_parameters
+from data.pipeline import prepared_folder
+from launch import compose
+from launch.typed import for_hydra
+from modeling.accounting import budget_of, match_to_mha, num_parameters
+from training.recipe.budget import make_budget
 
 trained = functools.cache(composed_and_matched)
 STUDIES = sorted(path.stem for path in (run_config.ROOT / "conf/experiment").glob("study_*.yaml"))
@@ -53,6 +56,46 @@ def test_each_point_of_study_rank_has_its_share_of_mhas_cache():
     assert found == {
         (name, ratio): ratio for name in ("gqa", "mla") for ratio in (0.125, 0.25, 0.5, 1.0)
     }
+
+
+def test_gpt2_124m_on_fineweb_is_three_attentions_of_one_recipe_and_needs_no_network_to_compose():
+    runs = combinations("gpt2_124m_fineweb")
+    composed = [compose.composed("train", chosen) for chosen in runs]
+    configs = [compose.checked(one, run_config.TrainConfig) for one in composed]
+    assert [config.model.attention["name"] for config in configs] == ["mha", "gqa", "mla"]
+    assert len({config.run_name for config in configs}) == 3
+    for config in configs:
+        assert config.study == config.tracking.group == "gpt2_124m_fineweb"
+        budget = make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
+        assert (budget.num_steps, budget.tokens_per_step) == (4769, 2**19)
+        assert config.data.max_train_tokens > budget.num_tokens > 2.5e9 - 1
+        assert (config.data.path, config.data.config_name, config.data.streaming) == (
+            *("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+            True,
+        )
+        assert (config.tokenizer.kind, config.tokenizer.path) == ("pretrained", "gpt2")
+        assert config.model.vocab_size >= 50_257
+        assert config.trainer.compile
+        count = num_parameters(match_to_mha(config.model)).total
+        assert count == pytest.approx(123.6e6, rel=1e-3)
+
+
+def test_the_commands_of_docs_gpu_are_those_of_the_experiment():
+    page = (run_config.ROOT / "docs" / "gpu.md").read_text()
+    config = trained(*combinations("gpt2_124m_fineweb")[0])
+    [arguments] = re.findall(r"^    sh prepare_for_use\.sh (.+)$", page, re.MULTILINE)
+    overrides = for_hydra("prepare", arguments.split())
+    beforehand = compose.checked(compose.composed("prepare", overrides), run_config.PrepareConfig)
+    asked = prepared_folder(config.data, config.tokenizer).name
+    assert prepared_folder(beforehand.data, beforehand.tokenizer).name == asked
+    [several] = re.findall(r"^    torchrun --nproc_per_node=8 train_model\.py (.+)$", page, re.M)
+    trainer = trained(*several.split()).trainer
+    assert trainer.micro_batch_size % 8 == 0
+    one = config.trainer
+    assert (
+        trainer.micro_batch_size * trainer.gradient_accumulation_steps
+        == one.micro_batch_size * one.gradient_accumulation_steps
+    )
 
 
 @pytest.mark.slow  # composes dozens of configurations
