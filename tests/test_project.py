@@ -34,3 +34,9 @@ def test_pytest_leaves_out_what_is_slow_and_ci_does_not():
     assert options[options.index("-m") + 1] == "not slow"
     [line] = [one for one in (ROOT / ".ci/run").read_text().splitlines() if "pytest -m" in one]
     assert 'python -m pytest -m "" "$@"\'' in line
+
+
+def test_uv_installs_the_dependencies_alone_and_its_lock_is_not_committed():
+    assert PROJECT["tool"]["uv"] == {"package": False}
+    assert "/uv.lock" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "uv run python train_model.py" in (ROOT / "README.md").read_text()
