@@ -9,7 +9,8 @@ from test_fairness import trained as composed_and_matched
 
 import run_config
 from data.pipeline import prepared_folder
-from launch import compose
+from launch import arms, compose
+from launch.hydra_guard import require_plain_hydra
 from launch.typed import for_hydra
 from modeling.accounting import budget_of, match_to_mha, num_parameters
 from training.recipe.budget import make_budget

@@ -39,7 +39,7 @@ def test_a_model_beside_its_baseline():
     assert sheet["mla"]["embeddings"] == f"{4096 * 192:,}"
     assert sheet["difference"]["embeddings"] == "0 %"
     assert sheet["mla"]["KV bytes at 256"] == f"{256 * 1728:,}"
-    assert sheet["MHA, the yardstick"]["KV bytes at 256"] == f"{256 * 6144:,}"
+    assert sheet["MHA, the baseline"]["KV bytes at 256"] == f"{256 * 6144:,}"
     assert sheet["difference"]["KV bytes at 256"] == "-71.88 %"
     # 6 per weight of a matrix, and 6 h (d_qk + v) (t + 1) / 2 a layer.
     weights = 4 * (4 * 192**2 + 3 * 192 * 512) + 4096 * 192

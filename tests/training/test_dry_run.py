@@ -128,7 +128,7 @@ def command(tmp_path, tiny_data, capsys):
 def test_a_dry_run_says_all_and_leaves_nothing(tmp_path, command):
     printed = command("dry_run=true", f"data.prepared_dir={tmp_path}/data", "attention=mla")
     for line in (
-        "MHA, the yardstick",
+        "MHA, the baseline",
         "mla-smoke-tiny-seed0, a dry run: nothing is written",
         "tiny is not prepared: timed on random tokens of a vocabulary of 300",
         "8 steps x 1 x 4 sequences x 64 tokens = 2,048 tokens",
