@@ -200,7 +200,7 @@ MISTAKES = [
     ("train", "\u2013m attention=mla,x", "there is no attention 'x'"),
     ("train", "--gpus 2", "trainer.device=cuda"),
     ("train", "gpu=true", "trainer.device=cuda"),
-    ("train", "attention", "attention=NAME with one of gqa, mha"),
+    ("train", "attention", "attention=NAME with one of gqa, gqa_tied, mha"),
     ("export", "out=x run=y dtype=bf16", "did you mean dtype=bfloat16?"),
     ("eval", "eval.cache_dtype=fp16", "did you mean eval.cache_dtype=float16?"),
     ("train", "data.path=~nobody-here/x", "data.path='./~nobody-here/x'"),

@@ -51,7 +51,7 @@ class GroupedQueryAttentionConfig(SoftmaxAttentionConfig):
         return cls(
             hidden_size=20,
             num_attention_heads=4,
-            num_key_value_heads={"mha": 4, "mqa": 1}.get(name.removesuffix("_no_rope"), 2),
+            num_key_value_heads={"mha": 4, "mqa": 1}.get(name.split("_")[0], 2),
             head_dim=8,
             v_head_dim=8,
             qk_rope_head_dim=0 if name.endswith("_no_rope") else 8,

@@ -41,6 +41,19 @@ class SharedKVAttentionConfig(SoftmaxAttentionConfig):
     decode_path: str = "auto"
     """How a step with a cache reads it: folded, repeated, blocks (one query), or auto."""
 
+    @classmethod
+    def example(cls, name: str) -> Self:
+        """Return four query heads and one head of 12 that is key and value."""
+        del name
+        return cls(
+            hidden_size=20,
+            num_attention_heads=4,
+            head_dim=12,
+            v_head_dim=12,
+            qk_rope_head_dim=4,
+            q_lora_rank=10,
+        )
+
     def problems(self) -> list[str]:
         """Return every reason why these values cannot be built, each naming the key."""
         found = super().problems()

@@ -1,7 +1,7 @@
 import json
 
 from benchmarks import window
-from training import allocator
+from training.machine import allocator
 
 
 def test_page_times_each_window_and_the_whole_context(tmp_path, capsys, monkeypatch):

@@ -681,6 +681,7 @@ STATE = {
 class Same:
     """The part of a recipe that STATE has."""
 
+    model: GPTConfig = dataclasses.field(default_factory=GPTConfig)
     seed: int = 3
 
 

@@ -362,7 +362,7 @@ def test_an_unknown_component_lists_those_there_are(start):  # S3, C4
         assert f"there is no {choice.partition('=')[0]} '{choice.partition('=')[2]}'" in err
         assert known in err
     for override, known in (
-        ("model.attention.name=evil.Class", "available: gqa, mha"),
+        ("model.attention.name=evil.Class", "available: gqa, gqa_tied, mha"),
         ("optim.name=evil.Class", "must be adamw or muon"),
         ("data.source=evil.Class", "python_stdlib"),
     ):

@@ -404,24 +404,26 @@ def test_a_window_as_long_as_the_context_changes_nothing_but_its_declaration():
         ),
         (
             {"source": [0, 0, 2, 2], "pattern": ["own", "other"]},
-            "layer 1 cannot read layer 0: it needs 1 x 8 of key and 1 x 8 of value for all tokens, "
-            "and that one keeps 2 x 8 of key and 2 x 8 of value for all tokens; let layers.source",
+            "layer 1 (from 0) cannot read layer 0: it needs 1 x 8 of key and 1 x 8 of value for "
+            "all tokens, and that one keeps 2 x 8 of key and 2 x 8 of value for all tokens; with "
+            "layers.source=[...], one number a layer, it can read itself (1)",
         ),
         (
             {"source": [0, 1, 2, 0], "window": 3, "full_every": 4},
-            "layer 3 cannot read layer 0: it needs 2 x 8 of key and 2 x 8 of value for all tokens, "
-            "and that one keeps 2 x 8 of key and 2 x 8 of value for the newest 3 tokens",
+            "layer 3 (from 0) cannot read layer 0: it needs 2 x 8 of key and 2 x 8 of value for "
+            "all tokens, and that one keeps 2 x 8 of key and 2 x 8 of value for the newest 3 "
+            "tokens",
         ),
         (
             {"share": "last", "share_last": 3, "window": 3, "full_every": 4},
-            "no layer before the last 3 is of the kind of layer 3",
+            "none of the first 1 layers, which keep keys, is of the same kind as layer 3 (from 0)",
         ),
         ({"pattern": ["own", "mqaa"]}, "names 'mqaa', which is neither own nor in layers.atten"),
         ({"pattern": []}, "layers.pattern must name an attention at least; set it to null"),
         (
             {"window": 3, "full_every": 1, "full_rope": False},
             "the model has no position information: model.position_embedding is none and "
-            "layers.full_rope=false leaves RoPE out of every layer",
+            "layers.full_rope=false leaves RoPE to layers with a window, and there are none",
         ),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,

@@ -8,6 +8,7 @@ import modeling.attention.grouped_query
 import modeling.attention.latent
 import modeling.generate
 import modeling.gpt
+import modeling.rope
 from modeling.attention.kernel import attend
 from modeling.config import SamplingSettings
 from modeling.errors import ModelConfigError
@@ -259,13 +260,13 @@ def rotate_cached_keys_again(monkeypatch):
 
 
 def rotate_what_is_cached_twice(monkeypatch):
-    def twice(x, positions, theta):
+    def twice(x, positions, theta, **back):
         once = apply_rotary(x, positions, theta)
         # Keys have fewer heads than queries here.
         decoding = int(positions.index.min()) > 0
         return apply_rotary(once, positions, theta) if decoding and x.shape[1] < 4 else once
 
-    for module in (modeling.attention.grouped_query, modeling.attention.latent):
+    for module in (modeling.rope, modeling.attention.latent):
         monkeypatch.setattr(module, "apply_rotary", twice)
 
 

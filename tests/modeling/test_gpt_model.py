@@ -6,7 +6,7 @@ import torch
 from tiny import CASES, FIVE, M, build_gpt, gpt_config, normal, random_tokens
 from torch import nn
 
-from modeling.attention import attention_config_class
+from modeling.attention import attention_config_class, attention_names
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
 
@@ -268,7 +268,7 @@ def test_model_reports_all_problems_at_once():
 
 
 def test_model_of_an_unknown_attention_lists_those_there_are():
-    names = ("gqa", "mha", "mha_no_rope", "mla", "mla_no_rope", "mqa", "mqa_no_rope")
+    names = attention_names()
     with pytest.raises(ModelConfigError, match=", ".join(names)):
         build_gpt(FIVE["mha"] | {"name": "linear"})
     assert all(attention_config_class(name) for name in names)

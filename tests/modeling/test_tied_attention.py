@@ -7,7 +7,6 @@ import pytest
 import torch
 from tiny import (
     FIVE,
-    HEADS,
     LATENT,
     B,
     LiveBytes,
@@ -30,6 +29,7 @@ from modeling.reference import Producer
 from modeling.rope import MOST_TABLED, HeldPositions, Positions
 
 FLOAT64 = torch.float64
+HEADS = {"hidden_size": M, "num_attention_heads": 4}
 TIED = HEADS | {
     "name": "gqa_tied",
     "num_key_value_heads": 2,

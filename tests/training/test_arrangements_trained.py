@@ -4,15 +4,15 @@ import dataclasses
 
 import pytest
 import torch
-from evaluation.comparison import _model_config
 from weights import assert_same_bits, final_tensors
 
-import training.loop
+from measuring.runs import _model_config
 from modeling.config import LayersConfig
 from modeling.gpt import GPT
 from tests.arranged import EACH, VOCABULARY, config_of, model_of
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
+from training.endurance.resumption import Identity
 from training.errors import TrainingError
 from training.recipe.optim import build_optimizers
 from training.settings import OptimSettings
@@ -128,14 +128,14 @@ def test_a_run_from_before_the_key_layers_loads_and_resumes(
     recipe, run_training, dies_after, monkeypatch
 ):
     whole = run_training(recipe, "whole")
-    state_of = training.loop.state_of
+    state_of = Identity.state
 
-    def before(*arguments):
-        state = state_of(*arguments)
+    def before(self, progress):
+        state = state_of(self, progress)
         del state["model"]["layers"]
         return state
 
-    monkeypatch.setattr(training.loop, "state_of", before)
+    monkeypatch.setattr(Identity, "state", before)
     dies_after(7)
     with pytest.raises(Killed):
         run_training(recipe, "old")

@@ -50,7 +50,7 @@ def test_a_model_beside_its_baseline():
 def test_a_window_model_is_named_and_has_the_bytes_of_its_context():
     arranged = LayersConfig(name="window", window=64)
     sheet = cells(budget_sheet(dataclasses.replace(NANO_MLA, layers=arranged), NANO_MLA))
-    assert sheet["mla-window"]["KV bytes at 256 tokens"] == f"{442368 // 4:,}"
+    assert sheet["mla-window"]["KV bytes at 256"] == f"{442368 // 4:,}"
 
 
 def test_an_unmatched_model_shows_by_how_much():

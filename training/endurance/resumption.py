@@ -11,6 +11,7 @@ from data.prepared import PreparedData
 from files.errors import RunError
 from modeling.attention import attention_config
 from modeling.config import GPTConfig
+from modeling.errors import ModelConfigError
 from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
 from tracking.configuration import PASSES, flat, may_change, sequences_per_step
 from training.endurance.checkpointing import RunCheckpoints
@@ -164,9 +165,9 @@ def _require_same_recipe(
     state = checkpoint.state
     # Absent from checkpoints of earlier versions.
     settings = state.get("settings", {})
-    model = _with_defaults(GPTConfig(**state["model"]))
+    model = _with_defaults(state["model"])
     old = flat({"seed": state["seed"], **model, **settings})
-    new = flat(dataclasses.asdict(recipe) | _with_defaults(recipe.model))
+    new = flat(dataclasses.asdict(recipe) | _with_defaults(dataclasses.asdict(recipe.model)))
     changed = _changed(old, new)
     is_same_step = sequences_per_step(old) == sequences_per_step(new)
     barred = [key for key in changed if not (may_change(key) or (is_same_step and key in PASSES))]
@@ -180,9 +181,13 @@ def _require_same_recipe(
         say(f"resuming with other settings: {listed}")
 
 
-def _with_defaults(model: GPTConfig) -> dict[str, Any]:
+def _with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's settings by group, with the values of keys that there were not yet."""
-    fields = attention_config(model.attention).settings(model.attention["name"])
+    try:
+        model = GPTConfig(**recorded)
+        fields = attention_config(model.attention).settings(model.attention["name"])
+    except (TypeError, ModelConfigError):  # of a version with other keys: compared as they stand
+        return {"model": recorded}
     settings = dataclasses.asdict(model) | {"attention": fields | model.attention}
     return {"layers": settings.pop("layers"), "model": settings}
 
