@@ -245,6 +245,14 @@ def test_caches_of_layers_that_differ_are_matched_at_the_context_that_is_asked_f
     assert match_cache(config, ratio) == match_cache(config, ratio, 256)  # the trained one
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.4])
+def test_match_cache_finds_the_width_where_full_layers_keep_no_rotated_key(ratio):
+    layers = {"window": 32, "full_every": 2, "full_rope": False}
+    config = nano("mla", layers=layers)
+    cache = kv_cache_bytes(match_cache(config, ratio, 1024), 1024)
+    assert cache == pytest.approx(ratio * 1024 * mha_cache_bytes_per_token(config), rel=5e-3)
+
+
 def test_a_budget_of_windows_is_that_of_the_trained_context():
     config = nano("gqa", layers=WINDOW_FULL)
     budget = budget_of(config)
