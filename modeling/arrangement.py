@@ -4,7 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from modeling.attention import AttentionConfig, Placement, attention_config
+from modeling.attention import (
+    AttentionConfig,
+    Placement,
+    SoftmaxAttentionConfig,
+    attention_config,
+)
 from modeling.config import GPTConfig, LayersConfig
 from modeling.errors import ModelConfigError
 
@@ -107,16 +112,30 @@ def _check_sources(layers: LayersConfig, sources: list[int], placed: list[Attent
     """Refuse a consumer whose producer keeps something else than what it reads."""
     for idx, source in enumerate(sources):
         mine, its = placed[idx], placed[source]
-        if type(mine) is type(its) and mine.state() == its.state():
+        same_state = type(mine) is type(its) and mine.state() == its.state()
+        if same_state and _rotation(mine) == _rotation(its):
             continue
         asked = "layers.source" if layers.source else f"layers.share={layers.share}"
         alike = [one for one in range(idx + 1) if placed[one] == mine and sources[one] == one]
         out = f"layer {alike[-1]}" if alike else f"itself ({idx})"
         raise ModelConfigError(
             f"{asked}: layer {idx} (from 0) cannot read layer {source}: it needs "
-            f"{_described(mine)}, and that one keeps {_described(its)}; with layers.source=[...], "
+            f"{_described(mine)}{_rotation(mine) if same_state else ''}, and that one keeps "
+            f"{_described(its)}{_rotation(its) if same_state else ''}; with layers.source=[...], "
             f"one number a layer, it can read {out}"
         )
+
+
+def _rotation(attention: AttentionConfig) -> str:
+    """Describe the RoPE in the keys that a layer keeps, which its readers' queries must have too.
+
+    Empty where keys are rotated only when they are read.
+    """
+    if not isinstance(attention, SoftmaxAttentionConfig) or attention.state().needs_positions:
+        return ""
+    if attention.qk_rope_head_dim == 0:
+        return ", without RoPE"
+    return f", RoPE on {attention.qk_rope_head_dim} dimensions with theta {attention.rope_theta:g}"
 
 
 def _described(attention: AttentionConfig) -> str:

@@ -23,7 +23,11 @@ from modeling.accounting import (
     training_flops_per_token,
 )
 from modeling.arrangement import layer_configs
-from modeling.attention import attention_config, attention_names
+from modeling.attention import (
+    GroupedQueryAttentionConfig,
+    attention_config,
+    attention_names,
+)
 from modeling.config import SamplingSettings
 from modeling.errors import ModelConfigError
 from modeling.generate import generate, left_pad
@@ -451,3 +455,24 @@ def test_a_layer_that_reads_another_works_within_a_model_alone():
     states = torch.zeros(1, 2, 20).double()
     with pytest.raises(ValueError, match="cross attention sees all keys, and this layer has a wi"):
         windowed(states, torch.arange(2), key_value_states=states)
+    fields = {"num_key_value_heads": 2, "head_dim": 4, "v_head_dim": 4, "qk_rope_head_dim": 4}
+    config = GroupedQueryAttentionConfig(
+        hidden_size=20, num_attention_heads=4, attention_sinks=True, **fields
+    )
+    with pytest.raises(ValueError, match="cross attention has no sinks"):
+        config.build().double()(states, torch.arange(2), key_value_states=states)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("gqa", {"rope_theta": 500.0}, "with theta 500, and that one keeps"),
+        ("gqa", {"qk_rope_head_dim": 0}, "for all tokens, without RoPE, and that one keeps"),
+        ("mla", {"kv_lora_rank": 14, "qk_rope_head_dim": 4}, "RoPE on 4 dimensions"),
+    ],
+)
+def test_a_layer_does_not_read_keys_that_are_rotated_otherwise(name, change, said):
+    own = FIVE[name]
+    layers = {"source": [0, 0], "pattern": ["own", "other"], "attentions": {"other": own | change}}
+    with pytest.raises(ModelConfigError, match=said):
+        layer_configs(of(layers, count=2, name=name))
