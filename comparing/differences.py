@@ -34,7 +34,7 @@ _BOOKKEEPING = re.compile(
 )
 # What a comparison of attentions is there to vary, with the width that keeps the budget.
 COMPARED = re.compile(
-    r"model\.(intermediate_size|position_embedding|layers\..*|attention\.(name|"
+    r"layers\..*|model\.(intermediate_size|position_embedding|attention\.(name|"
     r"num_key_value_heads|(qk_\w+_|v_)?head_dim|\w+_lora_rank))"
 )
 # Whatever is compared, these have to be equal: how much was learned, from what, and how large the

@@ -37,8 +37,8 @@ from modeling.accounting import ParameterCount, budget_of
 from modeling.config import LayersConfig
 from tracking.configuration import flat
 
-_ARRANGED = "model.layers."
-_ALIKE = flat({"model": {"layers": dataclasses.asdict(LayersConfig())}})
+_ARRANGED = "layers."
+_ALIKE = flat({"layers": dataclasses.asdict(LayersConfig())})
 # Follow from the size of the model.
 _DERIVED = re.compile(
     r"model\.(intermediate_size|attention\.(hidden_size|num_attention_heads|\w*head_dim))"
@@ -273,7 +273,7 @@ def _label(variants: Sequence[Variant]) -> None:
         positions = [variant.runs[0].row["positions"] for variant in alike]
         told = sorted(key for key in keys if not _DERIVED.fullmatch(key))
         if len({variant.settings.get("model.name") for variant in alike}) > 1:
-            told = [k for k in told if not k.startswith("model.") or k.startswith(_ARRANGED)]
+            told = [key for key in told if not key.startswith("model.")]
             # A model that began with a folder is named after it.
             told = told if "begins_with" in told else ["model.name", *told]
         if len(set(positions)) > 1:

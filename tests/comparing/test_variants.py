@@ -12,12 +12,15 @@ import torch
 from comparing.decode_speed import add_decode_speed
 from comparing.labels import NONE
 from comparing.statistics import seed_interval, text_interval, unpaired_seed_interval
-from comparing.variants import compare, differing_fields, require_one_protocol
+from comparing.variants import arrangement_of, compare, differing_fields, require_one_protocol
 from files.errors import RunError
 from measuring.errors import EvaluationError
+from measuring.evaluate import _settings
 from measuring.perplexity import Score
 from measuring.rows import EvaluatedRun
 from measuring.settings import DecodeSettings, EvalSettings
+from modeling.config import GPTConfig, LayersConfig
+from modeling.gpt import GPT
 from reporting.headline import headline
 from reporting.report import new_report, require_writable, update_report
 from reporting.tables import (
@@ -120,11 +123,20 @@ def test_seeds_are_one_variant_and_the_cache_gives_the_order():
 
 def arranged(attention, name="uniform", **layers):
     """A run whose layers differ; a cache that does not grow once the windows are full."""
-    found = run(attention, **{f"model__layers__{k}": v for k, v in layers.items()})
-    found.settings["model.layers.name"] = name
+    found = run(attention, **{f"layers__{k}": v for k, v in layers.items()})
+    found.settings["layers.name"] = name
     if "window" in layers:
         found.row.update(kv_cache_bytes_per_token=0, kv_cache_bytes_at_context=300)
     return found
+
+
+def test_an_evaluated_run_has_its_arrangement_where_variants_look_for_it():
+    sizes = {"hidden_size": 16, "num_attention_heads": 2}
+    heads = {"num_key_value_heads": 2, "head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    layers = LayersConfig(name="mine", window=4, full_every=2)
+    attention = {"name": "mha", **sizes, **heads}
+    model = GPT(GPTConfig(vocab_size=50, attention=attention, layers=layers, **sizes))
+    assert arrangement_of(_settings({}, model)) == "mine"
 
 
 def test_arrangements_are_in_labels_and_compared_with_layers_that_are_alike():
