@@ -29,13 +29,13 @@ def not_of_type(config_name: str, key: str, reason: str, *, is_typed: bool = Tru
         return f"{key}: ${{{other}}} stands for the key {other}, which is not there"
     if "Cannot assign" in reason or "Dict[" in reason:
         return f"{key} is a section of keys: {key}.NAME.KEY=VALUE"
-    whole = re.sub(r"\[\d+\]$", "", key)
+    whole = re.sub(r"\[\d+\]$", "", key)  # without which entry of a list it is
     wanted = _WANTED.get(known.kind) if (known := look_up(config_name, whole)) else None
     found = re.search(r"Value '(.*?)'(?: of type '\w+')? (?:could not be|is not a valid)", reason)
     if wanted and found:
         if not is_typed:
             wanted = wanted.replace(", 1_500_000, 1.5e6 or 1.5M", " or 1_500_000")
-        listed = "a list; each is to be " if known and known.is_list else ""
+        listed = "a list; each is to be " if known and known.is_list and key == whole else ""
         text = f"{key} ({found.group(1)}) must be {listed}{wanted}"
         percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", found.group(1))
         return f"{text}; that is {float(percent.group(1)) / 100:g}" if percent else text

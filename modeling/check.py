@@ -15,6 +15,7 @@ from launch.errors import ConfigError  # noqa: E402
 from launch.explain import explain  # noqa: E402
 from launch.failures import EXIT_BAD_INPUT, EXIT_FAILED, USER_ERRORS, tell, tell_of  # noqa: E402
 from launch.terminal import is_whole, outlive_readers, say  # noqa: E402
+from launch.typed import for_hydra  # noqa: E402
 
 if TYPE_CHECKING:
     from modeling.attention import AttentionConfig
@@ -30,8 +31,8 @@ _USAGE = (
 
 def _model(name: str, overrides: Sequence[str] = ()) -> "GPTConfig":
     """Return a small model with the attention that a file in conf/attention describes."""
-    arguments = [*SMALL, f"attention={name}", *overrides]
-    return checked(composed("train", arguments), run_config.TrainConfig).model
+    typed = [*SMALL, f"attention={name}", *overrides]
+    return checked(composed("train", for_hydra("train", typed)), run_config.TrainConfig).model
 
 
 def example(name: str) -> "AttentionConfig":

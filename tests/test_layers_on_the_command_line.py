@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+import modeling.check
 import run_config
 from launch.compose import checked, composed
 from launch.errors import ConfigError
@@ -104,7 +105,7 @@ def test_a_pattern_brings_the_attentions_that_it_names(typed, heads):
         ("layers.window=x", "layers.window (x) must be a whole number"),
         ("layers.sinks=true", "layers.sinks needs layers.window"),
         ("layers.share=pair", "layers.share ('pair') must be null or one of pairs, upper, last"),
-        ("layers.source=[0,0,x,2]", "layers.source[2] (x) must be a list; each is to be a whole"),
+        ("layers.source=[0,0,x,2]", "layers.source[2] (x) must be a whole number, such"),
         ("layers.source=0,0,2", "layers.source has 3 entries, and the model 4 layers"),
         ("layers.source=[0,2,2,2]", "layer 1 cannot read layer 2; it must be from 0 to 1, itself"),
         ("layers.source=[0,0,1,1]", "layer 2 reads layer 1, which has no keys of its own; let it"),
@@ -221,3 +222,13 @@ def test_a_file_of_ones_own_brings_a_pattern(tmp_path):
     assert [layer.rope_theta for layer in layer_configs(config.model)] == [500.0, 1e4, 500.0, 1e4]
     with pytest.raises(ConfigError, match=r"layers\.attentions\.mqa is in no layer"):
         train_config(folder, "layers=mine", "layers.pattern=null")
+
+
+def test_a_check_takes_lists_as_a_training_does():
+    """Without brackets, too."""
+    bare, bracketed = (
+        modeling.check.examples("gqa", [f"layers.source={given}"])
+        for given in ("0,0,2,2", "[0,0,2,2]")
+    )
+    assert bare == bracketed
+    assert len(bare) == 3  # its own keys, those of layer 0 and those of layer 2
