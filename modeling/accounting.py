@@ -271,12 +271,13 @@ def match_cache(config: GPTConfig, ratio: float, context: int | None = None) -> 
     cache = kv_cache_bytes(matched, context)
     if not _is_near(cache, ratio * mha):
         own = f"match_cache_ratio={cache / mha:.6g}, " if cache <= mha else ""
+        able = " or ".join(name for name in ("gqa", "mla") if name != fields["name"])
         per_token = f"{cache / config.num_hidden_layers / context / 4:g}"
         raise ModelConfigError(
             f"match=cache with match_cache_ratio={ratio:g} asks for "
             f"{ratio * 2 * config.hidden_size:g} cached elements per token and layer at "
             f"{context} tokens, and the nearest of attention={fields['name']} is {per_token}; set "
-            f"{own}an attention that can (attention=gqa or mla), or match=params"
+            f"{own}an attention that can (attention={able}), or match=params"
         )
     return matched
 
