@@ -279,6 +279,7 @@ def fill_with_noise(cache: KVCache, length: int) -> None:
         for state in layer.fixed.values():
             state.normal_()
         layer.seen = length
+        layer.number_held()  # looking up one position's cosines for all would be too fast
 
 
 def _take_turns(

@@ -144,6 +144,13 @@ class LayerCache:
         planes = {key: self._plane(key).narrow(2, 0, self.held) for key in self._keys()}
         return self._as_held(planes, first, self.seen % self.capacity if first else 0)
 
+    def number_held(self) -> None:
+        """Take the index in the sequence of each held token for its position, where one is kept."""
+        if self.spec.needs_positions:
+            index = self.view().indices(self.overflowed.device).to(torch.int32)
+            self._positions = index.new_zeros(1, 1, self.capacity, 1)
+            self._positions[0, 0, : self.held, 0] = index
+
     def advance(self, num_new: int, **fixed: Tensor) -> None:
         """Put a new fixed state in place of the old one, after `num_new` more tokens.
 

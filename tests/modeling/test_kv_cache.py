@@ -2,6 +2,7 @@ import pytest
 import torch
 from tiny import ENTRIES, FIVE, as_read, build_gpt, normal, random_tokens, token_entries
 
+from measuring.decode import fill_with_noise
 from modeling.kv_cache import CACHE_DTYPES, KVCache, LayerCache, StateSpec, bytes_per_token
 
 SPEC = StateSpec(per_token=ENTRIES)
@@ -341,3 +342,10 @@ def test_model_takes_a_cache_that_was_made_by_hand():
     assert torch.equal(model(tokens, cache=KVCache(layers)), expected)
     with pytest.raises(ValueError, match="this cache has 1 layers, the model 2"):
         model(tokens, cache=KVCache(layers[:1]))
+
+
+def test_noise_lies_at_the_positions_of_the_tokens_that_it_stands_for():
+    spec = StateSpec(per_token={"key_value": (1, 2)}, window=4, needs_positions=True)
+    cache = LayerCache(spec, 1, 10)
+    fill_with_noise(KVCache([cache]), 6)
+    assert cache.view().positions.tolist() == [[4, 5, 2, 3]]
