@@ -252,12 +252,12 @@ def match_cache(config: GPTConfig, ratio: float, context: int | None = None) -> 
     wanted = now.state().elements_per_token
     # Linear in the elements, but that layers may leave some of them out (RoPE's): a few steps do.
     for _ in range(6):
-        tried = now.with_kv_cache_elements(max(1, wanted))
-        if tried.problems_as(fields["name"]):
+        nearest = now.with_kv_cache_elements(max(1, wanted))
+        if nearest.problems_as(fields["name"]):
             break
-        width = {key: getattr(tried, key) for key in fields.keys() - {"name"}}
+        width = {key: getattr(nearest, key) for key in fields.keys() - {"name"}}
         cache = kv_cache_bytes(dataclasses.replace(config, attention=fields | width), context)
-        wanted = round(tried.state().elements_per_token * ratio * mha / cache)
+        wanted = round(nearest.state().elements_per_token * ratio * mha / cache)
     candidates = []
     for tried in range(max(1, wanted - 2), wanted + 3):
         found = now.with_kv_cache_elements(tried)
