@@ -69,7 +69,7 @@ def main(config: run_config.EvalConfig) -> None:
         loaded = "; ".join(
             f"{found.label}: {found.described}, {_class(found, config)}" for found in external
         )
-        facts["From elsewhere"] = loaded
+        facts["External models"] = loaded
     if left_out:
         facts["Left out"] = "; ".join(left_out)
     if notes := [note for run in evaluated for note in run.notes]:
@@ -344,7 +344,7 @@ def _print_tables(groups: "Sequence[Group]") -> None:
         for part in task_sections(group.results, group.protocol, "simple"):
             say(f"\n{part}")
         for difference in group.differs:
-            say(f"\nNot equal, besides the attention: {difference}")
+            say(f"\nNot equal, apart from the attention: {difference}")
         if 1 < len(group.pairs) <= MOST_PAIRS_PRINTED:
             say(f"\n{pair_table(group.pairs, 'simple')}")
         if sentences := headline(group.results, group.unranked):

@@ -204,7 +204,7 @@ def _quality(config: GPTConfig, prepared: PreparedData, origin: Origin) -> str:
     counts = prepared.splits[VALIDATION]
     overfit = ""
     if summary.get("overfit_batches"):
-        overfit = " It learned a few sequences by heart, so that these numbers say nothing."
+        overfit = " It memorised a few sequences, so that these numbers say nothing."
     return (
         f"Validation perplexity {perplexity:.3f}, {bits:.4f} bits per byte, at the end of the "
         f"training, with float32 weights: {counts.tokens - 1:,} tokens of "

@@ -177,8 +177,8 @@ def choose_runs(
 
     Args:
         runs_dir: The folder they are in.
-        patterns: Names, with * and ? as wildcards; None takes all but those that learned a few
-            sequences by heart (debug=overfit), whose perplexity says nothing.
+        patterns: Names, with * and ? as wildcards; None takes all but those that memorised a few
+            sequences (debug=overfit), whose perplexity says nothing.
         say: Receives a line for each run that is left out.
         study: Whose runs are looked for, to say how they are trained.
 
@@ -195,7 +195,7 @@ def choose_runs(
     if patterns is None:
         overfit = [run for run in finished if (run.read_summary() or {}).get("overfit_batches")]
         for run in overfit:
-            say(f"{run.name} learned a few sequences by heart; run={run.name} takes it")
+            say(f"{run.name} memorised a few sequences; run={run.name} takes it")
         patterns = [run.name for run in finished if run not in overfit]
         if not patterns:
             raise EvaluationError(f"there is no finished run in {runs_dir} but those; {how}")

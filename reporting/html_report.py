@@ -187,7 +187,7 @@ def _described(variant: Variant) -> Cell:
     """Name a variant, its positions and its seeds."""
     seeds = variant["seeds"]
     which = "seed" if len(seeds) == 1 else "seeds"
-    trained = (which, _listed(seeds)) if seeds else ("", "from elsewhere")
+    trained = (which, _listed(seeds)) if seeds else ("", "external")
     return Cell(variant["name"], [("", variant["positions"]), trained])
 
 

@@ -261,7 +261,10 @@ def _markdown_group(group: Group, plots: Sequence[str]) -> list[str]:
     if group.held_equal:
         parts += [f"Held equal: {', '.join(group.held_equal)}."]
     if group.differs:
-        parts += ["Not equal, besides the attention:", "\n".join(f"- {d}" for d in group.differs)]
+        parts += [
+            "Not equal, apart from the attention:",
+            "\n".join(f"- {d}" for d in group.differs),
+        ]
     if len(group.pairs) > 1:
         parts += ["## Every pair", pair_table(group.pairs, "github"), PAIR_NOTE]
     if influence := influence_table(variants, "github"):

@@ -456,7 +456,7 @@ DECODE_NOTE = (
     "Decoding: median over rounds in which every variant had a turn, caches filled with noise; "
     "roofline: weights read once, and what a step reads of the cache at that context, at the "
     "measured memory bandwidth; * is longer than the "
-    "contexts of some run's training; extra is the most that a step takes besides weights and "
+    "contexts of some run's training; extra is the most that a step takes beyond weights and "
     "cache; a variant is faster than its baseline from that context on, and at all longer ones "
     "that were measured (-: at none, or there is no baseline). The same weights and cache are read "
     "again and again: what fits into the processor's caches can be faster than this roofline."

@@ -175,7 +175,7 @@ def test_runs_that_learned_by_heart_are_taken_only_by_name(make_run, tmp_path):
     overfit.write_summary(SUMMARY | {"overfit_batches": 1})
     runs, lines = tmp_path / "runs", []
     assert [run.name for run in choose_runs(runs, None, lines.append)] == ["mha"]
-    assert "overfit learned a few sequences by heart" in lines[0]
+    assert "overfit memorised a few sequences" in lines[0]
     assert [run.name for run in choose_runs(runs, ["over*"], quiet)] == ["overfit"]
     shutil.rmtree(runs / "mha")
     with pytest.raises(EvaluationError, match=r"no finished run in .* but those"):
