@@ -48,7 +48,7 @@ class DecodePoint:
         cache_bytes_read: What a step reads of them: layers that share a cache read it once each.
         roofline_ms: What reading the weights and those bytes takes at the measured bandwidth.
         memory_bandwidth: Bytes per second, measured by reading.
-        peak_extra_bytes: Most memory that a step takes besides weights and cache.
+        peak_extra_bytes: Most memory that a step takes beyond weights and cache.
         beyond_trained: Whether the model was trained on shorter contexts only.
     """
 

@@ -290,7 +290,7 @@ def _live_bytes(model: GPT, batch_size: int, num_tokens: int, dtype: torch.dtype
 def measure_generation_memory(
     model: GPT, batch_size: int, context_length: int, dtype: torch.dtype | None = None
 ) -> int:
-    """Return the most bytes that generating a text takes besides the weights and the KV cache.
+    """Return the most bytes that generating a text takes beyond the weights and the KV cache.
 
     Args:
         model: In evaluation mode.

@@ -64,7 +64,7 @@ class EvalSettings:
     tasks: list[str] = field(default_factory=list)
     """Tasks, groups or tags of lm-evaluation-harness; see docs/lm_eval.md."""
     task_folder: str | None = None
-    """A folder of task files besides the harness's own."""
+    """A folder of task files to add to the harness's own."""
     task_limit: int | None = None
     """The first documents of each task that are asked, for a quick look; null asks all."""
     num_fewshot: int | None = None

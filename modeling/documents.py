@@ -9,7 +9,7 @@ def document_starts(
 ) -> tuple[Tensor, Tensor]:
     """Return where each token's document starts.
 
-    From that follows which keys a query may see, and where a recurrent state begins anew.
+    From that follows which keys a query may see, and where a recurrent state is reset.
 
     Args:
         tokens: [b, s] int64.

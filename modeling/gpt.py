@@ -154,7 +154,7 @@ class GPT(nn.Module):
             cache: Keys and values of earlier tokens; the s new ones are appended.
             attention_mask: Bool, [b, t], True where a token is real, or [b, s, t], True where a
                 query may see a key; causality, and the documents where the model separates them,
-                apply besides.
+                apply too.
 
         Returns:
             [b, s, m].

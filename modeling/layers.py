@@ -1,4 +1,4 @@
-"""The parts of a block besides attention: MLPs and the choice of norm."""
+"""The parts of a block other than attention: MLPs and the choice of norm."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

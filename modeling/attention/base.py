@@ -304,8 +304,8 @@ class Attention(nn.Module, ABC):
             [b, s, m].
 
         Raises:
-            ValueError: For cross attention through a window or with sinks, or if the layer whose
-                keys and values this one reads has computed none.
+            ValueError: For cross attention through a window, with sinks or where another layer's
+                keys and values are read; or if that layer has computed none.
         """
         forward_pass = forward_pass or ForwardPass(attention_mask)
         positions = Positions.of(positions)
@@ -315,6 +315,11 @@ class Attention(nn.Module, ABC):
                 raise ValueError("cross attention sees all keys, and this layer has a window")
             if isinstance(self.config, SoftmaxAttentionConfig) and self.config.attention_sinks:
                 raise ValueError("cross attention has no sinks, and this layer has")
+            if self.state.source is not None:
+                raise ValueError(
+                    f"this layer reads the keys of layer {self.state.source}, and has no projection "
+                    "for other states"
+                )
             source = key_value_states
             if key_value_positions is None:
                 key_value_positions = torch.arange(source.shape[1], device=x.device)

@@ -119,7 +119,7 @@ class KVCache:
         """Return a line that says so if a key or value was too large to be stored; else None.
 
         Such an element is an infinity, of which attention makes likelihoods that are wrong, or no
-        numbers. It is told until `reset`, also where a ring has overwritten it.
+        numbers. It is reported until `reset`, even where a ring has overwritten it.
         """
         if not any(bool(layer.overflowed) for layer in self.stored):
             return None

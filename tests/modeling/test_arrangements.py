@@ -451,8 +451,10 @@ def test_a_layer_that_reads_another_works_within_a_model_alone():
     model = build("gqa", "shared_pairs")
     with pytest.raises(ValueError, match="keys and values of layer 0 are read, and it has compute"):
         model.layers[1].self_attn(torch.zeros(1, 2, 20).double(), torch.arange(2))
-    windowed = build("gqa", "window").layers[0].self_attn
     states = torch.zeros(1, 2, 20).double()
+    with pytest.raises(ValueError, match="this layer reads the keys of layer 0, and has no proje"):
+        model.layers[1].self_attn(states, torch.arange(2), key_value_states=states)
+    windowed = build("gqa", "window").layers[0].self_attn
     with pytest.raises(ValueError, match="cross attention sees all keys, and this layer has a wi"):
         windowed(states, torch.arange(2), key_value_states=states)
     fields = {"num_key_value_heads": 2, "head_dim": 4, "v_head_dim": 4, "qk_rope_head_dim": 4}
