@@ -317,8 +317,8 @@ class Attention(nn.Module, ABC):
                 raise ValueError("cross attention has no sinks, and this layer has")
             if self.state.source is not None:
                 raise ValueError(
-                    f"this layer reads the keys of layer {self.state.source}, and has no projection "
-                    "for other states"
+                    f"this layer reads the keys of layer {self.state.source}, and has no "
+                    "projection for other states"
                 )
             source = key_value_states
             if key_value_positions is None:
