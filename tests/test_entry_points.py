@@ -466,7 +466,7 @@ def test_help_is_readable_and_needs_no_torch(tmp_path):
         check=True,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )
-    assert "attention: gqa, mha, mha_no_rope, mla, mla_no_rope, mqa, mqa_no_rope" in result.stdout
+    assert "attention: gqa, gqa_tied, mha, mha_no_rope, mla, mla_no_rope, mqa, mqa" in result.stdout
     assert "python train_model.py attention=mla" in result.stdout
 
 

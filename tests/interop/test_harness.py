@@ -556,7 +556,7 @@ def test_eval_model_runs_tasks_alone(tmp_path, prepared):
         table = json.loads(path.read_text())
         items = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
         tables[path.name.split("_")[0]] = items
-    assert set(tables) == {"comparison", "runs", "tasks"}
+    assert set(tables) == {"cache", "comparison", "runs", "tasks"}
     answers = {(item["task"], item["metric"]): item for item in tables["tasks"]}
     shown = answers["tiny_choice", "acc_norm"]
     assert shown["variant"] == variant["name"]
