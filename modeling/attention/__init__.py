@@ -4,7 +4,6 @@ from modeling.attention.base import (
     Attention,
     AttentionConfig,
     Placement,
-    SoftmaxAttentionConfig,
     attention_config,
     attention_config_class,
     attention_names,
@@ -13,6 +12,7 @@ from modeling.attention.base import (
 from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.grouped_query import GroupedQueryAttention, GroupedQueryAttentionConfig
 from modeling.attention.latent import LatentAttention, LatentAttentionConfig
+from modeling.attention.softmax import SoftmaxAttentionConfig
 
 __all__ = [
     "Attention",

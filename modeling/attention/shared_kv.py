@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from modeling.attention.base import (
     Attention,
-    SoftmaxAttentionConfig,
     at_least,
     register_attention,
 )
 from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.kernel import attend_held, split_heads
+from modeling.attention.softmax import SoftmaxAttentionConfig
 from modeling.kv_cache import Held, StateSpec
 from modeling.linear import Linear
 from modeling.norms import RMSNorm, rms_normalised
