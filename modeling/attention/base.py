@@ -184,6 +184,17 @@ class Attention(nn.Module, ABC):
             causal: Whether no query sees what comes after it; not so in cross attention.
         """
 
+    def bars_cross_attention(self) -> str | None:
+        """Say why the layer cannot attend to other states; None if it can."""
+        if self.state.window is not None:
+            return "cross attention sees all keys, and this layer has a window"
+        if self.state.source is not None:
+            return (
+                f"this layer reads the keys of layer {self.state.source}, and has no projection "
+                "for other states"
+            )
+        return None
+
     def forward(
         self,
         x: Tensor,
@@ -222,15 +233,8 @@ class Attention(nn.Module, ABC):
         positions = Positions.of(positions)
         source, source_positions = x, positions
         if key_value_states is not None:
-            if self.state.window is not None:
-                raise ValueError("cross attention sees all keys, and this layer has a window")
-            if getattr(self.config, "attention_sinks", False):
-                raise ValueError("cross attention has no sinks, and this layer has")
-            if self.state.source is not None:
-                raise ValueError(
-                    f"this layer reads the keys of layer {self.state.source}, and has no "
-                    "projection for other states"
-                )
+            if reason := self.bars_cross_attention():
+                raise ValueError(reason)
             source = key_value_states
             if key_value_positions is None:
                 key_value_positions = torch.arange(source.shape[1], device=x.device)

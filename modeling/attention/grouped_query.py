@@ -7,11 +7,9 @@ Sources:
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Self
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling.attention.base import (
     Attention,
@@ -19,12 +17,12 @@ from modeling.attention.base import (
     register_attention,
 )
 from modeling.attention.forward_pass import ForwardPass
-from modeling.attention.kernel import attend_held, split_heads
-from modeling.attention.softmax import SoftmaxAttentionConfig
+from modeling.attention.kernel import entries_of, split_heads
+from modeling.attention.softmax import SoftmaxAttention, SoftmaxAttentionConfig
 from modeling.kv_cache import Held, StateSpec
 from modeling.linear import Linear
 from modeling.norms import RMSNorm
-from modeling.rope import Positions, rotate_last
+from modeling.rope import Positions
 
 
 @register_attention("mha", "mqa", "gqa", "mha_no_rope", "mqa_no_rope")
@@ -150,7 +148,7 @@ class GroupedQueryAttentionConfig(SoftmaxAttentionConfig):
         return replace(self, num_key_value_heads=nearest)
 
 
-class GroupedQueryAttention(Attention):
+class GroupedQueryAttention(SoftmaxAttention):
     """MHA, MQA and GQA. Submodules are named as in transformers' Llama, and Qwen3 for the norms.
 
     Args:
@@ -173,7 +171,6 @@ class GroupedQueryAttention(Attention):
             self.q_norm = RMSNorm(d, config.qk_norm_eps)
             if config.kv_source_layer is None:
                 self.k_norm = RMSNorm(d, config.qk_norm_eps)
-        self.sinks = nn.Parameter(torch.zeros(h)) if config.attention_sinks else None
 
     def project(
         self, x: Tensor, positions: Positions, source: Tensor, source_positions: Positions
@@ -195,28 +192,14 @@ class GroupedQueryAttention(Attention):
         self, query: Tensor, held: Held, forward_pass: ForwardPass, *, causal: bool
     ) -> Tensor:
         """Attend; see `Attention.attend`. [b, h, s, d] -> [b, h, s, v]."""
-        config, path = self.config, self.config.decode_path
-        folds = path == "folded" or (path != "repeated" and query.shape[2] == 1)
-        return attend_held(
+        config = self.config
+        return self._attend(
             query,
             held,
-            partial(_key_and_value, held),
+            entries_of(held, "key", "value"),
             config.num_key_value_heads,
-            path=path,
+            forward_pass,
+            path=config.decode_path,
             causal=causal,
             scale=config.head_dim**-0.5,
-            fold=held.is_cached and folds,
-            forward_pass=forward_pass,
-            window=config.sliding_window,
-            sinks=self.sinks,
-            dropout=config.attention_dropout if self.training else 0.0,
         )
-
-    def _rotate(self, heads: Tensor, positions: Positions) -> Tensor:
-        """Rotate the last qk_rope_head_dim dimensions of [b, heads, s, d]."""
-        config = self.config
-        return rotate_last(heads, positions, config.qk_rope_head_dim, config.rope_theta)
-
-
-def _key_and_value(held: Held, start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return held.read("key", dtype, start, end), held.read("value", dtype, start, end)

@@ -131,6 +131,16 @@ def prefers_blocks(query: Tensor, held: Held, num_key_value_heads: int) -> bool:
     return not is_folded and query.shape[0] * held.num_tokens >= _MANY_TOKENS
 
 
+def entries_of(held: Held, key: str, value: str) -> ReadBlock:
+    """Return what reads one entry of what is held as keys, and another, or the same, as values."""
+
+    def read(start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        keys = held.read(key, dtype, start, end)
+        return keys, keys if value == key else held.read(value, dtype, start, end)
+
+    return read
+
+
 def attend_held(
     query: Tensor,
     held: Held,
@@ -140,8 +150,8 @@ def attend_held(
     path: str,
     causal: bool,
     scale: float,
-    fold: bool,
     forward_pass: ForwardPass,
+    fold: bool | None = None,
     window: int | None = None,
     sinks: Tensor | None = None,
     dropout: float = 0.0,
@@ -154,12 +164,13 @@ def attend_held(
         held: Its newest s tokens are those of the query, if causal.
         read: Returns keys and values of a part of it.
         num_key_value_heads: g.
-        path: blocks, auto, which takes the faster way, or anything else for `attend`. Blocks are
-            for one query of a cache and without dropout.
+        path: blocks, auto, which takes the faster way, or anything else for `attend`, such as
+            folded and repeated. Blocks are for one query of a cache and without dropout.
         causal: As in `attend`.
         scale: As in `attend`.
-        fold: As in `attend`; blocks always fold.
         forward_pass: Padding and documents.
+        fold: As in `attend`; None as `path` says, else for one query of a cache. Blocks always
+            fold.
         window: Newest tokens that a query sees, itself included; None for all.
         sinks: [h], a logit per head that joins the softmax and whose weight is dropped.
         dropout: As in `attend`.
@@ -198,6 +209,8 @@ def attend_held(
             first_key=first_key,
             dropout=dropout,
         )
+    if fold is None:
+        fold = held.is_cached and (path == "folded" or (path != "repeated" and s == 1))
     return attend(
         query,
         key,

@@ -5,24 +5,22 @@ and one rotated key shared by all heads are cached: c + r elements per token and
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling.attention.base import (
-    Attention,
     at_least,
     register_attention,
 )
 from modeling.attention.forward_pass import ForwardPass
-from modeling.attention.kernel import attend_held, split_heads
-from modeling.attention.softmax import SoftmaxAttentionConfig
+from modeling.attention.kernel import entries_of, split_heads
+from modeling.attention.softmax import SoftmaxAttention, SoftmaxAttentionConfig
 from modeling.kv_cache import Held, StateSpec
 from modeling.linear import Linear
 from modeling.norms import RMSNorm
-from modeling.rope import Positions, apply_rotary
+from modeling.rope import Positions
 
 
 @register_attention("mla", "mla_no_rope")
@@ -157,7 +155,7 @@ class LatentAttentionConfig(SoftmaxAttentionConfig):
         return replace(self, kv_lora_rank=rank)
 
 
-class LatentAttention(Attention):
+class LatentAttention(SoftmaxAttention):
     """MLA. Submodules are named as in transformers' DeepSeek-V3.
 
     Two ways compute the same. *Expanded*, for training and prefill: `kv_b_proj` turns each latent
@@ -188,7 +186,6 @@ class LatentAttention(Attention):
             self.kv_a_layernorm = RMSNorm(c, eps)
         self.kv_b_proj = Linear(c, h * (d + v), bias=False)
         self.o_proj = Linear(h * v, m, bias=bias)
-        self.sinks = nn.Parameter(torch.zeros(h)) if config.attention_sinks else None
 
     def project(
         self, x: Tensor, positions: Positions, source: Tensor, source_positions: Positions
@@ -218,7 +215,7 @@ class LatentAttention(Attention):
             query = self.q_b_proj(latent)
         query = split_heads(query, config.num_attention_heads)  # [b, h, s, d+r]
         nope, rope = query.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
-        return nope, apply_rotary(rope, positions, config.rope_theta)
+        return nope, self._rotate(rope, positions)
 
     def _latents(self, source: Tensor, positions: Positions) -> Tensor:
         """Return what is cached of each token, [b, 1, t, c+r]: after the norm, after rotation."""
@@ -226,7 +223,7 @@ class LatentAttention(Attention):
         latent, rope = self.kv_a_proj_with_mqa(source).split(
             [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
         )
-        rope = apply_rotary(rope.unsqueeze(1), positions, config.rope_theta)  # [b, 1, t, r]
+        rope = self._rotate(rope.unsqueeze(1), positions)  # [b, 1, t, r]
         latent = self.kv_a_layernorm(latent)
         if config.latent_scale:
             latent = latent * config.scale_of_latent(config.kv_lora_rank)
@@ -263,19 +260,15 @@ class LatentAttention(Attention):
             key_nope, value = expanded.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)
             return torch.cat((key_nope, key_rope.expand(-1, h, -1, -1)), dim=-1), value
 
-        return attend_held(
+        return self._attend(
             torch.cat((query_nope, query_rope), dim=-1),
             held,
             read,
             config.num_attention_heads,
+            forward_pass,
             path="expanded",
             causal=causal,
             scale=self._scale,
-            fold=False,
-            forward_pass=forward_pass,
-            window=config.sliding_window,
-            sinks=self.sinks,
-            dropout=config.attention_dropout if self.training else 0.0,
         )
 
     def _absorbed(
@@ -295,19 +288,16 @@ class LatentAttention(Attention):
         query = torch.cat((_by_head(query_nope, key_up), query_rope), dim=-1)  # [b, h, s, c+r]
         # Scores need c + r dimensions, values only c: reading the same c + r for both keeps the
         # cache in one piece, with no copy; the r surplus ones are cut off afterwards.
-        attended = attend_held(
+        attended = self._attend(
             query,
             held,
-            partial(_latent_twice, held),
+            entries_of(held, "latent", "latent"),
             1,
+            forward_pass,
             path=config.decode_path,
             causal=causal,
             scale=self._scale,
             fold=True,
-            forward_pass=forward_pass,
-            window=config.sliding_window,
-            sinks=self.sinks,
-            dropout=config.attention_dropout if self.training else 0.0,
         )
         return _by_head(attended[..., :c], value_up.transpose(1, 2))  # [b, h, s, v]
 
@@ -325,8 +315,3 @@ def _by_head(x: Tensor, weight: Tensor) -> Tensor:
     b, h, s, i = x.shape
     rows = x.transpose(0, 1).reshape(h, b * s, i)
     return torch.bmm(rows, weight).view(h, b, s, weight.shape[-1]).transpose(0, 1)
-
-
-def _latent_twice(held: Held, start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    latent = held.read("latent", dtype, start, end)
-    return latent, latent

@@ -6,24 +6,21 @@ Source:
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple, Self
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling.attention.base import (
-    Attention,
     at_least,
     register_attention,
 )
 from modeling.attention.forward_pass import ForwardPass
-from modeling.attention.kernel import attend_held, split_heads
-from modeling.attention.softmax import SoftmaxAttentionConfig
+from modeling.attention.kernel import entries_of, split_heads
+from modeling.attention.softmax import SoftmaxAttention, SoftmaxAttentionConfig
 from modeling.kv_cache import Held, StateSpec
 from modeling.linear import Linear
 from modeling.norms import RMSNorm, rms_normalised
-from modeling.rope import Positions, rotate_last
+from modeling.rope import Positions
 
 
 @register_attention("shared_kv")
@@ -127,7 +124,7 @@ class _Query(NamedTuple):
     positions: Positions
 
 
-class SharedKVAttention(Attention):
+class SharedKVAttention(SoftmaxAttention):
     """Shared key and value. Submodules are named as in transformers' DeepSeek-V4, but `o_proj`.
 
     A rotated value carries the position of its own token. The output is rotated back by the
@@ -151,7 +148,6 @@ class SharedKVAttention(Attention):
             self.kv_proj = Linear(m, d, bias=bias)
             self.kv_norm = RMSNorm(d, eps)
         self.o_proj = Linear(h * d, m, bias=bias)
-        self.sinks = nn.Parameter(torch.zeros(h)) if config.attention_sinks else None
 
     def project(
         self, x: Tensor, positions: Positions, source: Tensor, source_positions: Positions
@@ -171,30 +167,15 @@ class SharedKVAttention(Attention):
         self, query: _Query, held: Held, forward_pass: ForwardPass, *, causal: bool
     ) -> Tensor:
         """Attend; see `Attention.attend`. Returns [b, h, s, d]."""
-        config, path = self.config, self.config.decode_path
-        folds = path == "folded" or (path != "repeated" and query.heads.shape[2] == 1)
-        output = attend_held(
+        config = self.config
+        output = self._attend(
             query.heads,
             held,
-            partial(_twice, held),
+            entries_of(held, "key_value", "key_value"),
             1,
-            path=path,
+            forward_pass,
+            path=config.decode_path,
             causal=causal,
             scale=config.head_dim**-0.5,
-            fold=held.is_cached and folds,
-            forward_pass=forward_pass,
-            window=config.sliding_window,
-            sinks=self.sinks,
-            dropout=config.attention_dropout if self.training else 0.0,
         )
         return self._rotate(output, query.positions, back=True)
-
-    def _rotate(self, heads: Tensor, positions: Positions, *, back: bool = False) -> Tensor:
-        """Rotate the last qk_rope_head_dim dimensions of [b, heads, s, d]."""
-        config = self.config
-        return rotate_last(heads, positions, config.qk_rope_head_dim, config.rope_theta, back=back)
-
-
-def _twice(held: Held, start: int, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    z = held.read("key_value", dtype, start, end)
-    return z, z

@@ -4,7 +4,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from modeling.attention.base import AttentionConfig, Placement, at_least
+import torch
+from torch import Tensor, nn
+
+from modeling.attention.base import Attention, AttentionConfig, Placement, at_least
+from modeling.attention.forward_pass import ForwardPass
+from modeling.attention.kernel import ReadBlock, attend_held
+from modeling.kv_cache import Held
+from modeling.rope import Positions, rotate_last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +101,61 @@ class SoftmaxAttentionConfig(AttentionConfig):
                 other = f", or model.num_attention_heads={nearest}" if nearest else ""
                 return f"model.hidden_size={' or '.join(widths)}{other}"
         return f"model.attention.qk_rope_head_dim={rotated + 1}"
+
+
+class SoftmaxAttention(Attention):
+    """An attention with a softmax over keys, through a window and with sinks where it is placed so.
+
+    Args:
+        config: Widths and heads.
+        layer_idx: Which layer of the model it is, from 0.
+    """
+
+    config: SoftmaxAttentionConfig
+
+    def __init__(self, config: SoftmaxAttentionConfig, layer_idx: int = 0) -> None:
+        super().__init__(config, layer_idx)
+        sinks = torch.zeros(config.num_attention_heads)
+        self.sinks = nn.Parameter(sinks) if config.attention_sinks else None
+
+    def bars_cross_attention(self) -> str | None:
+        """Say why the layer cannot attend to other states; None if it can."""
+        if self.config.attention_sinks:
+            return "cross attention has no sinks, and this layer has"
+        return super().bars_cross_attention()
+
+    def _rotate(self, heads: Tensor, positions: Positions, *, back: bool = False) -> Tensor:
+        """Rotate the last qk_rope_head_dim dimensions of [b, heads, s, d]; see `apply_rotary`."""
+        config = self.config
+        return rotate_last(heads, positions, config.qk_rope_head_dim, config.rope_theta, back=back)
+
+    def _attend(
+        self,
+        query: Tensor,
+        held: Held,
+        read: ReadBlock,
+        num_key_value_heads: int,
+        forward_pass: ForwardPass,
+        *,
+        path: str,
+        causal: bool,
+        scale: float,
+        fold: bool | None = None,
+        computed: bool = False,
+    ) -> Tensor:
+        """Attend with query [b, h, s, d] as this layer does; see `attend_held`."""
+        return attend_held(
+            query,
+            held,
+            read,
+            num_key_value_heads,
+            path=path,
+            causal=causal,
+            scale=scale,
+            forward_pass=forward_pass,
+            fold=fold,
+            window=self.config.sliding_window,
+            sinks=self.sinks,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            computed=computed,
+        )

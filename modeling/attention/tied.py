@@ -10,16 +10,17 @@ from functools import partial
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from modeling.attention.base import Attention, register_attention
+from modeling.attention.base import register_attention
 from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.grouped_query import GroupedQueryAttentionConfig
-from modeling.attention.kernel import attend_held, split_heads
+from modeling.attention.kernel import split_heads
+from modeling.attention.softmax import SoftmaxAttention
 from modeling.kv_cache import Held, StateSpec
 from modeling.linear import Linear
 from modeling.norms import RMSNorm, rms_normalised
-from modeling.rope import HeldPositions, Positions, rotate_last
+from modeling.rope import HeldPositions, Positions
 
 
 @register_attention("gqa_tied", "mqa_tied")
@@ -95,7 +96,7 @@ class TiedAttentionConfig(GroupedQueryAttentionConfig):
         return replace(self, num_key_value_heads=min(divisors, key=lambda g: abs(g * d - elements)))
 
 
-class TiedAttention(Attention):
+class TiedAttention(SoftmaxAttention):
     """K = V. Submodules are named as in transformers' Gemma 4, which has no `v_proj` here either.
 
     What is cached is u; keys are made when they are read: normalised and rotated, in a decoding
@@ -120,7 +121,6 @@ class TiedAttention(Attention):
             self.q_norm = RMSNorm(d, config.qk_norm_eps)
         if config.has_key_norm:
             self.k_norm = RMSNorm(d, config.qk_norm_eps)
-        self.sinks = nn.Parameter(torch.zeros(h)) if config.attention_sinks else None
 
     def project(
         self, x: Tensor, positions: Positions, source: Tensor, source_positions: Positions
@@ -129,7 +129,7 @@ class TiedAttention(Attention):
         config = self.config
         query = split_heads(self.q_proj(x), config.num_attention_heads)  # [b, h, s, d]
         query = self.q_norm(query) if config.use_qk_norm else query
-        query = rotate_last(query, positions, config.qk_rope_head_dim, config.rope_theta)
+        query = self._rotate(query, positions)
         if config.kv_source_layer is not None:
             return query, {}
         return query, {"key_value": split_heads(self.k_proj(source), config.num_key_value_heads)}
@@ -138,21 +138,16 @@ class TiedAttention(Attention):
         self, query: Tensor, held: Held, forward_pass: ForwardPass, *, causal: bool
     ) -> Tensor:
         """Attend; see `Attention.attend`. [b, h, s, d] -> [b, h, s, d]."""
-        config, path = self.config, self.config.decode_path
-        folds = path == "folded" or (path != "repeated" and query.shape[2] == 1)
-        return attend_held(
+        config = self.config
+        return self._attend(
             query,
             held,
             partial(self._key_and_value, held),
             config.num_key_value_heads,
-            path=path,
+            forward_pass,
+            path=config.decode_path,
             causal=causal,
             scale=config.head_dim**-0.5,
-            fold=held.is_cached and folds,
-            forward_pass=forward_pass,
-            window=config.sliding_window,
-            sinks=self.sinks,
-            dropout=config.attention_dropout if self.training else 0.0,
             computed=config.has_key_norm or config.qk_rope_head_dim > 0,
         )
 
@@ -171,4 +166,4 @@ class TiedAttention(Attention):
         assert held.positions is not None
         kind = HeldPositions if held.is_cached else Positions
         positions = kind(held.positions[..., start:end])
-        return rotate_last(key, positions, config.qk_rope_head_dim, config.rope_theta), value
+        return self._rotate(key, positions), value
