@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Held:
     """Views of what is stored, or, where there is no cache, what was computed in this pass.
 

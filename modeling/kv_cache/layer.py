@@ -1,6 +1,7 @@
 """One layer's preallocated cache: all tokens, or a ring of the newest ones."""
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,9 +88,10 @@ class LayerCache:
         # Noted as tokens come: a ring may have overwritten the one that overflowed. On the device,
         # so that a step does not wait for it.
         self.overflowed = torch.zeros((), dtype=torch.bool, device=device)
-        # [b or 1, capacity] int32. Not counted in `num_bytes`: they follow from the order of the
-        # tokens, are shared by the rows unless padded, and are no part of what attention caches.
-        self._positions: Tensor | None = None
+        # Where the spec needs them, [b or 1, 1, capacity, 1] int32 under one name. Not counted in
+        # `num_bytes`: they follow from the order of the tokens, are shared by the rows unless
+        # padded, and are no part of what attention caches.
+        self._positions: dict[str, Tensor] = {}
         # Those whose tokens are all still there, or copied.
         self._snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
 
@@ -117,39 +119,36 @@ class LayerCache:
         """
         num_new = self._num_new(new)
         end = self._end(num_new)
-        stored = self._encoded(new)
-        if self.spec.needs_positions:
-            assert positions is not None
-            self._keep_positions(positions, stored)
+        stored = self._encoded(new, positions)
         overtakes = num_new > 1 and end > self.capacity
-        before = self._in_order(min(self.seen, self.capacity - 1)) if overtakes else {}
+        before = self._in_order(min(self.seen, self.capacity - 1)) if overtakes else None
         # Of the new tokens, those that are not overwritten by newer ones.
-        for slot, piece, count in self._slots(max(self.seen, end - self.capacity), end):
-            for key, tensor in stored.items():
-                start = piece - self.seen
-                self._plane(key).narrow(2, slot, count).copy_(tensor.narrow(2, start, count))
-        first = max(0, self.seen - self.capacity + 1)
+        for slot, first, count in self._slots(max(self.seen, end - self.capacity), end):
+            for here, new_ones in zip(self._tokens, stored, strict=True):
+                for name, tensor in new_ones.items():
+                    if count < num_new:
+                        tensor = tensor.narrow(2, first - self.seen, count)
+                    here[name].narrow(2, slot, count).copy_(tensor)
+        oldest = max(0, self.seen - self.capacity + 1)
         self.seen = end
-        if overtakes:
-            together = {
-                key: torch.cat((old := before[key], stored[key].to(old.dtype)), dim=2)
-                for key in stored
-            }
-            return self._as_held(together, first, 0)
-        return self.view()
+        if before is None:
+            return self.view()
+        return before.followed_by(stored).as_held(oldest, 0)
 
     def view(self) -> Held:
         """Return the tokens that are held now; views that the next update changes."""
-        first = self.seen - self.held
-        planes = {key: self._plane(key).narrow(2, 0, self.held) for key in self._keys()}
-        return self._as_held(planes, first, self.seen % self.capacity if first else 0)
+        held = self.held
+        oldest = self.seen - held
+        views = self._tokens.map(lambda tensor: tensor.narrow(2, 0, held))
+        return views.as_held(oldest, self.seen % self.capacity if oldest else 0)
 
     def number_held(self) -> None:
         """Take the index in the sequence of each held token for its position, where one is kept."""
         if self.spec.needs_positions:
             index = self.view().indices(self.overflowed.device).to(torch.int32)
-            self._positions = index.new_zeros(1, 1, self.capacity, 1)
-            self._positions[0, 0, : self.held, 0] = index
+            rows = index.new_zeros(1, 1, self.capacity, 1)
+            rows[0, 0, : self.held, 0] = index
+            self._positions = {_POSITIONS: rows}
 
     def advance(self, num_new: int, **fixed: Tensor) -> None:
         """Put a new fixed state in place of the old one, after `num_new` more tokens.
@@ -196,38 +195,38 @@ class LayerCache:
                 )
         return num_new
 
-    def _encoded(self, new: dict[str, Tensor]) -> dict["_Key", Tensor]:
-        """Return the tokens as they are stored."""
-        found: dict[_Key, Tensor] = {}
-        for name, tensor in new.items():
-            elements = tensor.detach() if tensor.requires_grad else tensor
-            if name in self.scales:
-                elements, found[_Key(name, "scale")] = quantised(elements)
-            elif self.dtype == torch.float16:
-                elements = elements.to(self.dtype)
-                self.overflowed |= elements.isinf().any()
-            found[_Key(name, "elements")] = elements
-        return found
+    @property
+    def _tokens(self) -> "_Tokens":
+        """Every stored tensor that has a place for each token."""
+        return _Tokens(self.tensors, self.scales, self._positions)
 
-    def _keep_positions(self, positions: Tensor, stored: dict["_Key", Tensor]) -> None:
-        """Add the positions of new tokens to what is stored, as a plane like the others."""
+    def _encoded(self, new: dict[str, Tensor], positions: Tensor | None) -> "_Tokens":
+        """Return the tokens as they are stored."""
+        elements, scales = {}, {}
+        for name, tensor in new.items():
+            stored = tensor.detach() if tensor.requires_grad else tensor
+            if name in self.scales:
+                stored, scales[name] = quantised(stored)
+            elif self.dtype == torch.float16:
+                stored = stored.to(self.dtype)
+                self.overflowed |= stored.isinf().any()
+            elements[name] = stored
+        return _Tokens(elements, scales, self._numbered(positions))
+
+    def _numbered(self, positions: Tensor | None) -> dict[str, Tensor]:
+        """Return the positions of new tokens as they are stored, if the spec needs them."""
+        if not self.spec.needs_positions:
+            return {}
+        assert positions is not None
         rows = positions if positions.dim() == 2 else positions[None]
-        if self._positions is None or self._positions.shape[0] < rows.shape[0]:
-            known = self._positions
-            self._positions = torch.zeros(
+        known = self._positions.get(_POSITIONS)
+        if known is None or known.shape[0] < rows.shape[0]:
+            room = torch.zeros(
                 rows.shape[0], 1, self.capacity, 1, dtype=torch.int32, device=rows.device
             )
-            if known is not None:
-                self._positions.copy_(known)
-        rows = rows.expand(self._positions.shape[0], -1)
-        stored[_Key("", "positions")] = rows[:, None, :, None].to(torch.int32)
-
-    def _plane(self, key: "_Key") -> Tensor:
-        """Return a stored tensor, [b, heads, capacity, width]."""
-        if key.part == "positions":
-            assert self._positions is not None
-            return self._positions
-        return (self.tensors if key.part == "elements" else self.scales)[key.name]
+            self._positions = {_POSITIONS: room if known is None else room.copy_(known)}
+        rows = rows.expand(self._positions[_POSITIONS].shape[0], -1)
+        return {_POSITIONS: rows[:, None, :, None].to(torch.int32)}
 
     def _slots(self, start: int, end: int) -> list[tuple[int, int, int]]:
         """Return where tokens [start, end) lie: (slot, first token, tokens) of one or two runs."""
@@ -238,33 +237,11 @@ class LayerCache:
         runs = [(slot, start, count)]
         return runs if start + count == end else [*runs, (0, start + count, end - start - count)]
 
-    def _in_order(self, count: int) -> dict["_Key", Tensor]:
+    def _in_order(self, count: int) -> "_Tokens":
         """Return the newest `count` tokens, oldest first: copies where they wrap around."""
-        runs = self._slots(self.seen - count, self.seen)
-        return {
-            key: torch.cat(
-                [self._plane(key).narrow(2, slot, size) for slot, _, size in runs]
-                or [self._plane(key)[:, :, :0]],
-                dim=2,
-            )
-            for key in self._keys()
-        }
-
-    def _keys(self) -> list["_Key"]:
-        """Name every stored tensor that has a place for each token."""
-        keys = [_Key(name, "elements") for name in self.tensors]
-        keys += [_Key(name, "scale") for name in self.scales]
-        return keys if self._positions is None else [*keys, _Key("", "positions")]
-
-    def _as_held(self, planes: dict["_Key", Tensor], first: int, oldest_slot: int) -> Held:
-        positions = planes.get(_Key("", "positions"))
-        return Held(
-            entries={key.name: t for key, t in planes.items() if key.part == "elements"},
-            scales={key.name: t for key, t in planes.items() if key.part == "scale"},
-            first=first,
-            oldest_slot=oldest_slot,
-            is_cached=True,
-            positions=None if positions is None else positions[:, 0, :, 0],
+        runs = self._slots(self.seen - count, self.seen) or [(0, 0, 0)]
+        return self._tokens.map(
+            lambda tensor: torch.cat([tensor.narrow(2, slot, n) for slot, _, n in runs], dim=2)
         )
 
     def live_tensors(self) -> list[Tensor]:
@@ -281,9 +258,10 @@ class LayerCache:
         return bool(self.fixed) or self.capacity < self.max_length
 
     def _overwritten(self) -> list[Tensor]:
-        ring = [*self.tensors.values(), *self.scales.values()] if self._is_overwritten else []
-        positions = [] if self._positions is None or not ring else [self._positions]
-        return [*ring, *self.fixed.values(), *positions]  # which a new cache does not have
+        if not self._is_overwritten:
+            return []
+        # Positions last, which a new cache does not have.
+        return [*self.live_tensors(), *self._positions.values()]
 
     def snapshot(self) -> Snapshot:
         """Return this moment, to come back to however many tokens later."""
@@ -348,14 +326,42 @@ class LayerCache:
         """Forget everything; the memory stays."""
         self._go_back(0)
         self.overflowed.zero_()
-        self._positions = None
+        self._positions = {}
         for tensor in self.fixed.values():
             tensor.zero_()
 
 
-class _Key(NamedTuple):
-    """A stored tensor: of which entry, and what of it."""
+_POSITIONS = "positions"
 
-    name: str
-    part: str
-    """elements, scale or positions."""
+
+class _Tokens(NamedTuple):
+    """What is stored of some tokens: tensors [b, heads, tokens, ...] by the name of their entry."""
+
+    elements: dict[str, Tensor]
+    scales: dict[str, Tensor]
+    positions: dict[str, Tensor]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "_Tokens":
+        """Return what becomes of each tensor."""
+        return _Tokens(*({name: change(t) for name, t in group.items()} for group in self))
+
+    def followed_by(self, others: "_Tokens") -> "_Tokens":
+        """Return these tokens and, in their dtype, others behind them."""
+        return _Tokens(
+            *(
+                {name: torch.cat((t, behind[name].to(t.dtype)), dim=2) for name, t in group.items()}
+                for group, behind in zip(self, others, strict=True)
+            )
+        )
+
+    def as_held(self, first: int, oldest_slot: int) -> Held:
+        """Return them as those that queries may see."""
+        positions = self.positions.get(_POSITIONS)
+        return Held(
+            entries=self.elements,
+            scales=self.scales,
+            first=first,
+            oldest_slot=oldest_slot,
+            is_cached=True,
+            positions=None if positions is None else positions[:, 0, :, 0],
+        )
