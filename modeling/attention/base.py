@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from modeling.attention.checks import at_least
 from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.kernel import join_heads
 from modeling.errors import ModelConfigError
@@ -394,12 +395,3 @@ def _type_problem(key: str, value: Any, annotation: Any) -> str | None:
     kinds = str(getattr(annotation, "__name__", annotation)).split(" | ")
     wanted = " or ".join(names.get(kind, "null") for kind in kinds)
     return f"{key} ({value!r}) must be {wanted}; set model.attention.{key}"
-
-
-def at_least(config: AttentionConfig, minimum: int, *keys: str) -> list[str]:
-    """Return a problem for each named field that is below `minimum`."""
-    return [
-        f"{key} ({value}) must be at least {minimum}; set model.attention.{key}"
-        for key in keys
-        if (value := getattr(config, key)) < minimum
-    ]

@@ -11,11 +11,8 @@ from typing import Self
 
 from torch import Tensor
 
-from modeling.attention.base import (
-    Attention,
-    at_least,
-    register_attention,
-)
+from modeling.attention.base import Attention, register_attention
+from modeling.attention.checks import at_least, at_most, known_path, small
 from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.kernel import entries_of, split_heads
 from modeling.attention.softmax import SoftmaxAttention, SoftmaxAttentionConfig
@@ -66,22 +63,9 @@ class GroupedQueryAttentionConfig(SoftmaxAttentionConfig):
                 f"num_attention_heads ({h}) must be a multiple of num_key_value_heads ({g}); "
                 f"set model.attention.num_key_value_heads to one of {', '.join(divisors)}"
             )
-        if self.qk_rope_head_dim > self.head_dim:
-            found.append(
-                f"qk_rope_head_dim ({self.qk_rope_head_dim}) must not exceed head_dim "
-                f"({self.head_dim}); set model.attention.qk_rope_head_dim={self.head_dim}"
-            )
-        if not 0.0 < self.qk_norm_eps < 1.0:
-            found.append(
-                f"qk_norm_eps ({self.qk_norm_eps}) must be in (0, 1); "
-                "set model.attention.qk_norm_eps=1e-6"
-            )
-        if self.decode_path not in self.DECODE_PATHS:
-            found.append(
-                f"decode_path ('{self.decode_path}') must be auto, folded, repeated or blocks; "
-                "set model.attention.decode_path=auto"
-            )
-        return found
+        found += at_most(self, "qk_rope_head_dim", "head_dim")
+        found += small(self, "qk_norm_eps")
+        return found + known_path(self)
 
     def problems_as(self, name: str) -> list[str]:
         """Return why these values are not what `name` (mha, mha_no_rope, gqa, ...) promises.

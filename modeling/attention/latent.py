@@ -10,10 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from modeling.attention.base import (
-    at_least,
-    register_attention,
-)
+from modeling.attention.base import register_attention
+from modeling.attention.checks import at_least, known_path, small
 from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.kernel import entries_of, split_heads
 from modeling.attention.softmax import SoftmaxAttention, SoftmaxAttentionConfig
@@ -72,17 +70,8 @@ class LatentAttentionConfig(SoftmaxAttentionConfig):
                 f"q_lora_rank ({self.q_lora_rank}) must be from 1 to hidden_size "
                 f"({self.hidden_size}); set model.attention.q_lora_rank, null for none"
             )
-        if not 0.0 < self.latent_norm_eps < 1.0:
-            found.append(
-                f"latent_norm_eps ({self.latent_norm_eps}) must be in (0, 1); "
-                "set model.attention.latent_norm_eps=1e-6"
-            )
-        if self.decode_path not in self.DECODE_PATHS:
-            found.append(
-                f"decode_path ('{self.decode_path}') must be auto, absorbed, expanded or blocks; "
-                "set model.attention.decode_path=auto"
-            )
-        return found
+        found += small(self, "latent_norm_eps")
+        return found + known_path(self)
 
     def problems_as(self, name: str) -> list[str]:
         """Return why these values are not what `name` (mla or mla_no_rope) promises."""

@@ -10,10 +10,8 @@ from typing import NamedTuple, Self
 
 from torch import Tensor
 
-from modeling.attention.base import (
-    at_least,
-    register_attention,
-)
+from modeling.attention.base import register_attention
+from modeling.attention.checks import at_least, at_most, known_path, small
 from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.kernel import entries_of, split_heads
 from modeling.attention.softmax import SoftmaxAttention, SoftmaxAttentionConfig
@@ -38,6 +36,8 @@ class SharedKVAttentionConfig(SoftmaxAttentionConfig):
     decode_path: str = "auto"
     """How a step with a cache reads it: folded, repeated, blocks (one query), or auto."""
 
+    DECODE_PATHS = ("auto", "folded", "repeated", "blocks")
+
     @classmethod
     def example(cls, name: str) -> Self:
         """Return four query heads and one head of 12 that is key and value."""
@@ -60,22 +60,9 @@ class SharedKVAttentionConfig(SoftmaxAttentionConfig):
                 f"v_head_dim ({self.v_head_dim}) must equal head_dim ({self.head_dim}), since "
                 f"the value is the key; set model.attention.v_head_dim={self.head_dim}"
             )
-        if self.qk_rope_head_dim > self.head_dim:
-            found.append(
-                f"qk_rope_head_dim ({self.qk_rope_head_dim}) must not exceed head_dim "
-                f"({self.head_dim}); set model.attention.qk_rope_head_dim={self.head_dim}"
-            )
-        if not 0.0 < self.rms_norm_eps < 1.0:
-            found.append(
-                f"rms_norm_eps ({self.rms_norm_eps}) must be in (0, 1); "
-                "set model.attention.rms_norm_eps=1e-6"
-            )
-        if self.decode_path not in ("auto", "folded", "repeated", "blocks"):
-            found.append(
-                f"decode_path ('{self.decode_path}') must be auto, folded, repeated or blocks; "
-                "set model.attention.decode_path=auto"
-            )
-        return found
+        found += at_most(self, "qk_rope_head_dim", "head_dim")
+        found += small(self, "rms_norm_eps")
+        return found + known_path(self)
 
     def build(self, layer_idx: int = 0) -> "SharedKVAttention":
         """Build the module; `layer_idx` counts from 0."""

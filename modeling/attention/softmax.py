@@ -7,7 +7,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from modeling.attention.base import Attention, AttentionConfig, Placement, at_least
+from modeling.attention.base import Attention, AttentionConfig, Placement
+from modeling.attention.checks import at_least
 from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.kernel import ReadBlock, attend_held
 from modeling.kv_cache import Held
