@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
+
+from modeling.attention import SoftmaxAttentionConfig
 
 Weights = Mapping[str, Tensor]
 
@@ -19,9 +21,45 @@ class Producer(NamedTuple):
     """[b, s, m], what it was given."""
 
 
-def positions_of(states: Tensor, given: Tensor | None) -> Tensor:
-    """Return the positions of states [b, t, m]: those given, or 0 to t - 1."""
-    return torch.arange(states.shape[1]).expand(states.shape[:2]) if given is None else given
+class Given(TypedDict, total=False):
+    """What an oracle may be given in addition to the input; None is as if it were not there."""
+
+    attention_mask: Tensor | None
+    """Bool, [b, t], True where a key is real, or [b, s, t], True where a query may see a key."""
+    key_value_states: Tensor | None
+    """[b, t, m] for cross attention."""
+    key_value_positions: Tensor | None
+    """[b, t]; 0 to t - 1 if not given."""
+    producer: Producer | None
+    """Of the layer whose keys and values are read, if the configuration names one."""
+
+
+class Kept(NamedTuple):
+    """Where keys and values come from."""
+
+    weights: Weights
+    """State dict of the module that makes them."""
+    x: Tensor
+    """[b, t, m], what they are made of."""
+    positions: Tensor
+    """[b, t]."""
+
+
+def kept_of(weights: Weights, x: Tensor, positions: Tensor, given: Given) -> Kept:
+    """Return where keys and values come from: the input, other states, or another layer."""
+    if (producer := given.get("producer")) is not None:
+        return Kept(producer.weights, producer.x, positions)
+    if (states := given.get("key_value_states")) is None:
+        return Kept(weights, x, positions)
+    where = given.get("key_value_positions")
+    if where is None:
+        where = torch.arange(states.shape[1]).expand(states.shape[:2])
+    return Kept(weights, states, where)
+
+
+def sinks_of(config: SoftmaxAttentionConfig, weights: Weights) -> list[Tensor | None]:
+    """Return the sink of each head, None where there is none."""
+    return [*weights["sinks"]] if config.attention_sinks else [None] * config.num_attention_heads
 
 
 def linear(weights: Weights, name: str, row: Tensor) -> Tensor:
@@ -54,17 +92,13 @@ def rotate_tail(
 
 
 def visible(
-    i: int,
-    num_keys: int,
-    causal: bool,
-    attention_mask: Tensor | None,
-    b: int,
-    window: int | None = None,
+    config: SoftmaxAttentionConfig, given: Given, b: int, i: int, num_keys: int
 ) -> list[int]:
     """Return the keys that query i of row b sees: with a window w, those j with i - w < j <= i."""
-    seen = range(i + 1) if causal else range(num_keys)
-    if window is not None:
+    seen = range(i + 1) if given.get("key_value_states") is None else range(num_keys)
+    if (window := config.sliding_window) is not None:
         seen = range(max(0, i - window + 1), i + 1)
+    attention_mask = given.get("attention_mask")
     if attention_mask is None:
         return list(seen)
     row = attention_mask[b, i] if attention_mask.dim() == 3 else attention_mask[b]

@@ -1,17 +1,20 @@
 """Grouped-query attention in float64, written from the papers' equations."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from modeling.attention.grouped_query import GroupedQueryAttentionConfig
 from modeling.reference.common import (
-    Producer,
+    Given,
     Weights,
     attend_one,
+    kept_of,
     linear,
-    positions_of,
     rms_norm,
     rotate_tail,
+    sinks_of,
     visible,
 )
 from modeling.reference.registry import register_oracle
@@ -23,11 +26,7 @@ def grouped_query_reference(
     weights: Weights,
     x: Tensor,
     positions: Tensor,
-    *,
-    attention_mask: Tensor | None = None,
-    key_value_states: Tensor | None = None,
-    key_value_positions: Tensor | None = None,
-    producer: Producer | None = None,
+    **given: Unpack[Given],
 ) -> Tensor:
     """Attend with h query heads and g key-value heads.
 
@@ -36,11 +35,7 @@ def grouped_query_reference(
         weights: The module's state dict.
         x: [b, s, m].
         positions: [b, s].
-        attention_mask: Bool, [b, t], True where a key is real, or [b, s, t], True where a query may
-            see a key.
-        key_value_states: [b, t, m] for cross attention.
-        key_value_positions: [b, t].
-        producer: Of the layer whose keys and values are read, if the configuration names one.
+        given: Masks, other states to attend to, and the layer whose keys and values are read.
 
     Returns:
         [b, s, m] float64.
@@ -49,13 +44,8 @@ def grouped_query_reference(
         Vaswani et al. 2017, section 3.2; Ainslie et al. 2023, section 2.2.
     """
     h, g = config.num_attention_heads, config.num_key_value_heads
-    causal, window = key_value_states is None, config.sliding_window
-    sinks = weights["sinks"] if config.attention_sinks else [None] * h
-    source = x if key_value_states is None else key_value_states
-    kept = weights
-    if producer is not None:
-        kept, source = producer
-    source_positions = positions if causal else positions_of(source, key_value_positions)
+    kept, source, source_positions = kept_of(weights, x, positions, given)
+    sinks = sinks_of(config, weights)
     rows = []
     for b in range(x.shape[0]):
         queries = [linear(weights, "q_proj", row) for row in x[b]]
@@ -71,7 +61,7 @@ def grouped_query_reference(
                     config.qk_rope_head_dim,
                     config.rope_theta,
                 )
-                seen = visible(i, len(keys), causal, attention_mask, b, window)
+                seen = visible(config, given, b, i, len(keys))
                 ks = [
                     rotate_tail(
                         _qk_norm(keys[j].chunk(g)[shared], config, kept, "k_norm"),

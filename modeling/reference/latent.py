@@ -1,19 +1,21 @@
 """Latent attention in float64, written from the papers' equations, expanded."""
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from modeling.attention.latent import LatentAttentionConfig
 from modeling.reference.common import (
-    Producer,
+    Given,
     Weights,
     attend_one,
+    kept_of,
     linear,
-    positions_of,
     rms_norm,
     rotate_tail,
+    sinks_of,
     visible,
 )
 from modeling.reference.registry import register_oracle
@@ -25,11 +27,7 @@ def latent_reference(
     weights: Weights,
     x: Tensor,
     positions: Tensor,
-    *,
-    attention_mask: Tensor | None = None,
-    key_value_states: Tensor | None = None,
-    key_value_positions: Tensor | None = None,
-    producer: Producer | None = None,
+    **given: Unpack[Given],
 ) -> Tensor:
     """Attend through the latent, expanded; arguments and result as above.
 
@@ -40,13 +38,8 @@ def latent_reference(
     h, c = config.num_attention_heads, config.kv_lora_rank
     d, r, v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
     eps, m = config.latent_norm_eps, config.hidden_size
-    causal, window = key_value_states is None, config.sliding_window
-    sinks = weights["sinks"] if config.attention_sinks else [None] * h
-    source = x if key_value_states is None else key_value_states
-    kept = weights
-    if producer is not None:
-        kept, source = producer
-    source_positions = positions if causal else positions_of(source, key_value_positions)
+    kept, source, source_positions = kept_of(weights, x, positions, given)
+    sinks = sinks_of(config, weights)
     rows = []
     for b in range(x.shape[0]):
         latents, shared_keys = [], []
@@ -65,7 +58,7 @@ def latent_reference(
                 if config.latent_scale:
                     norm = norm * math.sqrt(m / config.q_lora_rank)
                 query = linear(weights, "q_b_proj", norm)
-            seen = visible(i, len(ups), causal, attention_mask, b, window)
+            seen = visible(config, given, b, i, len(ups))
             heads = []
             for n in range(h):
                 q = rotate_tail(query.view(h, d + r)[n], positions[b, i], r, config.rope_theta)

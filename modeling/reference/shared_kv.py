@@ -1,17 +1,20 @@
 """Shared key and value in float64, written from its equations."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from modeling.attention.shared_kv import SharedKVAttentionConfig
 from modeling.reference.common import (
-    Producer,
+    Given,
     Weights,
     attend_one,
+    kept_of,
     linear,
-    positions_of,
     rms_norm,
     rotate_tail,
+    sinks_of,
     visible,
 )
 from modeling.reference.registry import register_oracle
@@ -23,11 +26,7 @@ def shared_kv_reference(
     weights: Weights,
     x: Tensor,
     positions: Tensor,
-    *,
-    attention_mask: Tensor | None = None,
-    key_value_states: Tensor | None = None,
-    key_value_positions: Tensor | None = None,
-    producer: Producer | None = None,
+    **given: Unpack[Given],
 ) -> Tensor:
     """Attend to one head z that is key and value; arguments and result as above.
 
@@ -38,13 +37,8 @@ def shared_kv_reference(
     """
     h, d, r = config.num_attention_heads, config.head_dim, config.qk_rope_head_dim
     eps, theta = config.rms_norm_eps, config.rope_theta
-    causal, window = key_value_states is None, config.sliding_window
-    sinks = weights["sinks"] if config.attention_sinks else [None] * h
-    source = x if key_value_states is None else key_value_states
-    kept = weights
-    if producer is not None:
-        kept, source = producer
-    source_positions = positions if causal else positions_of(source, key_value_positions)
+    kept, source, source_positions = kept_of(weights, x, positions, given)
+    sinks = sinks_of(config, weights)
     ones = torch.ones(d, dtype=torch.float64)
     rows = []
     for b in range(x.shape[0]):
@@ -53,7 +47,7 @@ def shared_kv_reference(
         ]
         for i, row in enumerate(x[b]):
             latent = rms_norm(linear(weights, "q_a_proj", row), weights["q_a_norm.weight"], eps)
-            seen = visible(i, len(zs), causal, attention_mask, b, window)
+            seen = visible(config, given, b, i, len(zs))
             ks = [rotate_tail(zs[j], source_positions[b, j], r, theta) for j in seen]
             distances = [source_positions[b, j] - positions[b, i] for j in seen]
             vs = [

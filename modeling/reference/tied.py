@@ -1,17 +1,20 @@
 """K = V in float64, written from its equations."""
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from modeling.attention.tied import TiedAttentionConfig
 from modeling.reference.common import (
-    Producer,
+    Given,
     Weights,
     attend_one,
+    kept_of,
     linear,
-    positions_of,
     rms_norm,
     rotate_tail,
+    sinks_of,
     visible,
 )
 from modeling.reference.registry import register_oracle
@@ -23,11 +26,7 @@ def tied_reference(
     weights: Weights,
     x: Tensor,
     positions: Tensor,
-    *,
-    attention_mask: Tensor | None = None,
-    key_value_states: Tensor | None = None,
-    key_value_positions: Tensor | None = None,
-    producer: Producer | None = None,
+    **given: Unpack[Given],
 ) -> Tensor:
     """Attend with values u = W x and keys RoPE(u); arguments and result as above.
 
@@ -36,13 +35,8 @@ def tied_reference(
     """
     h, g, eps = config.num_attention_heads, config.num_key_value_heads, config.qk_norm_eps
     r, theta, d = config.qk_rope_head_dim, config.rope_theta, config.head_dim
-    causal, window = key_value_states is None, config.sliding_window
-    sinks = weights["sinks"] if config.attention_sinks else [None] * h
-    source = x if key_value_states is None else key_value_states
-    kept = weights
-    if producer is not None:
-        kept, source = producer
-    source_positions = positions if causal else positions_of(source, key_value_positions)
+    kept, source, source_positions = kept_of(weights, x, positions, given)
+    sinks = sinks_of(config, weights)
     ones = torch.ones(d, dtype=torch.float64)
     rows = []
     for b in range(x.shape[0]):
@@ -52,7 +46,7 @@ def tied_reference(
             for n, q in enumerate(linear(weights, "q_proj", row).chunk(h)):
                 if config.use_qk_norm:
                     q = rms_norm(q, weights["q_norm.weight"], eps)
-                seen = visible(i, len(shared), causal, attention_mask, b, window)
+                seen = visible(config, given, b, i, len(shared))
                 ks, vs = [], []
                 for j in seen:
                     key = value = shared[j][n // (h // g)]
