@@ -39,12 +39,11 @@ def main(config: run_config.TrainConfig) -> None:
     """
     # PyTorch takes seconds to import, which `--help` and a misspelt key need not wait for.
     from data.prepared import PreparedData
-    from modeling.accounting import match_cache, mha_yardstick
-    from modeling.arrangement import layer_configs, remarks
+    from modeling.accounting import match_cache
+    from modeling.arrangement import layer_configs
     from tracking.run_folder import RunFolder
     from training.ranks.joining import joined
     from training.recipe.budget import make_budget
-    from training.recipe.budget_sheet import budget_sheet
     from training.summary import describe_in_short, describe_run
 
     layer_configs(config.model)
@@ -86,10 +85,8 @@ def main(config: run_config.TrainConfig) -> None:
             )
         if config.fair_lr:
             config = _with_fair_rate(config, prepared, world, say, initial)
-        yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
-        sheet = budget_sheet(config.model, mha_yardstick(yardstick))
+        sheet = _sheet(asked, config.model)
         say_once = _say_unless_repeated if world.is_main else _say_nothing
-        sheet = "\n".join([*remarks(config.model), sheet])
         summary, was_finished = _trained(run, config, prepared, world, say_once, sheet, initial)
         if was_finished:
             say(
@@ -106,6 +103,21 @@ def main(config: run_config.TrainConfig) -> None:
         is_default = run.path.parent == run_config.ROOT / "runs"
         arguments = [] if is_default else [f"runs_dir={config.runs_path}"]
         say(describe_run(summary, prepared.name, prepared.baselines, run.path, arguments))
+
+
+def _sheet(asked: "GPTConfig", model: "GPTConfig") -> str:
+    """Return what a model costs beside MHA, and what its arrangement does not do at this size.
+
+    Args:
+        asked: The model before its MLP was matched to MHA's parameters.
+        model: What is trained.
+    """
+    from modeling.accounting import mha_yardstick
+    from modeling.arrangement import remarks
+    from training.recipe.budget_sheet import budget_sheet
+
+    baseline = mha_yardstick(dataclasses.replace(asked, vocab_size=model.vocab_size))
+    return "\n".join([*remarks(model), budget_sheet(model, baseline)])
 
 
 def _begun_with(
@@ -267,11 +279,9 @@ def _dry_run(run: "RunFolder", config: run_config.TrainConfig, world: "World") -
     """
     from data.pipeline import prepared_folder
     from data.prepared import PreparedData
-    from modeling.accounting import mha_yardstick
     from tracking.checkpoints import CheckpointStore
     from training import cost_sheet, dry_run
     from training.recipe.budget import make_budget
-    from training.recipe.budget_sheet import budget_sheet
 
     say = terminal.say if world.is_main else _say_nothing
     folder = prepared_folder(config.data, config.tokenizer)
@@ -291,8 +301,7 @@ def _dry_run(run: "RunFolder", config: run_config.TrainConfig, world: "World") -
     steps = CheckpointStore(run.checkpoints_path, 1, read_only=True).steps()
     first_step = steps[-1] if steps else 0
 
-    yardstick = dataclasses.replace(asked, vocab_size=config.model.vocab_size)
-    say(budget_sheet(config.model, mha_yardstick(yardstick)))
+    say(_sheet(asked, config.model))
     recipe = _recipe(config)
     measured = dry_run.measure(recipe, corpus, world)
     arguments = (config.data, config.tokenizer, config.runs_path, first_step, measured)

@@ -126,7 +126,9 @@ def command(tmp_path, tiny_data, capsys):
 
 
 def test_a_dry_run_says_all_and_leaves_nothing(tmp_path, command):
-    printed = command("dry_run=true", f"data.prepared_dir={tmp_path}/data", "attention=mla")
+    dry = ("dry_run=true", f"data.prepared_dir={tmp_path}/data", "attention=mla")
+    assert "layers.window (64) covers the whole context" in command(*dry, "layers=window")
+    printed = command(*dry)
     for line in (
         "MHA, the baseline",
         "mla-smoke-tiny-seed0, a dry run: nothing is written",
