@@ -13,7 +13,12 @@ from torch import Tensor
 
 from interop.errors import InteropError
 from interop.stock_config import rope_theta_of
-from modeling.attention import AttentionConfig, LatentAttentionConfig, SoftmaxAttentionConfig
+from modeling.attention import (
+    AttentionConfig,
+    LatentAttentionConfig,
+    Placement,
+    SoftmaxAttentionConfig,
+)
 from modeling.config import GPTConfig, LayersConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -98,11 +103,8 @@ def _alike(attention: AttentionConfig) -> AttentionConfig:
     """Return an attention without what may differ from layer to layer."""
     if not isinstance(attention, SoftmaxAttentionConfig):
         return attention
-    fields: dict[str, Any] = {"qk_rope_head_dim": 0, "rope_theta": 10000.0}
-    fields |= {"sliding_window": None, "attention_sinks": False, "kv_source_layer": None}
-    if hasattr(attention, "decode_path"):
-        fields["decode_path"] = "auto"
-    return dataclasses.replace(attention, **fields)
+    path: dict[str, Any] = {"decode_path": "auto"} if hasattr(attention, "decode_path") else {}
+    return dataclasses.replace(attention.placed(Placement(rope=False, rope_theta=10000.0)), **path)
 
 
 def with_values(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

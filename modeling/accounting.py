@@ -99,16 +99,13 @@ class CacheCurve:
 
 def cache_curve(config: GPTConfig, dtype: torch.dtype = torch.float32) -> CacheCurve:
     """Return the closed form of a sequence's cache, over all layers; `dtype` is what they store."""
-    windows = [layer.state().window or 0 for layer in layer_configs(config)]
-    plateau = max(windows)
-    fixed = kv_cache_bytes(config, 0, dtype)
-    return CacheCurve(
-        fixed=fixed,
-        slope=kv_cache_bytes(config, 1, dtype) - fixed,
-        plateau=plateau,
-        slope_beyond=kv_cache_bytes(config, plateau + 1, dtype)
-        - kv_cache_bytes(config, plateau, dtype),
+    states = [layer.state() for layer in layer_configs(config)]
+    plateau = max(state.window or 0 for state in states)
+    fixed, first, full, beyond = (
+        sum(state.bytes(tokens, dtype) for state in states)
+        for tokens in (0, 1, plateau, plateau + 1)
     )
+    return CacheCurve(fixed=fixed, slope=first - fixed, plateau=plateau, slope_beyond=beyond - full)
 
 
 def kv_cache_bytes_per_token(config: GPTConfig, dtype: torch.dtype = torch.float32) -> int:
@@ -249,23 +246,25 @@ def match_cache(config: GPTConfig, ratio: float, context: int | None = None) -> 
     context = context or config.max_position_embeddings
     fields, mha = config.attention, context * mha_cache_bytes_per_token(config)
     now = attention_config(fields)
+
+    def with_elements(elements: int) -> GPTConfig | None:
+        """Return the model with so many a token, or nearly; None if its name promises others."""
+        found = now.with_kv_cache_elements(max(1, elements))
+        if found.problems_as(fields["name"]):
+            return None
+        changed = {key: getattr(found, key) for key in fields.keys() - {"name"}}
+        return dataclasses.replace(config, attention=fields | changed)
+
     wanted = now.state().elements_per_token
     # Linear in the elements, but that layers may leave some of them out (RoPE's): a few steps do.
     for _ in range(6):
-        nearest = now.with_kv_cache_elements(max(1, wanted))
-        if nearest.problems_as(fields["name"]):
+        if (nearest := with_elements(wanted)) is None:
             break
-        width = {key: getattr(nearest, key) for key in fields.keys() - {"name"}}
-        cache = kv_cache_bytes(dataclasses.replace(config, attention=fields | width), context)
-        wanted = round(nearest.state().elements_per_token * ratio * mha / cache)
-    candidates = []
-    for tried in range(max(1, wanted - 2), wanted + 3):
-        found = now.with_kv_cache_elements(tried)
-        if not found.problems_as(fields["name"]):  # what a name promises is not changed
-            changed = {key: getattr(found, key) for key in fields.keys() - {"name"}}
-            candidates.append(dataclasses.replace(config, attention=fields | changed))
+        elements = attention_config(nearest.attention).state().elements_per_token
+        wanted = round(elements * ratio * mha / kv_cache_bytes(nearest, context))
+    candidates = (with_elements(tried) for tried in range(wanted - 2, wanted + 3))
     matched = min(
-        candidates or [config],
+        [found for found in candidates if found is not None] or [config],
         key=lambda each: abs(kv_cache_bytes(each, context) - ratio * mha),
     )
     cache = kv_cache_bytes(matched, context)
