@@ -1,8 +1,10 @@
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from training.journal import Journal
 from training.summary import describe_run
 
 SUMMARY = {
@@ -84,3 +86,21 @@ def test_the_next_commands_find_the_run():
         r"run=mla-nano-python_stdlib-seed0 'runs_dir=/my runs'$",
         text,
     )
+
+
+def test_wandb_gets_the_cache_at_a_context_and_what_a_step_reads(tmp_path):
+    sent = {}
+    mirror = SimpleNamespace(log=lambda metrics, tokens: sent.update(metrics), summary=sent.update)
+    run = SimpleNamespace(path=tmp_path, metrics_path=tmp_path / "metrics.jsonl")
+    values = {
+        "validation_nll": 3.77,
+        "kv_cache_bytes_per_token": 0,
+        "kv_cache_bytes_measured": 864.0,
+    }
+    Journal(run, mirror, print, is_main=False).mirror_summary(
+        SUMMARY | values | {"kv_cache_bytes_read_per_step": 884736}
+    )
+    assert sent["kv_cache/bytes_at_context"] == 442368
+    assert sent["kv_cache/bytes_read_per_step"] == 884736
+    assert sent["kv_cache/bytes_per_token"] == 0
+    assert sent["kv_cache_curve"] == SUMMARY["kv_cache_curve"]
