@@ -144,8 +144,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
                     sweep.require_names(jobs)
                 sweep.current = sweep.Sweep(jobs, trains=config_name == "train")
             trainings = jobs if is_multirun and config_name == "train" else []
-            for line in lines:
-                _call_through_hydra(config_name, task, line, trainings)
+            _call_through_hydra(config_name, task, lines, trainings)
         else:
             # A single run needs no launcher, which would compose everything twice.
             commands = arms.commands(config_name, arguments)
@@ -176,26 +175,27 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
 def _call_through_hydra(
     config_name: str,
     task: Callable[[DictConfig], None],
-    arguments: list[str],
+    lines: list[list[str]],
     trainings: list[list[str]],
 ) -> None:
-    """Have Hydra call a task as its command line says, once or for each run of a multirun.
+    """Have Hydra call a task as its command lines say, once or for each run of a multirun.
 
     Args:
         config_name: As `run` takes it.
         task: Gets the configuration that Hydra composes.
-        arguments: The command line.
+        lines: The command line for each arm of an experiment, or the only one.
         trainings: The overrides of each run of a multirun that trains.
     """
     # For the processes of a launcher.
     paths = [str(run_config.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     conf = str(run_config.ROOT / "conf")
-    launchers = [one for one in arguments if one.startswith("hydra/launcher=")]
+    launchers = [one for one in lines[0] if one.startswith("hydra/launcher=")]
     is_here = launchers in ([], ["hydra/launcher=basic"])
     with sweep.leaving_nothing(trainings if is_here else []) as more:
-        sys.argv[1:] = [*arguments, *more]
-        hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(task)()
+        for line in lines:
+            sys.argv[1:] = [*line, *more]
+            hydra.main(version_base="1.3", config_path=conf, config_name=config_name)(task)()
 
 
 def _refuse_flags(message: str) -> NoReturn:
