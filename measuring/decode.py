@@ -18,6 +18,7 @@ from torch import Tensor
 from files.sizes import in_units
 from measuring.errors import EvaluationError
 from measuring.machine import (
+    MEMORY_SHARE,
     available_bytes,
     measure_memory_bandwidth,
     peak_extra_bytes,
@@ -30,8 +31,6 @@ from modeling.kv_cache import KVCache
 from tracking.progress import Bar
 
 _WARMUP_ROUNDS = 2
-_MEMORY_SHARE = 0.8
-"""Of the free memory, for the caches of a point."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def check_memory(
         for model in models
     )
     needed, free = batch * each, available_bytes(device)
-    if free is not None and needed > _MEMORY_SHARE * free:
+    if free is not None and needed > MEMORY_SHARE * free:
         raise EvaluationError(
             f"decoding at batch {batch} and context {context} is left out: the caches of all "
             f"models need {in_units(needed)} of the {in_units(free)} that are free"

@@ -9,7 +9,7 @@ import torch
 
 from files.sizes import in_units
 from measuring.errors import EvaluationError
-from measuring.machine import available_bytes, peak_extra_bytes
+from measuring.machine import MEMORY_SHARE, available_bytes, peak_extra_bytes
 from modeling.accounting import (
     CacheCurve,
     cache_curve,
@@ -25,8 +25,6 @@ from modeling.gpt import GPT
 _NEW_TOKENS = 8
 _ALLOWED = 0.01
 """Share by which a cache may differ from its closed form."""
-_MEMORY_SHARE = 0.8
-"""Of the free memory, for the cache of the stated context."""
 CACHE_KEYS = (
     *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "kv_cache_tokens_measured"),
     *("kv_cache_context", "kv_cache_bytes_at_context", "kv_cache_bytes_read_per_step"),
@@ -262,7 +260,7 @@ def measure_kv_cache(
         context, window, config.max_position_embeddings if learned else None
     ):
         needed = batch_size * kv_cache_bytes(config, tokens, dtype)
-        if free is None or needed <= _MEMORY_SHARE * free:
+        if free is None or needed <= MEMORY_SHARE * free:
             points[tokens] = _live_bytes(model, batch_size, tokens, dtype) / batch_size
         elif tokens == context:
             raise EvaluationError(

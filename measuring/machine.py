@@ -23,6 +23,10 @@ def bytes_in_proc(file: str, key: str) -> int | None:
     return None
 
 
+MEMORY_SHARE = 0.8
+"""Of the free memory, for caches that are measured or timed."""
+
+
 def available_bytes(device: torch.device) -> int | None:
     """Return the memory that can still be taken on a device; None where the system does not say."""
     if device.type == "cuda":
