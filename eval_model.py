@@ -13,7 +13,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import launch.run  # noqa: E402
-import run_config  # noqa: E402
+from launch import schemas  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.failures import USER_ERRORS  # noqa: E402
 from launch.runs import located, require_study  # noqa: E402
@@ -37,7 +37,7 @@ _OF_LIBRARIES = (
 )
 
 
-def main(config: run_config.EvalConfig) -> None:
+def main(config: schemas.EvalConfig) -> None:
     """Evaluate the runs that the configuration chooses, print the tables, write the report."""
     from comparing.decode_speed import add_decode_speed
     from comparing.variants import compare, require_baseline
@@ -88,7 +88,7 @@ def main(config: run_config.EvalConfig) -> None:
     say(f"\n{folder}/report.html, report.md, results.json, results.csv, table.tex, figures/")
 
 
-def _load_tasks(config: run_config.EvalConfig) -> "Tasks | None":
+def _load_tasks(config: schemas.EvalConfig) -> "Tasks | None":
     """Find the tasks that `eval.tasks` names, before hours of scoring; None if it names none."""
     asked = config.eval
     if not asked.tasks:
@@ -103,7 +103,7 @@ def _load_tasks(config: run_config.EvalConfig) -> "Tasks | None":
 
 
 def _evaluate(
-    config: run_config.EvalConfig,
+    config: schemas.EvalConfig,
     external: "Sequence[HuggingFaceModel]",
     device: "torch.device",
     tasks: "Tasks | None",
@@ -185,7 +185,7 @@ def _find_external(names: "Sequence[str]") -> "list[HuggingFaceModel]":
 
 
 def _evaluate_external(
-    config: run_config.EvalConfig,
+    config: schemas.EvalConfig,
     external: "Sequence[HuggingFaceModel]",
     given: "Text | None",
     runs: "Sequence[EvaluatedRun]",
@@ -227,7 +227,7 @@ def _evaluate_external(
 
 
 def _evaluate_one_external(
-    config: run_config.EvalConfig,
+    config: schemas.EvalConfig,
     source: "HuggingFaceModel",
     texts: "Sequence[Text]",
     device: "torch.device",
@@ -265,7 +265,7 @@ def _evaluate_one_external(
 
 
 def _answers(
-    config: run_config.EvalConfig,
+    config: schemas.EvalConfig,
     tasks: "Tasks",
     source: "HuggingFaceModel",
     model: "GPT | TransformersModel",
@@ -294,7 +294,7 @@ def name_on(label: str, text: "Text", texts: "Sequence[Text]") -> str:
     return label if len(texts) == 1 else f"{label} on {text.readings[0][0].folder.name}"
 
 
-def _given_text(config: run_config.EvalConfig) -> "Text | None":
+def _given_text(config: schemas.EvalConfig) -> "Text | None":
     """Open what `data_folder` names, before models are fetched; None if it names nothing.
 
     Raises:
@@ -310,7 +310,7 @@ def _given_text(config: run_config.EvalConfig) -> "Text | None":
     return Text([(prepared, None)])
 
 
-def _class(found: "HuggingFaceModel", config: run_config.EvalConfig) -> str:
+def _class(found: "HuggingFaceModel", config: schemas.EvalConfig) -> str:
     if config.hf_modules == "kvlab":
         return f"{found.architecture} in kvlab's modules"
     return found.architecture
@@ -371,7 +371,7 @@ def _facts(
         "Date": started.isoformat(timespec="minutes"),
         "Hardware": describe_hardware(device),
         "Evaluated with": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "Evaluated at commit": git_commit(run_config.ROOT) or "not in a repository",
+        "Evaluated at commit": git_commit(schemas.ROOT) or "not in a repository",
     }
     if trained:
         facts["Trained at commit"] = ", ".join(commits) or "not recorded"
@@ -383,7 +383,7 @@ def _facts(
     return facts
 
 
-def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group]") -> None:
+def _mirror(config: schemas.EvalConfig, folder: Path, groups: "Sequence[Group]") -> None:
     """Send tables and plots to wandb."""
     from reporting.tables import RUN_COLUMNS, VARIANT_COLUMNS
     from reporting.task_cells import TASK_COLUMNS, task_rows
@@ -416,4 +416,4 @@ def _mirror(config: run_config.EvalConfig, folder: Path, groups: "Sequence[Group
 
 
 if __name__ == "__main__":
-    launch.run.run("eval", run_config.EvalConfig, main)
+    launch.run.run("eval", schemas.EvalConfig, main)

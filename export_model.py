@@ -9,7 +9,7 @@ import sys  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
 import launch.run  # noqa: E402
-import run_config  # noqa: E402
+from launch import schemas  # noqa: E402
 from launch.runs import find_run  # noqa: E402
 from launch.terminal import complain, say  # noqa: E402
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _CALIBRATION_CONTEXT = 2048
 
 
-def main(config: run_config.ExportConfig) -> None:
+def main(config: schemas.ExportConfig) -> None:
     """Load the model, convert it if asked, and write it."""
     # Everything is on this machine; libraries that read this at their start would ask the Hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -52,7 +52,7 @@ def _note(line: str) -> None:
     say(line, file=sys.stderr)
 
 
-def _of_run(config: run_config.ExportConfig, name: str) -> "Source":
+def _of_run(config: schemas.ExportConfig, name: str) -> "Source":
     import torch
 
     from interop.export import Source
@@ -67,7 +67,7 @@ def _of_run(config: run_config.ExportConfig, name: str) -> "Source":
     return Source(loaded.model.config, loaded.model.state_dict(), loaded.prepared, origin)
 
 
-def _of_folder(config: run_config.ExportConfig) -> "Source":
+def _of_folder(config: schemas.ExportConfig) -> "Source":
     from pathlib import Path
 
     from data.prepared import PreparedData
@@ -86,7 +86,7 @@ def _of_folder(config: run_config.ExportConfig) -> "Source":
     return Source(model, weights, prepared, Origin(folder.resolve().name, is_run=False))
 
 
-def _converted(source: "Source", config: run_config.ExportConfig) -> "Source":
+def _converted(source: "Source", config: schemas.ExportConfig) -> "Source":
     import dataclasses
 
     from interop.convert import Conversion, convert
@@ -120,4 +120,4 @@ def _calibration(source: "Source", num_tokens: int) -> "Tensor | None":
 
 
 if __name__ == "__main__":
-    launch.run.run("export", run_config.ExportConfig, main)
+    launch.run.run("export", schemas.ExportConfig, main)

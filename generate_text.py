@@ -7,14 +7,14 @@ ensure_environment.ensure()
 from pathlib import Path  # noqa: E402
 
 import launch.run  # noqa: E402
-import run_config  # noqa: E402
+from launch import schemas  # noqa: E402
 from launch.runs import find_run  # noqa: E402
 from launch.terminal import complain, is_read, say  # noqa: E402
 
 _DEFAULT_NEW_TOKENS = 200
 
 
-def main(config: run_config.GenerateConfig) -> None:
+def main(config: schemas.GenerateConfig) -> None:
     """Stream the continuation to the terminal."""
     from data.opening import opening
     from measuring.runs import load_run
@@ -57,4 +57,4 @@ def main(config: run_config.GenerateConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch.run.run("generate", run_config.GenerateConfig, main)
+    launch.run.run("generate", schemas.GenerateConfig, main)

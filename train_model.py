@@ -13,8 +13,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import launch.run  # noqa: E402
-import run_config  # noqa: E402
-from launch import sweep, terminal  # noqa: E402
+from launch import schemas, sweep, terminal  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.failures import tell  # noqa: E402
 from launch.recorded import as_yaml, require_same_run  # noqa: E402
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     Initial = Callable[[], Mapping[str, Tensor]]
 
 
-def main(config: run_config.TrainConfig) -> None:
+def main(config: schemas.TrainConfig) -> None:
     """Prepare the data if need be, then train, or resume, the run that the configuration names.
 
     Of several ranks that torchrun started, each calls this; rank 0 alone prepares, writes, prints.
@@ -100,7 +99,7 @@ def main(config: run_config.TrainConfig) -> None:
             return
         if world.is_main and config.trainer.sample_tokens > 0:
             terminal.say(f"sample:\n{run.read_sample()}\n", end="")
-        is_default = run.path.parent == run_config.ROOT / "runs"
+        is_default = run.path.parent == schemas.ROOT / "runs"
         arguments = [] if is_default else [f"runs_dir={config.runs_path}"]
         say(describe_run(summary, prepared.name, prepared.baselines, run.path, arguments))
 
@@ -121,8 +120,8 @@ def _sheet(asked: "GPTConfig", model: "GPTConfig") -> str:
 
 
 def _begun_with(
-    folder: Path, config: run_config.TrainConfig
-) -> "tuple[run_config.TrainConfig, Initial | None]":
+    folder: Path, config: schemas.TrainConfig
+) -> "tuple[schemas.TrainConfig, Initial | None]":
     """Return the configuration with the model of a folder, and what reads its weights.
 
     Where the folder is gone, a run that has begun goes on without it.
@@ -155,8 +154,8 @@ def _begun_with(
 
 
 def _with_model(
-    config: run_config.TrainConfig, model: "GPTConfig", sha256: "str | None"
-) -> run_config.TrainConfig:
+    config: schemas.TrainConfig, model: "GPTConfig", sha256: "str | None"
+) -> schemas.TrainConfig:
     """Return the configuration with a folder's model, whose MLP has its width."""
     return dataclasses.replace(
         config, model=model, layers=model.layers, match="none", init_sha256=sha256
@@ -184,7 +183,7 @@ def _has_begun(run: "RunFolder") -> bool:
 
 def _trained(
     run: "RunFolder",
-    config: run_config.TrainConfig,
+    config: schemas.TrainConfig,
     prepared: "PreparedData",
     world: "World",
     say: Callable[[str], None],
@@ -256,7 +255,7 @@ def _trained(
     return summary, False
 
 
-def _recipe(config: run_config.TrainConfig) -> "Recipe":
+def _recipe(config: schemas.TrainConfig) -> "Recipe":
     """Return what decides a run's numbers."""
     from training.settings import Recipe
 
@@ -271,7 +270,7 @@ def _recipe(config: run_config.TrainConfig) -> "Recipe":
     )
 
 
-def _dry_run(run: "RunFolder", config: run_config.TrainConfig, world: "World") -> None:
+def _dry_run(run: "RunFolder", config: schemas.TrainConfig, world: "World") -> None:
     """Say what a run would take from here on, and leave nothing behind.
 
     Raises:
@@ -322,7 +321,7 @@ def _dry_run(run: "RunFolder", config: run_config.TrainConfig, world: "World") -
         sweep.current.expect(costs)
 
 
-def _missing_in_grid(config: run_config.TrainConfig) -> list[str]:
+def _missing_in_grid(config: schemas.TrainConfig) -> list[str]:
     """Name the runs that a fair learning rate needs and that are not trained yet."""
     from tracking.run_folder import RunFolder
     from training.recipe.fair_rate import GRID_FOLDER, grid, name_in_grid
@@ -335,12 +334,12 @@ def _missing_in_grid(config: run_config.TrainConfig) -> list[str]:
 
 
 def _with_fair_rate(
-    config: run_config.TrainConfig,
+    config: schemas.TrainConfig,
     prepared: "PreparedData",
     world: "World",
     say: Callable[[str], None],
     initial: "Initial | None",
-) -> run_config.TrainConfig:
+) -> schemas.TrainConfig:
     """Return the configuration with the learning rate that a grid of runs speaks for.
 
     The runs that are missing are trained first.
@@ -378,7 +377,7 @@ def _with_fair_rate(
             seed=GRID_SEED,
             # As of a run by itself: grids that overlap share it.
             fair_lr=False,
-            fair_lr_factors=run_config.TrainConfig().fair_lr_factors,
+            fair_lr_factors=schemas.TrainConfig().fair_lr_factors,
             optim=dataclasses.replace(config.optim, learning_rate=rate),
         )
         try:
@@ -395,8 +394,8 @@ def _with_fair_rate(
 
 
 def _with_tokenizer(
-    config: run_config.TrainConfig, prepared: "PreparedData | Unprepared"
-) -> run_config.TrainConfig:
+    config: schemas.TrainConfig, prepared: "PreparedData | Unprepared"
+) -> schemas.TrainConfig:
     """Return the configuration with the model that is trained: what is recorded.
 
     Raises:
@@ -424,7 +423,7 @@ def _with_tokenizer(
     return dataclasses.replace(config, model=model)
 
 
-def _prepared(config: run_config.TrainConfig) -> "PreparedData":
+def _prepared(config: schemas.TrainConfig) -> "PreparedData":
     """Prepare the data; where the texts are gone, a run that has begun goes on with what it had.
 
     Raises:
@@ -446,7 +445,7 @@ def _prepared(config: run_config.TrainConfig) -> "PreparedData":
     return found
 
 
-def _begun_on(config: run_config.TrainConfig) -> "PreparedData | None":
+def _begun_on(config: schemas.TrainConfig) -> "PreparedData | None":
     """Find the data that a run has begun on by their hash; None if there are none."""
     from files.errors import RunError
     from measuring.corpus import find_prepared
@@ -489,7 +488,7 @@ def _require_same_data(run: "RunFolder", prepared: "PreparedData") -> None:
 
 def _start(
     run: "RunFolder",
-    config: run_config.TrainConfig,
+    config: schemas.TrainConfig,
     prepared: "PreparedData",
     say: Callable[[str], None],
 ) -> dict[str, Any] | None:
@@ -522,4 +521,4 @@ def _say_nothing(line: str) -> None:
 
 
 if __name__ == "__main__":
-    launch.run.run("train", run_config.TrainConfig, main)
+    launch.run.run("train", schemas.TrainConfig, main)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.ratios import as_json
 
 if TYPE_CHECKING:
-    from run_config import TrainConfig
+    from launch.schemas import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +45,7 @@ def composed_config(
 ) -> "TrainConfig":
     """Compose what `train_model.py` would, for a size and an attention."""
     from launch.compose import checked, composed
-    from run_config import TrainConfig
+    from launch.schemas import TrainConfig
 
     shape = SIZES[size]
     arguments = [

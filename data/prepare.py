@@ -14,7 +14,7 @@ ensure_environment.ensure()
 from typing import TYPE_CHECKING  # noqa: E402
 
 import launch.run  # noqa: E402
-import run_config  # noqa: E402
+from launch import schemas  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.terminal import say  # noqa: E402
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from data.prepared import PreparedData
 
 
-def main(config: run_config.PrepareConfig) -> None:
+def main(config: schemas.PrepareConfig) -> None:
     """Do what the configuration's command names."""
     if config.command == "verify":
         prepared = _existing(config)
@@ -50,13 +50,13 @@ def main(config: run_config.PrepareConfig) -> None:
         say(str(prepared.folder))
 
 
-def _prepared(config: run_config.PrepareConfig) -> "PreparedData":
+def _prepared(config: schemas.PrepareConfig) -> "PreparedData":
     from data.pipeline import prepare
 
     return prepare(config.data, config.tokenizer, say)
 
 
-def _existing(config: run_config.PrepareConfig) -> "PreparedData":
+def _existing(config: schemas.PrepareConfig) -> "PreparedData":
     """Open a prepared folder, preparing nothing."""
     from data.pipeline import prepared_folder
     from data.prepared import PreparedData
@@ -73,6 +73,6 @@ def _existing(config: run_config.PrepareConfig) -> "PreparedData":
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in run_config.PREPARE_COMMANDS:
+    if sys.argv[1:2] and sys.argv[1] in schemas.PREPARE_COMMANDS:
         sys.argv[1] = f"command={sys.argv[1]}"
-    launch.run.run("prepare", run_config.PrepareConfig, main)
+    launch.run.run("prepare", schemas.PrepareConfig, main)

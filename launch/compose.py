@@ -19,13 +19,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-import run_config
+from launch import schemas
 from launch.errors import ConfigError
 from launch.explain import explain
 from launch.keys import choices, with_home
 from launch.local import local_settings
+from launch.schemas import Config
 from modeling.config import arrangement_label
-from run_config import Config
 from tracking.configuration import flat
 
 # What composing raises; `explain` says each in one line.
@@ -53,7 +53,7 @@ def register() -> None:
         ConfigError: If conf/local/default.yaml is wrong.
     """
     store = ConfigStore.instance()
-    for name, schema in run_config.SCHEMAS.items():
+    for name, schema in schemas.SCHEMAS.items():
         node = OmegaConf.structured(schema)
         if name == "train":  # of an experiment, not of one of its runs
             with open_dict(node):
@@ -129,7 +129,7 @@ def _root_folder(name: str, default: str | None = None) -> str:
             f"a configuration cannot read the environment variable {name}, whose value would be "
             "written to config.yaml and reports; write the value itself"
         )
-    return str(run_config.ROOT)
+    return str(schemas.ROOT)
 
 
 def require_sound(arguments: Sequence[str]) -> None:
@@ -156,7 +156,7 @@ def composed(config_name: str, overrides: list[str], *, with_hydra: bool = False
         with_hydra: Whether Hydra's own settings are wanted, too.
     """
     register()
-    with hydra.initialize_config_dir(str(run_config.ROOT / "conf"), version_base="1.3"):
+    with hydra.initialize_config_dir(str(schemas.ROOT / "conf"), version_base="1.3"):
         return hydra.compose(config_name, overrides, return_hydra_config=with_hydra)
 
 
@@ -172,7 +172,7 @@ def checked(config: DictConfig, schema: type[Config], typed: Sequence[str] = ())
         ConfigError: Naming every key that is unknown, missing or out of its range.
     """
     try:
-        if schema is run_config.TrainConfig:
+        if schema is schemas.TrainConfig:
             config = _with_attentions(config, typed)
         # Hydra lets `+key=value` add anything; a fresh schema does not.
         resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
@@ -265,7 +265,7 @@ def help_text(config_name: str) -> str:
         del config["hydra"]
     groups = {
         path.name: ", ".join(sorted(option.stem for option in path.glob("*.yaml")))
-        for path in sorted((run_config.ROOT / "conf").iterdir())
+        for path in sorted((schemas.ROOT / "conf").iterdir())
         if path.name in chosen
     }
     return Template(template).substitute(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 from yaml import YAMLError
 
-import run_config
+from launch import schemas
 from launch.keys import groups_of, keys_of
 from launch.mistakes import attentions_with, unknown_key, wrong_choice
 from launch.values import not_divisible, not_of_type
@@ -35,7 +35,7 @@ def explain(error: BaseException, schema: type, typed: Sequence[str] = ()) -> st
         schema: Of the entry point, which has the valid keys.
         typed: The command line.
     """
-    entry = next(name for name, one in run_config.SCHEMAS.items() if one is schema)
+    entry = next(name for name, one in schemas.SCHEMAS.items() if one is schema)
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-import run_config
+from launch import schemas
 from launch.compose import register
 from launch.errors import ConfigError
 from tracking.configuration import flat
@@ -42,7 +42,7 @@ def require_plain_hydra(config_name: str, flags: argparse.Namespace) -> list[lis
                 "adds a folder with files like those in conf/"
             )
     register()
-    with hydra.initialize_config_dir(str(run_config.ROOT / "conf"), version_base="1.3"):
+    with hydra.initialize_config_dir(str(schemas.ROOT / "conf"), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         parser = OverridesParser.create(loader)
         typed = []

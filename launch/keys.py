@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-import run_config
+from launch import schemas
 
 SCRIPTS = {
     "train": "train_model.py",
@@ -64,7 +64,7 @@ def keys_of(config_name: str) -> dict[str, Key]:
 
     Those of an attention are in `attention_keys`, those of a mixture's corpora as of `data`.
     """
-    found = _of_schema(run_config.SCHEMAS[config_name], "")
+    found = _of_schema(schemas.SCHEMAS[config_name], "")
     # They follow the group `layers`.
     found = {key: one for key, one in found.items() if not key.startswith("model.layers.")}
     if config_name == "train":
@@ -123,7 +123,7 @@ def with_home(folder: str) -> str:
 @functools.cache
 def attention_keys() -> dict[str, list[str]]:
     """Return the keys below model.attention that each choice of `attention` has."""
-    folder = run_config.ROOT / "conf" / "attention"
+    folder = schemas.ROOT / "conf" / "attention"
 
     def keys(name: str) -> list[str]:
         node = _read(folder / f"{name}.yaml")
@@ -138,7 +138,7 @@ def attention_keys() -> dict[str, list[str]]:
 @functools.cache
 def groups_of(config_name: str) -> dict[str, list[str]]:
     """Return the groups of an entry point, each with the names of its choices."""
-    conf = run_config.ROOT / "conf"
+    conf = schemas.ROOT / "conf"
     defaults = _read(conf / f"{config_name}.yaml").get("defaults", [])
     names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
     return {name: choices(name) for name in names if re.fullmatch(r"\w+", name)}
@@ -146,7 +146,7 @@ def groups_of(config_name: str) -> dict[str, list[str]]:
 
 def choices(group: str) -> list[str]:
     """Return the names of a group's files in conf/."""
-    return sorted(path.stem for path in (run_config.ROOT / "conf" / group).glob("*.yaml"))
+    return sorted(path.stem for path in (schemas.ROOT / "conf" / group).glob("*.yaml"))
 
 
 def _read(path: Any) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def entries_with(key: str) -> list[str]:
     """Return the entry points that have a key or a group of that name."""
     return [
         name
-        for name in run_config.SCHEMAS
+        for name in schemas.SCHEMAS
         if look_up(name, key) is not None
         or key in groups_of(name)
         or any(known.startswith(f"{key}.") for known in keys_of(name))

@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-import run_config
+from launch import schemas
 from launch.errors import ConfigError
 from launch.keys import FOLDERS_OF_RUNS, entries_with, groups_of, look_up, with_home
 from launch.mistakes import unknown_key
@@ -18,7 +18,7 @@ def local_settings(config_name: str) -> dict[str, Any]:
     Raises:
         ConfigError: If the file cannot be read, or no entry point has one of its keys.
     """
-    path = run_config.ROOT / "conf" / "local" / "default.yaml"
+    path = schemas.ROOT / "conf" / "local" / "default.yaml"
     where = "conf/local/default.yaml"
     if not path.exists():
         return {}

@@ -16,7 +16,7 @@ from launch.keys import (
     look_up,
 )
 from launch.near import command, counts_tokens, near_choice, shell_word, similar_keys
-from run_config import PREPARE_COMMANDS
+from launch.schemas import PREPARE_COMMANDS
 
 _IN_TOKENS = "steps max_steps num_steps iters max_iters epochs num_epochs epoch num_train_epochs"
 _LAUNCHERS = (

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from files.errors import RunError
 from launch.errors import ConfigError
-from run_config import TrainConfig
+from launch.schemas import TrainConfig
 from tracking.configuration import (
     PASSES,
     differences,

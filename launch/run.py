@@ -17,8 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import run_config
-from launch import arms, sweep
+from launch import arms, schemas, sweep
 from launch.compose import (
     COMPOSING_FAILED,
     checked,
@@ -43,10 +42,10 @@ from launch.failures import (
 )
 from launch.hydra_guard import require_plain_hydra
 from launch.mistakes import sweep_without_flag
+from launch.schemas import Config
 from launch.terminal import complain, is_whole, outlive_readers
 from launch.typed import for_hydra
 from modeling.config import arrangement_label
-from run_config import Config
 from tracking.wandb_environment import forget_names_of_one_run
 from training.errors import AlreadyTold
 
@@ -69,7 +68,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     global _started_here
     _started_here = True
     outlive_readers()
-    os.environ["PROJECT_ROOT"] = str(run_config.ROOT)
+    os.environ["PROJECT_ROOT"] = str(schemas.ROOT)
     # Hydra would replace a traceback by a hint; here it hands every exception on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     is_multirun = False
@@ -93,7 +92,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             sweep.current.begin(name, variant, _selected(config, "seed"))
         try:
             settings = checked(config, schema, typed)
-            if sweep.current and isinstance(settings, run_config.TrainConfig):
+            if sweep.current and isinstance(settings, schemas.TrainConfig):
                 sweep.current.train(settings.runs_path)
             job(settings)
             status = 0
@@ -187,9 +186,9 @@ def _call_through_hydra(
         trainings: The overrides of each run of a multirun that trains.
     """
     # For the processes of a launcher.
-    paths = [str(run_config.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(schemas.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    conf = str(run_config.ROOT / "conf")
+    conf = str(schemas.ROOT / "conf")
     launchers = [one for one in lines[0] if one.startswith("hydra/launcher=")]
     is_here = launchers in ([], ["hydra/launcher=basic"])
     with sweep.leaving_nothing(trainings if is_here else []) as more:
@@ -205,7 +204,7 @@ def _refuse_flags(message: str) -> NoReturn:
 
 def _version() -> str:
     """Return kvlab's own version, from pyproject.toml."""
-    text = (run_config.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    text = (schemas.ROOT / "pyproject.toml").read_text(encoding="utf-8")
     return str(tomllib.loads(text)["project"]["version"])
 
 

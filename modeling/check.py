@@ -9,7 +9,7 @@ import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
-import run_config  # noqa: E402
+from launch import schemas  # noqa: E402
 from launch.compose import COMPOSING_FAILED, checked, composed  # noqa: E402
 from launch.errors import ConfigError  # noqa: E402
 from launch.explain import explain  # noqa: E402
@@ -32,7 +32,7 @@ _USAGE = (
 def _model(name: str, overrides: Sequence[str] = ()) -> "GPTConfig":
     """Return a small model with the attention that a file in conf/attention describes."""
     typed = [*SMALL, f"attention={name}", *overrides]
-    return checked(composed("train", for_hydra("train", typed)), run_config.TrainConfig).model
+    return checked(composed("train", for_hydra("train", typed)), schemas.TrainConfig).model
 
 
 def example(name: str) -> "AttentionConfig":
@@ -127,7 +127,7 @@ def run(arguments: Sequence[str]) -> int:
     except USER_ERRORS as error:
         tell(error)
     except COMPOSING_FAILED as error:
-        tell(ConfigError(explain(error, run_config.TrainConfig)))
+        tell(ConfigError(explain(error, schemas.TrainConfig)))
     return EXIT_BAD_INPUT
 
 

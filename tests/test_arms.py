@@ -6,8 +6,7 @@ import sys
 import pytest
 
 import launch.run
-import run_config
-from launch import arms, compose
+from launch import arms, compose, schemas
 from launch.errors import ConfigError
 
 
@@ -90,7 +89,7 @@ def test_each_arm_is_made_with_each_seed_and_arms_are_not_recorded(experiment, m
     def run(*typed):
         monkeypatch.setattr(sys, "argv", ["train_model.py", *typed])
         with pytest.raises(SystemExit) as end:
-            launch.run.run("train", run_config.TrainConfig, job)
+            launch.run.run("train", schemas.TrainConfig, job)
         return end.value.code
 
     # Of a user's own folder, require_plain_hydra and Hydra both see every arm.

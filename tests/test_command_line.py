@@ -8,8 +8,7 @@ import shlex
 import pytest
 
 import launch.run
-import run_config
-from launch import compose
+from launch import compose, schemas
 from launch.errors import ConfigError
 from launch.keys import SCRIPTS, keys_of, with_home
 from launch.runs import find_run, located, require_study
@@ -172,7 +171,7 @@ def start(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", [f"{entry}_model.py", *arguments])
         started = []
         with pytest.raises(SystemExit) as end:
-            launch.run.run(entry, run_config.SCHEMAS[entry], started.append)
+            launch.run.run(entry, schemas.SCHEMAS[entry], started.append)
         assert started == []
         out, err = capsys.readouterr()
         return end.value.code, out, err
@@ -306,9 +305,9 @@ def conf(tmp_path, monkeypatch):
     """Write files of a user's own into a copy of conf/."""
     import shutil
 
-    shutil.copytree(run_config.ROOT / "conf", tmp_path / "conf")
-    shutil.copy(run_config.ROOT / "pyproject.toml", tmp_path)
-    monkeypatch.setattr(run_config, "ROOT", tmp_path)
+    shutil.copytree(schemas.ROOT / "conf", tmp_path / "conf")
+    shutil.copy(schemas.ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(schemas, "ROOT", tmp_path)
 
     def write(name, text):
         path = tmp_path / "conf" / name

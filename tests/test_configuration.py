@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import launch.run
-import run_config
-from launch import compose
+from launch import compose, schemas
 from launch.errors import ConfigError
 from launch.explain import explain
 from launch.failures import USER_ERRORS
@@ -22,7 +21,7 @@ from modeling.errors import ModelConfigError
 from training.errors import TrainingFailed
 from training.recipe.schedule import learning_rate
 
-CONF = run_config.ROOT / "conf"
+CONF = schemas.ROOT / "conf"
 GROUPS = (
     *("block", "data", "tokenizer", "optim", "schedule", "trainer", "eval", "tracking"),
     *("experiment", "debug"),
@@ -38,7 +37,7 @@ def composed(*overrides, name="train"):
 
 
 def train_config(*overrides):
-    config = compose.checked(composed(*overrides), run_config.TrainConfig)
+    config = compose.checked(composed(*overrides), schemas.TrainConfig)
     layer_configs(config.model)
     return config
 
@@ -46,13 +45,11 @@ def train_config(*overrides):
 def refusal(*overrides):
     """What a user reads for these overrides, from whichever layer refuses."""
     try:
-        layer_configs(
-            compose.checked(composed(*overrides), run_config.TrainConfig, overrides).model
-        )
+        layer_configs(compose.checked(composed(*overrides), schemas.TrainConfig, overrides).model)
     except USER_ERRORS as error:
         return str(error)
     except Exception as error:
-        return explain(error, run_config.TrainConfig, overrides)
+        return explain(error, schemas.TrainConfig, overrides)
     pytest.fail(f"{overrides} were accepted")
 
 
@@ -113,7 +110,7 @@ def test_every_option_composes(group, option):
 
 @pytest.mark.parametrize("entry", ["eval", "prepare"])
 def test_the_other_entry_points_compose(entry):
-    compose.checked(composed(name=entry), run_config.SCHEMAS[entry])
+    compose.checked(composed(name=entry), schemas.SCHEMAS[entry])
 
 
 @pytest.mark.parametrize("attention", ["gqa", "mqa_tied"])
@@ -125,7 +122,7 @@ def test_layers_may_mix_attentions_whose_files_inherit_others(attention):
 
 def test_export_says_which_value_is_missing():
     with pytest.raises(ConfigError, match="out must be given: out="):
-        compose.checked(composed(name="export"), run_config.ExportConfig)
+        compose.checked(composed(name="export"), schemas.ExportConfig)
 
 
 def test_grouped_query_attentions_run_without_rope():
@@ -438,7 +435,7 @@ def test_a_training_that_fails_is_one_line_with_status_1_and_the_others_go_on(mo
 
     monkeypatch.setattr("sys.argv", ["train_model.py", "-m", "seed=0,1,2"])
     with pytest.raises(SystemExit) as end:
-        launch.run.run("train", run_config.TrainConfig, job)
+        launch.run.run("train", schemas.TrainConfig, job)
     assert end.value.code == 1
     assert seeds == [0, 1, 2]
     name = "mha-nano-python_stdlib-seed1"
@@ -459,7 +456,7 @@ def test_a_bug_shows_its_traceback_and_in_a_multirun_the_name_of_the_run(
     flags = ["-m"] if is_multirun else []
     monkeypatch.setattr("sys.argv", ["train_model.py", *flags, "run_name=x"])
     with pytest.raises(SystemExit) as end:
-        launch.run.run("train", run_config.TrainConfig, job)
+        launch.run.run("train", schemas.TrainConfig, job)
     assert end.value.code == 1
     err = capsys.readouterr().err
     assert "Traceback" in err

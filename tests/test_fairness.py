@@ -10,8 +10,7 @@ import re
 import pytest
 import torch
 
-import run_config
-from launch import compose
+from launch import compose, schemas
 from modeling.accounting import (
     kv_cache_bytes_per_token,
     match_cache,
@@ -26,7 +25,7 @@ FIVE = ("mha", "mqa", "gqa", "mla_no_rope", "mla")
 
 def trained(*overrides):
     """What a run with this command line trains and records, but for what the data adds."""
-    config = compose.checked(compose.composed("train", list(overrides)), run_config.TrainConfig)
+    config = compose.checked(compose.composed("train", list(overrides)), schemas.TrainConfig)
     model = dataclasses.replace(config.model, vocab_size=config.tokenizer.vocab_size)
     if config.match == "cache":
         model = match_cache(model, config.match_cache_ratio)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import modeling.check
-import run_config
+from launch import schemas
 from launch.compose import checked, composed
 from launch.errors import ConfigError
 from launch.explain import explain
@@ -20,7 +20,7 @@ from modeling.errors import ModelConfigError
 
 def train_config(*typed):
     found = for_hydra("train", list(typed))
-    return checked(composed("train", found), run_config.TrainConfig, typed)
+    return checked(composed("train", found), schemas.TrainConfig, typed)
 
 
 def refusal(*typed):
@@ -29,7 +29,7 @@ def refusal(*typed):
     except USER_ERRORS as error:
         return str(error)
     except Exception as error:
-        return explain(error, run_config.TrainConfig, typed)
+        return explain(error, schemas.TrainConfig, typed)
     pytest.fail(f"{typed} were accepted")
 
 

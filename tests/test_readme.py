@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import run_config
-from launch import compose
+from launch import compose, schemas
 from launch.typed import for_hydra
 from reporting.headline import headline
 from reporting.plots import plot_pareto
@@ -21,9 +20,9 @@ from reporting.tables import decode_sections, protocol_line, table
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 ENTRIES = {
-    "train_model.py": ("train", run_config.TrainConfig),
-    "eval_model.py": ("eval", run_config.EvalConfig),
-    "generate_text.py": ("generate", run_config.GenerateConfig),
+    "train_model.py": ("train", schemas.TrainConfig),
+    "eval_model.py": ("eval", schemas.EvalConfig),
+    "generate_text.py": ("generate", schemas.GenerateConfig),
 }
 
 

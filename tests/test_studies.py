@@ -7,16 +7,15 @@ import pytest
 from hydra._internal.utils import get_args_parser
 from test_fairness import trained as composed_and_matched
 
-import run_config
 from data.pipeline import prepared_folder
-from launch import arms, compose
+from launch import arms, compose, schemas
 from launch.hydra_guard import require_plain_hydra
 from launch.typed import for_hydra
 from modeling.accounting import budget_of, match_to_mha, num_parameters
 from training.recipe.budget import make_budget
 
 trained = functools.cache(composed_and_matched)
-STUDIES = sorted(path.stem for path in (run_config.ROOT / "conf/experiment").glob("study_*.yaml"))
+STUDIES = sorted(path.stem for path in (schemas.ROOT / "conf/experiment").glob("study_*.yaml"))
 
 
 @functools.cache
@@ -62,7 +61,7 @@ def test_each_point_of_study_rank_has_its_share_of_mhas_cache():
 def test_gpt2_124m_on_fineweb_is_three_attentions_of_one_recipe_and_needs_no_network_to_compose():
     runs = combinations("gpt2_124m_fineweb")
     composed = [compose.composed("train", chosen) for chosen in runs]
-    configs = [compose.checked(one, run_config.TrainConfig) for one in composed]
+    configs = [compose.checked(one, schemas.TrainConfig) for one in composed]
     assert [config.model.attention["name"] for config in configs] == ["mha", "gqa", "mla"]
     assert len({config.run_name for config in configs}) == 3
     for config in configs:
@@ -82,11 +81,11 @@ def test_gpt2_124m_on_fineweb_is_three_attentions_of_one_recipe_and_needs_no_net
 
 
 def test_the_commands_of_docs_gpu_are_those_of_the_experiment():
-    page = (run_config.ROOT / "docs" / "gpu.md").read_text()
+    page = (schemas.ROOT / "docs" / "gpu.md").read_text()
     config = trained(*combinations("gpt2_124m_fineweb")[0])
     [arguments] = re.findall(r"^    sh prepare_for_use\.sh (.+)$", page, re.MULTILINE)
     overrides = for_hydra("prepare", arguments.split())
-    beforehand = compose.checked(compose.composed("prepare", overrides), run_config.PrepareConfig)
+    beforehand = compose.checked(compose.composed("prepare", overrides), schemas.PrepareConfig)
     asked = prepared_folder(config.data, config.tokenizer).name
     assert prepared_folder(beforehand.data, beforehand.tokenizer).name == asked
     [several] = re.findall(r"^    torchrun --nproc_per_node=8 train_model\.py (.+)$", page, re.M)

@@ -11,8 +11,7 @@ import typing
 import pytest
 
 import launch.run
-import run_config
-from launch import compose
+from launch import compose, schemas
 from launch.errors import ConfigError
 from launch.explain import explain
 from launch.failures import USER_ERRORS
@@ -28,7 +27,7 @@ def composed(*overrides, name="train"):
 def refusal(*overrides, name="train"):
     """What a user reads, from whichever layer refuses."""
     try:
-        config = compose.checked(composed(*overrides, name=name), run_config.SCHEMAS[name])
+        config = compose.checked(composed(*overrides, name=name), schemas.SCHEMAS[name])
         if name == "train":
             layer_configs(config.model)
             config.eval.windows(config.model)
@@ -36,7 +35,7 @@ def refusal(*overrides, name="train"):
     except USER_ERRORS as error:
         return str(error)
     except compose.COMPOSING_FAILED as error:
-        return explain(error, run_config.SCHEMAS[name])
+        return explain(error, schemas.SCHEMAS[name])
     pytest.fail(f"{overrides} were accepted")
 
 
@@ -60,7 +59,7 @@ def start(monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", [f"{entry}_model.py", *arguments])
         started = []
         with pytest.raises(SystemExit) as end:
-            launch.run.run(entry, run_config.SCHEMAS[entry], started.append)
+            launch.run.run(entry, schemas.SCHEMAS[entry], started.append)
         assert started == []
         return end.value.code, capsys.readouterr().err
 
@@ -119,7 +118,7 @@ MAY_BE_ZERO = {
 @functools.cache
 def whole_numbers(entry="train"):
     """Every field of whole numbers that a user can set, dotted."""
-    schema = run_config.SCHEMAS[entry]
+    schema = schemas.SCHEMAS[entry]
     found = []
     for field in dataclasses.fields(schema):
         sections = {field.name: field.type} if dataclasses.is_dataclass(field.type) else {}
@@ -134,7 +133,7 @@ def whole_numbers(entry="train"):
 @functools.cache
 def default_config(entry="train"):
     extra = ["run=x"] if entry == "generate" else []
-    return compose.checked(composed(*extra, name=entry), run_config.SCHEMAS[entry])
+    return compose.checked(composed(*extra, name=entry), schemas.SCHEMAS[entry])
 
 
 def problems(config, key, value):
@@ -206,7 +205,7 @@ def test_no_environment_variable_comes_into_a_configuration(
 def test_a_place_may_be_named_by_the_environment(monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     composed = compose.composed("train", ["runs_dir=${oc.env:SCRATCH}/runs"])
-    assert compose.checked(composed, run_config.TrainConfig).runs_dir == "/scratch/me/runs"
+    assert compose.checked(composed, schemas.TrainConfig).runs_dir == "/scratch/me/runs"
 
 
 def test_an_error_that_nobody_can_read_changes_no_status():
@@ -215,7 +214,7 @@ def test_an_error_that_nobody_can_read_changes_no_status():
     main, other = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", f"input(); {code}"],
-        cwd=run_config.ROOT,
+        cwd=schemas.ROOT,
         stdin=subprocess.PIPE,
         stderr=other,
     )
@@ -284,7 +283,7 @@ def train(tmp_path, tiny_data, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["train_model.py", *given, *arguments])
         with pytest.raises(SystemExit) as end:
-            launch.run.run("train", run_config.TrainConfig, train_model.main)
+            launch.run.run("train", schemas.TrainConfig, train_model.main)
         return end.value.code, *capsys.readouterr()
 
     return run

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import launch.run
-import run_config
 from data.errors import DataError
+from launch import schemas
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def start(monkeypatch, capsys):
     def run(*arguments, job=lambda config: None, entry="train"):
         monkeypatch.setattr("sys.argv", [f"{entry}_model.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            launch.run.run(entry, run_config.SCHEMAS[entry], job)
+            launch.run.run(entry, schemas.SCHEMAS[entry], job)
         return end.value.code, capsys.readouterr().err
 
     return run
@@ -82,7 +82,7 @@ def bring(how, tmp_path, text, monkeypatch):
         return [f"hydra.searchpath=[file://{tmp_path}/brought]"]
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
-    monkeypatch.setattr(run_config, "ROOT", tmp_path)
+    monkeypatch.setattr(schemas, "ROOT", tmp_path)
     return []
 
 
@@ -207,7 +207,7 @@ def kvlab(tmp_path, corpus_folder, prepared, monkeypatch, capsys):
         command = [*flags, *given[entry], f"runs_dir={tmp_path}/runs", *others]
         monkeypatch.setattr("sys.argv", [f"{entry}.py", *command])
         with pytest.raises(SystemExit) as end:
-            launch.run.run(entry, run_config.SCHEMAS[entry], mains[entry])
+            launch.run.run(entry, schemas.SCHEMAS[entry], mains[entry])
         return end.value.code, *capsys.readouterr()
 
     return run

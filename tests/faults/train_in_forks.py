@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))
 
 import train_model  # noqa: E402
 from launch.run import run  # noqa: E402
+from launch.schemas import TrainConfig  # noqa: E402
 from modeling.gpt import GPT  # noqa: E402
-from run_config import TrainConfig  # noqa: E402
 from tracking import checkpoints  # noqa: E402
 from training import loop, validation  # noqa: E402
 

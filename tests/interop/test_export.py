@@ -18,7 +18,6 @@ import export_model
 import interop.deepseek
 import interop.export
 import interop.llama
-import run_config
 from data.pipeline import prepare
 from data.settings import DataSettings, TokenizerSettings
 from files.errors import RunError
@@ -27,6 +26,7 @@ from interop.errors import ExportMismatch, InteropError
 from interop.folders import read_stock, tokenizer_sha256
 from interop.layouts import to_stock
 from interop.model_card import LICENCES, Agreement, Licence, Origin, model_card
+from launch import schemas
 from launch.failures import status_of
 from modeling.gpt import GPT
 from tracking.checkpoints import CheckpointStore
@@ -82,7 +82,7 @@ def export(tmp_path):
 
     def call(**keys):
         given = {"runs_dir": str(tmp_path / "runs"), "run": "run", "out": str(tmp_path / "out")}
-        config = run_config.ExportConfig(**(given | keys))
+        config = schemas.ExportConfig(**(given | keys))
         assert config.problems() == []
         export_model.main(config)
         return Path(config.out)
@@ -570,7 +570,7 @@ def test_a_folder_is_not_written_with_data_that_it_does_not_know(
     ],
 )
 def test_impossible_keys_are_refused(keys, message):
-    problems = run_config.ExportConfig(runs_dir="runs", out="out", **keys).problems()
+    problems = schemas.ExportConfig(runs_dir="runs", out="out", **keys).problems()
     assert len(problems) == 1
     assert re.search(message, problems[0])
 

@@ -30,11 +30,11 @@ from interop.layouts import to_stock
 from launch.compose import composed
 from launch.errors import ConfigError
 from launch.recorded import as_yaml
+from launch.schemas import TrainConfig
 from measuring.perplexity import score
 from modeling.arrangement import layer_configs
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
-from run_config import TrainConfig
 from tracking.configuration import read_configuration
 from tracking.metrics import read_metrics
 

@@ -8,9 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 import measuring.corpus
-import run_config
 from data.pipeline import prepared_folder
-from launch import compose
+from launch import compose, schemas
 from launch.recorded import as_yaml
 from launch.typed import for_hydra
 from measuring.corpus import prepare_command
@@ -39,7 +38,7 @@ def trained(tmp_path, prepared, tiny_data):
             "tokenizer_sha256": prepared.tokenizer_sha256,
         },
     )
-    config = compose.checked(compose.composed("train", arguments), run_config.TrainConfig)
+    config = compose.checked(compose.composed("train", arguments), schemas.TrainConfig)
     text = as_yaml(config).replace("micro_batch_size: 4", "micro_batch_size: 2")
     RunFolder(checkout / "runs", "run").write_config(text)
     return checkout
@@ -95,7 +94,7 @@ def test_data_of_this_repository_are_looked_at(trained, tmp_path, monkeypatch, p
     command = shlex.split(str(refused.value).partition("prepare it again: ")[2])
     assert command[:4] == ["python", "-m", "data.prepare", "data=local"]
     config = compose.composed("prepare", for_hydra("prepare", command[3:]))
-    asked = compose.checked(config, run_config.PrepareConfig)
+    asked = compose.checked(config, schemas.PrepareConfig)
     assert prepared_folder(asked.data, asked.tokenizer).name == prepared.folder.name
     monkeypatch.setattr(measuring.corpus, "_ROOT", tmp_path / "repository")
     assert opened(trained / "runs").name == "other-name"
@@ -114,7 +113,7 @@ def test_data_of_this_repository_are_looked_at(trained, tmp_path, monkeypatch, p
 def test_the_command_that_is_named_prepares_the_same_data(arguments):
     def composed(name, some):
         config = compose.composed(name, for_hydra(name, some))
-        return compose.checked(config, run_config.SCHEMAS[name])
+        return compose.checked(config, schemas.SCHEMAS[name])
 
     trained = composed("train", arguments)
     recorded = flat(OmegaConf.to_container(OmegaConf.structured(trained)))

@@ -13,7 +13,6 @@ import torch
 from external_models import gpt2, llama, mamba, saved
 
 import measuring.external
-import run_config
 from comparing.decode_speed import add_decode_speed
 from comparing.variants import compare
 from data.pipeline import prepare
@@ -23,7 +22,7 @@ from data.tokenizer import TOKENIZER_FILES, bytes_tokenizer, load_tokenizer
 from interop.errors import InteropError
 from interop.hugging_face import TransformersModel, find, load, load_into_kvlab
 from interop.layouts import to_stock
-from launch import compose
+from launch import compose, schemas
 from launch.errors import ConfigError
 from launch.failures import USER_ERRORS
 from launch.typed import for_hydra
@@ -504,7 +503,7 @@ def evaluate(tmp_path):
         fast = ["eval.decode_speed.batch_sizes=[]", "eval.batch_size=128"]
         arguments = for_hydra("eval", [*where, *fast, *overrides])
         composed = compose.composed("eval", arguments)
-        eval_model.main(compose.checked(composed, run_config.EvalConfig))
+        eval_model.main(compose.checked(composed, schemas.EvalConfig))
         return max((tmp_path / "reports").iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
     return run

@@ -98,7 +98,7 @@ def shipped():
     """Compose the shipped configuration of a model, an attention and a block."""
     hydra = pytest.importorskip("hydra")
     from launch.compose import checked, register
-    from run_config import TrainConfig
+    from launch.schemas import TrainConfig
 
     register()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

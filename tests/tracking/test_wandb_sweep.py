@@ -5,7 +5,7 @@ import os
 import pytest
 
 import launch.run
-import run_config
+from launch import schemas
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_a_sweep_of_several_ignores_the_id_of_one_run(
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
     monkeypatch.setattr("sys.argv", ["train_model.py", *arguments, f"runs_dir={tmp_path}"])
     with pytest.raises(SystemExit) as end:
-        launch.run.run("train", run_config.TrainConfig, job)
+        launch.run.run("train", schemas.TrainConfig, job)
     assert end.value.code == 0
     assert seen == [["agent-1" if number == 1 else None, "theirs"]] * number
     said = "kvlab: WANDB_RUN_ID names one run, and this is a sweep of several: ignored\n"

@@ -19,9 +19,9 @@ from processes import wait_for_step
 from interop.initial import initial_model
 from launch import compose
 from launch.explain import explain
+from launch.schemas import TrainConfig
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
-from run_config import TrainConfig
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from training.errors import AlreadyTold, TrainingError, TrainingInterrupted

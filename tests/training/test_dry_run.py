@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import run_config
 from data.errors import DataError
 from data.settings import DataSettings, TokenizerSettings
+from launch import schemas
 from launch.compose import checked, composed
 from launch.errors import ConfigError
 from launch.typed import for_hydra
@@ -119,7 +119,7 @@ def command(tmp_path, tiny_data, capsys):
     def call(*arguments):
         typed = [*tiny_data, "debug=smoke", "tracking=none", f"runs_dir={tmp_path}/runs"]
         overrides = for_hydra("train", [*typed, *arguments])
-        train_model.main(checked(composed("train", overrides), run_config.TrainConfig))
+        train_model.main(checked(composed("train", overrides), schemas.TrainConfig))
         return capsys.readouterr().out
 
     return call

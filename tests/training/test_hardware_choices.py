@@ -101,7 +101,7 @@ for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
 import train_model
 from training.machine import hardware
 hardware.bytes_in_proc = lambda file, key: None
-train_model.launch.run.run("train", train_model.run_config.TrainConfig, train_model.main)
+train_model.launch.run.run("train", train_model.schemas.TrainConfig, train_model.main)
 """
 
 

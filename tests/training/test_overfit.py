@@ -2,14 +2,13 @@ import dataclasses
 
 import pytest
 
-import run_config
-from launch import compose
+from launch import compose, schemas
 from tracking.metrics import read_metrics
 
 
 def preset():
     config = compose.composed("train", ["debug=overfit"])
-    return compose.checked(config, run_config.TrainConfig)
+    return compose.checked(config, schemas.TrainConfig)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from training.settings import (
     device_problems,
 )
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 PREPARE_COMMANDS = ("prepare", "verify", "inspect")
 
 
