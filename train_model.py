@@ -38,6 +38,7 @@ def main(config: schemas.TrainConfig) -> None:
     """
     # PyTorch takes seconds to import, which `--help` and a misspelt key need not wait for.
     from data.prepared import PreparedData
+    from measuring.windows import cache_context_for, windows_for
     from modeling.accounting import match_cache
     from modeling.arrangement import layer_configs
     from tracking.run_folder import RunFolder
@@ -52,8 +53,8 @@ def main(config: schemas.TrainConfig) -> None:
     elif config.match == "cache":
         model = match_cache(config.model, config.match_cache_ratio, config.match_cache_context)
         config = dataclasses.replace(config, model=model)
-    config.eval.windows(config.model)
-    config.eval.stated_cache_context(config.model)
+    windows_for(config.eval, config.model)
+    cache_context_for(config.eval, config.model)
     budget = make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
     schedule = config.schedule
     warmup = schedule.warmup(budget.num_steps)

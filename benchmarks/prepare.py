@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from data.pipeline import prepare  # noqa: E402
 from data.python_source import python_files  # noqa: E402
-from data.settings import DataSettings, TokenizerSettings  # noqa: E402
+from settings.data import DataSettings, TokenizerSettings  # noqa: E402
 
 PROCESSES = 2
 REPETITIONS = 5
@@ -42,7 +42,7 @@ MEASURE = """
 import contextlib, json, re, sys, threading, time
 from pathlib import Path
 from data.pipeline import prepare
-from data.settings import DataSettings, TokenizerSettings
+from settings.data import DataSettings, TokenizerSettings
 data, tokenizer = json.loads(sys.argv[1])
 
 def peak(process):

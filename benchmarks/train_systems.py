@@ -91,9 +91,9 @@ def kvlab(job: Job) -> Build:
     import training.loop  # noqa: F401
     from modeling.config import GPTConfig
     from modeling.gpt import GPT
+    from settings.training import OptimSettings, ScheduleSettings
     from training.recipe.optim import build_optimizers, set_learning_rate
     from training.recipe.schedule import learning_rate
-    from training.settings import OptimSettings, ScheduleSettings
 
     optim, schedule = OptimSettings(**job.optim), ScheduleSettings(**job.schedule)
     num_steps = 100_000  # of the run that the schedule is for; far more than are measured

@@ -10,9 +10,9 @@ import torch
 from comparing.variants import Group
 from measuring.decode import Decodable, measure_decode
 from measuring.kv_cache import estimated_cache_bytes
-from measuring.settings import EvalSettings
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
+from settings.evaluation import EvalSettings
 
 
 def break_even(

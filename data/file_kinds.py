@@ -5,7 +5,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from data.settings import is_utf8
+from settings.data import is_utf8
 
 # Enough for a pointer, for every signature, and to see an encoding by its zero bytes.
 HEAD_BYTES = 4096

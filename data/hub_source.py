@@ -10,8 +10,8 @@ from data.errors import DataError
 from data.hub import cached_commit, check_reachable, explain, is_offline, resolve
 from data.hub_watch import watched
 from data.rows import ROWS_AT_ONCE, RowTexts, as_narrow
-from data.settings import DataSettings
 from data.sources import Corpus, Document, Part, choose_splits, join_rows
+from settings.data import DataSettings
 
 _ALTERNATIVE = "use local files with data=local data.path=..."
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from data.compressed import COMPRESSED, compression_of
 from data.errors import DataError
 from data.file_kinds import HEAD_BYTES, foreign_kind
-from data.settings import DataSettings
 from data.sources import TEST, TRAIN, VALIDATION
+from settings.data import DataSettings
 
 _FORMATS = {
     ".parquet": "parquet",

@@ -15,8 +15,8 @@ from data.errors import DataError
 from data.file_kinds import HEAD_BYTES, foreign_kind, is_markup, pointer_at, undecodable
 from data.local_files import LocalFile
 from data.rows import ROWS_AT_ONCE, JsonFloat, JsonInteger, RowTexts, as_narrow
-from data.settings import DataSettings
 from data.sources import Document
+from settings.data import DataSettings
 
 if TYPE_CHECKING:
     import pyarrow

@@ -15,9 +15,9 @@ from data.local_files import (
 )
 from data.local_formats import read_rows
 from data.rows import RowTexts
-from data.settings import DataSettings, is_utf8
 from data.sources import TRAIN, Corpus, Document, Part, choose_splits, join_rows
 from files.regular_file import sha256_of_file
+from settings.data import DataSettings, is_utf8
 
 # Text and JSON become about a quarter; only an estimate hangs on it.
 _COMPRESSION_RATIO = 4

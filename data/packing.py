@@ -14,10 +14,10 @@ from data.encoding import Encoded, LoneSurrogateError, encode_in_order, num_core
 from data.errors import DataError
 from data.journal import Journal
 from data.manifest import SplitCounts, label_of
-from data.settings import DataSettings
 from data.shards import ShardWriter, Tokens
 from data.sources import TEST, TRAIN, VALIDATION, Corpus, Document, Part
 from files.sizes import in_units
+from settings.data import DataSettings
 
 # Text encoded at once by one process; its tokens and texts take some ten times as much memory.
 _BATCH_CHARACTERS = 2**20

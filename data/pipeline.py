@@ -21,7 +21,6 @@ from data.manifest import MANIFEST, label_of, write_manifest
 from data.notes import left_over, notes_on, too_little
 from data.packing import Packer, Source
 from data.prepared import FORMAT_VERSION, TOKENIZER_FOLDER, PreparedData
-from data.settings import DataSettings, TokenizerSettings
 from data.shards import Tokens, TokenStream, token_dtype
 from data.sources import TEST, TRAIN, VALIDATION, open_corpus, source_identity
 from data.tokenizer import (
@@ -36,6 +35,7 @@ from data.tokenizer import (
 from files.regular_file import read_regular_file, sha256_of_file
 from files.synced import fsync_folder
 from guards.printable import printable
+from settings.data import DataSettings, TokenizerSettings
 
 if TYPE_CHECKING:
     from filelock import FileLock

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError
-from data.settings import DataSettings
 from data.sources import TRAIN, VALIDATION, Corpus, Document, Part, split_by_hash
+from settings.data import DataSettings
 
 _SKIPPED_FOLDERS = {"__pycache__", "test", "tests", "idle_test"}
 _PACKAGE_FOLDERS = {"site-packages", "dist-packages"}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.errors import DataError
-from data.settings import DataSettings
 from data.sources import Document
+from settings.data import DataSettings
 
 # Rows may be books: a thousand of half a megabyte would not be little memory.
 ROWS_AT_ONCE = 128

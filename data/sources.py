@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from data.errors import DataError
-from data.settings import DataSettings
+from settings.data import DataSettings
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 # Counted up when the same files are read as other text.

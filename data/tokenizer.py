@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data.disk import write_bytes_synced
 from data.errors import DataError
 from data.file_kinds import pointer_at
-from data.settings import TokenizerSettings, is_hub_name
 from files.regular_file import read_regular_file
 from files.strict_json import read_json_object
+from settings.data import TokenizerSettings, is_hub_name
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

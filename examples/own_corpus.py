@@ -13,10 +13,10 @@ import torch
 from data.batches import TrainingWindows
 from data.errors import DataError
 from data.pipeline import prepare
-from data.settings import DataSettings, TokenizerSettings
 from measuring.perplexity import score
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
+from settings.data import DataSettings, TokenizerSettings
 
 CONTEXT, BATCH, STEPS = 64, 8, 30
 SIZES = {"hidden_size": 64, "num_attention_heads": 4}

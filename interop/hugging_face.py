@@ -19,7 +19,6 @@ from data.errors import DataError
 from data.file_kinds import pointer_at
 from data.hub import check_reachable, explain, is_offline, resolve
 from data.hub_watch import watched
-from data.settings import is_hub_name
 from data.tokenizer import load_pretrained, sha256_of_tokenizer
 from interop.errors import InteropError
 from interop.folders import read_config, read_stock, weight_files
@@ -28,6 +27,7 @@ from interop.transformers_output import silenced
 from modeling.generate import PREFILL_CHUNK
 from modeling.gpt import GPT
 from modeling.kv_cache import storage_bytes
+from settings.data import is_hub_name
 from tracking.failures import is_out_of_memory
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from torch import Tensor
 from interop import deepseek, deepseek_v4, gpt2, llama
 from interop.errors import InteropError
 from interop.layers import arrangement_problems, stored_sinks, with_values
-from interop.settings import DTYPE_NAMES
 from interop.stock_config import as_transformers_reads, refuse, require, require_sizes
 from modeling.arrangement import layer_configs
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig
@@ -22,6 +21,7 @@ from modeling.attention.shared_kv import SharedKVAttentionConfig
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
+from settings.dtypes import DTYPE_NAMES
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 """What weights can be written in."""

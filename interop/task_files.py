@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.settings import is_hub_name
 from files.regular_file import read_regular_file
 from interop.errors import InteropError
+from settings.data import is_hub_name
 
 LOCAL_BUILDERS = ("json", "csv", "parquet", "text")
 """Kinds of files that a task may have its documents in, by `dataset_path`."""

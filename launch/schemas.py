@@ -3,111 +3,21 @@
 `launch` fills them from the files in conf/ and the command line.
 """
 
-import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.settings import DataSettings, TokenizerSettings
-from interop.settings import DTYPE_NAMES
-from measuring.settings import EvalSettings
-from modeling.config import (
-    GPTConfig,
-    LayersConfig,
-    SamplingSettings,
-    cache_dtype_problems,
-    dtype_meant,
-)
+from modeling.config import SamplingSettings, cache_dtype_problems, dtype_meant
+from settings.data import DataSettings, TokenizerSettings
+from settings.dtypes import DTYPE_NAMES
+from settings.evaluation import EvalSettings
+from settings.run import InAStudy, TrainConfig, name_problems
+from settings.tracking import TrackingSettings
+from settings.training import device_problems
 from tracking.run_folder import listed, names_by_age
-from tracking.settings import TrackingSettings
-from training.settings import (
-    OptimSettings,
-    ScheduleSettings,
-    TrainerSettings,
-    device_problems,
-)
 
 ROOT = Path(__file__).resolve().parent.parent
 PREPARE_COMMANDS = ("prepare", "verify", "inspect")
-
-
-def _name_problems(key: str, name: str | None) -> list[str]:
-    """Return what is wrong with the name of a folder; None is none."""
-    if name is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        return []
-    return [f"{key} ('{name}') must be letters, digits, '.', '_' and '-', at most 100"]
-
-
-class _InAStudy:
-    """What reads or writes runs, which may be those of a study."""
-
-    runs_dir: str
-    study: str | None
-
-    @property
-    def runs_path(self) -> Path:
-        """The folder that a run's own is in: a study's runs have one for themselves."""
-        return Path(self.runs_dir, self.study or "")
-
-
-@dataclass
-class TrainConfig(_InAStudy):
-    """Everything `train_model.py` reads."""
-
-    run_name: str = "???"
-    runs_dir: str = "???"
-    study: str | None = None
-    init_from: str | None = None
-    init_sha256: str | None = None
-    seed: int = 0
-    dry_run: bool = False
-    match: str = "params"
-    match_cache_ratio: float = 0.25
-    match_cache_context: int | None = None
-    fair_lr: bool = False
-    fair_lr_factors: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
-    model: GPTConfig = field(default_factory=GPTConfig)
-    layers: LayersConfig = field(default_factory=LayersConfig)
-    data: DataSettings = field(default_factory=DataSettings)
-    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
-    optim: OptimSettings = field(default_factory=OptimSettings)
-    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    eval: EvalSettings = field(default_factory=EvalSettings)
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
-
-    def __post_init__(self) -> None:
-        if self.model.layers == LayersConfig():
-            self.model.layers = self.layers
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the keys at the root."""
-        found = _name_problems("study", self.study)
-        if not 0 <= self.seed < 2**63:
-            found.append(f"seed ({self.seed}) must be from 0 to 2^63 - 1")
-        if self.match not in ("params", "cache", "none"):
-            found.append(f"match ('{self.match}') must be params, cache or none")
-        if self.init_from is not None and self.match == "cache":
-            found.append(
-                "match=cache changes widths, which init_from decides; leave one of them out"
-            )
-        if not 0.0 < self.match_cache_ratio <= 1.0:
-            found.append(f"match_cache_ratio ({self.match_cache_ratio}) must be in (0, 1]")
-        if self.match_cache_context is not None and self.match_cache_context < 1:
-            found.append(f"match_cache_context ({self.match_cache_context}) must be at least 1")
-        if self.model.layers != self.layers:
-            found.append("model.layers follows layers; set layers.window and so on")
-        factors = self.fair_lr_factors
-        # Six digits are what the rates' runs are named by.
-        are_different = len({f"{factor:.6g}" for factor in factors}) == len(factors) > 2
-        if not are_different or not all(0.0 < factor < math.inf for factor in factors):
-            found.append(
-                f"fair_lr_factors ({factors}) must be at least 3 different positive numbers, such "
-                "as [0.5,1.0,2.0]"
-            )
-        return found
 
 
 HF_MODULES = ("transformers", "kvlab")
@@ -119,7 +29,7 @@ def _names(value: Any) -> list[str]:
 
 
 @dataclass
-class EvalConfig(_InAStudy):
+class EvalConfig(InAStudy):
     """Everything `eval_model.py` reads."""
 
     runs_dir: str = "???"
@@ -137,9 +47,9 @@ class EvalConfig(_InAStudy):
 
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
-        found = _name_problems("report_name", self.report_name)
+        found = name_problems("report_name", self.report_name)
         found += device_problems("device", self.device)
-        found += _name_problems("experiment", self.study)
+        found += name_problems("experiment", self.study)
         if isinstance(self.run, dict):
             found.append(f"run ({self.run}) must be a name or a list of names: run='[mha-*,mla-*]'")
         if self.hf is not None and (isinstance(self.hf, dict) or not all(self.external())):
@@ -218,7 +128,7 @@ class PrepareConfig:
 
 
 @dataclass
-class ExportConfig(_InAStudy):
+class ExportConfig(InAStudy):
     """Everything `export_model.py` reads."""
 
     runs_dir: str = "???"
@@ -237,7 +147,7 @@ class ExportConfig(_InAStudy):
 
     def problems(self) -> list[str]:
         """Return what is wrong with the keys at the root."""
-        found = _name_problems("study", self.study)
+        found = name_problems("study", self.study)
         found += device_problems("device", self.device)
         if (self.run is None) == (self.hf is None):
             names = names_by_age(self.runs_path) if self.run is None else []

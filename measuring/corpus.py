@@ -9,9 +9,9 @@ from typing import Any
 
 from data.errors import DataError
 from data.prepared import PreparedData
-from data.settings import DataSettings, TokenizerSettings
 from files.errors import RunError
 from measuring.errors import EvaluationError
+from settings.data import DataSettings, TokenizerSettings
 from tracking.configuration import flat, read_configuration
 from tracking.run_folder import RunFolder
 

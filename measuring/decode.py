@@ -24,10 +24,10 @@ from measuring.machine import (
     peak_extra_bytes,
     synchronize,
 )
-from measuring.settings import DecodeSettings
 from modeling.accounting import kv_cache_bytes, kv_cache_bytes_read
 from modeling.gpt import GPT
 from modeling.kv_cache import KVCache
+from settings.evaluation import DecodeSettings
 from tracking.progress import Bar
 
 _WARMUP_ROUNDS = 2

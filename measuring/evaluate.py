@@ -14,13 +14,14 @@ from measuring.numerics import device_class, trained_with
 from measuring.perplexity import Score, score
 from measuring.rows import EvaluatedRun, positions_of, protocol_card, quality_of
 from measuring.runs import LoadedRun, load_run, recorded_settings
-from measuring.settings import EvalSettings
 from measuring.tasks import TaskScorer, answers_of
 from measuring.through_cache import CachedScorer
+from measuring.windows import cache_context_for, windows_for
 from modeling.accounting import num_parameters
 from modeling.attention import attention_config
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
+from settings.evaluation import EvalSettings
 from tracking.configuration import PASSES, flat, sequences_per_step
 from tracking.metrics import read_metrics
 from tracking.progress import Bar
@@ -46,7 +47,7 @@ def evaluate_run(
     stream = loaded.prepared.stream(split)  # refuses a split that is not there
     summary = run.read_summary() or {}
     cache_dtype = cache_dtype_of(settings.cache_dtype)
-    cache_context = settings.stated_cache_context(config)
+    cache_context = cache_context_for(settings, config)
     cache = measure_kv_cache(model, settings.cache_batch_size, cache_context, cache_dtype)
     require_closed_form(run.name, cache)
     recorded, curve, sample = recorded_settings(run), _curve(run), run.read_sample()
@@ -80,7 +81,7 @@ def evaluate_run(
         "protocol": protocol_card(
             loaded.prepared,
             split,
-            settings.windows(config),
+            windows_for(settings, config),
             cache_context,
             settings,
             dtype=_name(model.embed_tokens.weight.dtype),
@@ -124,7 +125,7 @@ def _score(
 ) -> Score:
     model = loaded.model
     scorer = CachedScorer(model, cache_dtype_of(settings.cache_dtype)) if settings.decode else model
-    context, stride = settings.windows(model.config)
+    context, stride = windows_for(settings, model.config)
     end = loaded.prepared.end_of_document_id
     with Bar(name) as bar:
         watch = bar.count("scoring", "tokens")
@@ -144,7 +145,7 @@ def _unlike_its_summary(
     if type(told) is not float or not all(type(n) in (int, type(None)) for n in (context, stride)):
         return []
     then = dataclasses.replace(settings, context=context, stride=stride)
-    if then.windows(model.config) != settings.windows(model.config):
+    if windows_for(then, model.config) != windows_for(settings, model.config):
         return []
     # Another device, batch or version of PyTorch changes the last bits of each token's likelihood.
     if abs(nll - told) <= 1000 * torch.finfo(model.embed_tokens.weight.dtype).eps * told:

@@ -25,12 +25,13 @@ from measuring.machine import peak_extra_bytes
 from measuring.numerics import device_class
 from measuring.perplexity import Score, Scorer, Tokens, score
 from measuring.rows import EvaluatedRun, positions_of, protocol_card, quality_of
-from measuring.settings import EvalSettings
 from measuring.through_cache import CachedScorer
+from measuring.windows import cache_context_for, windows_for
 from modeling.accounting import num_parameters
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from modeling.kv_cache import cache_dtype_of
+from settings.evaluation import EvalSettings
 from tracking.failures import is_out_of_memory
 from tracking.progress import Bar
 
@@ -354,7 +355,7 @@ def _windows(
         max_position_embeddings=known or context,
         position_embedding="learned" if model.is_bound else "none",
     )
-    return dataclasses.replace(settings, context=context).windows(limits)
+    return windows_for(dataclasses.replace(settings, context=context), limits)
 
 
 def _cache_context(
@@ -368,7 +369,7 @@ def _cache_context(
         max_position_embeddings=known or settings.cache_context,
         position_embedding="learned" if model.is_bound else "none",
     )
-    return settings.stated_cache_context(limits)
+    return cache_context_for(settings, limits)
 
 
 def _score(

@@ -6,9 +6,9 @@ from typing import Any
 from data.prepared import PreparedData, SplitCounts
 from measuring.decode import Decodable
 from measuring.perplexity import Score
-from measuring.settings import EvalSettings
 from modeling.arrangement import layer_configs
 from modeling.config import GPTConfig
+from settings.evaluation import EvalSettings
 
 
 @dataclasses.dataclass(frozen=True)

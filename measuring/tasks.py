@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from measuring.settings import EvalSettings
 from modeling.gpt import GPT
+from settings.evaluation import EvalSettings
 from tracking.failures import is_out_of_memory
 
 if TYPE_CHECKING:

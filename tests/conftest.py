@@ -63,7 +63,7 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     """The corpus above, prepared with a byte-level BPE of 300 tokens."""
     from data.pipeline import prepare
-    from data.settings import DataSettings, TokenizerSettings
+    from settings.data import DataSettings, TokenizerSettings
 
     data = DataSettings(
         name="tiny",
@@ -94,7 +94,7 @@ def folder_of(tmp_path: Path):
 @pytest.fixture
 def run_training(prepared, folder_of):
     """Train a recipe in a folder of its own; returns the folder."""
-    from tracking.settings import TrackingSettings
+    from settings.tracking import TrackingSettings
     from tracking.wandb_mirror import WandbMirror
     from training.loop import train
 

@@ -14,7 +14,6 @@ from measuring.decode import DecodeStep, check_memory, measure_decode
 from measuring.errors import EvaluationError
 from measuring.kv_cache import measure_generation_memory, measure_kv_cache
 from measuring.perplexity import score
-from measuring.settings import DecodeSettings
 from measuring.through_cache import CachedScorer
 from modeling.accounting import kv_cache_bytes, kv_cache_bytes_read, training_flops_per_token
 from modeling.arrangement import layer_configs
@@ -23,6 +22,7 @@ from modeling.config import SamplingSettings
 from modeling.errors import ModelConfigError
 from modeling.generate import generate, left_pad, prefill
 from modeling.gpt import GPT
+from settings.evaluation import DecodeSettings
 from tests.arranged import (
     ARRANGEMENTS,
     ATTENTIONS,

@@ -7,20 +7,30 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
-    *("guards", "files", "modeling", "data", "tracking", "measuring", "comparing", "reporting"),
-    *("training", "interop", "launch"),
+    *("guards", "files", "modeling", "settings", "data", "tracking", "measuring", "comparing"),
+    *("reporting", "training", "interop", "launch"),
 )
 MAY_IMPORT = {
     "guards": set(),
     "files": set(),
     "modeling": set(),
-    "data": {"guards", "files"},
-    "tracking": {"guards", "files"},
-    "measuring": {"guards", "files", "modeling", "data", "tracking"},
-    "comparing": {"guards", "files", "modeling", "data", "tracking", "measuring"},
-    "reporting": {"guards", "files", "modeling", "data", "tracking", "measuring", "comparing"},
-    "training": {"guards", "files", "modeling", "data", "tracking", "measuring"},
-    "interop": {"guards", "files", "modeling", "data", "tracking"},
+    "settings": {"modeling"},
+    "data": {"guards", "files", "settings"},
+    "tracking": {"guards", "files", "settings"},
+    "measuring": {"guards", "files", "settings", "modeling", "data", "tracking"},
+    "comparing": {"guards", "files", "settings", "modeling", "data", "tracking", "measuring"},
+    "reporting": {
+        "guards",
+        "files",
+        "settings",
+        "modeling",
+        "data",
+        "tracking",
+        "measuring",
+        "comparing",
+    },
+    "training": {"guards", "files", "settings", "modeling", "data", "tracking", "measuring"},
+    "interop": {"guards", "files", "settings", "modeling", "data", "tracking"},
     "launch": set(PACKAGES),
 }
 # Entry points, though they live in packages: `python -m data.prepare`.

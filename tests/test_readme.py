@@ -141,7 +141,7 @@ NEW_FILES = (("conf/attention", "yaml"), ("modeling/attention", "py"), ("modelin
 def test_a_sixth_attention_is_a_module_a_yaml_file_and_an_oracle(tmp_path, tiny_data):
     names = (
         *("guards", "files", "interop", "launch", "modeling", "data", "tracking", "training"),
-        *("measuring", "comparing", "reporting", "conf", "tests"),
+        *("measuring", "comparing", "reporting", "settings", "conf", "tests"),
     )
     ignored = shutil.ignore_patterns("__pycache__", "prepared", "local")
     for name in names:

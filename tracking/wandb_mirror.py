@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from files.disk import one_line
+from settings.tracking import MODE_ALIASES, TrackingSettings
 from tracking.notices import Say, to_stderr
-from tracking.settings import MODE_ALIASES, TrackingSettings
 from tracking.wandb_environment import give_folders, run_id, variable
 
 PROBE_SECONDS = 5.0

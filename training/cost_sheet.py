@@ -7,11 +7,11 @@ from pathlib import Path
 
 from data.batches import TrainingWindows
 from data.prepared import PreparedData
-from data.settings import DataSettings, TokenizerSettings
 from data.shards import token_dtype
 from files.disk import free_bytes
 from files.sizes import in_units
 from modeling.accounting import training_flops_per_token
+from settings.data import DataSettings, TokenizerSettings
 from tracking.progress import in_words
 from training.dry_run import TIMED_STEPS, Measured, Unprepared
 from training.recipe.budget import Budget, make_budget

@@ -12,9 +12,9 @@ from torch import Tensor
 from data.batches import TrainingWindows
 from data.errors import DataError
 from data.prepared import PreparedData
-from data.settings import DataSettings, TokenizerSettings, is_hub_name
 from files.disk import one_line
 from modeling.gpt import GPT
+from settings.data import DataSettings, TokenizerSettings, is_hub_name
 from tracking.failures import is_out_of_memory
 from training.errors import TrainingFailed
 from training.machine.compiled import compiled

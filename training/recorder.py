@@ -12,6 +12,7 @@ from torch import Tensor
 from data.batches import TrainingWindows
 from measuring.kv_cache import measure_kv_cache, require_closed_form
 from measuring.perplexity import Score
+from measuring.windows import cache_context_for
 from modeling.accounting import num_parameters, training_flops_per_token
 from training.display import Display
 from training.endurance.checkpointing import RunCheckpoints
@@ -278,7 +279,7 @@ class Recorder:
         model.eval()
         self._display.phase("measuring the KV cache")
         settings, name = self._recipe.eval, self._journal.name
-        context = settings.stated_cache_context(model.config)
+        context = cache_context_for(settings, model.config)
         cache = measure_kv_cache(model, settings.cache_batch_size, context)
         require_closed_form(name, cache)
         self._note_peak_memory()

@@ -7,11 +7,12 @@ import torch
 from data.opening import opening
 from data.prepared import PreparedData
 from measuring.perplexity import Score, score
-from measuring.settings import EvalSettings
+from measuring.windows import windows_for
 from modeling.config import SamplingSettings
 from modeling.generate import generate_text
 from modeling.gpt import GPT
-from training.settings import TrainerSettings
+from settings.evaluation import EvalSettings
+from settings.training import TrainerSettings
 
 
 def validate(
@@ -32,7 +33,7 @@ def validate(
         max_tokens: Score only the split's first ones; None scores all.
         watch: Called with the tokens scored and their total; what it raises ends the scoring.
     """
-    context, stride = settings.windows(model.config)
+    context, stride = windows_for(settings, model.config)
     model.eval()
     stream, size = prepared.stream("validation"), settings.batch_size
     result = score(model, stream, context, stride, size, device, max_tokens, watch)

@@ -13,13 +13,13 @@ from comparing.across_tokenizers import across_tokenizers
 from comparing.statistics import text_interval
 from comparing.variants import compare
 from data.pipeline import prepare
-from data.settings import DataSettings, TokenizerSettings
 from data.tokenizer import save_tokenizer
 from measuring.evaluate import evaluate_run
 from measuring.perplexity import Score
 from measuring.rows import EvaluatedRun
-from measuring.settings import DecodeSettings, EvalSettings
 from reporting.tables import across_table
+from settings.data import DataSettings, TokenizerSettings
+from settings.evaluation import DecodeSettings, EvalSettings
 from tests.measuring.models import model
 from tests.measuring.runs import quiet, write_run
 

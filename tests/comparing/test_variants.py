@@ -18,7 +18,6 @@ from measuring.errors import EvaluationError
 from measuring.evaluate import _settings
 from measuring.perplexity import Score
 from measuring.rows import EvaluatedRun
-from measuring.settings import DecodeSettings, EvalSettings
 from modeling.config import GPTConfig, LayersConfig
 from modeling.gpt import GPT
 from reporting.headline import headline
@@ -32,6 +31,7 @@ from reporting.tables import (
     run_table,
     table,
 )
+from settings.evaluation import DecodeSettings, EvalSettings
 from tests.measuring.models import model
 from tests.reporting.variants_for_reports import decode_point
 from tracking.configuration import flat

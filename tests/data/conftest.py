@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from data.settings import DataSettings, TokenizerSettings
+from settings.data import DataSettings, TokenizerSettings
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import json, sys, time
 import data.hub_watch
 from data.errors import DataError
 from data.hub_source import open_hub
-from data.settings import DataSettings
+from settings.data import DataSettings
 from data.tokenizer import load_pretrained
 
 def corpus(changes, commit=None):

@@ -17,8 +17,8 @@ from data.errors import DataError
 from data.file_kinds import foreign_kind
 from data.local_files import split_of_name
 from data.python_source import python_files
-from data.settings import DataSettings
 from data.sources import Document, join_rows, open_corpus, split_by_hash
+from settings.data import DataSettings
 
 
 def all_documents(corpus):

@@ -21,10 +21,10 @@ from data import encoding, journal, local_source, packing, pipeline, shards
 from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
-from data.settings import DataSettings, TokenizerSettings
 from data.sources import Document
 from data.tokenizer import END_OF_TEXT
 from files.sealed import sealed, unsealed
+from settings.data import DataSettings, TokenizerSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -195,7 +195,7 @@ HARNESS = """
 import json, os, signal, sys
 import datasets
 from data import encoding, journal, local_source, packing, pipeline
-from data.settings import DataSettings, TokenizerSettings
+from settings.data import DataSettings, TokenizerSettings
 
 packing._BATCH_CHARACTERS = 150
 data, tokenizer, moments = json.loads(sys.argv[1])
@@ -792,7 +792,7 @@ def test_manifest_says_what_was_read_and_how(prepared):
 
 def test_importing_data_loads_no_heavy_library():
     code = (
-        "import sys, data.pipeline; from data.settings import *;"
+        "import sys, data.pipeline; from settings.data import *;"
         "data.pipeline.prepared_folder(DataSettings('x', 'python_stdlib', prepared_dir='p'),"
         "TokenizerSettings('x', 'bpe'));"
         "print({'torch', 'datasets', 'transformers', 'tokenizers'} & set(sys.modules))"

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from data.settings import DataSettings, TokenizerSettings
+from settings.data import DataSettings, TokenizerSettings
 
 GOOD_DATA = {"name": "x", "source": "python_stdlib", "prepared_dir": "p"}
 HUB = {"source": "hub", "path": "a/b"}

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from texts import sentences
 
 from data.errors import DataError
-from data.settings import TokenizerSettings
 from data.tokenizer import (
     END_OF_TEXT,
     build_tokenizer,
@@ -19,6 +18,7 @@ from data.tokenizer import (
     train_bpe,
     vocab_size_of,
 )
+from settings.data import TokenizerSettings
 
 BPE = TokenizerSettings(name="bpe", kind="bpe", vocab_size=300)
 # Every string that UTF-8 can hold, with runs of spaces and special tokens more often than chance.

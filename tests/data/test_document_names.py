@@ -9,7 +9,7 @@ import data.documents
 from data.documents import document_bytes, document_names
 from data.pipeline import prepare
 from data.python_source import PythonFile
-from data.settings import DataSettings, TokenizerSettings
+from settings.data import DataSettings, TokenizerSettings
 
 TEXTS = ["a", "no\ttwo\nlines <b>\x1b[31m", "é" * 50]
 

@@ -24,7 +24,7 @@ import json, sys
 from data import packing
 from data.errors import DataError
 from data.pipeline import prepare
-from data.settings import DataSettings, TokenizerSettings
+from settings.data import DataSettings, TokenizerSettings
 
 packing._BATCH_CHARACTERS = 500
 try:

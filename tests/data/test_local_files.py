@@ -18,8 +18,8 @@ from data import hub_source
 from data.errors import DataError
 from data.local_files import split_of_name
 from data.pipeline import prepare
-from data.settings import DataSettings
 from data.sources import open_corpus
+from settings.data import DataSettings
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from data.batches import TrainingWindows
 from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
-from data.settings import DataSettings, TokenizerSettings
+from settings.data import DataSettings, TokenizerSettings
 
 BPE = TokenizerSettings(name="bpe", kind="bpe", vocab_size=300)
 

@@ -17,9 +17,9 @@ from data.losses import Losses, gives_back_all
 from data.manifest import share_of
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
-from data.settings import TokenizerSettings
 from data.sources import TRAIN, split_by_hash
 from data.tokenizer import bytes_tokenizer, save_tokenizer
+from settings.data import TokenizerSettings
 
 ROOT = Path(__file__).parents[2]
 

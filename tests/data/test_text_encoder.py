@@ -17,7 +17,6 @@ from data.encoding import (
     encode_in_order,
     encodes_piece_by_piece,
 )
-from data.settings import TokenizerSettings
 from data.tokenizer import (
     END_OF_TEXT,
     bytes_tokenizer,
@@ -26,6 +25,7 @@ from data.tokenizer import (
     split_long,
     train_bpe,
 )
+from settings.data import TokenizerSettings
 
 BPE = TokenizerSettings(name="bpe", kind="bpe", vocab_size=330)
 ASCII = st.text(st.characters(max_codepoint=127), max_size=40)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from files.errors import RunError
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
+from settings.training import OptimSettings
 from tracking import checkpoints, manifest
 from tracking.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, same_version
 from tracking.shards import shapes
@@ -28,7 +29,6 @@ from training.endurance.resumption import Identity, Progress, resume
 from training.errors import TrainingError
 from training.ranks.joining import alone
 from training.recipe.optim import build_optimizers, optimizer_tensors
-from training.settings import OptimSettings
 
 GROUPS = ("model", "optimizer", "rng")
 

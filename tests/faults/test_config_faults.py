@@ -16,6 +16,7 @@ from launch.errors import ConfigError
 from launch.explain import explain
 from launch.failures import USER_ERRORS
 from launch.recorded import as_yaml, require_same_run
+from measuring.windows import windows_for
 from modeling.arrangement import layer_configs
 from training.recipe.budget import make_budget
 
@@ -30,7 +31,7 @@ def refusal(*overrides, name="train"):
         config = compose.checked(composed(*overrides, name=name), schemas.SCHEMAS[name])
         if name == "train":
             layer_configs(config.model)
-            config.eval.windows(config.model)
+            windows_for(config.eval, config.model)
             make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
     except USER_ERRORS as error:
         return str(error)

@@ -24,10 +24,10 @@ from data.batches import TrainingWindows
 from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
-from data.settings import DataSettings, TokenizerSettings
 from data.shards import TokenStream
 from data.tokenizer import load_pretrained, load_tokenizer
 from files.sealed import sealed, unsealed
+from settings.data import DataSettings, TokenizerSettings
 
 ROOT = Path(__file__).parents[2]
 BYTES = TokenizerSettings(name="bytes", kind="bytes")

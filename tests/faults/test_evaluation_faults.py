@@ -14,19 +14,19 @@ import torch
 from comparing.variants import compare
 from data.pipeline import prepare
 from data.prepared import PreparedData
-from data.settings import DataSettings, TokenizerSettings
 from files.errors import RunError
 from measuring import perplexity
 from measuring.errors import EvaluationError
 from measuring.evaluate import evaluate_run
 from measuring.perplexity import Score, Window, score
 from measuring.runs import choose_runs, load_run
-from measuring.settings import EvalSettings
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
 from reporting import report
 from reporting.report import new_report, update_report
+from settings.data import DataSettings, TokenizerSettings
+from settings.evaluation import EvalSettings
 from tests.comparing.test_variants import CARD, run
 from tests.measuring.models import model
 from tests.measuring.runs import CONFIG, SUMMARY, quiet, write_run

@@ -15,10 +15,10 @@ from data.errors import DataError
 from data.journal import Journal
 from data.pipeline import prepare
 from data.prepared import PreparedData
-from data.settings import DataSettings, TokenizerSettings
 from data.shards import Shard, TokenStream, write_array
 from data.tokenizer import end_of_document_id, load_tokenizer
 from files.sealed import sealed, unsealed
+from settings.data import DataSettings, TokenizerSettings
 
 SEED = int(os.environ.get("KVLAB_FUZZ_SEED", "20261123"))
 pytestmark = pytest.mark.slow

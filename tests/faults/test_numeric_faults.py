@@ -7,10 +7,11 @@ import pytest
 import torch
 from weights import assert_same_bits, final_tensors
 
-from measuring.settings import EvalSettings
 from modeling.accounting import training_flops_per_token
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.gpt import GPT
+from settings.evaluation import EvalSettings
+from settings.training import OptimSettings, ScheduleSettings, TrainerSettings
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from tracking.run_folder import RunFolder
@@ -18,7 +19,7 @@ from training import recorder
 from training.endurance import provenance
 from training.errors import TrainingDiverged, TrainingError
 from training.machine import setup
-from training.settings import OptimSettings, Recipe, ScheduleSettings, TrainerSettings
+from training.settings import Recipe
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import interop.deepseek
 import interop.export
 import interop.llama
 from data.pipeline import prepare
-from data.settings import DataSettings, TokenizerSettings
 from files.errors import RunError
 from interop.convert import Conversion, convert
 from interop.errors import ExportMismatch, InteropError
@@ -29,6 +28,7 @@ from interop.model_card import LICENCES, Agreement, Licence, Origin, model_card
 from launch import schemas
 from launch.failures import status_of
 from modeling.gpt import GPT
+from settings.data import DataSettings, TokenizerSettings
 from tracking.checkpoints import CheckpointStore
 from tracking.run_folder import RunFolder
 

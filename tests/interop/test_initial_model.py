@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 import train_model
 from data.errors import DataError
 from data.prepared import PreparedData
-from data.settings import TokenizerSettings
 from data.tokenizer import build_tokenizer, save_tokenizer
 from interop.errors import InteropError
 from interop.initial import (
@@ -35,6 +34,7 @@ from measuring.perplexity import score
 from modeling.arrangement import layer_configs
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
+from settings.data import TokenizerSettings
 from tracking.configuration import read_configuration
 from tracking.metrics import read_metrics
 

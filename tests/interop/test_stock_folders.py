@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data.settings import TokenizerSettings
 from data.tokenizer import build_tokenizer, save_tokenizer
 from interop.errors import InteropError
 from interop.folders import read_stock, tokenizer_sha256
+from settings.data import TokenizerSettings
 
 CONFIG = {"model_type": "llama", "hidden_size": 8}
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}

@@ -18,10 +18,10 @@ from measuring.decode import (
 from measuring.errors import EvaluationError
 from measuring.kv_cache import measure_generation_memory
 from measuring.machine import measure_memory_bandwidth, peak_extra_bytes
-from measuring.settings import DecodeSettings
 from modeling.accounting import kv_cache_bytes_per_token
 from modeling.config import LayersConfig
 from reporting.tables import decode_sections
+from settings.evaluation import DecodeSettings
 
 CPU = torch.device("cpu")
 # Neither in order, as a user may give them.

@@ -12,9 +12,9 @@ from measuring.errors import EvaluationError
 from measuring.evaluate import evaluate_run
 from measuring.perplexity import windows
 from measuring.runs import choose_runs, load_run
-from measuring.settings import EvalSettings
 from modeling.errors import ModelConfigError
 from modeling.kv_cache import LayerCache
+from settings.evaluation import EvalSettings
 from tests.measuring.runs import CONFIG, SUMMARY, quiet, write_run
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import MetricsLog

@@ -17,7 +17,6 @@ from comparing.decode_speed import add_decode_speed
 from comparing.variants import compare
 from data.pipeline import prepare
 from data.prepared import TOKENIZER_FOLDER
-from data.settings import DataSettings, TokenizerSettings
 from data.tokenizer import TOKENIZER_FILES, bytes_tokenizer, load_tokenizer
 from interop.errors import InteropError
 from interop.hugging_face import TransformersModel, find, load, load_into_kvlab
@@ -30,12 +29,13 @@ from measuring.errors import EvaluationError
 from measuring.evaluate import evaluate_run
 from measuring.external import Origin, Text, evaluate_external, texts_of
 from measuring.perplexity import windows
-from measuring.settings import DecodeSettings, EvalSettings
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from reporting.headline import headline
 from reporting.report import new_report, update_report
 from reporting.tables import decode_sections, note, table
+from settings.data import DataSettings, TokenizerSettings
+from settings.evaluation import DecodeSettings, EvalSettings
 from tests.measuring.runs import CONFIG, quiet, write_run
 
 CPU = torch.device("cpu")

@@ -16,9 +16,10 @@ from measuring.kv_cache import (
     measure_kv_cache,
     require_closed_form,
 )
-from measuring.settings import EvalSettings
+from measuring.windows import cache_context_for
 from modeling.accounting import CacheCurve, cache_curve, kv_cache_bytes, kv_cache_bytes_read
 from modeling.config import LayersConfig
+from settings.evaluation import EvalSettings
 from tests.measuring.models import model
 
 WINDOW = {"window": 3}
@@ -99,10 +100,10 @@ def test_a_cache_without_room_is_refused_and_further_contexts_are_left_out(monke
 
 def test_the_stated_context_is_asked_for_or_the_models_own():
     learned = model("mla_no_rope").config
-    assert EvalSettings().stated_cache_context(learned) == 8
-    assert EvalSettings(cache_context=9).stated_cache_context(model("gqa").config) == 9
+    assert cache_context_for(EvalSettings(), learned) == 8
+    assert cache_context_for(EvalSettings(cache_context=9), model("gqa").config) == 9
     with pytest.raises(EvaluationError, match=r"eval.cache_context \(9\) is longer than the 8 pos"):
-        EvalSettings(cache_context=9).stated_cache_context(learned)
+        cache_context_for(EvalSettings(cache_context=9), learned)
     for context, range_ in ((0, "at least 1"), (10**7 + 1, "at most 10,000,000")):
         [problem] = EvalSettings(cache_context=context).problems()
         assert problem.startswith(f"eval.cache_context ({context}) must be {range_}")

@@ -8,8 +8,8 @@ from lm_eval.utils import get_rolling_token_windows
 from models import model
 
 from data.pipeline import prepare
-from data.settings import DataSettings, TokenizerSettings
 from measuring.perplexity import score, windows
+from settings.data import DataSettings, TokenizerSettings
 
 # More bytes than characters, and more than one white space between words. At an end that is white
 # space the harness counts an empty word, which kvlab does not.

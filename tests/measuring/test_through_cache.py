@@ -6,11 +6,11 @@ from models import model
 
 from measuring.errors import EvaluationError
 from measuring.perplexity import score
-from measuring.settings import EvalSettings
 from measuring.through_cache import CachedScorer
 from modeling.config import SamplingSettings
 from modeling.errors import ModelConfigError
 from modeling.generate import generate
+from settings.evaluation import EvalSettings
 
 
 class Stream:

@@ -8,10 +8,10 @@ import torch
 from comparing.tasks import over_seeds
 from comparing.variants import compare
 from measuring.evaluate import evaluate_run
-from measuring.settings import EvalSettings
 from reporting.html_report import write_html
 from reporting.tables import task_sections
 from reporting.task_cells import TASK_COLUMNS, task_rows
+from settings.evaluation import EvalSettings
 from tests.measuring.runs import quiet, write_run
 from tests.reporting.variants_for_reports import mha, mla
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tracking.settings import TrackingSettings
+from settings.tracking import TrackingSettings
 
 CONF = Path(__file__).parents[2] / "conf" / "tracking"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from settings.tracking import TrackingSettings
 from tracking import wandb_mirror
-from tracking.settings import TrackingSettings
 from tracking.wandb_environment import run_id
 from tracking.wandb_mirror import WandbMirror
 
@@ -21,7 +21,7 @@ KEY = "c0ffee" * 7  # 42 characters, as long as a real one
 PROGRAM = """
 import json, os, subprocess, sys, time
 from pathlib import Path
-from tracking.settings import TrackingSettings
+from settings.tracking import TrackingSettings
 from tracking.wandb_mirror import WandbMirror
 
 def say(line):

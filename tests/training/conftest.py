@@ -1,8 +1,9 @@
 import pytest
 
-from measuring.settings import EvalSettings
 from modeling.config import GPTConfig, SamplingSettings
-from training.settings import OptimSettings, Recipe, ScheduleSettings, TrainerSettings
+from settings.evaluation import EvalSettings
+from settings.training import OptimSettings, ScheduleSettings, TrainerSettings
+from training.settings import Recipe
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from weights import assert_same_bits, final_tensors
 from measuring.runs import _model_config
 from modeling.config import LayersConfig
 from modeling.gpt import GPT
+from settings.training import OptimSettings
 from tests.arranged import EACH, VOCABULARY, config_of, model_of
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from training.endurance.resumption import Identity
 from training.errors import TrainingError
 from training.recipe.optim import build_optimizers
-from training.settings import OptimSettings
 
 WINDOWS_THAT_SHARE = LayersConfig(
     name="own", window=5, full_every=2, full_rope=False, sinks=True, share="last"

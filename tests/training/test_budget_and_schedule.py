@@ -3,10 +3,10 @@ import math
 
 import pytest
 
+from settings.training import ScheduleSettings, TrainerSettings
 from training.errors import TrainingError
 from training.recipe.budget import make_budget
 from training.recipe.schedule import learning_rate
-from training.settings import ScheduleSettings, TrainerSettings
 
 
 def test_budget_rounds_tokens_up_to_whole_steps():

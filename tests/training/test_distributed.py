@@ -22,13 +22,13 @@ from launch.explain import explain
 from launch.schemas import TrainConfig
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
+from settings.training import TrainerSettings
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from training.errors import AlreadyTold, TrainingError, TrainingInterrupted
 from training.ranks.joining import alone, joined
 from training.ranks.place import Place, place
 from training.ranks.world import World
-from training.settings import TrainerSettings
 
 ROOT = Path(__file__).parents[2]
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from data.errors import DataError
-from data.settings import DataSettings, TokenizerSettings
 from launch import schemas
 from launch.compose import checked, composed
 from launch.errors import ConfigError
 from launch.typed import for_hydra
+from settings.data import DataSettings, TokenizerSettings
 from training.cost_sheet import Cost, _downloads, _size_of_data, cost_of, total
 from training.dry_run import Unprepared, measure, stand_in
 from training.errors import TrainingFailed, TrainingInterrupted

@@ -3,6 +3,7 @@ import torch
 
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
+from settings.training import OptimSettings
 from training.recipe.muon import Muon, orthogonalised
 from training.recipe.optim import (
     build_optimizers,
@@ -12,7 +13,6 @@ from training.recipe.optim import (
     parameters_by_role,
     set_learning_rate,
 )
-from training.settings import OptimSettings
 
 BOTH = pytest.mark.parametrize("name", ["adamw", "muon"])
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from settings.training import TrainerSettings
 from training.machine.setup import Machine
 from training.recipe.optim import muon_dtype
-from training.settings import TrainerSettings
 
 PACKAGES = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
 

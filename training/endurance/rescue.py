@@ -10,13 +10,13 @@ from torch import Tensor
 
 from files.disk import one_line
 from files.errors import RunError
+from settings.training import TrainerSettings
 from tracking.failures import is_out_of_memory
 from training.endurance.checkpointing import RunCheckpoints
 from training.endurance.resumption import Progress
 from training.endurance.rng import rng_tensors
 from training.errors import TrainingDiverged, TrainingFailed
 from training.recipe.budget import Budget
-from training.settings import TrainerSettings
 
 
 class Recording(Protocol):

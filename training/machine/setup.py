@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from settings.training import TrainerSettings
 from training.machine.allocator import tune
 from training.machine.hardware import (
     busy_machine_advice,
@@ -14,7 +15,6 @@ from training.machine.hardware import (
     pick_autocast_dtype,
     reset_peak_memory,
 )
-from training.settings import TrainerSettings
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from settings.training import ScheduleSettings, TrainerSettings
 from training.errors import TrainingError
-from training.settings import ScheduleSettings, TrainerSettings
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from settings.training import OptimSettings
 from training.machine.hardware import has_native_bfloat16
 from training.recipe.muon import Muon
-from training.settings import OptimSettings
 
 
 def build_optimizers(

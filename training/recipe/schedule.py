@@ -2,7 +2,7 @@
 
 import math
 
-from training.settings import ScheduleSettings
+from settings.training import ScheduleSettings
 
 
 def learning_rate(settings: ScheduleSettings, peak: float, step: int, num_steps: int) -> float:

@@ -1,4 +1,4 @@
-"""What can be asked of an export; imports nothing that is slow to import."""
+"""Names of dtypes that a user can choose."""
 
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 """What weights can be written in."""

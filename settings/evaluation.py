@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from measuring.errors import EvaluationError
-from modeling.config import GPTConfig, cache_dtype_problems
+from modeling.config import cache_dtype_problems
 
 LONGEST_CACHE = 10_000_000
 """Tokens that are decoded at most, to measure a cache."""
@@ -69,40 +68,6 @@ class EvalSettings:
     """The first documents of each task that are asked, for a quick look; null asks all."""
     num_fewshot: int | None = None
     """Examples before each question, where a task does not insist on none; null: as it says."""
-
-    def windows(self, model: GPTConfig) -> tuple[int, int]:
-        """Return context and stride for a model, its own context where null.
-
-        Raises:
-            EvaluationError: If the model cannot be shown such windows.
-        """
-        context = self.context or model.max_position_embeddings
-        stride = self.stride or context
-        if stride > context:
-            raise EvaluationError(
-                f"eval.stride ({stride}) must not exceed the context ({context}); set eval.stride "
-                f"to {context} or less"
-            )
-        if model.position_embedding == "learned" and context > model.max_position_embeddings:
-            raise EvaluationError(
-                f"eval.context ({context}) is longer than the {model.max_position_embeddings} "
-                f"positions that the model learns; set eval.context to that or less"
-            )
-        return context, stride
-
-    def stated_cache_context(self, model: GPTConfig) -> int:
-        """Return the tokens at which a model's cache is stated, its own context where null.
-
-        Raises:
-            EvaluationError: If the model cannot be shown so many.
-        """
-        context, known = self.cache_context, model.max_position_embeddings
-        if context is not None and model.position_embedding == "learned" and context > known:
-            raise EvaluationError(
-                f"eval.cache_context ({context}) is longer than the {known} positions that the "
-                "model learns; set eval.cache_context to that or less"
-            )
-        return context or known
 
     def problems(self) -> list[str]:
         """Return every value out of its range, naming the key."""
