@@ -1,16 +1,19 @@
-"""The keys of the entry points: which there are, and what each takes."""
+"""The keys of the entry points: which there are, and what each takes, as their fields say."""
 
+import ast
 import dataclasses
 import functools
 import os
 import re
-import types
 import typing
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+import modeling
 from launch import schemas
+from settings.fields import allows_null, along, hints, meanings, meanings_in
 
 SCRIPTS = {
     "train": "train_model.py",
@@ -19,23 +22,6 @@ SCRIPTS = {
     "export": "export_model.py",
     "prepare": "-m data.prepare",
 }
-# Text by type, but one of a few words; the settings' `problems` say which.
-_WORDS = {
-    *("baseline", "cache_dtype", "command", "convert", "decode_path", "device", "dtype"),
-    *("hf_modules", "invalid_utf8", "kind", "match", "mlp", "mode", "norm", "parallelism"),
-    *("position_embedding", "precision", "share", "source", "split"),
-}
-# Prose, patterns and templates: a comma or ${ in them is never more than that.
-_PROSE = {"prompt", "sample_prompt", "text_template", "document_start"}
-_PATHS = {
-    *("data_folder", "folder", "hf", "init_from", "out", "path", "prepared_dir", "reports_dir"),
-    *("runs_dir", "task_folder"),
-}
-# In these ~ is replaced as they are typed: Hydra makes a folder in the first.
-FOLDERS_OF_RUNS = ("runs_dir", "reports_dir")
-# The keys of an attention that layers.pattern names.
-IN_A_PATTERN = r"layers\.attentions\.\w+\.(\w+)"
-_WHOLE = r"(num_\w+|\w*head_dim|hidden_size|\w+_rank)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +29,8 @@ class Key:
     """What a key takes.
 
     Args:
-        kind: prose, path, name (of anything), word (one of a few), int, float, bool or other.
+        kind: prose, path, folder, label or name (texts); word (one of a few), int, float, bool or
+            other.
         is_list: Whether it takes several.
         may_be_null: Whether null is none.
     """
@@ -55,7 +42,7 @@ class Key:
     @property
     def is_text(self) -> bool:
         """Whether any character may stand in it."""
-        return self.kind in ("prose", "path", "name")
+        return self.kind in ("prose", "path", "folder", "label", "name")
 
 
 @functools.cache
@@ -64,55 +51,59 @@ def keys_of(config_name: str) -> dict[str, Key]:
 
     Those of an attention are in `attention_keys`, those of a mixture's corpora as of `data`.
     """
-    found = _of_schema(schemas.SCHEMAS[config_name], "")
-    # They follow the group `layers`.
-    found = {key: one for key, one in found.items() if not key.startswith("model.layers.")}
+    found = {key: _key(*one) for key, one in _of_schema(schemas.SCHEMAS[config_name], "").items()}
     if config_name == "train":
-        names = sorted({key for keys in attention_keys().values() for key in keys})
-        whole = Key("int", may_be_null=True)
-        found |= {
-            f"model.attention.{name}": whole if re.fullmatch(_WHOLE, name) else Key("other")
-            for name in names
-        }
+        names = {name for keys in attention_keys().values() for name in keys}
+        found |= {f"model.attention.{name}": _of_attention(name) for name in sorted(names)}
     return found
 
 
-def _of_schema(schema: type, prefix: str) -> dict[str, Key]:
-    found: dict[str, Key] = {}
-    for name, hint in typing.get_type_hints(schema).items():
-        if dataclasses.is_dataclass(hint):
-            found |= _of_schema(typing.cast(type, hint), f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = _key(name, hint)
+_Fields = dict[str, tuple[dataclasses.Field[Any], Any]]
+
+
+def _of_schema(schema: Any, prefix: str) -> _Fields:
+    """Return the field and the type of each key, but for those that follow another."""
+    found: _Fields = {}
+    for field in dataclasses.fields(schema):
+        hint = hints(schema)[field.name]
+        if "follows" not in field.metadata and dataclasses.is_dataclass(hint):
+            found |= _of_schema(hint, f"{prefix}{field.name}.")
+        elif "follows" not in field.metadata:
+            found[f"{prefix}{field.name}"] = field, hint
     return found
 
 
-def _key(name: str, hint: Any) -> Key:
+def _key(field: dataclasses.Field[Any], hint: Any) -> Key:
+    kind = field.metadata.get("kind", "word" if "one_of" in field.metadata else "")
     if hint is Any:  # of eval_model.py: one or several
-        return Key("path" if name in _PATHS else "name", is_list=True, may_be_null=True)
-    may_be_null = False
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        may_be_null = True
-        (hint,) = (kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+        return Key(kind or "name", is_list=True, may_be_null=True)
+    may_be_null = allows_null(hint)
+    if may_be_null:
+        hint = next(one for one in typing.get_args(hint) if one is not type(None))
     is_list = typing.get_origin(hint) is list
     if is_list:
         (hint,) = typing.get_args(hint)
     if hint is str:
-        for kind, names in (("prose", _PROSE), ("path", _PATHS), ("word", _WORDS)):
-            if name in names:
-                return Key(kind, is_list, may_be_null)
-        return Key("name", is_list, may_be_null)
-    kind = hint.__name__ if hint in (int, float, bool) else "other"
-    return Key(kind, is_list, may_be_null)
+        return Key(kind or "name", is_list, may_be_null)
+    return Key(hint.__name__ if hint in (int, float, bool) else "other", is_list, may_be_null)
 
 
 def look_up(config_name: str, key: str) -> Key | None:
     """Return what a dotted key takes, also that of a corpus in a mixture; None if there is none."""
-    if re.fullmatch(r"data\.weights\.[^.]+", key):
-        return Key("float")
-    if config_name == "train" and (found := re.fullmatch(IN_A_PATTERN, key)):
-        key = f"model.attention.{found[1]}"
-    return keys_of(config_name).get(re.sub(r"^data\.corpora\.[^.]+\.", "data.", key))
+    if key in keys_of(config_name):
+        return keys_of(config_name)[key]
+    if leaf := in_a_pattern(key):
+        return keys_of(config_name).get(f"model.attention.{leaf}")
+    fields, hint = along(schemas.SCHEMAS[config_name], key)
+    is_key = hint not in (None, Any) and not dataclasses.is_dataclass(hint)
+    follows = any("follows" in field.metadata for field in fields)
+    return _key(fields[-1], hint) if is_key and not follows else None
+
+
+def in_a_pattern(key: str) -> str:
+    """Return KEY of layers.attentions.NAME.KEY, of an attention in layers.pattern; else nothing."""
+    names = key.split(".")
+    return names[3] if len(names) == 4 and names[:2] == ["layers", "attentions"] else ""
 
 
 def with_home(folder: str) -> str:
@@ -128,18 +119,49 @@ def attention_keys() -> dict[str, list[str]]:
     def keys(name: str) -> list[str]:
         node = _read(folder / f"{name}.yaml")
         bases = [str(base).partition("@")[0] for base in node.get("defaults", [])]
-        own = node.get("attention", node)
-        found = [key for base in bases if base != "_self_" for key in keys(base)]
-        return [*found, *(k for k in own if k not in found and k not in ("defaults",))]
+        inherited = [key for base in bases if base != "_self_" for key in keys(base)]
+        return list(dict.fromkeys([*inherited, *node.get("attention", node)]))
 
-    return {path.stem: keys(path.stem) for path in sorted(folder.glob("*.yaml"))}
+    found = {path.stem: keys(path.stem) for path in sorted(folder.glob("*.yaml"))}
+    return {name: [key for key in own if key != "defaults"] for name, own in found.items()}
+
+
+@functools.cache
+def _attentions() -> list[ast.ClassDef]:
+    """Return the classes of modeling/attention unread by Python, which would import PyTorch."""
+    paths = sorted(Path(modeling.__file__).with_name("attention").glob("*.py"))
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+    return [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+def _of_attention(name: str) -> Key:
+    """Return what a key of an attention takes; beyond whole numbers its own class decides."""
+    for node in _attentions():
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == name:
+                is_whole = ast.unparse(field.annotation) in ("int", "int | None")
+                return Key("int", may_be_null=True) if is_whole else Key("other")
+    return Key("other")
+
+
+def meaning_of(config_name: str, key: str) -> str:
+    """Return what a key means, as the text under its field says."""
+    *parents, name = key.split(".")
+    if key == "model.attention.name":
+        return "Name that the attention is registered by; attention=NAME chooses it."
+    if parents == ["model", "attention"]:
+        found = [meanings_in(node) for node in _attentions()]
+        return next((texts[name] for texts in found if name in texts), "")
+    schema: Any = schemas.SCHEMAS[config_name]
+    for parent in parents:
+        schema = hints(schema)[parent]
+    return meanings(schema).get(name, "")
 
 
 @functools.cache
 def groups_of(config_name: str) -> dict[str, list[str]]:
     """Return the groups of an entry point, each with the names of its choices."""
-    conf = schemas.ROOT / "conf"
-    defaults = _read(conf / f"{config_name}.yaml").get("defaults", [])
+    defaults = _read(schemas.ROOT / "conf" / f"{config_name}.yaml").get("defaults", [])
     names = [name for entry in defaults if isinstance(entry, dict) for name in entry]
     return {name: choices(name) for name in names if re.fullmatch(r"\w+", name)}
 
@@ -149,7 +171,7 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (schemas.ROOT / "conf" / group).glob("*.yaml"))
 
 
-def _read(path: Any) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """Read a YAML file of kvlab's; {} where it is none, which composing will say."""
     try:
         node = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -159,7 +181,7 @@ def _read(path: Any) -> dict[str, Any]:
 
 
 def entries_with(key: str) -> list[str]:
-    """Return the entry points that have a key or a group of that name."""
+    """Return the entry points that have a key, a section or a group of that name."""
     return [
         name
         for name in schemas.SCHEMAS

@@ -8,7 +8,7 @@ from yaml import YAMLError
 
 from launch import schemas
 from launch.errors import ConfigError
-from launch.keys import FOLDERS_OF_RUNS, entries_with, groups_of, look_up, with_home
+from launch.keys import entries_with, groups_of, look_up, with_home
 from launch.mistakes import unknown_key
 
 
@@ -40,10 +40,11 @@ def _those_of(config_name: str, node: dict[Any, Any], prefix: str, where: str) -
     kept: dict[str, Any] = {}
     for name, value in node.items():
         key = f"{prefix}{name}"
-        if key == "hydra" or key.startswith("model.attention") or look_up(config_name, key):
+        known = look_up(config_name, key)
+        if key == "hydra" or key.startswith("model.attention") or known:
             if key.startswith("model") and config_name != "train":
                 continue
-            is_folder = key in FOLDERS_OF_RUNS and isinstance(value, str)
+            is_folder = known and known.kind == "folder" and isinstance(value, str)
             kept[name] = with_home(value) if is_folder else value
         elif isinstance(value, dict) and entries_with(key):
             if below := _those_of(config_name, value, f"{key}.", where):

@@ -1,26 +1,20 @@
-"""The root schemas: what each entry point reads, and what is wrong with the keys at the root.
-
-`launch` fills them from the files in conf/ and the command line.
-"""
+"""The root schemas: what each entry point reads, filled from conf/ and the command line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from modeling.config import SamplingSettings, cache_dtype_problems, dtype_meant
+from modeling.config import SamplingSettings
 from settings.data import DataSettings, TokenizerSettings
-from settings.dtypes import DTYPE_NAMES
+from settings.dtypes import CACHE_DTYPE_NAMES, DEVICES, DTYPE_NAMES, device_meant, dtype_meant
 from settings.evaluation import EvalSettings
-from settings.run import InAStudy, TrainConfig, name_problems
+from settings.fields import LABEL, Section, is_label, key
+from settings.run import InAStudy, TrainConfig
 from settings.tracking import TrackingSettings
-from settings.training import device_problems
 from tracking.run_folder import listed, names_by_age
 
 ROOT = Path(__file__).resolve().parent.parent
 PREPARE_COMMANDS = ("prepare", "verify", "inspect")
-
-
-HF_MODULES = ("transformers", "kvlab")
 
 
 def _names(value: Any) -> list[str]:
@@ -29,45 +23,57 @@ def _names(value: Any) -> list[str]:
 
 
 @dataclass
-class EvalConfig(InAStudy):
+class EvalConfig(Section, InAStudy):
     """Everything `eval_model.py` reads."""
 
-    runs_dir: str = "???"
-    reports_dir: str = "???"
-    report_name: str | None = None
+    runs_dir: str = key(kind="folder")
+    """Folder that runs are in."""
+    reports_dir: str = key(kind="folder")
+    """Folder that reports are written to."""
+    report_name: str | None = key(None, kind="label")
+    """The folder in reports_dir; one that exists is kept, and the new one numbered. null: the
+    study's name, or comparison."""
     study: str | None = None
+    """A study (conf/experiment/study_*.yaml), typed as experiment=NAME, whose runs are in a folder
+    of their own and have to agree in the protocol card. null: the runs that belong to none."""
     run: Any = None
-    hf: Any = None
-    hf_modules: str = "transformers"
-    data_folder: str | None = None
-    split: str = "validation"
-    device: str = "auto"
+    """A name or a list of names, with * and ? as wildcards; null takes every finished run."""
+    hf: Any = key(None, kind="path")
+    """Models of transformers to measure with the runs, on their text: a folder, or NAME or
+    NAME@REVISION of the Hub, or a list of them. null: none."""
+    hf_modules: str = key("transformers", one_of=("transformers", "kvlab"))
+    """Whose modules compute them: transformers (any causal language model), or kvlab (the families
+    of Llama, Mistral, Qwen3, SmolLM3, DeepSeek and GPT-2, which then decode as kvlab's own runs do,
+    MLA absorbed)."""
+    data_folder: str | None = key(None, kind="path")
+    """A prepared folder (data/prepared/...) whose text hf models are scored on without any run."""
+    split: str = key("validation", kind="word")
+    """Split that is scored; the training split is never scored unless it is named here."""
+    device: str = key("auto", one_of=DEVICES, hint=device_meant)
+    """cpu, cuda, or auto."""
     eval: EvalSettings = field(default_factory=EvalSettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
-    def problems(self) -> list[str]:
-        """Return what is wrong with the keys at the root."""
-        found = name_problems("report_name", self.report_name)
-        found += device_problems("device", self.device)
-        found += name_problems("experiment", self.study)
+    def conflicts(self) -> list[str]:
+        """Return what is wrong with values that have to fit others."""
+        found = []
+        if self.study is not None and not is_label(self.study):
+            found.append(f"experiment ({self.study!r}) must be {LABEL}")
         if isinstance(self.run, dict):
             found.append(f"run ({self.run}) must be a name or a list of names: run='[mha-*,mla-*]'")
         if self.hf is not None and (isinstance(self.hf, dict) or not all(self.external())):
             found.append(f"hf ({self.hf}) must be a folder or a name of the Hub, or a list of them")
         if self.hf is not None and self.hf_modules == "transformers":
-            for key in ("cache_dtype", "decode_path"):
-                value = getattr(self.eval, key)
-                if value not in (None, "float32"):
-                    found.append(
-                        f"eval.{key}={value} is kvlab's, and hf models are in transformers' "
-                        "modules; set hf_modules=kvlab, or leave it out"
-                    )
-        if self.hf_modules not in HF_MODULES:
-            found.append(f"hf_modules ('{self.hf_modules}') must be {' or '.join(HF_MODULES)}")
+            found += [
+                f"eval.{name}={value} is kvlab's, and hf models are in transformers' modules; set "
+                "hf_modules=kvlab, or leave it out"
+                for name in ("cache_dtype", "decode_path")
+                if (value := getattr(self.eval, name)) not in (None, "float32")
+            ]
         if self.data_folder is not None and (self.run is not None or self.study is not None):
             found.append(
                 "data_folder is what hf models are scored on where there are no runs; leave it out "
-                "beside run=... or experiment=..., which bring their text"
+                "with run=... or experiment=..., which bring their text"
             )
         elif self.data_folder is not None and not self.external():
             found.append("data_folder needs hf=..., the models that are scored on it")
@@ -88,67 +94,80 @@ class EvalConfig(InAStudy):
 
 
 @dataclass
-class GenerateConfig:
+class GenerateConfig(Section):
     """Everything `generate_text.py` reads."""
 
-    runs_dir: str = "???"
+    runs_dir: str = key(kind="folder")
+    """Folder that runs are in."""
     run: str | None = None
-    prompt: str | None = None
-    max_new_tokens: int | None = None
-    cache_dtype: str | None = None
-    device: str = "auto"
+    """Name of a run with a checkpoint, or its folder; null takes the newest."""
+    prompt: str | None = key(None, kind="prose")
+    """Text to continue; null: that of the run's own sample (trainer.sample_prompt)."""
+    max_new_tokens: int | None = key(None, at_least=0)
+    """Tokens to write; null: 200, or as many as the context has room for."""
+    cache_dtype: str | None = key(None, one_of=CACHE_DTYPE_NAMES, hint=dtype_meant)
+    """What the KV cache stores: float32, bfloat16, float16 or int8; null: what the weights are."""
+    device: str = key("auto", one_of=DEVICES, hint=device_meant)
+    """cpu, cuda, or auto."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
-
-    def problems(self) -> list[str]:
-        """Return what is wrong with the keys at the root."""
-        found = device_problems("device", self.device)
-        if self.max_new_tokens is not None and self.max_new_tokens < 0:
-            found.append(f"max_new_tokens ({self.max_new_tokens}) must be at least 0")
-        return found + cache_dtype_problems("cache_dtype", self.cache_dtype)
 
 
 @dataclass
-class PrepareConfig:
+class PrepareConfig(Section):
     """Everything `python -m data.prepare` reads."""
 
-    runs_dir: str = "???"
-    command: str = "prepare"
-    folder: str | None = None
+    runs_dir: str = key(kind="folder")
+    """Folder that runs are in; preparing reads none."""
+    command: str = key("prepare", one_of=PREPARE_COMMANDS)
+    """What to do; the first word of the command line: verify, inspect, or prepare if there is
+    none."""
+    folder: str | None = key(None, kind="path")
+    """verify, inspect: a prepared folder, in place of the one that data and tokenizer name."""
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
 
-    def problems(self) -> list[str]:
-        """Return what is wrong with the keys at the root."""
-        found = []
-        if self.command not in PREPARE_COMMANDS:
-            found.append(f"command ('{self.command}') must be one of {', '.join(PREPARE_COMMANDS)}")
+    def conflicts(self) -> list[str]:
+        """Return what is wrong with values that have to fit others."""
         if self.folder is not None and self.command == "prepare":
-            found.append("folder applies to verify and inspect only; prepare has data.prepared_dir")
-        return found
+            return ["folder applies to verify and inspect only; prepare has data.prepared_dir"]
+        return []
 
 
 @dataclass
-class ExportConfig(InAStudy):
+class ExportConfig(Section, InAStudy):
     """Everything `export_model.py` reads."""
 
-    runs_dir: str = "???"
+    runs_dir: str = key(kind="folder")
+    """Folder that runs are in."""
     run: str | None = None
-    study: str | None = None
-    hf: str | None = None
-    data_folder: str | None = None
-    out: str = "???"
-    dtype: str = "float32"
-    device: str = "auto"
-    convert: str | None = None
-    num_key_value_heads: int | None = None
-    kv_lora_rank: int | None = None
-    qk_rope_head_dim: int | None = None
-    calibration_tokens: int = 65_536
+    """What to write: a run with a checkpoint, by its name."""
+    study: str | None = key(None, kind="label")
+    """The study that the run belongs to; null: none."""
+    hf: str | None = key(None, kind="path")
+    """In place of a run: a folder of transformers, with data that has its tokenizer."""
+    data_folder: str | None = key(None, kind="path")
+    """With hf: a prepared folder, whose validation texts the result is compared on."""
+    out: str = key(kind="path")
+    """The folder to write, which must not exist yet."""
+    dtype: str = key("float32", one_of=DTYPE_NAMES, hint=dtype_meant)
+    """Dtype of the written weights: float32, bfloat16 or float16."""
+    device: str = key("auto", one_of=DEVICES, hint=device_meant)
+    """Where the result is compared with kvlab's model: cpu, cuda, or auto."""
+    convert: str | None = key(None, one_of=("gqa", "mqa", "mla"))
+    """Give the model another attention first: gqa, mqa or mla; null leaves it."""
+    num_key_value_heads: int | None = key(None, at_least=1)
+    """With convert=gqa: g, key-value heads; null: a quarter of the heads."""
+    kv_lora_rank: int | None = key(None, at_least=1)
+    """With convert=mla: c, width of the latent; null: 4 times the width of a head."""
+    qk_rope_head_dim: int | None = key(None, at_least=1)
+    """With convert=mla: r, dimensions that are rotated; null: half of what is rotated now."""
+    calibration_tokens: int = key(65_536, at_least=0)
+    """With convert=mla: tokens of the training split on which it measures what the projections get;
+    0 for none."""
 
-    def problems(self) -> list[str]:
-        """Return what is wrong with the keys at the root."""
-        found = name_problems("study", self.study)
-        found += device_problems("device", self.device)
+    def conflicts(self) -> list[str]:
+        """Return what is wrong with values that have to fit others."""
+        found = []
         if (self.run is None) == (self.hf is None):
             names = names_by_age(self.runs_path) if self.run is None else []
             there = f"; runs there are: {listed(names)}" if names else ""
@@ -158,23 +177,15 @@ class ExportConfig(InAStudy):
                 "data_folder, a prepared folder with the model's tokenizer, goes with hf and hf "
                 "with it: give both or neither"
             )
-        if self.dtype not in DTYPE_NAMES:
-            meant = dtype_meant("dtype", self.dtype, DTYPE_NAMES)
-            found.append(f"dtype ('{self.dtype}') must be one of {', '.join(DTYPE_NAMES)}{meant}")
-        if self.convert not in (None, "gqa", "mqa", "mla"):
-            found.append(f"convert ('{self.convert}') must be null, gqa, mqa or mla")
-        for key, conversion in (
+        for name, conversion in (
             ("num_key_value_heads", "gqa"),
             ("kv_lora_rank", "mla"),
             ("qk_rope_head_dim", "mla"),
             ("calibration_tokens", "mla"),
         ):
-            value = getattr(self, key)
-            if value != getattr(ExportConfig, key) and self.convert != conversion:
-                found.append(f"{key} ({value}) goes with convert={conversion}; leave it out")
-            least = 0 if key == "calibration_tokens" else 1
-            if value is not None and value < least:
-                found.append(f"{key} ({value}) must be at least {least}")
+            value = getattr(self, name)
+            if value != getattr(ExportConfig, name) and self.convert != conversion:
+                found.append(f"{name} ({value}) goes with convert={conversion}; leave it out")
         return found
 
     @property

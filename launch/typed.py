@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from launch.errors import ConfigError
-from launch.keys import FOLDERS_OF_RUNS, IN_A_PATTERN, Key, choices, groups_of, look_up, with_home
+from launch.keys import Key, choices, groups_of, in_a_pattern, look_up, with_home
 from launch.mistakes import (
     not_an_assignment,
     one_of_several,
@@ -60,7 +60,7 @@ def for_hydra(config_name: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _split(config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tell Hydra's flags from assignments."""
+    """Return Hydra's flags, and the assignments."""
     flags: list[str] = []
     typed: list[str] = []
     rest = list(arguments)
@@ -100,6 +100,28 @@ def _as_of_a_keyboard(argument: str) -> str:
 def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun: bool) -> str:
     """Return one assignment with its value written as Hydra's grammar wants it."""
     prefix, key, value = _parts(argument)
+    _require_settable(argument, key, value, is_multirun)
+    if re.match(r"~?hydra\b", key) or "@" in key:
+        return argument
+    is_group, known = key in groups_of(config_name), look_up(config_name, key)
+    if is_group:
+        if prefix:
+            raise ConfigError(f"{argument}: leave out the {prefix}: {key}={value}")
+        _require_choices(config_name, key, value, typed, is_multirun)
+    elif known is None:
+        if not _may_be_of_another_file(key, typed):
+            raise ConfigError(unknown_key(config_name, key, value))
+    elif not known.is_text:
+        value = _as_value(config_name, key, known, value, is_multirun)
+    elif value != "null" or not known.may_be_null or _is_called_null(key, typed):
+        value = _as_text(config_name, key, known, value, is_multirun)
+    if in_a_pattern(key):
+        prefix = "++"  # of an attention that is composed when the pattern is known
+    return f"{prefix}{key}={value}"
+
+
+def _require_settable(argument: str, key: str, value: str, is_multirun: bool) -> None:
+    """Refuse what Hydra has and kvlab has not."""
     if argument.startswith("~") and not argument.startswith("~hydra"):
         raise ConfigError(f"{argument}: no key can be left out; give it another value: KEY=VALUE")
     for folder in re.findall(r"file://([^],]+)", value) if key == "hydra.searchpath" else []:
@@ -107,73 +129,55 @@ def _as_hydra(config_name: str, argument: str, typed: Sequence[str], is_multirun
             raise ConfigError(f"{key}: there is no folder {folder}")
     if not is_multirun and re.match(r"~?hydra\.(?!launcher|searchpath)", key):
         raise ConfigError(f"{key} cannot be set; folders are set by runs_dir and reports_dir")
-    if found := re.fullmatch(r"attention@layers\.attentions\.(\w+)", key):
+    if key.startswith("attention@layers.attentions."):
+        name = key.rpartition(".")[2]
         raise ConfigError(
-            f"{argument}: leave it out; layers.pattern=[{found[1]},own] brings {value} itself"
+            f"{argument}: leave it out; layers.pattern=[{name},own] brings {value} itself"
         )
-    if re.match(r"~?hydra\b", key) or "@" in key:
-        return argument
-    if re.fullmatch(IN_A_PATTERN, key):
-        prefix = "++"  # of an attention that is composed when the pattern is known
-    is_group = key in groups_of(config_name)
-    if is_group and prefix:
-        raise ConfigError(f"{argument}: leave out the {prefix}: {key}={value}")
-    known = look_up(config_name, key)
-    if known is None and not is_group:
-        if _may_be_of_another_file(key, typed):
-            return f"{prefix}{key}={value}"
-        raise ConfigError(unknown_key(config_name, key, value))
-    if not is_group and known is not None and known.is_text:
-        is_path_itself = re.fullmatch(r"(data|tokenizer)\.(corpora\.[^.]+\.)?path", key)
-        says_none = known.may_be_null and key != "prompt"
-        if (
-            value == "null"
-            and says_none
-            and not (is_path_itself and any(re.match(r"(data|tokenizer)=", one) for one in typed))
-        ):
-            return f"{prefix}{key}=null"
-        return f"{prefix}{key}={_as_text(config_name, key, known, value, is_multirun)}"
+
+
+def _is_called_null(key: str, typed: Sequence[str]) -> bool:
+    """Return whether null is a text or the name of a folder, rather than none."""
+    chosen = any(one.startswith(("data=", "tokenizer=")) for one in typed)
+    return key == "prompt" or (key.endswith(".path") and chosen)
+
+
+def _require_choices(
+    config_name: str, group: str, value: str, typed: Sequence[str], is_multirun: bool
+) -> None:
+    """Refuse several choices without -m, and one that neither conf/ nor an own folder has."""
+    _require_closed(group, value)
+    is_list = value.startswith("[") and value.endswith("]")
+    pieces = split_at_commas(value[1:-1] if is_list else value)
+    if len(pieces) > 1 and not is_multirun:
+        raise ConfigError(one_of_several(config_name, group, None, pieces))
+    if _FUNCTION.fullmatch(value) or "${" in value or _has_own_folder(typed):
+        return
+    for piece in map(str.strip, pieces):
+        name = piece[1:-1] if _QUOTED.fullmatch(piece) else piece
+        if name not in ("null", *choices(group)):
+            raise ConfigError(wrong_choice(config_name, group, name))
+
+
+def _as_value(config_name: str, key: str, known: Key, value: str, is_multirun: bool) -> str:
+    """Return a number, a word or a list; what Hydra could not read is quoted, for its own rule."""
     _require_closed(key, value)
+    if known.is_list and not re.match(r"\s*[\[$]|null$|\w+\s*\(", value):
+        value = f"[{value}]"
     pieces = split_at_commas(value)
-    is_open = not re.match(r"\s*[\[$]|null$|\w+\s*\(", value)
-    if known is not None and known.is_list and is_open:
-        value, pieces = f"[{value}]", [f"[{value}]"]
-    if is_group and value.startswith("[") and value.endswith("]"):
-        pieces = split_at_commas(value[1:-1])
     if len(pieces) > 1 and not is_multirun:
         raise ConfigError(one_of_several(config_name, key, known, pieces))
-    if is_group:
-        _require_choices(config_name, key, value, pieces, typed)
     if key == "model.attention":
         raise ConfigError(unknown_key(config_name, key, value))
-    if known is not None and known.kind == "int":
-        value = ",".join(_whole_number(piece) for piece in pieces)
-    if known is not None:
-        value = ",".join(_plain(known, piece) for piece in split_at_commas(value))
-    return f"{prefix}{key}={value}"
+    return ",".join(_plain(known, piece) for piece in pieces)
 
 
 def _plain(known: Key, value: str) -> str:
-    """Quote what Hydra's grammar would not read, for the key's own rule to refuse it."""
+    value = _whole_number(value) if known.kind == "int" else value
     is_mapping = known.kind == "other" and value.startswith(("{", "["))
     if _PLAIN.fullmatch(value.strip()) or _FUNCTION.fullmatch(value) or "${" in value or is_mapping:
         return value
     return value if _QUOTED.fullmatch(value) else quoted(value)
-
-
-def _require_choices(
-    config_name: str, group: str, value: str, pieces: Sequence[str], typed: Sequence[str]
-) -> None:
-    """Refuse a choice that there is not, unless a folder of the user's own may have it."""
-    if _FUNCTION.fullmatch(value) or "${" in value or _has_own_folder(typed):
-        return
-    for piece in pieces:
-        name = piece.strip()
-        name = name[1:-1] if _QUOTED.fullmatch(name) else name
-        listed = name[1:-1].split(",") if name.startswith("[") and name.endswith("]") else [name]
-        for one in map(str.strip, listed):
-            if one not in ("null", *choices(group)):
-                raise ConfigError(wrong_choice(config_name, group, one))
 
 
 def _has_own_folder(typed: Sequence[str]) -> bool:
@@ -187,7 +191,7 @@ def _parts(argument: str) -> tuple[str, str, str]:
 
 
 def _may_be_of_another_file(key: str, typed: Sequence[str]) -> bool:
-    """Tell keys that a folder of the user's own may bring, or an attention of the user's own."""
+    """Return whether a folder or an attention of the user's own may bring a key."""
     is_of_an_attention = key.startswith(("model.attention.", "layers.attentions."))
     return _has_own_folder(typed) or is_of_an_attention
 
@@ -196,13 +200,13 @@ def _as_text(config_name: str, key: str, known: Key, value: str, is_multirun: bo
     """Quote a value that may be any text, or a list of such."""
     if _QUOTED.fullmatch(value):
         return value
-    if known.kind == "path" or key == "run":
+    if known.kind in ("path", "folder") or key == "run":
         _require_user(key, value)
-    if key in FOLDERS_OF_RUNS:
+    if known.kind == "folder":
         value = with_home(value)
     if known.kind == "prose":
         return quoted(value, keeps_interpolations=False)
-    is_there = known.kind == "path" and _is_there(value)
+    is_there = known.kind in ("path", "folder") and _is_there(value)
     if is_multirun and _FUNCTION.fullmatch(value):
         return value
     if known.is_list and not is_there:
@@ -238,7 +242,7 @@ def _require_user(key: str, value: str) -> None:
 
 
 def _are_several(key: str, pieces: Sequence[str]) -> bool:
-    """Tell several names from one path that has a comma in it."""
+    """Return whether pieces are several names, not one path that has a comma in it."""
     return key == "run" or all(re.match(r"[A-Za-z0-9~][^=]*$", piece) for piece in pieces)
 
 

@@ -1,8 +1,10 @@
-"""The model's settings. Nothing here imports torch, so that `--help` need not wait for it."""
+"""The model's keys. Nothing here imports torch, so that `--help` need not wait for it.
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+A field's `metadata` says what `settings.fields.key` writes for other sections.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 NORMS = ("rms_norm", "layer_norm")
@@ -10,38 +12,34 @@ MLPS = ("swiglu", "gelu", "relu")
 MAX_LAYERS = 1000
 """More would be built for hours, and until memory ends, before anything fails."""
 POSITION_EMBEDDINGS = ("none", "learned")
-CACHE_DTYPE_NAMES = ("float32", "bfloat16", "float16", "int8")
-"""What a KV cache can be told to store."""
+SHARED = ("pairs", "upper", "last")
+"""What `LayersConfig.share` can be."""
 
 
-def cache_dtype_problems(key: str, name: str | None) -> list[str]:
-    """Return why a setting is not the name of what a KV cache can store, or null."""
-    if name in (None, *CACHE_DTYPE_NAMES):
-        return []
-    meant = dtype_meant(key, name, CACHE_DTYPE_NAMES)
-    return [f"{key} ('{name}') must be null or one of {', '.join(CACHE_DTYPE_NAMES)}{meant}"]
+def _word(default: str | None, words: tuple[str, ...]) -> Any:
+    """Return the field of a key that is one of a few words."""
+    return field(default=default, metadata={"one_of": words})
 
 
-def dtype_meant(key: str, name: str, names: Sequence[str]) -> str:
-    """Return what to set for a dtype by another name, as the end of a sentence; '' if unknown.
+def _out_of_range(
+    section: Any, prefix: str, least: int | None, *names: str, null: str = ""
+) -> Iterable[str]:
+    """Yield a message for each named value below the least, or not in (0, 1) if there is none."""
+    for name in names:
+        value = getattr(section, name)
+        if least is None and not 0.0 < value < 1.0:
+            yield f"{prefix}{name} ({value}) must be in (0, 1)"
+        elif least is not None and value is not None and value < least:
+            yield f"{prefix}{name} ({value}) must be at least {least}{null}"
 
-    Args:
-        key: That it was given for.
-        name: Such as bf16.
-        names: Those that the key takes.
-    """
-    plain = re.sub(r"[^a-z0-9]|torch|mixed|true", "", name.lower())
-    others = {
-        "bfloat16": "bf16 bfloat bfloat16 bf",
-        "float32": "fp32 f32 float float32 32 tf32 full single",
-        "float16": "fp16 f16 float16 half 16 amp",
-        "int8": "i8 int8 8 8bit q8",
-    }
-    meant = next((dtype for dtype, known in others.items() if plain in known.split()), None)
-    if meant in names:
-        return f"; did you mean {key}={meant}?"
-    # The same size, and a range in which no loss has to be scaled.
-    return f"; kvlab does not train in float16: {key}=bfloat16 does" if meant == "float16" else ""
+
+def _unknown_words(section: Any, prefix: str) -> Iterable[str]:
+    """Yield a message for each value that is none of the words of its field."""
+    for one in fields(section):
+        value, words = getattr(section, one.name), one.metadata.get("one_of")
+        if words and value not in (one.default, *words):
+            null = "null or " if one.default is None else ""
+            yield f"{prefix}{one.name} ('{value}') must be {null}one of {', '.join(words)}"
 
 
 def arrangement_label(layers: Any) -> str:
@@ -54,10 +52,6 @@ def arrangement_label(layers: Any) -> str:
         return str(layers.name)
     keys = ("window", "share", "source", "pattern")
     return "arranged" if any(getattr(layers, key) is not None for key in keys) else ""
-
-
-SHARED = ("pairs", "upper", "last")
-"""What `LayersConfig.share` can be."""
 
 
 @dataclass
@@ -75,17 +69,17 @@ class LayersConfig:
     """Every so many layers, the last of them sees all tokens; null: none does, if there is a
     window."""
     full_rope: bool = True
-    """Whether the full layers beside window layers have RoPE, if the attention has."""
+    """Whether the full layers among window layers have RoPE, if the attention has."""
     full_rope_theta: float | None = None
-    """Base of RoPE on the full layers beside window layers; null: the attention's rope_theta."""
+    """Base of RoPE on the full layers among window layers; null: the attention's rope_theta."""
     sinks: bool = False
     """On window layers, a learned logit per head joins the softmax, and its weight is dropped."""
-    share: str | None = None
+    share: str | None = _word(None, SHARED)
     """Which layers read the keys and values of another: pairs (every second that of the one
     before), upper (the upper half that of its first layer), last (the last share_last that of the
     last layer of the same kind before them), or null: none."""
     share_last: int | None = None
-    """For share=last: how many layers; null: half of them."""
+    """With share=last: how many layers; null: half of them."""
     source: list[int] | None = None
     """In place of share: for each layer the layer whose keys and values it reads, itself for its
     own, such as [0,0,2,2]."""
@@ -97,11 +91,9 @@ class LayersConfig:
 
     def problems(self) -> list[str]:
         """Return every reason why these values cannot be arranged, each naming the key."""
-        found = []
-        for key in ("window", "full_every", "share_last"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                found.append(f"layers.{key} ({value}) must be at least 1, or null")
+        counts = ("window", "full_every", "share_last")
+        found = [*_out_of_range(self, "layers.", 1, *counts, null=", or null")]
+        found += _unknown_words(self, "layers.")
         if self.window is None:
             idle = [key for key in ("full_every", "full_rope_theta") if getattr(self, key)]
             idle += ["sinks"] if self.sinks else []
@@ -114,10 +106,6 @@ class LayersConfig:
                     f"layers.full_rope_theta ({self.full_rope_theta}) must be a finite number "
                     "above 1, or null"
                 )
-        if self.share not in (None, *SHARED):
-            found.append(
-                f"layers.share ('{self.share}') must be null or one of {', '.join(SHARED)}"
-            )
         if self.share is not None and self.source is not None:
             found.append("layers.share and layers.source say the same thing; set one of them")
         if self.share_last is not None and self.share != "last":
@@ -169,37 +157,40 @@ class GPTConfig:
     name: str = "custom"
     """Label of the size, part of the run's name."""
     vocab_size: int | None = None
-    """n; null takes the tokenizer's."""
+    """n, entries of the vocabulary; null takes the tokenizer's."""
     max_position_embeddings: int = 256
     """Context length in tokens: of training, and the most a learned position embedding knows."""
     hidden_size: int = 192
     """m, width of the residual stream."""
     num_hidden_layers: int = 4
+    """Number of layers."""
     num_attention_heads: int = 8
     """h; the attention's own num_attention_heads follows it."""
     intermediate_size: int = 512
     """Width of the MLP; of MHA's MLP where `match` adapts the others to MHA's parameters."""
-    mlp: str = "swiglu"
+    mlp: str = _word("swiglu", MLPS)
     """swiglu, gelu or relu."""
     mlp_bias: bool = False
-    norm: str = "rms_norm"
+    """Biases in the MLP."""
+    norm: str = _word("rms_norm", NORMS)
     """rms_norm or layer_norm."""
     norm_eps: float = 1e-6
-    position_embedding: str = "none"
+    """Added to the mean square, or the variance, in the norms."""
+    position_embedding: str = _word("none", POSITION_EMBEDDINGS)
     """learned adds a vector per position at the input; none leaves positions to RoPE."""
     allow_nope: bool = False
     """Allow a model with no position information at all."""
     intra_document_mask: bool = False
-    """A token attends only to its own document; positions go on counting through the window."""
+    """A token attends only to its own document; positions count through the window all the same."""
     end_of_document_id: int | None = None
-    """Of the token that ends a document, and belongs to it; null takes the tokenizer's."""
+    """Id of the token that ends a document, and belongs to it; null takes the tokenizer's."""
     tie_word_embeddings: bool = True
     """The output projection is the input embedding."""
     initializer_range: float = 0.02
     """Standard deviation of initial weights; residual projections get it / sqrt(2 layers)."""
     attention: dict[str, Any] = field(default_factory=dict)
     """name, and the fields of that attention's configuration class."""
-    layers: LayersConfig = field(default_factory=LayersConfig)
+    layers: LayersConfig = field(default_factory=LayersConfig, metadata={"follows": "layers"})
     """How layers differ; follows the group `layers`."""
 
     def __post_init__(self) -> None:
@@ -211,25 +202,15 @@ class GPTConfig:
 
         What only the attention can judge is checked by its own class.
         """
-        found = []
-        if self.max_position_embeddings < 2:
-            found.append(
-                f"model.max_position_embeddings ({self.max_position_embeddings}) must be at least 2"
-            )
-        for key in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-        ):
-            if getattr(self, key) < 1:
-                found.append(f"model.{key} ({getattr(self, key)}) must be at least 1")
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        found = [*_out_of_range(self, "model.", 2, "max_position_embeddings", "vocab_size")]
+        found += _out_of_range(self, "model.", 1, *sizes)
+        found += _out_of_range(self, "model.", None, "norm_eps", "initializer_range")
+        found += _unknown_words(self, "model.")
         if self.num_hidden_layers > MAX_LAYERS:
             found.append(
                 f"model.num_hidden_layers ({self.num_hidden_layers}) must be at most {MAX_LAYERS}"
             )
-        if self.vocab_size is not None and self.vocab_size < 2:
-            found.append(f"model.vocab_size ({self.vocab_size}) must be at least 2")
         end = self.end_of_document_id
         if end is not None and (
             end < 0 or (self.vocab_size is not None and end >= self.vocab_size)
@@ -239,18 +220,6 @@ class GPTConfig:
                 f"model.end_of_document_id ({end}) must be at least 0{below}; set "
                 "model.end_of_document_id=null to take the tokenizer's"
             )
-        for key, valid in (
-            ("mlp", MLPS),
-            ("norm", NORMS),
-            ("position_embedding", POSITION_EMBEDDINGS),
-        ):
-            if getattr(self, key) not in valid:
-                found.append(
-                    f"model.{key} ('{getattr(self, key)}') must be one of {', '.join(valid)}"
-                )
-        for key in ("norm_eps", "initializer_range"):
-            if not 0.0 < getattr(self, key) < 1.0:
-                found.append(f"model.{key} ({getattr(self, key)}) must be in (0, 1)")
         for key in ("hidden_size", "num_attention_heads"):
             if self.attention.get(key, getattr(self, key)) != getattr(self, key):
                 found.append(
@@ -272,7 +241,7 @@ class SamplingSettings:
     top_p: float = 0.95
     """Keep the smallest set of likeliest tokens with at least this probability."""
     seed: int = 0
-    """Of the sampler's own random numbers."""
+    """Seed of the sampler's own random numbers."""
 
     def problems(self) -> list[str]:
         """Return every value out of its range, naming the key."""

@@ -1,22 +1,15 @@
-"""The configuration of a run: what `train_model.py` reads, and what is wrong at its root."""
+"""The configuration of a run: what `train_model.py` reads."""
 
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modeling.config import GPTConfig, LayersConfig, SamplingSettings
 from settings.data import DataSettings, TokenizerSettings
 from settings.evaluation import EvalSettings
+from settings.fields import LARGEST_SEED, Section, key
 from settings.tracking import TrackingSettings
 from settings.training import OptimSettings, ScheduleSettings, TrainerSettings
-
-
-def name_problems(key: str, name: str | None) -> list[str]:
-    """Return what is wrong with the name of a folder; None is none."""
-    if name is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        return []
-    return [f"{key} ('{name}') must be letters, digits, '.', '_' and '-', at most 100"]
 
 
 class InAStudy:
@@ -32,21 +25,47 @@ class InAStudy:
 
 
 @dataclass
-class TrainConfig(InAStudy):
+class TrainConfig(Section, InAStudy):
     """Everything `train_model.py` reads."""
 
-    run_name: str = "???"
-    runs_dir: str = "???"
-    study: str | None = None
-    init_from: str | None = None
+    run_name: str = key()
+    """The folder in runs_dir. A run with this name that is not finished is resumed. Text of your
+    own gives it the name of its folder: mla-nano-local-my_texts-seed0."""
+    runs_dir: str = key(kind="folder", changes_result=False)
+    """Folder that runs are in."""
+    study: str | None = key(None, kind="label", changes_result=False)
+    """A folder in runs_dir for the runs of a study, which eval_model.py experiment=NAME compares;
+    experiment=study_... sets it. null: the run's folder is in runs_dir itself."""
+    init_from: str | None = key(None, kind="path", changes_result=False)  # init_sha256 has a part
+    """A folder with a model of transformers' Llama, DeepSeek or GPT-2 family, such as
+    export_model.py writes, to begin with: its attention, widths and weights are trained further, at
+    this training's context (model.max_position_embeddings). Its tokenizer has to be the data's.
+    null: random weights."""
     init_sha256: str | None = None
-    seed: int = 0
+    """Hash of that folder's config.json and weights; worked out and recorded, so that a run is not
+    resumed with others. null: whatever they are."""
+    seed: int = key(0, at_least=0, at_most=LARGEST_SEED)
+    """Decides the initial weights and the order of the data."""
     dry_run: bool = False
-    match: str = "params"
-    match_cache_ratio: float = 0.25
-    match_cache_context: int | None = None
+    """Time three steps, say what the run takes (tokens, hours, memory, disk, download) and stop;
+    nothing is prepared, written or sent. With -m for each run, and in total."""
+    match: str = key("params", one_of=("params", "cache", "none"))
+    """params: the MLP gets the width that gives the model the number of parameters of the same
+    model with multi-head attention and RoPE. cache: the attention gets the width (kv_lora_rank, or
+    num_key_value_heads) that gives it match_cache_ratio of multi-head attention's KV cache, and
+    then the MLP as for params. none: model.intermediate_size as it stands."""
+    match_cache_ratio: float = key(0.25, above=0, at_most=1)
+    """Share of multi-head attention's KV cache that match=cache gives the attention."""
+    match_cache_context: int | None = key(None, at_least=1)
+    """Tokens of a sequence at which match=cache compares caches; null: the model's context. Where
+    no layer has a window it makes no difference."""
     fair_lr: bool = False
-    fair_lr_factors: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    """Train first, with seed 0 in lr_grid/ of the runs folder, one run at each of fair_lr_factors x
+    optim.learning_rate, and then this run at the rate of the least validation NLL (a parabola's
+    minimum). All seeds of a variant share them, if seed${seed} in run_name is what sets them
+    apart."""
+    fair_lr_factors: list[float] = key(lambda: [0.5, 1.0, 2.0])
+    """Factors of the learning rates that fair_lr tries."""
     model: GPTConfig = field(default_factory=GPTConfig)
     layers: LayersConfig = field(default_factory=LayersConfig)
     data: DataSettings = field(default_factory=DataSettings)
@@ -54,29 +73,21 @@ class TrainConfig(InAStudy):
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    eval: EvalSettings = field(default_factory=EvalSettings)
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    eval: EvalSettings = key(EvalSettings, changes_result=False)
+    sampling: SamplingSettings = key(SamplingSettings, changes_result=False)
+    tracking: TrackingSettings = key(TrackingSettings, changes_result=False)
 
     def __post_init__(self) -> None:
         if self.model.layers == LayersConfig():
             self.model.layers = self.layers
 
-    def problems(self) -> list[str]:
-        """Return what is wrong with the keys at the root."""
-        found = name_problems("study", self.study)
-        if not 0 <= self.seed < 2**63:
-            found.append(f"seed ({self.seed}) must be from 0 to 2^63 - 1")
-        if self.match not in ("params", "cache", "none"):
-            found.append(f"match ('{self.match}') must be params, cache or none")
+    def conflicts(self) -> list[str]:
+        """Return what is wrong with values that have to fit others."""
+        found = []
         if self.init_from is not None and self.match == "cache":
             found.append(
                 "match=cache changes widths, which init_from decides; leave one of them out"
             )
-        if not 0.0 < self.match_cache_ratio <= 1.0:
-            found.append(f"match_cache_ratio ({self.match_cache_ratio}) must be in (0, 1]")
-        if self.match_cache_context is not None and self.match_cache_context < 1:
-            found.append(f"match_cache_context ({self.match_cache_context}) must be at least 1")
         if self.model.layers != self.layers:
             found.append("model.layers follows layers; set layers.window and so on")
         factors = self.fair_lr_factors

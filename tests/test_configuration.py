@@ -155,7 +155,7 @@ def test_grouped_query_attentions_run_without_rope():
         ("trainer.device=gpu", "a GPU is trainer.device=cuda"),
         (
             "trainer.precision=bf16",
-            "one of auto, float32, bfloat16; did you mean trainer.precision=bf",
+            "auto, float32 or bfloat16; did you mean trainer.precision=bf",
         ),
         ("trainer.precision=fp16", "kvlab does not train in float16: trainer.precision=bfl"),
         ("trainer.device=cuda:1", "CUDA_VISIBLE_DEVICES=1 python ... trainer.device=cuda"),
@@ -164,15 +164,15 @@ def test_grouped_query_attentions_run_without_rope():
         ("model.attention.head_dim=true", "head_dim (True) must be a whole number"),
         ("run_name=???", "run_name must be given"),
         ("match=cash", "match ('cash') must be params, cache or none"),
-        ("match_cache_ratio=0", "match_cache_ratio (0.0) must be in (0, 1]"),
-        ("match_cache_ratio=1.1", "match_cache_ratio (1.1) must be in (0, 1]"),
+        ("match_cache_ratio=0", "match_cache_ratio (0.0) must be above 0 and at most 1"),
+        ("match_cache_ratio=1.1", "match_cache_ratio (1.1) must be above 0 and at most 1"),
         ("fair_lr_factors=[0.5,1]", "fair_lr_factors ([0.5, 1.0]) must be at least 3 different"),
         ("fair_lr_factors=[1,1.0,2]", "must be at least 3 different positive numbers"),
         ("fair_lr_factors=[1,2,1,4]", "must be at least 3 different positive numbers"),
         ("fair_lr_factors=[0,1,2]", "must be at least 3 different positive numbers"),
         ("fair_lr_factors=[1,2,inf]", "must be at least 3 different positive numbers"),
         ("fair_lr_factors=[1,2,nan]", "must be at least 3 different positive numbers"),
-        ("match_cache_ratio=nan", "match_cache_ratio (nan) must be in (0, 1]"),
+        ("match_cache_ratio=nan", "match_cache_ratio (nan) must be above 0 and at most 1"),
     ],
 )
 def test_wrong_keys_and_types_are_refused_by_name(override, message):

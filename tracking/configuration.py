@@ -2,7 +2,6 @@
 
 import io
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,46 +9,15 @@ from typing import Any
 from files.disk import one_line
 from files.errors import RunError
 from files.regular_file import read_regular_file
+from settings.fields import changes_result
+from settings.run import TrainConfig
 
 # Many times what is written, of a mixture of a hundred corpora too; PyYAML is slow.
 _MAX_BYTES = 4 << 20
 _MAX_DEPTH = 20
 
-# A run may be resumed with other values of these: they change what is watched, and where it runs;
-# where that changes the last bits, resuming says so.
-_NO_PART_OF_THE_RESULT = (
-    "runs_dir",
-    "study",
-    "init_from",  # a place; what it held is init_sha256
-    "tracking.",
-    "sampling.",
-    "schedule.warmup_at_most",  # what it comes to is in warmup_steps
-    "eval.",
-    "trainer.device",
-    "trainer.deterministic",
-    "trainer.num_threads",
-    "trainer.tune_allocator",
-    "trainer.compile",
-    "trainer.profile",
-    "trainer.max_minutes",
-    "trainer.parallelism",
-    "trainer.rank_timeout_seconds",
-    "trainer.activation_checkpointing",
-    "trainer.log_every_steps",
-    "trainer.eval_every_steps",
-    "trainer.eval_tokens",
-    "trainer.checkpoint_every_steps",
-    "trainer.keep_last",
-    "trainer.sample_",
-)
-# The fingerprint of the prepared data, which a checkpoint has, identifies what was read there.
-_OUTSIDE_THE_TEXT = re.compile(
-    r"data\.(corpora\.[^.]+\.)?(prepared_dir|path|num_workers|sample_prompt)|tokenizer\.path"
-)
-
-
-# These may change too, if their product stays: a run that is out of memory takes more and smaller
-# passes.
+# Other values are taken where their product stays: a run that is out of memory takes more and
+# smaller passes.
 PASSES = ("trainer.micro_batch_size", "trainer.gradient_accumulation_steps")
 
 
@@ -60,8 +28,8 @@ def sequences_per_step(settings: Mapping[str, Any]) -> int | None:
 
 
 def may_change(key: str) -> bool:
-    """Tell a dotted key that has no part in what a run computes from one that has."""
-    return key.startswith(_NO_PART_OF_THE_RESULT) or _OUTSIDE_THE_TEXT.fullmatch(key) is not None
+    """Return whether a dotted key has no part in what a run computes."""
+    return not changes_result(TrainConfig, key)
 
 
 def flat(node: Mapping[Any, Any]) -> dict[str, Any]:
@@ -97,7 +65,8 @@ def read_configuration(path: Path) -> dict[str, Any]:
         raise RunError(
             f"{path} cannot be read ({cause}); remove the run's folder or choose another run_name"
         ) from error
-    return flat(nested)
+    # Runs of before recorded the group `layers` a second time.
+    return {k: one for k, one in flat(nested).items() if not k.startswith("model.layers.")}
 
 
 class _NotPlainError(ValueError):

@@ -16,7 +16,7 @@ _LARGEST_INT8 = 127.0
 
 
 def cache_dtype_of(name: str | None) -> torch.dtype | None:
-    """Return the dtype that a setting names, one of `config.CACHE_DTYPE_NAMES`; None for None."""
+    """Return the dtype that a setting names, such as bfloat16; None for None."""
     return None if name is None else {str(d): d for d in CACHE_DTYPES}[f"torch.{name}"]
 
 

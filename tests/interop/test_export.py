@@ -560,7 +560,7 @@ def test_a_folder_is_not_written_with_data_that_it_does_not_know(
         ({"run": "a", "hf": "b", "data_folder": "c"}, "one of run=NAME and hf=FOLDER"),
         ({"hf": "b"}, "data_folder, a prepared folder"),
         ({"run": "a", "data_folder": "c"}, "data_folder, a prepared folder"),
-        ({"run": "a", "dtype": "int8"}, r"dtype \('int8'\) must be one of float32, bfloat16, f"),
+        ({"run": "a", "dtype": "int8"}, r"dtype \('int8'\) must be float32, bfloat16 or f"),
         ({"run": "a", "convert": "mha"}, "convert .'mha'. must be null, gqa, mqa or mla"),
         ({"run": "a", "kv_lora_rank": 4}, "kv_lora_rank .4. goes with convert=mla"),
         ({"run": "a", "convert": "mla", "num_key_value_heads": 2}, "goes with convert=gqa"),

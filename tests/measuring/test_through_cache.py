@@ -92,4 +92,4 @@ def test_a_cache_dtype_that_nothing_sees_is_refused():
     assert EvalSettings(cache_dtype="int8", decode=True).problems() == []
     assert EvalSettings(cache_dtype="int8", perplexity=False).problems() == []
     [problem] = EvalSettings(cache_dtype="int4", decode=True).problems()
-    assert "must be null or one of float32, bfloat16, float16, int8" in problem
+    assert "must be null, float32, bfloat16, float16 or int8" in problem

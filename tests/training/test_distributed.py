@@ -175,7 +175,7 @@ def test_alone_is_rank_0_of_1():
 
 def test_settings_name_what_does_not_go_together():
     assert (
-        "trainer.parallelism ('tp') must be one of ddp, fsdp"
+        "trainer.parallelism ('tp') must be ddp or fsdp"
         in TrainerSettings(parallelism="tp").problems()
     )
     assert any(
