@@ -18,17 +18,23 @@ from launch.keys import (
 from launch.near import command, counts_tokens, near_choice, shell_word, similar_keys
 from launch.schemas import PREPARE_COMMANDS
 
-_IN_TOKENS = "steps max_steps num_steps iters max_iters epochs num_epochs epoch num_train_epochs"
-_LAUNCHERS = (
-    "hydra/launcher takes basic (one run after another, the default), and submitit_local or "
-    "submitit_slurm, which pip install hydra-submitit-launcher brings"
-)
-
+# What other programs call by a word or a flag of its own.
+_OTHERWISE = {
+    r"resume|continue|restart|resume_from\w*": "rerunning the same command resumes its run",
+    r"help|\?": "the help is --help",
+    r"no_wandb|offline|disable_wandb": "keys have no dashes: tracking=none",
+    r"|verbose|quiet": "--help lists every key",
+}
 # What an arrangement sets, by the name that it has in an attention's configuration.
 _PLACED = {
     "sliding_window": "window or window_full and layers.window",
     "attention_sinks": "window layers.sinks=true",
     "kv_source_layer": "shared_pairs, shared_upper, shared_last or layers.source",
+}
+# How runs are named, by a key of a training that chooses one.
+_RUNS_OF = {
+    **{"attention": "{}-*", "model": "*-{}-*", "data": "*-{}-*", "seed": "*-seed{}"},
+    **{"run_name": "{}", "optim": "NAME"},
 }
 
 
@@ -38,133 +44,150 @@ def unknown_flag(config_name: str, argument: str, rest: Sequence[str]) -> str:
     name = name.replace("-", "_")
     if not assigned and rest and not rest[0].startswith("-") and "=" not in rest[0]:
         value = rest[0]
-    if re.fullmatch(r"(resume|continue|restart|resume_from\w*)", name):
-        return f"there is no {argument}: rerunning the same command resumes its run"
-    if tokens := config_name == "train" and counts_tokens(name):
-        return f"there is no {argument}; {tokens}"
-    if name in ("no_wandb", "offline", "disable_wandb"):
-        return f"there is no {argument}; keys have no dashes: tracking=none"
-    if name == "data" and config_name in ("train", "prepare") and value not in choices("data"):
-        return f"there is no {argument}; {wrong_choice(config_name, 'data', value)}"
-    if not name:
-        return f"'{argument}' is not KEY=VALUE; --help lists every key"
-    if name == "dry_run" and config_name == "train":
-        return f"there is no {argument}; keys have no dashes: dry_run=true"
-    if name in ("verbose", "quiet", "debug", "dry_run"):
-        smoke = command(config_name, "debug=smoke")
-        known = f"; {smoke} is a run of seconds" if config_name == "train" else ""
-        return f"there is no {argument}{known}; --help lists every key"
-    found = _assignment(config_name, name, value)
-    if found is None:
-        return f"there is no {argument}; keys have no dashes: KEY=VALUE (--help lists them)"
-    return f"there is no {argument}; keys have no dashes: {shell_word(found)}"
+    said = _otherwise(name) or (counts_tokens(name) if config_name == "train" else "")
+    if (
+        not said
+        and name == "data"
+        and value not in choices("data")
+        and name in groups_of(config_name)
+    ):
+        said = wrong_choice(config_name, "data", value)
+    if not said:
+        meant = _assignment(config_name, name, value)
+        said = f"keys have no dashes: {shell_word(meant or 'KEY=VALUE')}"
+        said += "" if meant else " (--help lists them)"
+    return f"there is no {argument}; {said}"
+
+
+def _otherwise(name: str) -> str:
+    return next((said for known, said in _OTHERWISE.items() if re.fullmatch(known, name)), "")
 
 
 def _assignment(config_name: str, name: str, value: str) -> str | None:
     """Return KEY=VALUE for what somebody may have meant; None where no key is like the name."""
     groups = groups_of(config_name)
     known = [*groups, *keys_of(config_name)]
-    found = None
-    if name.lower() in map(str.lower, known):
-        found = next(key for key in known if key.lower() == name.lower())
-    elif len(name) <= 2 and (starting := [key for key in known if key.startswith(name)]):
-        found = starting[0] if len(starting) == 1 or starting[0] in groups else None
+    found = next((key for key in known if key.lower() == name.lower()), None)
+    starting = [key for key in known if len(name) <= 2 and key.startswith(name)]
+    if starting and (len(starting) == 1 or starting[0] in groups):
+        found = found or starting[0]
     found = found or next(iter(similar_keys(config_name, name)), None)
-    if found is None:
-        return None
-    if found in groups:
-        value = near_choice(found, value) or value or next(iter(groups[found]), "VALUE")
-    return f"{found}={_meant(found, value) or 'VALUE'}"
+    return None if found is None else f"{found}={_meant(config_name, found, value)}"
 
 
-def _meant(key: str, value: str) -> str:
-    """Return a value as a key takes it, where other programs count GPUs."""
-    is_count = key.rpartition(".")[2] == "device" and re.fullmatch(r"\d+|true|all", value.lower())
-    return "cuda" if is_count else value
+def _meant(config_name: str, key: str, value: str) -> str:
+    """Return a value as a key or a group takes it."""
+    if key in groups_of(config_name):
+        return near_choice(key, value) or value or next(iter(choices(key)), "VALUE")
+    # Other programs count GPUs.
+    if key.rpartition(".")[2] == "device" and re.fullmatch(r"\d+|true|all", value.lower()):
+        return "cuda"
+    known = look_up(config_name, key)
+    return value or ("true" if known and known.kind == "bool" else "VALUE")
 
 
 def not_an_assignment(
     config_name: str, argument: str, typed: Sequence[str], rest: Sequence[str]
 ) -> str:
-    """Say what to type for a word that is no KEY=VALUE."""
-    groups = groups_of(config_name)
+    """Say what to type for a word that is no KEY=VALUE.
+
+    Args:
+        config_name: Of the entry point.
+        argument: The word.
+        typed: The assignments before it.
+        rest: What follows it.
+    """
     if argument.endswith(":") and rest:
         argument += rest[0]
-    before = typed[-1] if typed else ""
-    key, _, value = before.partition("=")
-    following = rest[0] if rest else ""
-    if argument == "=" or (argument.startswith("=") and before == ""):
-        return "write it without spaces: KEY=VALUE"
-    if before and value == "" and before.endswith("="):
-        return f"write it without spaces: {shell_word(before + argument)}"
-    if before.endswith(",") or argument.startswith(","):
+    before, following = typed[-1] if typed else "", rest[0] if rest else ""
+    meant: str | None = ""
+    if argument == "=" or (argument.startswith("=") and not before):
+        meant = "KEY=VALUE"
+    elif before.endswith("=") and before.count("=") == 1:
+        meant = before + argument
+    elif before.endswith(",") or argument.startswith(","):
         meant = "".join([before, argument, *_until_assignment(rest)])
-        return f"write it without spaces: {shell_word(meant)}"
-    if before and look_up(config_name, key) is None and key not in groups:
-        key = next(iter(similar_keys(config_name, key)), key)
-    known = look_up(config_name, key)
-    if before and known is not None and known.is_text and "=" not in argument:
-        words = " ".join([value, argument, *_until_assignment(rest)])
-        quoted = shell_word(f"{key}={words}")
-        return f"'{argument}' is not KEY=VALUE; quote a value that has spaces: {quoted}"
-    if following.startswith("=") and re.fullmatch(r"[\w.]+", argument):
+    elif following.startswith("=") and re.fullmatch(r"[\w.]+", argument):
         value = following[1:] or (rest[1] if len(rest) > 1 else "VALUE")
         meant = _assignment(config_name, argument, value) or f"{argument}={value}"
+    if meant:
         return f"write it without spaces: {shell_word(meant)}"
+    said = _after_a_text(config_name, argument, before, rest) or _otherwise(argument)
+    said = said or _a_key(config_name, argument, following)
+    said = (
+        said
+        or _a_name(config_name, argument, typed, rest)
+        or _a_choice(config_name, argument, typed)
+    )
+    return f"'{argument}' is not KEY=VALUE; {said or '--help lists every key'}"
+
+
+def _after_a_text(config_name: str, argument: str, before: str, rest: Sequence[str]) -> str:
+    """Say how to quote a word that goes with the text before it; '' if that takes no text."""
+    key, _, value = before.partition("=")
+    if before and look_up(config_name, key) is None and key not in groups_of(config_name):
+        key = next(iter(similar_keys(config_name, key)), key)
+    known = look_up(config_name, key)
+    if not before or known is None or not known.is_text or "=" in argument:
+        return ""
+    words = " ".join([value, argument, *_until_assignment(rest)])
+    return f"quote a value that has spaces: {shell_word(f'{key}={words}')}"
+
+
+def _a_key(config_name: str, argument: str, following: str) -> str:
+    """Say what is missing of a key, alone or as `key: value`; '' if the word is none."""
     found = re.fullmatch(r"([\w.]+)\s*(?::|\s|->)\s*(\S.*)", argument)
     if found and (assigned := _assignment(config_name, found[1], found[2])):
-        return f"'{argument}' is not KEY=VALUE; write {shell_word(assigned)}"
-    if argument in groups or look_up(config_name, argument) is not None:
-        value = following if following and "=" not in following else ""
-        if argument in groups and not value:
-            listed = ", ".join(groups[argument])
-            return f"'{argument}' needs a value: {argument}=NAME with one of {listed}"
-        meant = str(_assignment(config_name, argument, value))
-        return f"'{argument}' is a key and needs a value: {shell_word(meant)}"
-    if argument in ("resume", "continue"):
-        return f"'{argument}' is not KEY=VALUE; rerunning the same command resumes its run"
-    if argument in ("help", "?"):
-        return f"'{argument}' is not KEY=VALUE; the help is --help"
+        return f"write {shell_word(assigned)}"
+    value = "" if "=" in following else following
+    if argument in groups_of(config_name) and not value:
+        return f"it needs a value: {argument}=NAME with one of {', '.join(choices(argument))}"
+    if argument in groups_of(config_name) or look_up(config_name, argument) is not None:
+        assigned = _assignment(config_name, argument, value)
+        return f"it is a key and needs a value: {shell_word(str(assigned))}"
+    return ""
+
+
+def _a_name(config_name: str, argument: str, typed: Sequence[str], rest: Sequence[str]) -> str:
+    """Say which key takes what an entry point is asked for most often; '' if that is not clear."""
     if config_name == "generate" and not typed:
         words = " ".join([argument, *_until_assignment(rest)])
-        return f"'{argument}' is not KEY=VALUE; the prompt is {shell_word(f'prompt={words}')}"
+        return f"the prompt is {shell_word(f'prompt={words}')}"
+    near = difflib.get_close_matches(argument, PREPARE_COMMANDS, n=1)
+    if config_name == "prepare" and near:
+        return f"{command(config_name, near[0])} has it first"
     if config_name == "eval" and argument in choices("experiment"):
-        return f"'{argument}' is not KEY=VALUE; write experiment={argument}"
-    if config_name == "prepare" and (
-        near := difflib.get_close_matches(argument, PREPARE_COMMANDS, n=1)
-    ):
-        return f"'{argument}' is not KEY=VALUE; {command(config_name, near[0])} has it first"
+        return f"write experiment={argument}"
     if config_name == "eval":
-        return f"'{argument}' is not KEY=VALUE; runs are named by run=: {_run_of(argument)}"
-    file = re.fullmatch(r"(?:conf/)?(\w+)/(\w+)(?:\.yaml)?", argument)
-    if file and file[1] in groups and file[2] in groups[file[1]]:
-        return f"'{argument}' is not KEY=VALUE; write {file[1]}={file[2]}"
+        name = argument.rstrip("/")
+        is_whole = re.search(r"[-/*]", name)
+        return (
+            f"runs are named by run=: {shell_word(f'run={name}' if is_whole else f'run={name}-*')}"
+        )
+    return ""
+
+
+def _a_choice(config_name: str, argument: str, typed: Sequence[str]) -> str:
+    """Say which group has a choice of that name, or which key a path goes to; '' if none."""
+    groups = groups_of(config_name)
+    folder, _, name = argument.removeprefix("conf/").removesuffix(".yaml").rpartition("/")
+    if folder in groups and name in groups[folder]:
+        return f"write {folder}={name}"
+    own = shell_word(f"data.path={argument}")
     if any(one in ("data=local", "data=hub") for one in typed):
-        return f"'{argument}' is not KEY=VALUE; write {shell_word(f'data.path={argument}')}"
+        return f"write {own}"
     for group in groups:
         if choice := near_choice(group, argument, exact=True):
-            return f"'{argument}' is not KEY=VALUE; write {group}={choice}"
-    if config_name in ("train", "prepare") and re.search(r"[/~.]", argument):
-        meant = shell_word(f"data.path={argument}")
-        return f"'{argument}' is not KEY=VALUE; text of your own is data=local {meant}"
-    for group in groups:
-        if choice := near_choice(group, argument):
-            return f"'{argument}' is not KEY=VALUE; did you mean {group}={choice}?"
-    return f"'{argument}' is not KEY=VALUE; --help lists every key"
-
-
-def _run_of(name: str) -> str:
-    name = name.rstrip("/")
-    return shell_word(f"run={name}" if re.search(r"[-/*]", name) else f"run={name}-*")
+            return f"write {group}={choice}"
+    if "data" in groups and re.search(r"[/~.]", argument):
+        return f"text of your own is data=local {own}"
+    near = ((group, near_choice(group, argument)) for group in groups)
+    return next((f"did you mean {group}={choice}?" for group, choice in near if choice), "")
 
 
 def _until_assignment(rest: Sequence[str]) -> list[str]:
-    words: list[str] = []
-    for word in rest:
-        if "=" in word or word.startswith("-"):
-            break
-        words.append(word)
-    return words
+    ends = [number for number, word in enumerate(rest) if "=" in word or word.startswith("-")]
+    return list(rest[: ends[0]] if ends else rest)
 
 
 def one_of_several(config_name: str, key: str, known: Key | None, pieces: Sequence[str]) -> str:
@@ -180,20 +203,16 @@ def one_of_several(config_name: str, key: str, known: Key | None, pieces: Sequen
     if config_name == "train":
         typed = command(config_name, "-m", f"{key}={value}")
         sweep = f"for a run with each of the {len(pieces)} values add -m: {typed}"
-    if known is not None and known.kind in ("int", "float"):
-        digits = [re.sub(r"[\s_]", "", piece) for piece in pieces]
-        if all(re.fullmatch(r"\d{3}", piece) for piece in digits[1:]) and (
-            re.fullmatch(r"\d{1,3}", digits[0])
-            and known.kind == "int"
-            and (len(digits) > 2 or digits[1] == "000")
-        ):
+    digits = [re.sub(r"[\s_]", "", piece) for piece in pieces]
+    are_thousands = all(re.fullmatch(r"\d{3}", piece) for piece in digits[1:])
+    if known is not None and known.kind == "int" and re.fullmatch(r"\d{1,3}", digits[0]):
+        if are_thousands and (len(digits) > 2 or digits[1] == "000"):
             return f"{key}={value}: write it without commas, {key}={''.join(digits)}; {sweep}"
-        if len(pieces) == 2 and re.fullmatch(r"\d+", digits[0]) and known.kind == "float":
-            point = f"{key}={digits[0]}.{digits[1]}"
-            return f"{key}={value}: with a decimal point it is {point}; {sweep}"
-    if config_name != "train":
-        return f"{key}={value}: {sweep}"
-    return f"{key}={value} is a sweep of {len(pieces)} runs; {sweep}"
+    elif known is not None and known.kind == "float" and len(pieces) == 2 and digits[0].isdecimal():
+        point = f"{key}={digits[0]}.{digits[1]}"
+        return f"{key}={value}: with a decimal point it is {point}; {sweep}"
+    what = f" is a sweep of {len(pieces)} runs; " if config_name == "train" else ": "
+    return f"{key}={value}{what}{sweep}"
 
 
 def sweep_without_flag(config_name: str, typed: Sequence[str], runs: int) -> str:
@@ -213,34 +232,35 @@ def wrong_choice(
         value: What was typed.
         options: What Hydra found; the files in conf/ if not given.
     """
-    if group == "hydra/launcher":
-        return f"there is no launcher '{value}'; {_LAUNCHERS}"
-    listed = ", ".join(options or choices(group))
     text = f"there is no {group} '{value}'"
+    listed = ", ".join(options or choices(group))
+    is_there = value not in ("", ".") and "\0" not in value and Path(value).exists()
+    if group == "hydra/launcher":
+        return (
+            f"there is no launcher '{value}'; hydra/launcher takes basic (one run after another, "
+            "the default), and submitit_local or submitit_slurm, which pip install "
+            "hydra-submitit-launcher brings"
+        )
     if group == "tokenizer" and (value == "gpt2" or "/" in value):
         meant = shell_word(f"tokenizer.path={value}")
         return f"{text}; one of transformers is tokenizer=pretrained {meant} (there are {listed})"
-    is_there = value not in ("", ".") and "\0" not in value and Path(value).exists()
     if group == "data" and (is_there or re.search(r"[/~.]|^\S+ ", value)):
         meant = shell_word(f"data.path={value}")
         return f"{text}; text of your own is data=local {meant} (there are {listed})"
+    near = near_choice(group, value)
     if group == "tracking":
-        near = near_choice(group, value)
         takes = " or ".join(f"tracking={one}" for one in ([near] if near else choices(group)))
         return f"{text}; take {takes} (every run writes metrics.jsonl, which needs no account)"
     if group == "experiment":
         return f"{text}; there are {listed}; files of your own go to conf/experiment/"
     if group == "layers" and re.fullmatch(r"\d+", value):
-        return (
-            f"{text}; the number of layers is model.num_hidden_layers={value} (there are {listed})"
-        )
-    near = near_choice(group, value)
-    hint = f"; did you mean {group}={near}?" if near else ""
-    other = [name for name in groups_of(config_name) if name != group]
-    elsewhere = [name for name in other if value in choices(name)]
-    if elsewhere:
-        hint = f"; did you mean {elsewhere[0]}={value}?"
-    return f"{text}{hint or ';'} There are {listed}" if hint else f"{text}; there are {listed}"
+        meant = f"model.num_hidden_layers={value}"
+        return f"{text}; the number of layers is {meant} (there are {listed})"
+    others = [name for name in groups_of(config_name) if name != group and value in choices(name)]
+    if others or near:
+        meant = f"{others[0]}={value}" if others else f"{group}={near}"
+        return f"{text}; did you mean {meant}? There are {listed}"
+    return f"{text}; there are {listed}"
 
 
 def unknown_key(config_name: str, key: str, value: str = "") -> str:
@@ -248,83 +268,61 @@ def unknown_key(config_name: str, key: str, value: str = "") -> str:
     if config_name != "train" and (by_run := _by_run(config_name, key, value)):
         return by_run
     parent, _, leaf = key.rpartition(".")
-    if parent == "model.attention" and leaf in _PLACED:
-        return (
-            f"there is no key '{key}': it is set layer by layer, by layers={_PLACED[leaf]} "
-            "(docs/layers.md)"
-        )
-    if parent == "model.attention" and (have := attentions_with(leaf)):
-        return f"the attention chosen has no {key}; {have}"
     if key == "model.attention":
         near_name = near_choice("attention", value) or "NAME"
-        return (
-            f"model.attention is a section of keys; an attention is chosen by attention={near_name}"
-        )
-    if any(known.startswith(f"{key}.") for known in keys_of(config_name)):
-        below = [k for k in keys_of(config_name) if k.startswith(f"{key}.")]
+        return f"{key} is a section of keys; an attention is chosen by attention={near_name}"
+    if parent == "model.attention" and (have := attentions_with(leaf)):
+        return f"the attention chosen has no {key}; {have}"
+    if below := [known for known in keys_of(config_name) if known.startswith(f"{key}.")]:
         return f"{key} is a section of keys: {key}.KEY=VALUE, such as {below[0]}=VALUE"
+    text = f"there is no key '{key}'"
+    if parent == "model.attention" and leaf in _PLACED:
+        return f"{text}: it is set layer by layer, by layers={_PLACED[leaf]} (docs/layers.md)"
     if re.match(r"data\.(corpora|weights)\b", key):
-        return f"there is no key '{key}' here; it goes with data=mixture and a corpus of that name"
+        return f"{text} here; it goes with data=mixture and a corpus of that name"
+    if config_name == "train" and (tokens := counts_tokens(key)):
+        return f"{text}; {tokens}"
     near = similar_keys(config_name, key)
-    if (tokens := counts_tokens(key)) and config_name == "train":
-        return f"there is no key '{key}'; {tokens}"
     others = [f"python {SCRIPTS[one]}" for one in entries_with(key) if one != config_name]
     has_leaf = any(one.rpartition(".")[2] == leaf for one in near)
     if others and not has_leaf and ("." in key or not near):
-        return (
-            f"there is no key '{key}' in python {SCRIPTS[config_name]}; {' and '.join(others)} "
-            f"{'has' if len(others) == 1 else 'have'} it"
-        )
+        have = "has" if len(others) == 1 else "have"
+        return f"{text} in python {SCRIPTS[config_name]}; {' and '.join(others)} {have} it"
     if near:
-        text = f"there is no key '{key}'; did you mean {' or '.join(map(repr, near))}?"
-        if value and len(near) == 1:
-            is_group = near[0] in groups_of(config_name)
-            meant = (near_choice(near[0], value) if is_group else None) or _meant(near[0], value)
-            text += f" {shell_word(f'{near[0]}={meant}')}"
-        return text
+        text += f"; did you mean {' or '.join(map(repr, near))}?"
+        meant = shell_word(f"{near[0]}={_meant(config_name, near[0], value)}")
+        return f"{text} {meant}" if value and len(near) == 1 else text
     siblings = [k.rpartition(".")[2] for k in keys_of(config_name) if k.startswith(f"{parent}.")]
     if parent and siblings:
-        return f"there is no key '{key}'; {parent} has {', '.join(siblings)}"
-    return f"there is no key '{key}'; see --help for those there are"
+        return f"{text}; {parent} has {', '.join(siblings)}"
+    return f"{text}; see --help for those there are"
 
 
 def attentions_with(leaf: str) -> str:
     """Say which choices of `attention` have a key; '' if none has."""
     have = [name for name, keys in attention_keys().items() if leaf in keys]
-    shown = (
-        f"attention={', '.join(have[:-1])} and {have[-1]}"
-        if have[1:]
-        else f"attention={''.join(have)}"
-    )
-    return f"{shown} {'has' if len(have) == 1 else 'have'} {leaf}" if have else ""
+    listed = " and ".join(filter(None, [", ".join(have[:-1]), *have[-1:]]))
+    return f"attention={listed} {'has' if len(have) == 1 else 'have'} {leaf}" if have else ""
 
 
 def _by_run(config_name: str, key: str, value: str) -> str:
     """Say how runs are named, where a training's key was typed to choose them."""
-    patterns = {
-        "attention": f"{value}-*",
-        "model": f"*-{value}-*",
-        "data": f"*-{value}-*",
-        "seed": f"*-seed{value}",
-        "optim": "NAME",
-        "run_name": value,
-        "study": "NAME",
-        "experiment": "NAME",
-    }
-    if key not in patterns or config_name == "prepare" or look_up(config_name, key):
+    # A seed is the sampler's, rather, where text is generated.
+    is_other = config_name == "prepare" or (key, config_name) == ("seed", "generate")
+    if is_other or look_up(config_name, key):
         return ""
-    if key == "seed" and config_name == "generate":
-        return ""  # of the sampler, rather
     script = SCRIPTS[config_name]
     if key in ("experiment", "study"):
         where = shell_word(f"run=runs/{value}/NAME")
         return f"{script} has no {key}; a study's run is named by its folder: {where}"
-    what = f"{script} takes runs as they were trained, by name"
+    if key not in _RUNS_OF:
+        return ""
+    names = list(dict.fromkeys(_RUNS_OF[key].format(one) for one in value.split(",")))
     if config_name == "eval":
-        several = value.split(",")
-        if len(several) > 1 and "NAME" not in patterns[key]:
-            names = [patterns[key].replace(value, one) for one in several]
-            return f"{what}: {shell_word(f'run=[{chr(44).join(names)}]')} in place of {key}={value}"
-        return f"{what}: {shell_word(f'run={patterns[key]}')} in place of {key}={value}"
-    pattern = patterns[key] if key == "run_name" else patterns[key].replace("*", "...")
-    return f"{what}: run={pattern} in place of {key}={value}; runs/ has those there are"
+        run = shell_word(f"run=[{','.join(names)}]" if len(names) > 1 else f"run={names[0]}")
+        there = ""
+    else:
+        run, there = f"run={names[0].replace('*', '...')}", "; runs/ has those there are"
+    return (
+        f"{script} takes runs as they were trained, by name: {run} in place of {key}={value}{there}"
+    )
