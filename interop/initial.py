@@ -80,7 +80,8 @@ def recorded_model(recorded: Mapping[str, Any]) -> GPTConfig:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-    return GPTConfig(**nested["model"])
+    layers = {"layers": nested["layers"]} if "layers" in nested else {}  # once there were none
+    return GPTConfig(**nested["model"], **layers)
 
 
 def require_same_tokenizer(

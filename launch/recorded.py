@@ -1,6 +1,6 @@
 """The configuration that a run records, and whether the one asked for now is the same."""
 
-import re
+import dataclasses
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from files.errors import RunError
 from launch.errors import ConfigError
 from launch.schemas import TrainConfig
+from settings.fields import default_of
 from tracking.configuration import (
     PASSES,
     differences,
@@ -17,16 +18,14 @@ from tracking.configuration import (
     sequences_per_step,
 )
 
-_IN_A_CORPUS = re.compile(r"^data\.corpora\.[^.]+\.")
-
 
 def as_yaml(config: TrainConfig) -> str:
     """Return a configuration as YAML, every value resolved."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(_nested(config)))
 
 
 def require_same_run(saved: Path, config: TrainConfig) -> None:
-    """Refuse to go on with a run whose configuration was another.
+    """Refuse to resume a run whose configuration was another.
 
     Args:
         saved: The run's config.yaml.
@@ -39,19 +38,14 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
         old = read_configuration(saved)
     except RunError as error:
         raise ConfigError(str(error)) from error
-    new = _flat(config)
+    new = flat(_nested(config))
     if sequences_per_step(old) == sequences_per_step(new) is not None:
         for key in PASSES:
             del old[key], new[key]
     # A key that came after the run began had its default then.
-    defaults = _flat(TrainConfig)
-    of_one = {key: _IN_A_CORPUS.sub("data.", key) for key in new}
-    old = {key: defaults[one] for key, one in of_one.items() if one in defaults} | old
-    changed = differences(old, new)
-    if layers := [key for key in changed if key.startswith("model.layers.")]:
-        # They follow the group `layers`.
-        changed = {key: one for key, one in changed.items() if key not in layers}
-    if changed:
+    defaults = {key: default_of(TrainConfig, key) for key in new}
+    old = {key: one for key, one in defaults.items() if one is not dataclasses.MISSING} | old
+    if changed := differences(old, new):
         listed = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changed.items())
         raise ConfigError(
             f"run '{config.run_name}' exists with another configuration ({listed}); choose another "
@@ -59,6 +53,7 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
         )
 
 
-def _flat(config: Any) -> dict[str, Any]:
-    """Return a configuration, or the defaults of its class, with dotted keys."""
-    return flat(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config))))
+def _nested(config: TrainConfig) -> dict[str, Any]:
+    node = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    del node["model"]["layers"]  # follows the group `layers`
+    return node
