@@ -9,7 +9,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 from typing import Any, cast
 
 import hydra
@@ -33,11 +32,6 @@ COMPOSING_FAILED = (
     *(HydraException, OmegaConfBaseException, YAMLError),
     *(ValueError, OSError, RecursionError),
 )
-_HOW_TO_WRITE = """\
-Values are written without spaces around =. Paths and text are taken as they stand (with spaces,
-quoted for the shell: prompt='def add'), numbers also as 1.5e6, 1_500_000, 10k, 10M or 2B, lists
-with or without brackets: eval.tasks=a,b. See docs/command_line.md.
-"""
 # Of a run's name, the part that comes from a folder.
 _LONGEST_NAME = 60
 # Bytes that are not UTF-8 arrive from the command line as lone surrogates.
@@ -251,25 +245,3 @@ def _literal(node: Any) -> Any:
     if isinstance(node, list):
         return [_literal(value) for value in node]
     return node.replace("${", "\\${") if isinstance(node, str) else node
-
-
-def help_text(config_name: str) -> str:
-    """Fill in the template in the entry point's YAML.
-
-    Hydra does the same in three times the time: it lists its own groups too, and copies the schema
-    for each.
-    """
-    config = composed(config_name, [], with_hydra=True)
-    template, chosen = config.hydra.help.template, set(config.hydra.runtime.choices)
-    with open_dict(config):
-        del config["hydra"]
-    groups = {
-        path.name: ", ".join(sorted(option.stem for option in path.glob("*.yaml")))
-        for path in sorted((schemas.ROOT / "conf").iterdir())
-        if path.name in chosen
-    }
-    return Template(template).substitute(
-        APP_CONFIG_GROUPS="".join(f"{name}: {options}\n" for name, options in groups.items()),
-        CONFIG=OmegaConf.to_yaml(config),
-        HOW_TO_WRITE=_HOW_TO_WRITE.rstrip(),
-    )

@@ -22,7 +22,6 @@ from launch.compose import (
     COMPOSING_FAILED,
     checked,
     composed,
-    help_text,
     register,
     require_sound,
 )
@@ -40,6 +39,7 @@ from launch.failures import (
     tell_for_all_ranks,
     tell_of,
 )
+from launch.help import help_text
 from launch.hydra_guard import require_plain_hydra
 from launch.mistakes import sweep_without_flag
 from launch.schemas import Config

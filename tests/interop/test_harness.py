@@ -390,7 +390,7 @@ def test_the_version_that_is_asked_for_is_the_pinned_one():
     pinned = (ROOT / "requirements-dev.txt").read_text()
     assert f"lm_eval=={harness.VERSION}\n" in pinned
     assert f'"lm_eval=={harness.VERSION}"' in (ROOT / "pyproject.toml").read_text()
-    assert f"lm_eval=={harness.VERSION}" in (ROOT / "conf/eval/default.yaml").read_text()
+    assert f"lm_eval=={harness.VERSION}" in (ROOT / "settings/evaluation.py").read_text()
 
 
 @pytest.fixture(scope="module")

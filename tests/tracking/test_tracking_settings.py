@@ -9,11 +9,10 @@ CONF = Path(__file__).parents[2] / "conf" / "tracking"
 
 
 @pytest.mark.parametrize("name", ["wandb", "none"])
-def test_config_file_fills_the_schema_and_names_every_key(name):
+def test_config_file_fills_the_schema(name):
     loaded = OmegaConf.load(CONF / f"{name}.yaml")
     settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrackingSettings), loaded))
     assert isinstance(settings, TrackingSettings)
-    assert set(loaded) == set(TrackingSettings.__dataclass_fields__)
     assert settings == TrackingSettings(name=name, wandb=name == "wandb")
     assert settings.problems() == []
 
