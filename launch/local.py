@@ -59,7 +59,7 @@ def _those_of(config_name: str, node: dict[Any, Any], prefix: str, where: str) -
 
 
 def _is_of(config_name: str, entry: Any, where: str) -> bool:
-    """Tell whether an entry of the defaults list chooses for a group that an entry point has."""
+    """Return whether an entry of the defaults list chooses for a group that an entry point has."""
     if not isinstance(entry, dict):
         return True
     (name,) = entry

@@ -22,6 +22,7 @@ from launch.schemas import PREPARE_COMMANDS
 _OTHERWISE = {
     r"resume|continue|restart|resume_from\w*": "rerunning the same command resumes its run",
     r"help|\?": "the help is --help",
+    r"debug": "python train_model.py debug=smoke is a run of seconds",
     r"no_wandb|offline|disable_wandb": "keys have no dashes: tracking=none",
     r"|verbose|quiet": "--help lists every key",
 }
@@ -113,13 +114,11 @@ def not_an_assignment(
     if meant:
         return f"write it without spaces: {shell_word(meant)}"
     said = _after_a_text(config_name, argument, before, rest) or _otherwise(argument)
-    said = said or _a_key(config_name, argument, following)
-    said = (
-        said
-        or _a_name(config_name, argument, typed, rest)
-        or _a_choice(config_name, argument, typed)
-    )
-    return f"'{argument}' is not KEY=VALUE; {said or '--help lists every key'}"
+    if not said and (needed := _needed(config_name, argument, following)):
+        return f"'{argument}' needs a value: {needed}"
+    said = said or _written(config_name, argument) or _a_name(config_name, argument, typed, rest)
+    said = said or _a_choice(config_name, argument, typed) or "--help lists every key"
+    return f"'{argument}' is not KEY=VALUE; {said}"
 
 
 def _after_a_text(config_name: str, argument: str, before: str, rest: Sequence[str]) -> str:
@@ -134,18 +133,21 @@ def _after_a_text(config_name: str, argument: str, before: str, rest: Sequence[s
     return f"quote a value that has spaces: {shell_word(f'{key}={words}')}"
 
 
-def _a_key(config_name: str, argument: str, following: str) -> str:
-    """Say what is missing of a key, alone or as `key: value`; '' if the word is none."""
-    found = re.fullmatch(r"([\w.]+)\s*(?::|\s|->)\s*(\S.*)", argument)
-    if found and (assigned := _assignment(config_name, found[1], found[2])):
-        return f"write {shell_word(assigned)}"
+def _needed(config_name: str, argument: str, following: str) -> str:
+    """Return a key or a group, which stands alone, with a value; '' if the word is neither."""
     value = "" if "=" in following else following
     if argument in groups_of(config_name) and not value:
-        return f"it needs a value: {argument}=NAME with one of {', '.join(choices(argument))}"
+        return f"{argument}=NAME with one of {', '.join(choices(argument))}"
     if argument in groups_of(config_name) or look_up(config_name, argument) is not None:
-        assigned = _assignment(config_name, argument, value)
-        return f"it is a key and needs a value: {shell_word(str(assigned))}"
+        return shell_word(str(_assignment(config_name, argument, value)))
     return ""
+
+
+def _written(config_name: str, argument: str) -> str:
+    """Say how `key: value`, `key value` and `key->value` are written; '' if the word is none."""
+    found = re.fullmatch(r"([\w.]+)\s*(?::|\s|->)\s*(\S.*)", argument)
+    assigned = found and _assignment(config_name, found[1], found[2])
+    return f"write {shell_word(assigned)}" if assigned else ""
 
 
 def _a_name(config_name: str, argument: str, typed: Sequence[str], rest: Sequence[str]) -> str:
@@ -317,7 +319,7 @@ def _by_run(config_name: str, key: str, value: str) -> str:
         return f"{script} has no {key}; a study's run is named by its folder: {where}"
     if key not in _RUNS_OF:
         return ""
-    names = list(dict.fromkeys(_RUNS_OF[key].format(one) for one in value.split(",")))
+    names = list(dict.fromkeys(_RUNS_OF[key].format(one) for one in value.strip("[],").split(",")))
     if config_name == "eval":
         run = shell_word(f"run=[{','.join(names)}]" if len(names) > 1 else f"run={names[0]}")
         there = ""

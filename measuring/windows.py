@@ -1,4 +1,4 @@
-"""What the settings of an evaluation come to for one model."""
+"""What the settings of an evaluation mean for one model."""
 
 from measuring.errors import EvaluationError
 from modeling.config import GPTConfig

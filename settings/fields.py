@@ -48,7 +48,7 @@ def key(
         hint: Adds to the message for another word.
         kind: What a text is to the command line: `path`; `folder`, a path whose ~ is replaced as it
             is typed; `prose`, in which a comma is a comma; `label`, part of folder names; `word`,
-            one of a few that are known elsewhere; any name if not given.
+            one of a few that other keys decide; any name if not given.
         changes_result: Whether a run can only be resumed with the same value.
     """
     rules = {
