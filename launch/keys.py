@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import typing
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,25 +52,21 @@ def keys_of(config_name: str) -> dict[str, Key]:
 
     Those of an attention are in `attention_keys`, those of a mixture's corpora as of `data`.
     """
-    found = {key: _key(*one) for key, one in _of_schema(schemas.SCHEMAS[config_name], "").items()}
+    found = _of_schema(schemas.SCHEMAS[config_name], "")
     if config_name == "train":
         names = {name for keys in attention_keys().values() for name in keys}
         found |= {f"model.attention.{name}": _of_attention(name) for name in sorted(names)}
     return found
 
 
-_Fields = dict[str, tuple[dataclasses.Field[Any], Any]]
-
-
-def _of_schema(schema: Any, prefix: str) -> _Fields:
-    """Return the field and the type of each key, but for those that follow another."""
-    found: _Fields = {}
+def _of_schema(schema: Any, prefix: str) -> dict[str, Key]:
+    """Return the keys of a section and of those in it, but for one that follows another."""
+    found: dict[str, Key] = {}
     for field in dataclasses.fields(schema):
-        hint = hints(schema)[field.name]
-        if "follows" not in field.metadata and dataclasses.is_dataclass(hint):
-            found |= _of_schema(hint, f"{prefix}{field.name}.")
-        elif "follows" not in field.metadata:
-            found[f"{prefix}{field.name}"] = field, hint
+        name, hint = f"{prefix}{field.name}", hints(schema)[field.name]
+        if "follows" in field.metadata:
+            continue
+        found |= _of_schema(hint, f"{name}.") if is_dataclass(hint) else {name: _key(field, hint)}
     return found
 
 
@@ -95,7 +92,7 @@ def look_up(config_name: str, key: str) -> Key | None:
     if leaf := in_a_pattern(key):
         return keys_of(config_name).get(f"model.attention.{leaf}")
     fields, hint = along(schemas.SCHEMAS[config_name], key)
-    is_key = hint not in (None, Any) and not dataclasses.is_dataclass(hint)
+    is_key = hint not in (None, Any) and not is_dataclass(hint)
     follows = any("follows" in field.metadata for field in fields)
     return _key(fields[-1], hint) if is_key and not follows else None
 

@@ -22,7 +22,6 @@ from launch.schemas import PREPARE_COMMANDS
 _OTHERWISE = {
     r"resume|continue|restart|resume_from\w*": "rerunning the same command resumes its run",
     r"help|\?": "the help is --help",
-    r"debug": "python train_model.py debug=smoke is a run of seconds",
     r"no_wandb|offline|disable_wandb": "keys have no dashes: tracking=none",
     r"|verbose|quiet": "--help lists every key",
 }
@@ -280,7 +279,7 @@ def unknown_key(config_name: str, key: str, value: str = "") -> str:
     text = f"there is no key '{key}'"
     if parent == "model.attention" and leaf in _PLACED:
         return f"{text}: it is set layer by layer, by layers={_PLACED[leaf]} (docs/layers.md)"
-    if re.match(r"data\.(corpora|weights)\b", key):
+    if key.startswith(("data.corpora.", "data.weights.")) and "data" in groups_of(config_name):
         return f"{text} here; it goes with data=mixture and a corpus of that name"
     if config_name == "train" and (tokens := counts_tokens(key)):
         return f"{text}; {tokens}"

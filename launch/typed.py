@@ -198,32 +198,30 @@ def _may_be_of_another_file(key: str, typed: Sequence[str]) -> bool:
 
 def _as_text(config_name: str, key: str, known: Key, value: str, is_multirun: bool) -> str:
     """Quote a value that may be any text, or a list of such."""
+    is_path = known.kind in ("path", "folder")
     if _QUOTED.fullmatch(value):
         return value
-    if known.kind in ("path", "folder") or key == "run":
+    if is_path or key == "run":
         _require_user(key, value)
     if known.kind == "folder":
         value = with_home(value)
     if known.kind == "prose":
         return quoted(value, keeps_interpolations=False)
-    is_there = known.kind in ("path", "folder") and _is_there(value)
     if is_multirun and _FUNCTION.fullmatch(value):
         return value
-    if known.is_list and not is_there:
-        if value.startswith("[") and value.endswith("]"):
-            inner = value[1:-1].strip()
-            pieces = split_at_commas(inner) if inner else []
-            return f"[{','.join(_one(config_name, piece.strip()) for piece in pieces)}]"
-        if value.startswith("["):
-            raise ConfigError(f"{key}: a bracket is not closed in {value}")
-        pieces = split_at_commas(value)
-        if len(pieces) > 1 and key in ("run", "hf") and _are_several(key, pieces):
-            raise ConfigError(one_of_several(config_name, key, known, pieces))
-        if key not in ("run", "hf"):
-            found = [_one(config_name, piece.strip()) for piece in pieces if piece.strip()]
-            return f"[{','.join(found)}]"
-    if is_multirun and not is_there and not known.is_list:
-        return ",".join(_one(config_name, piece) for piece in split_at_commas(value))
+    if is_path and _is_there(value):
+        return _one(config_name, value)
+    is_list = value.startswith("[") and value.endswith("]")
+    if known.is_list and value.startswith("[") and not is_list:
+        raise ConfigError(f"{key}: a bracket is not closed in {value}")
+    pieces = split_at_commas(value[1:-1] if known.is_list and is_list else value)
+    texts = ",".join(_one(config_name, piece.strip()) for piece in pieces if piece.strip())
+    if known.is_list and (is_list or key not in ("run", "hf")):
+        return f"[{texts}]"
+    if known.is_list and len(pieces) > 1 and _are_several(key, pieces):
+        raise ConfigError(one_of_several(config_name, key, known, pieces))
+    if is_multirun and not known.is_list:
+        return ",".join(_one(config_name, piece) for piece in pieces)
     return _one(config_name, value)
 
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 import modeling.check
+from interop.initial import recorded_model
 from launch import schemas
 from launch.compose import checked, composed
 from launch.errors import ConfigError
@@ -16,6 +17,7 @@ from launch.typed import for_hydra
 from modeling.accounting import kv_cache_bytes, match_cache, match_to_mha, num_parameters
 from modeling.arrangement import layer_configs, remarks
 from modeling.errors import ModelConfigError
+from tracking.configuration import read_configuration
 
 
 def train_config(*typed):
@@ -209,6 +211,8 @@ def test_a_changed_arrangement_is_refused_field_by_field_and_an_old_run_was_unif
         require_same_run(saved, arranged)
     saved.write_text(as_yaml(arranged))
     require_same_run(saved, arranged)
+    assert recorded_model(read_configuration(saved)).layers == arranged.layers
+    assert "layers" not in yaml.safe_load(saved.read_text())["model"]
     changed = train_config("layers=window_full", "layers.window=32", "layers.pattern=mqa,own")
     with pytest.raises(ConfigError, match=re.escape("(layers.window: 16 -> 32); choose another")):
         require_same_run(saved, changed)
