@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from data.prepared import PreparedData
     from modeling.config import GPTConfig
+    from settings.run import Recipe
     from tracking.run_folder import RunFolder
     from training.dry_run import Unprepared
     from training.ranks.world import World
-    from training.settings import Recipe
 
     Initial = Callable[[], Mapping[str, Tensor]]
 
@@ -258,7 +258,7 @@ def _trained(
 
 def _recipe(config: schemas.TrainConfig) -> "Recipe":
     """Return what decides a run's numbers."""
-    from training.settings import Recipe
+    from settings.run import Recipe
 
     return Recipe(
         model=config.model,

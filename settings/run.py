@@ -99,3 +99,16 @@ class TrainConfig(Section, InAStudy):
                 "as [0.5,1.0,2.0]"
             )
         return found
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run's numbers, apart from the data."""
+
+    model: GPTConfig
+    optim: OptimSettings
+    schedule: ScheduleSettings
+    trainer: TrainerSettings
+    eval: EvalSettings
+    sampling: SamplingSettings
+    seed: int

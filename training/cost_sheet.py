@@ -12,10 +12,10 @@ from files.disk import free_bytes
 from files.sizes import in_units
 from modeling.accounting import training_flops_per_token
 from settings.data import DataSettings, TokenizerSettings
+from settings.run import Recipe
 from tracking.progress import in_words
 from training.dry_run import TIMED_STEPS, Measured, Unprepared
 from training.recipe.budget import Budget, make_budget
-from training.settings import Recipe
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from data.prepared import PreparedData
 from files.disk import one_line
 from modeling.gpt import GPT
 from settings.data import DataSettings, TokenizerSettings, is_hub_name
+from settings.run import Recipe
 from tracking.failures import is_out_of_memory
 from training.errors import TrainingFailed
 from training.machine.compiled import compiled
@@ -23,7 +24,6 @@ from training.ranks.parallel import Parallel, build_model
 from training.ranks.world import World
 from training.recipe.budget import Budget, make_budget
 from training.recipe.optim import build_optimizers, optimizer_tensors
-from training.settings import Recipe
 
 TIMED_STEPS = 3
 # GPT-2's, where a tokenizer that was not fetched yet has the last word.

@@ -12,6 +12,7 @@ from data.batches import TrainingWindows, read_ahead
 from data.prepared import PreparedData
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
+from settings.run import Recipe
 from settings.training import TrainerSettings
 from tracking.checkpoints import CheckpointStore
 from tracking.run_folder import RunFolder
@@ -31,7 +32,6 @@ from training.recipe.budget import make_budget
 from training.recipe.optim import build_optimizers, set_learning_rate
 from training.recipe.schedule import learning_rate
 from training.recorder import Recorder
-from training.settings import Recipe
 
 
 def train(

@@ -11,6 +11,7 @@ from modeling.accounting import training_flops_per_token
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.gpt import GPT
 from settings.evaluation import EvalSettings
+from settings.run import Recipe
 from settings.training import OptimSettings, ScheduleSettings, TrainerSettings
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
@@ -19,7 +20,6 @@ from training import recorder
 from training.endurance import provenance
 from training.errors import TrainingDiverged, TrainingError
 from training.machine import setup
-from training.settings import Recipe
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import pytest
 
 from modeling.config import GPTConfig, SamplingSettings
 from settings.evaluation import EvalSettings
+from settings.run import Recipe
 from settings.training import OptimSettings, ScheduleSettings, TrainerSettings
-from training.settings import Recipe
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from files.errors import RunError
 from modeling.attention import attention_config
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
+from settings.run import Recipe
 from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
 from tracking.configuration import PASSES, flat, may_change, sequences_per_step
 from training.endurance.checkpointing import RunCheckpoints
 from training.endurance.provenance import Provenance
 from training.errors import TrainingError
-from training.settings import Recipe
 
 
 @dataclass
