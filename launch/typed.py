@@ -5,25 +5,15 @@ docs/command_line.md says the same for users.
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 
 from launch.errors import ConfigError
 from launch.keys import Key, choices, groups_of, in_a_pattern, look_up, with_home
-from launch.mistakes import (
-    not_an_assignment,
-    one_of_several,
-    unknown_flag,
-    unknown_key,
-    wrong_choice,
-)
+from launch.mistakes import one_of_several, unknown_key, wrong_choice
 from launch.near import shell_word
+from launch.quoting import QUOTED, quoted, require_closed, split_at_commas, whole_number
+from launch.words import not_an_assignment, unknown_flag
 
-_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
-_NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([kKmMbBgGtT]?)")
-_THOUSANDS = {"": 0, "k": 3, "m": 6, "b": 9, "g": 9, "t": 12}
-# A value that could take the machine is refused by its rule, not computed here.
-_MOST_DIGITS = 40
 # Hydra's functions that make a sweep of a value, or a list of it.
 _FUNCTION = re.compile(
     r"(choice|range|interval|glob|shuffle|sort|tag|extend_list|str|int)\s*\(.*\)"
@@ -146,7 +136,7 @@ def _require_choices(
     config_name: str, group: str, value: str, typed: Sequence[str], is_multirun: bool
 ) -> None:
     """Refuse several choices without -m, and one that neither conf/ nor an own folder has."""
-    _require_closed(group, value)
+    require_closed(group, value)
     is_list = value.startswith("[") and value.endswith("]")
     pieces = split_at_commas(value[1:-1] if is_list else value)
     if len(pieces) > 1 and not is_multirun:
@@ -154,14 +144,14 @@ def _require_choices(
     if _FUNCTION.fullmatch(value) or "${" in value or _has_own_folder(typed):
         return
     for piece in map(str.strip, pieces):
-        name = piece[1:-1] if _QUOTED.fullmatch(piece) else piece
+        name = piece[1:-1] if QUOTED.fullmatch(piece) else piece
         if name not in ("null", *choices(group)):
             raise ConfigError(wrong_choice(config_name, group, name))
 
 
 def _as_value(config_name: str, key: str, known: Key, value: str, is_multirun: bool) -> str:
     """Return a number, a word or a list; what Hydra could not read is quoted, for its own rule."""
-    _require_closed(key, value)
+    require_closed(key, value)
     if known.is_list and not re.match(r"\s*[\[$]|null$|\w+\s*\(", value):
         value = f"[{value}]"
     pieces = split_at_commas(value)
@@ -173,11 +163,11 @@ def _as_value(config_name: str, key: str, known: Key, value: str, is_multirun: b
 
 
 def _plain(known: Key, value: str) -> str:
-    value = _whole_number(value) if known.kind == "int" else value
+    value = whole_number(value) if known.kind == "int" else value
     is_mapping = known.kind == "other" and value.startswith(("{", "["))
     if _PLAIN.fullmatch(value.strip()) or _FUNCTION.fullmatch(value) or "${" in value or is_mapping:
         return value
-    return value if _QUOTED.fullmatch(value) else quoted(value)
+    return value if QUOTED.fullmatch(value) else quoted(value)
 
 
 def _has_own_folder(typed: Sequence[str]) -> bool:
@@ -199,7 +189,7 @@ def _may_be_of_another_file(key: str, typed: Sequence[str]) -> bool:
 def _as_text(config_name: str, key: str, known: Key, value: str, is_multirun: bool) -> str:
     """Quote a value that may be any text, or a list of such."""
     is_path = known.kind in ("path", "folder")
-    if _QUOTED.fullmatch(value):
+    if QUOTED.fullmatch(value):
         return value
     if is_path or key == "run":
         _require_user(key, value)
@@ -246,7 +236,7 @@ def _are_several(key: str, pieces: Sequence[str]) -> bool:
 
 def _one(config_name: str, value: str) -> str:
     """Quote one text, unless the user quoted it for Hydra already."""
-    if _QUOTED.fullmatch(value):
+    if QUOTED.fullmatch(value):
         return value
 
     def names_a_key(found: re.Match[str]) -> bool:
@@ -260,65 +250,8 @@ def _one(config_name: str, value: str) -> str:
     return quoted(value, keeps_interpolations=has_interpolation or "${${" in value)
 
 
-def quoted(value: str, *, keeps_interpolations: bool = True) -> str:
-    """Quote any text for Hydra's grammar.
-
-    Args:
-        value: The text.
-        keeps_interpolations: Whether `${key}` in it is that key's value, or just these characters.
-    """
-    if not keeps_interpolations:
-        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    return "'" + re.sub(r"(\\+)\Z", r"\1\1", value) + "'"
-
-
 def _is_there(value: str) -> bool:
     try:
         return bool(value) and Path(value).expanduser().exists()
     except (OSError, RuntimeError, ValueError):
         return False
-
-
-def _require_closed(key: str, value: str) -> None:
-    rest = _QUOTED.sub("", value)
-    if re.search(r"(?<!\\)['\"]", rest):
-        raise ConfigError(f"{key}: a quote is not closed in {value}")
-    for opening, closing, name in (("[", "]", "bracket"), ("{", "}", "brace"), ("(", ")", "paren")):
-        if rest.count(opening) != rest.count(closing):
-            name = "parenthesis" if name == "paren" else name
-            raise ConfigError(f"{key}: a {name} is not closed in {value}")
-
-
-def split_at_commas(value: str) -> list[str]:
-    """Split where a comma is in no quotes and no brackets."""
-    pieces, depth, start, position = [], 0, 0, 0
-    while position < len(value):
-        if found := _QUOTED.match(value, position):
-            position = found.end()
-            continue
-        character = value[position]
-        depth += (character in "[({") - (character in "])}")
-        if character == "," and depth <= 0:
-            pieces.append(value[start:position])
-            start = position + 1
-        position += 1
-    return [*pieces, value[start:]]
-
-
-def _whole_number(value: str) -> str:
-    """Write 1e9, 1.5M, 1_000_000 and lists of such as digits; leave all else as it is."""
-    if (is_list := value.strip()).startswith("[") and is_list.endswith("]"):
-        inner = [_whole_number(piece.strip()) for piece in split_at_commas(is_list[1:-1])]
-        return f"[{','.join(inner)}]"
-    found = _NUMBER.fullmatch(value.strip())
-    if found is None:
-        return value
-    if re.fullmatch(r"[+-]?\d+", value.strip()):
-        return value.strip()
-    exponent = _THOUSANDS[found[2].lower()]
-    written = Decimal(found[1].replace("_", ""))
-    if abs(written.adjusted()) + exponent > _MOST_DIGITS:
-        return value
-    number = written.scaleb(exponent)
-    return str(int(number)) if number == number.to_integral_value() else value
