@@ -1,5 +1,6 @@
 """The YAML files and what a user types, composed by Hydra and checked against a schema."""
 
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -7,12 +8,15 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -40,29 +44,31 @@ _CAN_BE_WRITTEN = re.compile(r"[^\0\ud800-\udfff]*")
 _HARMLESS_VARIABLE = re.compile(r"HOME|USER|LOGNAME|SCRATCH|TMPDIR|SLURM_JOB_ID|SLURM_TMPDIR")
 
 
-def register() -> None:
-    """Make the schemas and the YAML arithmetic known to Hydra; calling it twice does no harm.
+def register(config_name: str) -> None:
+    """Make an entry point's schema and the YAML arithmetic known to Hydra; may be called again.
 
     Raises:
         ConfigError: If conf/local/default.yaml is wrong.
     """
     store = ConfigStore.instance()
-    for name, schema in schemas.SCHEMAS.items():
-        node = OmegaConf.structured(schema)
-        if name == "train":  # of an experiment, not of one of its runs
-            with open_dict(node):
-                node.arms = []
-        store.store(name=f"{name}_schema", node=node)
-        # Hydra would give all of the file to each entry point, and refuse what one does not have.
-        store.store(
-            group="local", name=f"{name}_settings", node=local_settings(name), package="_global_"
-        )
-    OmegaConf.register_new_resolver("oc.env", _root_folder, replace=True)
-    OmegaConf.register_new_resolver("divide", _divide, replace=True)
-    OmegaConf.register_new_resolver("arranged", _arranged, replace=True)
-    OmegaConf.register_new_resolver("name_or", _name_or, replace=True)
-    OmegaConf.register_new_resolver("corpus", _corpus, replace=True)
-    OmegaConf.register_new_resolver("multiply", lambda a, b: a * b, replace=True)
+    node = OmegaConf.structured(schemas.SCHEMAS[config_name])
+    if config_name == "train":  # of an experiment, not of one of its runs
+        with open_dict(node):
+            node.arms = node.sweep = None
+    store.store(name=f"{config_name}_schema", node=node)
+    # Hydra would give all of the file to each entry point, and refuse what one does not have.
+    own = {name: local_settings(name) for name in schemas.SCHEMAS}[config_name]
+    store.store(group="local", name=f"{config_name}_settings", node=own, package="_global_")
+    resolvers: dict[str, Callable[..., Any]] = {
+        "oc.env": _root_folder,
+        "divide": _divide,
+        "arranged": _arranged,
+        "name_or": _name_or,
+        "corpus": _corpus,
+        "multiply": lambda a, b: a * b,
+    }
+    for name, function in resolvers.items():
+        OmegaConf.register_new_resolver(name, function, replace=True)
 
 
 def _divide(numerator: int, denominator: int) -> int:
@@ -145,13 +151,38 @@ def composed(config_name: str, overrides: list[str], *, with_hydra: bool = False
     """Compose an entry point's configuration: the YAML files, then the overrides.
 
     Args:
-        config_name: Of the entry point.
+        config_name: Of the entry point, or of another file in conf/.
         overrides: Of the command line, as `for_hydra` returns them.
-        with_hydra: Whether Hydra's own settings are wanted, too.
+        with_hydra: Whether Hydra's own settings and an experiment's arms and sweep are wanted, too.
     """
-    register()
-    with hydra.initialize_config_dir(str(schemas.ROOT / "conf"), version_base="1.3"):
-        return hydra.compose(config_name, overrides, return_hydra_config=with_hydra)
+    if config_name in schemas.SCHEMAS:
+        register(config_name)
+    with files():
+        config = hydra.compose(config_name, overrides, return_hydra_config=True)
+    return config if with_hydra else _of_one_run(config)
+
+
+def _of_one_run(config: DictConfig) -> DictConfig:
+    with open_dict(config):
+        for key in ("hydra", "arms", "sweep"):
+            config.pop(key, None)
+    return config
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """Parse overrides by Hydra's grammar, each of which may be a sweep of several values.
+
+    Args:
+        overrides: Of the command line, as `for_hydra` returns them.
+    """
+    with files():
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        return parser.parse_overrides(list(overrides))
+
+
+def files() -> contextlib.AbstractContextManager[None]:
+    """Have Hydra read the files in conf/ while the context is entered."""
+    return hydra.initialize_config_dir(str(schemas.ROOT / "conf"), version_base="1.3")
 
 
 def checked(config: DictConfig, schema: type[Config], typed: Sequence[str] = ()) -> Config:
@@ -170,7 +201,6 @@ def checked(config: DictConfig, schema: type[Config], typed: Sequence[str] = ())
             config = _with_attentions(config, typed)
         # Hydra lets `+key=value` add anything; a fresh schema does not.
         resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-        resolved.pop("arms", None)
         _require_text(resolved)
         fresh = OmegaConf.merge(OmegaConf.structured(schema), _literal(resolved))
         missing = sorted(OmegaConf.missing_keys(fresh))

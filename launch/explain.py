@@ -60,8 +60,6 @@ def explain(error: BaseException, schema: type, typed: Sequence[str] = ()) -> st
     ):
         names = re.findall(r"\S+", found.group(3).split("Config search path")[0])
         return wrong_choice(entry, found.group(1), found.group(2), names)
-    if sweep := re.search(r"Sweep parameters? '(.*?)' requires", text):
-        return f"{sweep.group(1)} is a sweep of several runs: add -m"
     if function := re.search(r"Unknown function '(\w+)'", text):
         return f"there is no function {function.group(1)}; quote a text that has parentheses"
     if _UNREADABLE.search(text):

@@ -55,9 +55,9 @@ def one_of_several(config_name: str, key: str, known: Key | None, pieces: Sequen
 
 
 def sweep_without_flag(config_name: str, typed: Sequence[str], runs: int) -> str:
-    """Say what to type for an experiment of several runs."""
-    (experiment,) = [one for one in typed if one.startswith("experiment=")][-1:]
-    return f"{experiment} is a sweep of {runs} runs: add -m: {command(config_name, '-m', *typed)}"
+    """Say what to type for several runs."""
+    what = next((one for one in reversed(typed) if one.startswith("experiment=")), "this")
+    return f"{what} is a sweep of {runs} runs: add -m: {command(config_name, '-m', *typed)}"
 
 
 def wrong_choice(

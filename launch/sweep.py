@@ -1,20 +1,22 @@
-"""The runs of a multirun that one process makes in turn: their headings, and a table at the end."""
+"""The runs of a sweep: their names, their headings, and a table at the end."""
 
-import contextlib
 import itertools
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from files.errors import RunError
-from launch.compose import COMPOSING_FAILED, composed
+from launch.compose import composed
 from launch.errors import ConfigError
 from launch.failures import EXIT_BAD_INPUT, EXIT_INTERRUPTED, rank_and_size
 from launch.keys import look_up
-from launch.terminal import columns_of, complain, say
+from launch.terminal import columns_of, complain, say, table
+from modeling.config import arrangement_label
 from tracking.progress import in_words
 from tracking.run_folder import RunFolder
 
@@ -22,89 +24,143 @@ if TYPE_CHECKING:
     from training.cost_sheet import Cost
 
 _COLUMNS = ("run", "attention", "seed", "perplexity", "KV bytes", "time", "status")
+_LEFT_ALIGNED = ("run", "attention", "status")
 _USUAL_COLUMNS = 80
 
 
 @dataclass
-class _Run:
-    """One of the runs, as far as it is known."""
+class Run:
+    """A run of a sweep, as far as it is known.
 
-    name: str
-    label: str
-    attention: str
-    seed: object
+    Args:
+        config: As it was composed.
+        swept: The arguments in which it differs from the others.
+        trains: Whether it is a training, which has a folder.
+    """
+
+    config: DictConfig
     swept: str
-    folder: RunFolder | None = None
-    summary: dict[str, Any] | None = None
+    trains: bool
     status: str = "not started"
     exit_status: int = 0
     reason: str = ""
+    summary: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name; '' where it has none, or it cannot be worked out."""
+        return str(self._value("run_name") or "")
+
+    @property
+    def label(self) -> str:
+        """What it is called when its errors are reported."""
+        return self.name or self.swept
+
+    @property
+    def folder_of_runs(self) -> Path:
+        """The folder that its own is in."""
+        return Path(str(self._value("runs_dir")), str(self._value("study") or ""))
+
+    @property
+    def attention(self) -> str:
+        """Its attention, and the arrangement of its layers if that is not uniform."""
+        layers = self._value("layers")
+        label = arrangement_label(layers) if layers else None
+        return "-".join(filter(None, [str(self._value("model.attention.name") or ""), label]))
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return what a finished training measured; None if it is not, or cannot be read."""
+        needed = ("finished", "wall_seconds", "kv_cache_bytes_per_token")
+        try:
+            found = (
+                RunFolder(self.folder_of_runs, self.name).read_summary() if self.trains else None
+            )
+        except RunError:
+            return None
+        return found if found and all(found.get(key) is not None for key in needed) else None
+
+    def row(self, number: str | None = None) -> list[str]:
+        """Return its row of the table at the end, with its number in place of its name if given."""
+        if self.status == "not started":
+            return ["", "", "", "-", "-", "-", self.status]
+        seed = self._value("seed")
+        begin = [number or self.name, self.attention, "" if seed is None else str(seed)]
+        if self.summary is None:
+            return [*begin, "-", "-", "-", self.status]
+        perplexity = f"{self.summary['validation_perplexity']:.2f}"
+        time = _clock(self.summary["wall_seconds"])
+        return [*begin, perplexity, _cache(self.summary), time, self.status]
+
+    def _value(self, key: str) -> Any:
+        """Return a value, if it can be worked out of what is not checked yet; else None."""
+        try:
+            return OmegaConf.select(self.config, key)
+        except OmegaConfBaseException:
+            return None
 
 
 class Sweep:
-    """What is said of the runs of a multirun.
+    """What is said of the runs of a sweep.
 
     Args:
-        jobs: The overrides of each.
-        trains: Whether they are trainings, which end in a table.
+        config_name: Of the entry point.
+        jobs: The overrides of each run.
+
+    Raises:
+        ConfigError: If trainings would have the same name.
     """
 
-    def __init__(self, jobs: Sequence[Sequence[str]], *, trains: bool) -> None:
-        everywhere = set.intersection(*map(set, jobs)) if jobs else set()
-        self._swept = [[text for text in job if text not in everywhere] for job in jobs]
-        self._trains = trains
-        self._runs: list[_Run] = []
+    def __init__(self, config_name: str, jobs: Sequence[Sequence[str]]) -> None:
+        self._trains = config_name == "train"
+        configs = [composed(config_name, list(job)) for job in jobs]
+        everywhere = set.intersection(*map(set, jobs))
+        swept = [" ".join(text for text in job if text not in everywhere) for job in jobs]
+        self.runs = [Run(*one, self._trains) for one in zip(configs, swept, strict=True)]
+        if self._trains:
+            _require_names(jobs, [run.name for run in self.runs])
+        self._current = self.runs[0]
         self._said: set[str] = set()
         self._costs: dict[str, Cost] = {}
 
-    def begin(self, name: str, attention: str, seed: object) -> None:
+    def begin(self, run: Run) -> None:
         """Say which run comes now, and about how long this one and those behind it will take."""
-        number, total = len(self._runs) + 1, max(len(self._swept), len(self._runs) + 1)
-        swept = self._swept[number - 1] if number <= len(self._swept) else []
-        times = [run.summary["wall_seconds"] for run in self._runs if run.summary]
+        number, total = self.runs.index(run) + 1, len(self.runs)
+        times = [one.summary["wall_seconds"] for one in self.runs if one.summary]
         left = sum(times) / len(times) * (total - number + 1) if times else None
         estimate = "" if left is None else f" (about {in_words(left)} left)"
-        label = " ".join(swept) or name
-        self._runs.append(_Run(name, name or label, attention, seed, label))
+        self._current = run
+        run.summary = run.read_summary()
+        run.status = "done before" if run.summary else "interrupted"
         if rank_and_size()[0] == 0:
             before = "\n" if number > 1 else ""
-            say(f"{before}run {number} of {total}: {label}{estimate}")
+            say(f"{before}run {number} of {total}: {run.swept or run.name}{estimate}")
 
-    def train(self, runs_path: Path) -> None:
-        """Note where the run that comes now is, and whether it is finished."""
-        run = self._runs[-1]
-        run.folder = RunFolder(runs_path, run.name)
-        run.summary = _summary(run.folder)
-        run.status = "done before" if run.summary else "interrupted"
-
-    def expect(self, costs: "Mapping[str, Cost]") -> None:
-        """Note what runs would take, by name: a sweep of dry runs ends in the total."""
-        self._costs |= costs
-
-    def end(self, exit_status: int, reason: str) -> None:
-        """Note how the run ended."""
-        run = self._runs[-1]
+    def end(self, run: Run, exit_status: int, reason: str) -> None:
+        """Note how a run ended."""
         run.exit_status, run.reason = exit_status, " ".join(reason.split())
         if exit_status:
             if exit_status == EXIT_BAD_INPUT:
                 run.summary = None  # of another run, whose name this one has
             run.status = "interrupted" if exit_status == EXIT_INTERRUPTED else "failed"
         elif run.status != "done before":
-            run.status = "done"
-            run.summary = _summary(run.folder) if run.folder else None
+            run.status, run.summary = "done", run.read_summary()
+
+    def expect(self, costs: "Mapping[str, Cost]") -> None:
+        """Note what runs would take, by name: a sweep of dry runs ends in the total."""
+        self._costs |= costs
 
     def is_repeated(self, text: str) -> bool:
         """Tell whether another run has said the same, but for its name, and remember it."""
-        run = self._runs[-1]
-        key = text.replace(run.name, "")
+        key = text.replace(self._current.name, "")
         is_repeated = key in self._said
         self._said.add(key)
         return is_repeated
 
-    def conclude(self) -> None:
-        """Lay out the runs in a table, and repeat why some failed."""
-        if rank_and_size()[0] > 0 or not self._runs:
-            return
+    def conclude(self) -> int:
+        """Lay out the runs in a table, repeat why some failed, and return the exit status."""
+        status = max(run.exit_status for run in self.runs)
+        if rank_and_size()[0] > 0:
+            return status
         if self._costs:
             from training.cost_sheet import total
 
@@ -112,57 +168,45 @@ class Sweep:
             say(f"\nin total, {len(self._costs)} runs in turn: {everything}")
         elif self._trains:
             say(f"\n{self._table()}")
-        if len({run.label for run in self._runs}) < len(self._runs):  # of one name
-            for run in self._runs:
-                run.label = run.swept
-        failed = [run for run in self._runs if run.status == "failed"]
-        if not failed:
-            return
+        failed = [run for run in self.runs if run.status == "failed"]
         for reason in dict.fromkeys(run.reason for run in failed):
-            complain(f"{_labels(failed, reason)} failed: {reason}")
-        is_bad_input = all(run.exit_status == EXIT_BAD_INPUT for run in failed)
-        complain(
-            f"{len(failed)} of {len(self._runs)} runs failed: {_labels(failed)}; "
-            + ("correct that, then " if is_bad_input else "")
-            + "the same command tries them again"
-        )
+            complain(f"{_labels(run for run in failed if run.reason == reason)} failed: {reason}")
+        if failed:
+            made = sum(run.status != "not started" for run in self.runs)
+            is_bad_input = all(run.exit_status == EXIT_BAD_INPUT for run in failed)
+            complain(
+                f"{len(failed)} of {made} runs failed: {_labels(failed)}; "
+                + ("correct that, then " if is_bad_input else "")
+                + "the same command tries them again"
+            )
+        return status
 
     def _table(self) -> str:
-        from tabulate import tabulate
-
-        unseen = len(self._swept) - len(self._runs)
-        rows = [_row(run) for run in self._runs]
-        rows += [["", "", "", "-", "-", "-", "not started"]] * unseen
-        align = ["left", "left", *["right"] * 4, "left"]
-        for _ in range(2):
-            table = tabulate(rows, headers=_COLUMNS, colalign=align, disable_numparse=True)
-            if len(table.splitlines()[1]) <= (columns_of(sys.stdout) or _USUAL_COLUMNS):
-                break
-            # Its number, which the heading had, in place of a name that does not fit.
-            rows = [[str(number), *row[1:]] for number, row in enumerate(rows, start=1)]
-        return table
+        columns = columns_of(sys.stdout) or _USUAL_COLUMNS
+        drawn = table(_COLUMNS, [run.row() for run in self.runs], _LEFT_ALIGNED)
+        if len(drawn.splitlines()[1]) <= columns:
+            return drawn
+        # Its number, which the heading had, in place of a name that does not fit.
+        rows = [run.row(str(number)) for number, run in enumerate(self.runs, start=1)]
+        return table(_COLUMNS, rows, _LEFT_ALIGNED)
 
 
-def require_names(jobs: Sequence[Sequence[str]]) -> None:
+def _require_names(jobs: Sequence[Sequence[str]], names: Sequence[str]) -> None:
     """Refuse a sweep in which a training would have the name of another.
 
     Args:
         jobs: The overrides of each.
+        names: Of each; '' where it cannot be worked out, which the run itself will say.
 
     Raises:
         ConfigError: With a name that tells the runs apart.
     """
-    names = []
-    for job in jobs:
-        try:
-            names.append(str(composed("train", list(job)).run_name))
-        except COMPOSING_FAILED:  # which the run itself will say
-            names.append("")
     name = next((one for one in names if one and names.count(one) > 1), None)
     if name is None:
         return
-    keys = [key for key in _swept_keys(jobs) if _may_name(key)]
-    parts = "".join(f"-{key.rpartition('.')[2]}${{{key}}}" for key in keys)
+    everywhere = set.intersection(*map(set, jobs))
+    swept = dict.fromkeys(one.partition("=")[0] for one in jobs[0] if one not in everywhere)
+    parts = "".join(f"-{key.rpartition('.')[2]}${{{key}}}" for key in swept if _may_name(key))
     arranged = any(one.startswith("layers") for one in itertools.chain(*jobs))
     begin = "${model.attention.name}" + ("-${layers.name}" if arranged else "")
     meant = f": 'run_name={begin}{parts}-seed${{seed}}'" if parts else ""
@@ -172,28 +216,6 @@ def require_names(jobs: Sequence[Sequence[str]]) -> None:
     )
 
 
-@contextlib.contextmanager
-def leaving_nothing(jobs: Sequence[Sequence[str]]) -> Iterator[list[str]]:
-    """Yield what has a sweep of dry runs leave no folder behind; nothing for other sweeps.
-
-    Hydra writes what it was given into the folder of a sweep.
-
-    Args:
-        jobs: The overrides of each training of this process.
-    """
-    try:
-        is_dry = bool(jobs) and composed("train", list(jobs[0])).dry_run is True
-    except COMPOSING_FAILED:  # which the run itself will say
-        is_dry = False
-    with tempfile.TemporaryDirectory() if is_dry else contextlib.nullcontext() as folder:
-        yield [f"hydra.sweep.dir={folder}"] if folder else []
-
-
-def _swept_keys(jobs: Sequence[Sequence[str]]) -> list[str]:
-    everywhere = set.intersection(*map(set, jobs))
-    return list(dict.fromkeys(one.partition("=")[0] for one in jobs[0] if one not in everywhere))
-
-
 def _may_name(key: str) -> bool:
     known = look_up("train", key)
     short = ("int", "float", "bool", "word", "other")
@@ -201,29 +223,7 @@ def _may_name(key: str) -> bool:
 
 
 current: Sweep | None = None
-"""The one that this process makes; None where there is a single run."""
-
-
-def _summary(folder: RunFolder) -> dict[str, Any] | None:
-    """Return what a finished run measured; None if it is not finished, or cannot be read."""
-    try:
-        found = folder.read_summary()
-    except RunError:
-        return None
-    needed = ("finished", "wall_seconds", "kv_cache_bytes_per_token")
-    return found if found and all(found.get(key) is not None for key in needed) else None
-
-
-def _row(run: _Run) -> list[str]:
-    seed = "" if run.seed is None else str(run.seed)
-    if run.summary is None:
-        return [run.name, run.attention, seed, "-", "-", "-", run.status]
-    return [
-        *(run.name, run.attention, seed),
-        f"{run.summary['validation_perplexity']:.2f}",
-        _cache(run.summary),
-        *(_clock(run.summary["wall_seconds"]), run.status),
-    ]
+"""The one whose runs this process makes; None where there is a single run."""
 
 
 def _cache(summary: Mapping[str, Any]) -> str:
@@ -238,6 +238,5 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _labels(runs: Sequence[_Run], reason: str | None = None) -> str:
-    """Name runs, all or those that failed for one reason."""
-    return ", ".join(run.label for run in runs if reason in (None, run.reason))
+def _labels(runs: Iterable[Run]) -> str:
+    return ", ".join(run.label for run in runs)

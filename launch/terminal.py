@@ -7,6 +7,7 @@ import re
 import select
 import sys
 import textwrap
+from collections.abc import Container, Sequence
 from typing import TextIO
 
 from guards.printable import printable
@@ -116,6 +117,26 @@ def _broken(line: str, columns: int) -> str:
         break_on_hyphens=False,
     )
     return broken.replace(_HELD_TOGETHER, " ")
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Container[str]) -> str:
+    """Lay out cells in columns.
+
+    Args:
+        headings: Of the columns.
+        rows: A cell for each column.
+        left: The headings of those that are aligned to the left; the others are to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    lines = [headings, ["-" * width for width in widths], *rows]
+    aligned = [
+        [
+            cell.ljust(width) if heading in left else cell.rjust(width)
+            for cell, width, heading in zip(line, widths, headings, strict=True)
+        ]
+        for line in lines
+    ]
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
 def columns_of(stream: TextIO) -> int:

@@ -6,6 +6,7 @@ import re
 import shlex
 
 import pytest
+from omegaconf import OmegaConf
 
 import launch.run
 from launch import compose, schemas
@@ -51,7 +52,6 @@ def composed(entry, *typed):
 
 
 def value_of(config, key):
-    from omegaconf import OmegaConf
 
     return OmegaConf.select(config, key)
 
@@ -60,7 +60,6 @@ def value_of(config, key):
 def test_free_text_is_taken_as_it_stands(entry, key):
     """Each key once with all names one after another: composing takes most of the time."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
 
     parser = OverridesParser.create()
     names = [*NAMES, *([] if key == "runs_dir" else ["${HOME}"])]
@@ -76,7 +75,6 @@ def test_free_text_is_taken_as_it_stands(entry, key):
 def test_every_free_text_takes_any_characters():
     """Random ones, for every key of every entry point that the schemas say is text."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
 
     parser, source = OverridesParser.create(), random.Random(0)
     characters = "ab\\\\'\"${}[](),=:;#&!~ %$*?é文\n\t.-_/1e+"
@@ -246,6 +244,7 @@ MISTAKES = [
     ("train", "data=my_texts/", "data=local data.path=my_texts/"),
     ("train", "sampling=5", "sampling is a section of keys: sampling.KEY=VALUE"),
     ("train", "hydra/launcher=joblib", "hydra/launcher takes basic"),
+    ("train", "hydra/launcher=submitit_local", "is for the runs of a sweep: add -m"),
     ("train", "tracking=off", "take tracking=none (every run writes metrics"),
     ("train", "prompt=x", "trainer.sample_prompt=x"),
     ("generate", "tracking=none", "python train_model.py and python eval_model.py have it"),
@@ -296,6 +295,15 @@ def test_a_study_that_is_not_there_lists_those_there_are(runs):
         require_study(runs, "study_nan")
 
 
+def test_a_configuration_is_printed_as_it_is_composed(start):
+    status, out, err = start("train", "--cfg", "job", "attention=mla", "seed=3")
+    assert (status, err) == (0, "")
+    printed = OmegaConf.create(out)
+    assert printed.seed == 3
+    assert printed == composed("train", "attention=mla", "seed=3")
+    assert not {"hydra", "arms", "sweep"} & printed.keys()
+
+
 def test_version_is_kvlabs(start):
     assert start("train", "--version")[:2] == (0, "kvlab 0.1.0\n")
 
@@ -314,9 +322,7 @@ def conf(tmp_path, monkeypatch):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
 
-    yield write
-    monkeypatch.undo()
-    compose.register()
+    return write
 
 
 def test_local_settings_are_taken_where_an_entry_point_has_them(conf):

@@ -35,7 +35,7 @@ MAY_IMPORT = {
 }
 # Entry points, though they live in packages: `python -m data.prepare`.
 ENTRY_POINTS = {ROOT / "data" / "prepare.py", ROOT / "modeling" / "check.py"}
-USERS_OF_HYDRA = {"launch/compose.py", "launch/hydra_guard.py", "launch/run.py"}
+USERS_OF_HYDRA = {"launch/compose.py", "launch/launcher.py", "launch/plan.py"}
 HEAVY = {"wandb", "transformers", "datasets", "matplotlib", "jinja2", "lm_eval"}
 
 

@@ -4,12 +4,11 @@ import functools
 import re
 
 import pytest
-from hydra._internal.utils import get_args_parser
 from test_fairness import trained as composed_and_matched
 
 from data.pipeline import prepared_folder
-from launch import arms, compose, schemas
-from launch.hydra_guard import require_plain_hydra
+from launch import compose, schemas
+from launch.plan import planned
 from launch.typed import for_hydra
 from modeling.accounting import budget_of, match_to_mha, num_parameters
 from training.recipe.budget import make_budget
@@ -20,12 +19,8 @@ STUDIES = sorted(path.stem for path in (schemas.ROOT / "conf/experiment").glob("
 
 @functools.cache
 def combinations(study):
-    """The overrides of each run of `-m experiment=<study>`, as Hydra's sweeper reads them."""
-    compose.register()
-    found = []
-    for arm in arms.commands("train", [f"experiment={study}"]):
-        found += require_plain_hydra("train", get_args_parser().parse_args(["-m", *arm]))
-    return [sorted(one, key=lambda typed: not typed.startswith("experiment=")) for one in found]
+    """The overrides of each run of `-m experiment=<study>`."""
+    return planned("train", [f"experiment={study}"])
 
 
 @pytest.mark.slow  # composes dozens of configurations

@@ -3,14 +3,13 @@
 import re
 
 import pytest
-from hydra._internal.utils import get_args_parser
 
-from launch.compose import composed, register
+from launch import plan
 from launch.errors import ConfigError
-from launch.hydra_guard import require_plain_hydra
-from launch.sweep import Sweep, require_names
+from launch.sweep import Sweep
 from tracking.run_folder import RunFolder
 
+FIVE = ("mha", "mqa", "gqa", "mla_no_rope", "mla")
 NAME = "{}-nano-python_stdlib-seed{}"
 
 
@@ -41,27 +40,25 @@ def finished(tmp_path):
 WINDOWED = {"kv_cache_bytes_per_token": 0, "kv_cache_bytes_at_context": 2304}
 
 
-def make(sweep, tmp_path, attention, seed, ending=lambda: None, status=0, reason=""):
-    sweep.begin(NAME.format(attention, seed), attention, seed)
-    sweep.train(tmp_path)
-    ending()
-    sweep.end(status, reason)
-
-
 def test_a_sweep_says_where_it_is_and_ends_in_a_table_with_the_reasons(tmp_path, finished, capsys):
     jobs = [
-        ["experiment=x", f"attention={attention}", f"seed={seed}"]
+        [f"runs_dir={tmp_path}", f"attention={attention}", f"seed={seed}"]
         for attention in ("mha", "mla_no_rope")
         for seed in (0, 1, 2)
     ]
-    sweep = Sweep(jobs, trains=True)
+    sweep = Sweep("train", jobs)
     finished(NAME.format("mha", 0), 100.0)
-    make(sweep, tmp_path, "mha", 0)
-    make(sweep, tmp_path, "mha", 1, lambda: finished(NAME.format("mha", 1), 7500.0, **WINDOWED))
-    make(sweep, tmp_path, "mha", 2, status=1, reason="out of\nmemory")
-    make(sweep, tmp_path, "mla_no_rope", 0, status=1, reason="out of memory")
-    make(sweep, tmp_path, "mla_no_rope", 1, status=75, reason="SIGTERM")
-    sweep.conclude()
+    for run, status, reason in zip(
+        sweep.runs,
+        (0, 0, 1, 1, 75),
+        ("", "", "out of\nmemory", "out of memory", "SIGTERM"),
+        strict=False,
+    ):
+        sweep.begin(run)
+        if run is sweep.runs[1]:
+            finished(run.name, 7500.0, **WINDOWED)
+        sweep.end(run, status, reason)
+    assert sweep.conclude() == 75
     captured = capsys.readouterr()
     assert re.findall("^run [0-9].*", captured.out, re.MULTILINE) == [
         "run 1 of 6: attention=mha seed=0",
@@ -79,7 +76,7 @@ def test_a_sweep_says_where_it_is_and_ends_in_a_table_with_the_reasons(tmp_path,
         ["3", "mha", "2", "-", "-", "-", "failed"],
         ["4", "mla_no_rope", "0", "-", "-", "-", "failed"],
         ["5", "mla_no_rope", "1", "-", "-", "-", "interrupted"],
-        ["6", "-", "-", "-", "not", "started"],
+        ["-", "-", "-", "not", "started"],
     ]
     failed = f"{NAME.format('mha', 2)}, {NAME.format('mla_no_rope', 0)}"
     assert captured.err == (
@@ -89,22 +86,22 @@ def test_a_sweep_says_where_it_is_and_ends_in_a_table_with_the_reasons(tmp_path,
 
 
 def test_what_other_runs_have_said_is_repeated_but_for_the_name():
-    sweep = Sweep([["seed=0"], ["seed=1"]], trains=True)
-    sweep.begin("mla-seed0", "mla", 0)
+    sweep = Sweep("train", [["run_name=mla-seed0"], ["run_name=mla-seed1"]])
+    sweep.begin(sweep.runs[0])
     assert not sweep.is_repeated("a sheet")
     assert not sweep.is_repeated("mla-seed0: 8 steps")
-    sweep.begin("mla-seed1", "mla", 1)
+    sweep.begin(sweep.runs[1])
     assert sweep.is_repeated("a sheet")
     assert sweep.is_repeated("mla-seed1: 8 steps")
     assert not sweep.is_repeated("mla-seed1: 9 steps")
 
 
 def test_a_sweep_that_trains_nothing_has_no_table_and_names_runs_by_what_is_swept(capsys):
-    sweep = Sweep([["eval.stride=8"], ["eval.stride=0"]], trains=False)
-    for status, reason in ((0, ""), (2, "eval.stride (0) must be at least 1")):
-        sweep.begin("", "", None)
-        sweep.end(status, reason)
-    sweep.conclude()
+    sweep = Sweep("eval", [["eval.stride=8"], ["eval.stride=0"]])
+    for run in sweep.runs:
+        sweep.begin(run)
+    sweep.end(sweep.runs[1], 2, "eval.stride (0) must be at least 1")
+    assert sweep.conclude() == 2
     captured = capsys.readouterr()
     assert captured.out == "run 1 of 2: eval.stride=8\n\nrun 2 of 2: eval.stride=0\n"
     assert captured.err == (
@@ -137,14 +134,57 @@ def test_a_sweep_that_trains_nothing_has_no_table_and_names_runs_by_what_is_swep
 )
 def test_a_sweep_whose_runs_have_one_name_is_refused_before_the_first(jobs, message):
     if not message:
-        require_names(jobs)
+        Sweep("train", jobs)
         return
     with pytest.raises(ConfigError, match=re.escape(message)):
-        require_names(jobs)
+        Sweep("train", jobs)
+
+
+@pytest.mark.parametrize(
+    ("typed", "runs"),
+    [
+        (["seed=3,4"], ["seed=3", "seed=4"]),
+        (["seed=range(2)", "model=nano"], ["seed=0 model=nano", "seed=1 model=nano"]),
+        (["attention=glob(mla*)"], ["attention=mla", "attention=mla_no_rope"]),
+        (["seed=0,1", "seed=5"], ["seed=5"]),
+        (["run_name='a,b'"], ["run_name='a,b'"]),
+        (
+            ["optim.learning_rate=choice(1e-3,2e-3)", "seed=0,1"],
+            [f"optim.learning_rate={r} seed={s}" for r in (0.001, 0.002) for s in (0, 1)],
+        ),
+        (
+            ["experiment=study_rank", "attention=mla", "match_cache_ratio=0.5"],
+            [
+                f"experiment=study_rank attention=mla match_cache_ratio=0.5 seed={s}"
+                for s in range(3)
+            ],
+        ),
+        (
+            ["experiment=five_attentions,adamw_or_muon", "seed=1"],
+            [
+                *(f"experiment=five_attentions attention={a} seed=1" for a in FIVE),
+                *(f"experiment=adamw_or_muon optim={o} seed=1" for o in ("adamw", "muon")),
+            ],
+        ),
+    ],
+)
+def test_a_command_line_is_each_combination_of_its_values(typed, runs):
+    assert [" ".join(run) for run in plan.planned("train", typed)] == runs
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("seed=interval(0,1)", r"seed: interval\(\) has no end of values; list them, or use range"),
+        ("+optim@hydra.callbacks.x=adamw", "hydra.callbacks.x cannot be set"),
+        ("hydra.job.name=x,y", "hydra.job.name cannot be set"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(typed, message):
+    with pytest.raises(ConfigError, match=message):
+        plan.planned("train", [typed])
 
 
 def test_names_of_a_sweep_are_of_each_runs_own_values():
-    register()
-    typed = ["-m", "run_name='r${seed}'", "seed=3,4"]
-    jobs = require_plain_hydra("train", get_args_parser().parse_args(typed))
-    assert [composed("train", job).run_name for job in jobs] == ["r3", "r4"]
+    sweep = Sweep("train", plan.planned("train", ["run_name='r${seed}'", "seed=3,4"]))
+    assert [run.name for run in sweep.runs] == ["r3", "r4"]

@@ -55,10 +55,14 @@ PLACES = {
     "launcher": "hydra: {launcher: %s}\n",
     "sweeper": "hydra: {sweeper: %s}\n",
     "sweeper's parameter": "hydra: {sweeper: {params: {+hydra.callbacks.x: '%s'}}}\n",
+    "sweep": "sweep: {+hydra.callbacks.x: '%s'}\n",
+    "arm": "arms: ['\"+hydra.callbacks.x=%s\"']\n",
     "logging": "hydra: {job_logging: {formatters: {x: {(): evil.Class}}}}  # %s\n",
     "environment": "hydra: {job: {env_set: {PYTHONSTARTUP: evil.py}}}  # %s\n",
     "own key": "optim: %s\n",
 }
+
+QUOTED = ("sweeper's parameter", "sweep", "arm")
 
 
 class Evil:
@@ -89,7 +93,8 @@ def bring(how, tmp_path, text, monkeypatch):
 CASES = [
     *(("searchpath", ["-m"], place, "touch") for place in PLACES),
     *(("searchpath", ["-m"], "callback", target) for target in TARGETS if target != "touch"),
-    *(("searchpath", [flag], "callback", "touch") for flag in ("--multi", "--run", "--cfg=all")),
+    ("searchpath", ["--multi"], "callback", "touch"),
+    ("searchpath", ["--cfg=job"], "callback", "touch"),
     *(("searchpath", ["-m", "swept"], place, "touch") for place in ("callback", "logging")),
     ("searchpath", [], "callback", "touch"),
     *(("searchpath", [], "own key", target) for target in TARGETS),
@@ -103,27 +108,28 @@ CASES = [
 def test_an_experiment_runs_no_code(
     how, flags, place, target, start, mark, pickled, tmp_path, monkeypatch
 ):  # S3
-    text = PLACES[place] % TARGETS[target].replace("'", "''" if "param" in place else "'")
+    text = PLACES[place] % TARGETS[target].replace("'", "''" if place in QUOTED else "'")
     arguments = [*bring(how, tmp_path, text, monkeypatch), "experiment=mine"]
     if flags[1:] == ["swept"]:
         arguments[-1], flags = "experiment=five_attentions,mine", flags[:1]
     started = []
     status, err = start(*flags, *arguments, job=started.append)
     assert not mark.exists()
-    if not flags and place != "own key":
-        return  # Hydra itself does not run, and nobody looks at its settings
     assert (status, started) == (2, [])
     assert err.startswith("kvlab: ")
     assert "hydra." in err or "_target_" in err
 
 
-@pytest.mark.filterwarnings("ignore:Callback NoneType")
-def test_without_the_check_an_experiment_would_run_code(start, mark, tmp_path, monkeypatch):
-    # So that the test above can fail.
-    arguments = bring("searchpath", tmp_path, PLACES["callback"] % TARGETS["touch"], monkeypatch)
-    monkeypatch.setattr(launch.run, "require_plain_hydra", lambda config_name, flags: [])
-    start("-m", *arguments, "experiment=mine")
-    assert mark.exists()
+@pytest.mark.parametrize("place", ["callback", "logging", "environment"])
+def test_not_even_without_the_check_an_experiment_runs_code(
+    place, start, mark, tmp_path, monkeypatch
+):
+    text = PLACES[place] % TARGETS["touch"]
+    arguments = bring("searchpath", tmp_path, text, monkeypatch)
+    monkeypatch.setattr("launch.plan._require_no_setting_of_hydra", lambda *given: None)
+    started = []
+    status, err = start("-m", *arguments, "experiment=mine", "seed=0,1", job=started.append)
+    assert (status, len(started), mark.exists()) == (0, 2, False), err
 
 
 def test_yaml_makes_no_objects(start, mark, tmp_path, monkeypatch):  # S3
@@ -145,7 +151,7 @@ def test_yaml_makes_no_objects(start, mark, tmp_path, monkeypatch):  # S3
         (["-m", "hydra.launcher._target_=evil.Class"], "hydra.launcher._target_ (evil.Class)"),
         (["-m", "+hydra.launcher.x={_target_:evil.Class}"], "hydra.launcher.x._target_ (evil"),
         (["-m", "+hydra.launcher.x=[{_target_:evil.Class}]"], "hydra.launcher.x ([{'_target_'"),
-        (["-m", "+optim@hydra.callbacks.x=adamw"], "sets hydra.callbacks.x."),
+        (["-m", "+optim@hydra.callbacks.x=adamw"], "hydra.callbacks.x cannot"),
         (["-m", "+hydra.job.env_copy=[HOME]"], "hydra.job.env_copy cannot be set"),
         (["-m", "~hydra.callbacks"], "hydra.callbacks cannot be set"),
         (["--config-dir", "."], "--config-dir is not supported"),
@@ -173,7 +179,7 @@ def test_a_launcher_and_its_settings_may_be_typed_but_come_from_no_file(
     text = "defaults:\n  - override /hydra/sweeper: basic\nhydra: {sweep: {dir: ../../x}}\n"
     status, err = start("-m", *bring("searchpath", tmp_path, text, monkeypatch), "experiment=mine")
     assert status == 2
-    assert "a configuration file sets hydra.sweep.dir" in err
+    assert "experiment=mine sets hydra.sweep.dir" in err
 
 
 # A training, its evaluation and its text, from the commands

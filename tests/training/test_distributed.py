@@ -540,7 +540,10 @@ def test_a_sweep_of_submitits_local_launcher_trains_each_and_reports_the_failed(
         "run_name=heads${model.num_attention_heads}",
     )
     assert failed.returncode == 2
-    (line,) = lines_of_ours(failed.stderr)
-    assert re.search("heads3: .*64 is not divisible by 3", line)
+    reason, number, where = lines_of_ours(failed.stderr)
+    assert re.search("heads3 failed: .*64 is not divisible by 3", reason)
+    assert "1 of 2 runs failed: heads3; correct that" in number
+    assert "what each job printed is in" in where
+    assert re.search("^heads4 .* done$", failed.stdout, re.MULTILINE)
     assert "Traceback" not in failed.stderr
     assert (tmp_path / "heads4" / "summary.json").exists()

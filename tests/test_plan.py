@@ -1,4 +1,4 @@
-"""Experiments that list their arms: which runs a command line makes of them."""
+"""Experiments with arms and a sweep: which runs a command line makes of them."""
 
 import re
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import launch.run
-from launch import arms, compose, schemas
+from launch import compose, plan, schemas
 from launch.errors import ConfigError
 
 
@@ -18,10 +18,10 @@ def experiment(tmp_path):
         folder = tmp_path / "experiment"
         folder.mkdir(exist_ok=True)
         text = "\n".join(f"  - {one}" for one in listed)
-        (folder / "mine.yaml").write_text(f"# @package _global_\narms:\n{text}\n{rest}")
+        arms = f"arms:\n{text}\n" if listed else ""
+        (folder / "mine.yaml").write_text(f"# @package _global_\n{arms}{rest}")
         return [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
 
-    compose.register()
     return write
 
 
@@ -31,7 +31,7 @@ LISTED = (
     "attention=gqa layers=window_full layers.window=32",
     "attention=mla layers=window_full",
 )
-SEEDS = "hydra:\n  sweeper:\n    params:\n      seed: 0,1\n"
+SEEDS = "sweep:\n  seed: 0,1\n"
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,12 @@ SEEDS = "hydra:\n  sweeper:\n    params:\n      seed: 0,1\n"
 )
 def test_typed_values_choose_among_the_arms(typed, kept, experiment):
     chosen = experiment(*LISTED)
-    found = arms.commands("train", [*chosen, *typed])
-    own = [one for one in typed if one.startswith("seed")]
-    assert [one[2 + len(own) :] for one in found] == [LISTED[idx].split() for idx in kept]
-    assert all(one[: 2 + len(own)] == [*reversed(chosen), *own] for one in found)
+    found = plan.planned("train", [*chosen, *typed])
+    assert all(run[:2] == chosen for run in found)
+    runs = [sorted(run[2:]) for run in found]
+    seeds = ["seed=0", "seed=1"] if "seed=0,1" in typed else [None]
+    arms = [LISTED[idx].split() for idx in kept]
+    assert runs == [sorted([*filter(None, [seed]), *arm]) for arm in arms for seed in seeds]
 
 
 @pytest.mark.parametrize(
@@ -70,13 +72,12 @@ def test_typed_values_choose_among_the_arms(typed, kept, experiment):
     ],
 )
 def test_arms_that_cannot_be_are_refused(listed, typed, message, monkeypatch):
-    compose.register()
     whole = compose.composed("train", [], with_hydra=True)
     whole.arms = list(listed)
     # In a folder of the user's own, Hydra alone knows which choices and keys there are.
-    monkeypatch.setattr(arms, "composed", lambda *given, **options: whole)
+    monkeypatch.setattr(plan, "composed", lambda *given, **options: whole)
     with pytest.raises(ConfigError, match=re.escape(message)):
-        arms.commands("train", ["experiment=mine", *typed])
+        plan.planned("train", ["experiment=mine", *typed])
 
 
 def test_each_arm_is_made_with_each_seed_and_arms_are_not_recorded(experiment, monkeypatch, capsys):
@@ -92,7 +93,6 @@ def test_each_arm_is_made_with_each_seed_and_arms_are_not_recorded(experiment, m
             launch.run.run("train", schemas.TrainConfig, job)
         return end.value.code
 
-    # Of a user's own folder, require_plain_hydra and Hydra both see every arm.
     chosen = experiment(*LISTED, rest="run_name: ${model.attention.name}${seed}\n" + SEEDS)
     assert run("-m", *chosen, "layers=window_full") == 0
     assert made == [("gqa0", 32), ("gqa1", 32), ("mla0", 64), ("mla1", 64)]
@@ -102,3 +102,32 @@ def test_each_arm_is_made_with_each_seed_and_arms_are_not_recorded(experiment, m
     assert made[4:] == [("mla1", 64)]
     assert run(*chosen, "seed=1") == 2
     assert "is a sweep of 4 runs: add -m" in capsys.readouterr().err
+
+
+def test_an_experiment_with_hydras_sweep_is_answered_with_the_key_of_today(experiment):
+    chosen = experiment("attention=mla", rest="hydra: {sweeper: {params: {seed: '0,1'}}}\n")
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.params is now the key sweep"):
+        plan.planned("train", chosen)
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        ("sweep: {attention: 'mla,mlaa'}\n", "there is no attention 'mlaa'"),
+        ("sweep: {seeds: '0,1'}\n", "there is no key 'seeds'; did you mean 'seed'"),
+        ("sweep: {seed: 'interval(0,1)'}\n", r"seed: interval\(\) has no end of values"),
+        ("sweep: {hydra/launcher: submitit_slurm}\n", "hydra/launcher cannot be set"),
+        ("sweep: {experiment: five_attentions}\n", "chooses no other experiment"),
+        ("sweep: 5\n", "sweep must hold keys, such as sweep: {seed: 0,1,2}"),
+        ("sweep: [seed]\n", "sweep must hold keys"),
+        ("sweep: {seed: [0, 1]}\n", "values as they would be typed, such as seed: a,b"),
+        ("arms: 5\n", r"arms must be a list, such as arms: \[attention=mla\]"),
+        ("arms: ['experiment=five_attentions']\n", "chooses no other experiment"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(rest, message, experiment, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_model.py", "-m", *experiment(rest=rest)])
+    with pytest.raises(SystemExit) as end:
+        launch.run.run("train", schemas.TrainConfig, lambda config: None)
+    assert end.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
