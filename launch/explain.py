@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 from yaml import YAMLError
 
@@ -20,12 +21,6 @@ _PACKAGES = {
     "experiment": "_global_",
 }
 
-# Hydra's grammar, where a value of hydra.* or of another package is no value.
-_UNREADABLE = re.compile(
-    r"token recognition|mismatched input|viable alternative|extraneous input|missing .* at '"
-    r"|Error parsing override|mismatch type argument|NoViableAlt"
-)
-
 
 def explain(error: BaseException, schema: type, typed: Sequence[str] = ()) -> str:
     """Say in one line what Hydra or OmegaConf refused, with the nearest valid key.
@@ -36,6 +31,9 @@ def explain(error: BaseException, schema: type, typed: Sequence[str] = ()) -> st
         typed: The command line.
     """
     entry = next(name for name, one in schemas.SCHEMAS.items() if one is schema)
+    if isinstance(error, OverrideParseException):
+        key = error.override.lstrip("+~").partition("=")[0]
+        return f"{key} cannot be read; quote it: KEY='\"VALUE\"'"
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -53,22 +51,10 @@ def explain(error: BaseException, schema: type, typed: Sequence[str] = ()) -> st
         return f"{text.split(':', 1)[0]}: {_unknown(entry, key, in_file.group(1), typed)}"
     if division := re.search(r"ValueError raised while resolving interpolation: (.*)", text):
         return not_divisible(key, division.group(1), typed)
-    if "hydra/launcher/submitit" in text:
-        return "this launcher is a package of its own; run: pip install hydra-submitit-launcher"
-    if found := re.search(
-        r"Could not find '([^']+)/([^'/]*)'\s+Available options in .*?:(.*)", text, re.DOTALL
-    ):
-        names = re.findall(r"\S+", found.group(3).split("Config search path")[0])
-        return wrong_choice(entry, found.group(1), found.group(2), names)
-    if function := re.search(r"Unknown function '(\w+)'", text):
-        return f"there is no function {function.group(1)}; quote a text that has parentheses"
-    if _UNREADABLE.search(text):
-        found = re.search(r"(?:parsing override '|at '|: )([\w/@.]+)=", text)
-        return f"{found.group(1) if found else 'a value'} cannot be read; quote it: KEY='\"VALUE\"'"
+    if isinstance(error, MissingConfigException):
+        return _not_there(entry, error)
     if "No match in the defaults list" in text:
         return " ".join(text.splitlines()[0].split())
-    if found := re.search(r"Could not load '([^']+)'", text):
-        return f"conf/{found.group(1)}.yaml is not there"
     if isinstance(causes[-1], YAMLError):  # says in its last lines where
         return " ".join(text.split())
     if section := re.search(r"is not a subclass of (\w+)\. value: (.*)", text):
@@ -82,6 +68,16 @@ def explain(error: BaseException, schema: type, typed: Sequence[str] = ()) -> st
     key = key or (merging.group(1).partition("=")[0] if merging else "")
     said = not_of_type(entry, key, reason or type(error).__name__, is_typed=not in_file)
     return f"{said}{where}"
+
+
+def _not_there(entry: str, error: MissingConfigException) -> str:
+    """Say which choices there are, or which file there is not."""
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    if group == "hydra/launcher" and name.startswith("submitit"):
+        return "this launcher is a package of its own; run: pip install hydra-submitit-launcher"
+    if error.options is None:
+        return f"conf/{error.missing_cfg_file}.yaml is not there"
+    return wrong_choice(entry, group, name, error.options)
 
 
 def _of_defaults(entry: str, text: str) -> str:

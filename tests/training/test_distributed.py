@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from external_models import deepseek, saved
+from hydra.errors import MissingConfigException
 from processes import wait_for_step
 
 from interop.initial import initial_model
@@ -192,7 +193,7 @@ def test_a_sharded_run_is_asked_for_in_one_word():
 def test_slurm_launcher_is_composed_and_its_absence_said_in_one_line():
     config = compose.composed("train", ["hydra/launcher=submitit_slurm"], with_hydra=True)
     assert config.hydra.launcher._target_.endswith("SlurmLauncher")
-    missing = ValueError("Could not find 'hydra/launcher/submitit_slurm'\nAvailable options in ...")
+    missing = MissingConfigException("", "hydra/launcher/submitit_slurm", ["basic"])
     said = explain(missing, TrainConfig)
     assert said.endswith("pip install hydra-submitit-launcher")
 
