@@ -5,16 +5,17 @@
       - attention=gqa layers=window_full
     sweep:
       seed: 0,1,2
+      jobs: auto
 
 Each arm is made with each combination of the values below `sweep`. All of it is written as a user
-would type it.
+would type it; `jobs` is no key of a run, but how many are made at once.
 """
 
 import itertools
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -35,8 +36,20 @@ def launcher_of(arguments: Iterable[str]) -> list[str]:
     return [one for one in arguments if _LAUNCHER.match(one)]
 
 
-def planned(config_name: str, arguments: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of each run.
+class Plan(NamedTuple):
+    """What a command line asks for.
+
+    Args:
+        runs: The overrides of each.
+        jobs: How many are made at once, as it is written.
+    """
+
+    runs: list[list[str]]
+    jobs: str = "1"
+
+
+def planned(config_name: str, arguments: Sequence[str]) -> Plan:
+    """Return the runs that a command line asks for.
 
     A key of a sweep that is typed, too, has the typed values; one that arms set chooses among them:
     `attention=mla` takes the arms that have it.
@@ -56,22 +69,22 @@ def planned(config_name: str, arguments: Sequence[str]) -> list[list[str]]:
         _require_own(override)
     experiments = [one for one in overrides if one.get_key_element() == "experiment"]
     if config_name != "train" or not experiments:
-        return _product(typed)
+        return Plan(_product(typed))
     folders = [one for one in typed if one.startswith(f"{_SEARCH_PATH}=")]
     others = [one for one in typed if one not in folders and not one.startswith("experiment=")]
-    return [
-        run
-        for experiment in _values(experiments[-1])
-        for run in _of_experiment(experiment, folders, others)
-    ]
+    plans = [_of_experiment(one, folders, others) for one in _values(experiments[-1])]
+    return Plan([run for plan in plans for run in plan.runs], plans[0].jobs)
 
 
-def _of_experiment(experiment: str, folders: list[str], typed: list[str]) -> list[list[str]]:
+def _of_experiment(experiment: str, folders: list[str], typed: list[str]) -> Plan:
     whole = composed("train", [*folders, experiment], with_hydra=True)
     _require_no_setting_of_hydra(experiment, whole, folders)
-    swept = _as_typed(f"the sweep of {experiment}", folders, _listed_sweep(experiment, whole))
+    values = _sweep_of(experiment, whole)
+    jobs = values.pop("jobs", "1")
+    listed = [f"{key}={value}" for key, value in values.items()]
+    swept = _as_typed(f"the sweep of {experiment}", folders, listed)
     arms, rest = _chosen_arms(experiment, whole, typed)
-    return [
+    runs = [
         run
         for arm in arms
         for run in _product(
@@ -81,10 +94,11 @@ def _of_experiment(experiment: str, folders: list[str], typed: list[str]) -> lis
             ]
         )
     ]
+    return Plan(runs, jobs)
 
 
-def _listed_sweep(experiment: str, whole: DictConfig) -> list[str]:
-    """Return the sweep of an experiment, as it is typed."""
+def _sweep_of(experiment: str, whole: DictConfig) -> dict[str, str]:
+    """Return the values of each key in the sweep of an experiment, as they are typed."""
     if not isinstance(whole.sweep, DictConfig | None):
         raise ConfigError(f"{experiment}: sweep must hold keys, such as sweep: {{seed: 0,1,2}}")
     listed = cast(dict[str, Any], OmegaConf.to_container(whole.sweep or OmegaConf.create()))
@@ -93,7 +107,7 @@ def _listed_sweep(experiment: str, whole: DictConfig) -> list[str]:
             raise ConfigError(
                 f"{experiment}: sweep must hold values as they would be typed, such as {key}: a,b"
             )
-    return [f"{key}={value}" for key, value in listed.items()]
+    return {key: str(value) for key, value in listed.items()}
 
 
 def _chosen_arms(

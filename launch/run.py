@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from launch import schemas, sweep
+from launch.at_once import make_at_once, number_at_once
 from launch.compose import COMPOSING_FAILED, checked, composed, require_sound
 from launch.errors import ConfigError
 from launch.explain import explain
@@ -33,7 +34,7 @@ from launch.failures import (
 from launch.help import help_text
 from launch.launcher import is_here, launched, settings_of_launcher
 from launch.mistakes import sweep_without_flag
-from launch.plan import launcher_of, planned
+from launch.plan import Plan, launcher_of, planned
 from launch.schemas import Config
 from launch.terminal import complain, is_whole, outlive_readers
 from launch.typed import for_hydra
@@ -41,6 +42,7 @@ from tracking.wandb_environment import forget_names_of_one_run
 from training.errors import AlreadyTold
 
 _QUESTIONS = {"--help", "-h", "--version"}
+_JOBS = "sweep.jobs="
 
 
 def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -> NoReturn:
@@ -126,30 +128,36 @@ class _Entry:
 def _run(entry: _Entry) -> int:
     """Make the runs that a command line asks for; return the exit status."""
     require_sound(entry.typed)
-    flags, arguments = _parted(for_hydra(entry.config_name, entry.typed))
-    runs = planned(entry.config_name, arguments)
+    is_training = entry.config_name == "train"
+    typed_jobs = [one for one in entry.typed if is_training and one.startswith(_JOBS)]
+    others = [one for one in entry.typed if one not in typed_jobs]
+    flags, arguments = _parted(for_hydra(entry.config_name, others))
+    plan = planned(entry.config_name, arguments)
     if flags.cfg:
-        for one in runs:
+        for one in plan.runs:
             print(OmegaConf.to_yaml(composed(entry.config_name, one)), end="")
         return 0
     launcher = launcher_of(arguments)
     settings = settings_of_launcher(entry.config_name, launcher) if launcher else None
     if flags.multirun:
-        return _sweep(entry, runs, settings)
-    if len(runs) > 1:
-        raise ConfigError(sweep_without_flag(entry.config_name, entry.typed, len(runs)))
-    if launcher:
-        raise ConfigError("hydra/launcher is for the runs of a sweep: add -m")
-    status, _ = entry.call(composed(entry.config_name, runs[0]))
+        jobs = typed_jobs[-1].removeprefix(_JOBS) if typed_jobs else plan.jobs
+        return _sweep(entry, plan._replace(jobs=jobs), settings)
+    if len(plan.runs) > 1:
+        raise ConfigError(sweep_without_flag(entry.config_name, entry.typed, len(plan.runs)))
+    if launcher or typed_jobs:
+        key = "hydra/launcher" if launcher else "sweep.jobs"
+        raise ConfigError(f"{key} is for the runs of a sweep: add -m")
+    status, _ = entry.call(composed(entry.config_name, plan.runs[0]))
     return status
 
 
-def _sweep(entry: _Entry, runs: Sequence[Sequence[str]], launcher: DictConfig | None) -> int:
-    """Make the runs of a sweep, here in turn or by a launcher; return the exit status."""
-    if len(runs) > 1:
+def _sweep(entry: _Entry, plan: Plan, launcher: DictConfig | None) -> int:
+    """Make the runs of a sweep, here or by a launcher; return the exit status."""
+    if len(plan.runs) > 1:
         for name in forget_names_of_one_run():
             complain(f"{name} names one run, and this is a sweep of several: ignored")
-    made = sweep.Sweep(entry.config_name, runs)
+    made = sweep.Sweep(entry.config_name, plan.runs)
+    number = number_at_once(plan.jobs, made.runs)
     if launcher is not None and not is_here(launcher):
         folder = Path(made.runs[0].config.runs_dir) / ".multirun"
         outcomes = launched(launcher, made.runs, entry.make, folder)
@@ -158,15 +166,23 @@ def _sweep(entry: _Entry, runs: Sequence[Sequence[str]], launcher: DictConfig | 
         if status := made.conclude():
             complain(f"what each job printed is in {folder}/.submitit")
         return status
+    if number > 1:
+        make_at_once(made, entry.make, number)
+    else:
+        _make_in_turn(made, entry.make)
+    return made.conclude()
+
+
+def _make_in_turn(made: sweep.Sweep, make: Callable[[sweep.Run], tuple[int, str]]) -> None:
+    """Make the runs of a sweep one after another, in this process."""
     sweep.current = made
     for run in made.runs:
         made.begin(run)
-        status, reason = entry.make(run)
+        status, reason = make(run)
         made.end(run, status, reason)
         # Where several ranks train, all have to agree on what comes next: nothing.
         if status == EXIT_INTERRUPTED or (status and rank_and_size()[1] > 1):
             break
-    return made.conclude()
 
 
 def _parted(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

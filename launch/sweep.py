@@ -49,7 +49,7 @@ class Run:
     @property
     def name(self) -> str:
         """Its name; '' where it has none, or it cannot be worked out."""
-        return str(self._value("run_name") or "")
+        return str(self.value("run_name") or "")
 
     @property
     def label(self) -> str:
@@ -59,14 +59,14 @@ class Run:
     @property
     def folder_of_runs(self) -> Path:
         """The folder that its own is in."""
-        return Path(str(self._value("runs_dir")), str(self._value("study") or ""))
+        return Path(str(self.value("runs_dir")), str(self.value("study") or ""))
 
     @property
     def attention(self) -> str:
         """Its attention, and the arrangement of its layers if that is not uniform."""
-        layers = self._value("layers")
+        layers = self.value("layers")
         label = arrangement_label(layers) if layers else None
-        return "-".join(filter(None, [str(self._value("model.attention.name") or ""), label]))
+        return "-".join(filter(None, [str(self.value("model.attention.name") or ""), label]))
 
     def read_summary(self) -> dict[str, Any] | None:
         """Return what a finished training measured; None if it is not, or cannot be read."""
@@ -79,11 +79,23 @@ class Run:
             return None
         return found if found and all(found.get(key) is not None for key in needed) else None
 
+    def begin(self) -> None:
+        """Note that it begins, or was finished before."""
+        self.summary = self.read_summary()
+        self.status = "done before" if self.summary else "interrupted"
+
+    def in_short(self) -> str:
+        """Say in a few words what came out."""
+        if self.summary is None:
+            return self.status
+        perplexity = f"validation perplexity {self.summary['validation_perplexity']:.2f}"
+        return f"{self.status}, {perplexity}, trained in {in_words(self.summary['wall_seconds'])}"
+
     def row(self, number: str | None = None) -> list[str]:
         """Return its row of the table at the end, with its number in place of its name if given."""
         if self.status == "not started":
             return ["", "", "", "-", "-", "-", self.status]
-        seed = self._value("seed")
+        seed = self.value("seed")
         begin = [number or self.name, self.attention, "" if seed is None else str(seed)]
         if self.summary is None:
             return [*begin, "-", "-", "-", self.status]
@@ -91,7 +103,7 @@ class Run:
         time = _clock(self.summary["wall_seconds"])
         return [*begin, perplexity, _cache(self.summary), time, self.status]
 
-    def _value(self, key: str) -> Any:
+    def value(self, key: str) -> Any:
         """Return a value, if it can be worked out of what is not checked yet; else None."""
         try:
             return OmegaConf.select(self.config, key)
@@ -129,8 +141,7 @@ class Sweep:
         left = sum(times) / len(times) * (total - number + 1) if times else None
         estimate = "" if left is None else f" (about {in_words(left)} left)"
         self._current = run
-        run.summary = run.read_summary()
-        run.status = "done before" if run.summary else "interrupted"
+        run.begin()
         if rank_and_size()[0] == 0:
             before = "\n" if number > 1 else ""
             say(f"{before}run {number} of {total}: {run.swept or run.name}{estimate}")

@@ -64,7 +64,7 @@ def last_line(result):
 
 
 def test_train_compare_and_generate(kvlab, tmp_path):
-    trained = kvlab("train_model.py", "-m", "experiment=five_attentions")
+    trained = kvlab("train_model.py", "-m", "experiment=five_attentions", "sweep.jobs=1")
     assert trained.returncode == 0, trained.stderr
     runs = tmp_path / "runs"
     names = {path.name for path in runs.iterdir() if not path.name.startswith(".")}
@@ -437,7 +437,7 @@ def _statuses(result):
 
 
 def test_a_study_of_two_attentions_finishes_and_a_second_call_says_so(kvlab, tmp_path):
-    study = ["-m", "experiment=study_nano", "attention=mha,mla", "seed=0,1"]
+    study = ["-m", "experiment=study_nano", "attention=mha,mla", "seed=0,1", "sweep.jobs=1"]
     names = [f"{name}-smoke-tiny-seed{seed}" for name in ("mha", "mla") for seed in (0, 1)]
     first = kvlab("train_model.py", *study)
     assert first.returncode == 0, first.stderr

@@ -48,7 +48,7 @@ SEEDS = "sweep:\n  seed: 0,1\n"
 )
 def test_typed_values_choose_among_the_arms(typed, kept, experiment):
     chosen = experiment(*LISTED)
-    found = plan.planned("train", [*chosen, *typed])
+    found = plan.planned("train", [*chosen, *typed]).runs
     assert all(run[:2] == chosen for run in found)
     runs = [sorted(run[2:]) for run in found]
     seeds = ["seed=0", "seed=1"] if "seed=0,1" in typed else [None]

@@ -20,7 +20,7 @@ STUDIES = sorted(path.stem for path in (schemas.ROOT / "conf/experiment").glob("
 @functools.cache
 def combinations(study):
     """The overrides of each run of `-m experiment=<study>`."""
-    return planned("train", [f"experiment={study}"])
+    return planned("train", [f"experiment={study}"]).runs
 
 
 @pytest.mark.slow  # composes dozens of configurations

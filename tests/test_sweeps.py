@@ -1,12 +1,22 @@
-"""What is said of the runs of a sweep, without training one."""
+"""The runs of a sweep: which there are, what is said of them, and several at once."""
 
+import json
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+from omegaconf import OmegaConf
+from processes import wait_for_step
 
-from launch import plan
+import launch.run
+from launch import at_once, plan, schemas
+from launch.at_once import number_at_once
 from launch.errors import ConfigError
-from launch.sweep import Sweep
+from launch.sweep import Run, Sweep
+from tracking.checkpoints import CheckpointStore
 from tracking.run_folder import RunFolder
 
 FIVE = ("mha", "mqa", "gqa", "mla_no_rope", "mla")
@@ -169,7 +179,7 @@ def test_a_sweep_whose_runs_have_one_name_is_refused_before_the_first(jobs, mess
     ],
 )
 def test_a_command_line_is_each_combination_of_its_values(typed, runs):
-    assert [" ".join(run) for run in plan.planned("train", typed)] == runs
+    assert [" ".join(run) for run in plan.planned("train", typed).runs] == runs
 
 
 @pytest.mark.parametrize(
@@ -186,5 +196,145 @@ def test_what_is_no_sweep_is_refused(typed, message):
 
 
 def test_names_of_a_sweep_are_of_each_runs_own_values():
-    sweep = Sweep("train", plan.planned("train", ["run_name='r${seed}'", "seed=3,4"]))
+    sweep = Sweep("train", plan.planned("train", ["run_name='r${seed}'", "seed=3,4"]).runs)
     assert [run.name for run in sweep.runs] == ["r3", "r4"]
+
+
+# At once
+
+
+@pytest.mark.parametrize(
+    ("jobs", "more", "number"),
+    [
+        ("1", "", 1),
+        ("2", "", 2),
+        ("9", "", 3),  # of three runs
+        ("auto", "", 2),
+        ("auto", "trainer.device=cpu", 2),
+        ("2", "dry_run=true", 1),
+        ("2", "fair_lr=true", 1),
+        ("0", "", "sweep.jobs (0) must be how many runs are made at once, or auto"),
+        ("two", "", "sweep.jobs (two) must be"),
+        ("-1", "", "sweep.jobs (-1) must be"),
+    ],
+)
+def test_as_many_runs_are_made_at_once_as_the_cores_allow(jobs, more, number, monkeypatch):
+    monkeypatch.setattr(at_once, "_cores", lambda: 2)
+    monkeypatch.setattr(at_once, "_OF_GPUS", ())
+    config = OmegaConf.from_dotlist(["trainer.device=auto", *more.split()])
+    runs = [Run(config, "", trains=True)] * 3
+    if isinstance(number, str):
+        with pytest.raises(ConfigError, match=re.escape(number)):
+            number_at_once(jobs, runs)
+        return
+    assert number_at_once(jobs, runs) == number
+    if jobs == "auto":
+        monkeypatch.setattr(at_once, "_OF_GPUS", ("/dev/null",))
+        assert number_at_once("auto", runs) == (2 if more else 1)  # a GPU is for one run
+    monkeypatch.setattr(at_once, "rank_and_size", lambda: (0, 2))
+    assert number_at_once(jobs, runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "typed", "message"),
+    [
+        ("train", ["sweep.jobs=2"], "sweep.jobs is for the runs of a sweep: add -m"),
+        ("train", ["-m", "sweep.jobs=x", "seed=0,1"], "sweep.jobs (x) must be"),
+        ("eval", ["-m", "sweep.jobs=2"], "there is no key 'sweep.jobs'"),
+    ],
+)
+def test_jobs_that_cannot_be_are_refused(entry, typed, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{entry}_model.py", *typed])
+    with pytest.raises(SystemExit) as end:
+        launch.run.run(entry, schemas.SCHEMAS[entry], lambda config: None)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def sweep_at_once(tmp_path, tiny_data):
+    """Start a sweep of two runs at once on the tiny corpus."""
+
+    def start(*typed):
+        return subprocess.Popen(
+            [
+                *(sys.executable, str(schemas.ROOT / "train_model.py"), "-m", "sweep.jobs=2"),
+                *(*tiny_data, "debug=smoke", "tracking=none", f"runs_dir={tmp_path}", *typed),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.mark.slow
+def test_runs_at_once_have_logs_of_their_own_and_a_failing_one_stops_no_other(
+    sweep_at_once, tmp_path
+):
+    typed = ["model.num_attention_heads=2,3,4", "run_name=h${model.num_attention_heads}"]
+    process = sweep_at_once(*typed)
+    out, err = process.communicate()
+    assert process.returncode == 2, err
+    assert out.startswith("3 runs, 2 at once; what each prints is in output.log of its folder\n")
+    for number in (1, 3):
+        run = f"run {number} of 3, h{number + 1}: done, validation perplexity"
+        assert re.search(rf"^{run} [0-9.]+, trained in [0-9]+ s$", out, re.MULTILINE)
+        folder = tmp_path / f"h{number + 1}"
+        assert f"{folder.name}: mha with " in (folder / "output.log").read_text()
+        assert "num_threads: " in (folder / "config.yaml").read_text()
+        assert "num_threads: null" not in (folder / "config.yaml").read_text()
+    reason, *rest = [line.partition("kvlab: ")[2] for line in err.splitlines()]
+    assert re.match(r"run 2 of 3, h3: .*64 is not divisible by 3", reason)
+    assert rest[-1].startswith("1 of 3 runs failed: h3; correct that, then the same command")
+    assert [line.split()[-1] for line in out.splitlines()[-3:]] == ["done", "failed", "done"]
+    assert not (tmp_path / "h3").exists()
+    again = sweep_at_once(*typed)
+    assert again.communicate()[0].count(": done before, validation perplexity") == 2
+
+
+def steps(folder):
+    return CheckpointStore(folder / "checkpoints", 1, read_only=True).steps()
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_sweep_stops_and_saves_all_and_the_same_command_resumes(
+    sweep_at_once, tmp_path
+):
+    typed = ["seed=0,1,2", "run_name=s${seed}", "trainer.max_tokens=51200"]
+    folders = [tmp_path / f"s{seed}" for seed in range(3)]
+
+    def begun(step):
+        process = sweep_at_once(*typed)
+        for folder in folders[:2]:
+            wait_for_step(process, folder / "metrics.jsonl", step)
+        return process
+
+    process = begun(5)
+    process.send_signal(signal.SIGINT)  # as Ctrl-C does
+    out, err = process.communicate()
+    assert process.returncode == 75, err
+    assert len(re.findall(r"s[01]: SIGINT: checkpoint saved at step \d+ of 200", err)) == 2
+    assert "3 of 3 runs are not finished; the same command resumes them" in out
+    assert [line.split()[-1] for line in out.splitlines()[-3:]] == [
+        *("interrupted", "interrupted", "started")
+    ]
+    saved = [steps(folder)[-1] for folder in folders[:2]]
+    assert not folders[2].exists()
+    # What is killed asks nobody; the runs notice.
+    process = begun(max(saved) + 20)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while any(steps(folder)[-1] <= step for folder, step in zip(folders, saved, strict=False)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process = sweep_at_once(*typed)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert out.count(": done, validation perplexity") == 3
+    for folder in folders:
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["finished"]
+    assert "resuming s0 after step" in (folders[0] / "output.log").read_text()
