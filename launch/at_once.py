@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from files.errors import RunError
 from launch.errors import ConfigError
 from launch.failures import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, rank_and_size
-from launch.sweep import Run, Sweep
+from launch.sweep import Maker, Outcome, Run, Sweep
 from launch.terminal import complain, say
 from tracking.progress import Bar, in_words
 from tracking.run_folder import RunFolder
@@ -28,8 +28,6 @@ LOG = "output.log"
 """In the folder of a run: what it printed."""
 _CHECK_SECONDS = 1.0
 _OF_GPUS = ("/dev/nvidiactl", "/dev/kfd")
-
-Outcome = tuple[int, str]
 
 
 def number_at_once(jobs: str, runs: Sequence[Run]) -> int:
@@ -54,7 +52,7 @@ def number_at_once(jobs: str, runs: Sequence[Run]) -> int:
     return 1 if has_gpu else min(_cores(), len(runs))
 
 
-def make_at_once(sweep: Sweep, make: Callable[[Run], Outcome], number: int) -> None:
+def make_at_once(sweep: Sweep, make: Maker, number: int) -> None:
     """Make the runs of a sweep, several at once, and say how each ended.
 
     A signal is passed on to all, which save; no other run begins then.
@@ -107,7 +105,7 @@ class _Running:
         return EXIT_FAILED, f"{how}; see {self.log}"
 
 
-def _begin(run: Run, sweep: Sweep, make: Callable[[Run], Outcome], running: list[_Running]) -> None:
+def _begin(run: Run, sweep: Sweep, make: Maker, running: list[_Running]) -> None:
     """Start a process for a run, unless its name is no name."""
     run.begin()
     try:
@@ -130,7 +128,7 @@ def _begin(run: Run, sweep: Sweep, make: Callable[[Run], Outcome], running: list
 
 
 def _in_a_process(
-    make: Callable[[Run], Outcome],
+    make: Maker,
     run: Run,
     log: Path,
     sender: connection.Connection,

@@ -1,7 +1,7 @@
 """The runs of a sweep as jobs of an installed launcher of Hydra's, such as submitit's for Slurm."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,12 +16,9 @@ from launch import schemas
 from launch.compose import composed, files
 from launch.errors import ConfigError
 from launch.failures import EXIT_FAILED
-from launch.sweep import Run
+from launch.sweep import Maker, Outcome, Run
 from launch.typed import quoted
 from tracking.configuration import flat
-
-Outcome = tuple[int, str]
-"""An exit status, and why it is not 0."""
 
 
 def settings_of_launcher(config_name: str, typed: Sequence[str]) -> DictConfig:
@@ -56,7 +53,7 @@ class _Jobs:
     """What a job of a launcher calls with its number; pickled for it."""
 
     runs: Sequence[Run]
-    make: Callable[[Run], Outcome]
+    make: Maker
 
     def __call__(self, config: DictConfig) -> Outcome:
         return self.make(self.runs[config.number])
@@ -65,7 +62,7 @@ class _Jobs:
 def launched(
     settings: DictConfig,
     runs: Sequence[Run],
-    make: Callable[[Run], Outcome],
+    make: Maker,
     folder: Path,
 ) -> list[Outcome]:
     """Have a launcher make each run in a job of its own, and wait for all.

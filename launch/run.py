@@ -6,6 +6,7 @@ nowhere to go), checks every value, and only then calls the job.
 
 import argparse
 import dataclasses
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -97,7 +98,7 @@ class _Entry:
     job: Callable[[Any], None]
     typed: Sequence[str]
 
-    def call(self, config: DictConfig, name: str = "") -> tuple[int, str]:
+    def call(self, config: DictConfig, name: str = "") -> sweep.Outcome:
         """Check a configuration and call the job; report what goes wrong.
 
         Args:
@@ -119,7 +120,7 @@ class _Entry:
             return status_of(error), reason
         return 0, ""
 
-    def make(self, run: sweep.Run) -> tuple[int, str]:
+    def make(self, run: sweep.Run) -> sweep.Outcome:
         """Make a run of a sweep, maybe in a process that a launcher began; returns as `call`."""
         outlive_readers()
         return self.call(run.config, run.name)
@@ -173,7 +174,7 @@ def _sweep(entry: _Entry, plan: Plan, launcher: DictConfig | None) -> int:
     return made.conclude()
 
 
-def _make_in_turn(made: sweep.Sweep, make: Callable[[sweep.Run], tuple[int, str]]) -> None:
+def _make_in_turn(made: sweep.Sweep, make: sweep.Maker) -> None:
     """Make the runs of a sweep one after another, in this process."""
     sweep.current = made
     for run in made.runs:
@@ -187,21 +188,18 @@ def _make_in_turn(made: sweep.Sweep, make: Callable[[sweep.Run], tuple[int, str]
 
 def _parted(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Part flags from assignments, which `for_hydra` has put behind them."""
+    for one in arguments:
+        if re.match(r"-c[dnp]|--conf|--exp", one):
+            raise ConfigError(
+                f"{one.partition('=')[0]} is not supported; hydra.searchpath=[file:///FOLDER] "
+                "adds a folder with files like those in conf/"
+            )
     parser = argparse.ArgumentParser(add_help=False)
     parser.error = _refuse_flags  # type: ignore[method-assign]
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-c", "--cfg", choices=["job"])
-    for short, long in (("cd", "config-dir"), ("cn", "config-name"), ("cp", "config-path")):
-        parser.add_argument(f"-{short}", f"--{long}")
-    parser.add_argument("--experimental-rerun")
     parser.add_argument("assignments", nargs="*")
     flags = parser.parse_args(arguments)
-    for name in ("config_dir", "config_name", "config_path", "experimental_rerun"):
-        if getattr(flags, name) is not None:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is not supported; hydra.searchpath=[file:///FOLDER] "
-                "adds a folder with files like those in conf/"
-            )
     return flags, flags.assignments
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +71,10 @@ class Run:
     def read_summary(self) -> dict[str, Any] | None:
         """Return what a finished training measured; None if it is not, or cannot be read."""
         needed = ("finished", "wall_seconds", "kv_cache_bytes_per_token")
+        if not self.trains:
+            return None
         try:
-            found = (
-                RunFolder(self.folder_of_runs, self.name).read_summary() if self.trains else None
-            )
+            found = RunFolder(self.folder_of_runs, self.name).read_summary()
         except RunError:
             return None
         return found if found and all(found.get(key) is not None for key in needed) else None
@@ -93,8 +93,6 @@ class Run:
 
     def row(self, number: str | None = None) -> list[str]:
         """Return its row of the table at the end, with its number in place of its name if given."""
-        if self.status == "not started":
-            return ["", "", "", "-", "-", "-", self.status]
         seed = self.value("seed")
         begin = [number or self.name, self.attention, "" if seed is None else str(seed)]
         if self.summary is None:
@@ -109,6 +107,11 @@ class Run:
             return OmegaConf.select(self.config, key)
         except OmegaConfBaseException:
             return None
+
+
+Outcome = tuple[int, str]
+"""An exit status, and why it is not 0."""
+Maker = Callable[[Run], Outcome]
 
 
 class Sweep:

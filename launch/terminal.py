@@ -128,15 +128,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Containe
         left: The headings of those that are aligned to the left; the others are to the right.
     """
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    sides = ["<" if heading in left else ">" for heading in headings]
+    forms = [f"{side}{width}" for side, width in zip(sides, widths, strict=True)]
     lines = [headings, ["-" * width for width in widths], *rows]
-    aligned = [
-        [
-            cell.ljust(width) if heading in left else cell.rjust(width)
-            for cell, width, heading in zip(line, widths, headings, strict=True)
-        ]
-        for line in lines
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in aligned)
+    return "\n".join("  ".join(map(format, line, forms)).rstrip() for line in lines)
 
 
 def columns_of(stream: TextIO) -> int:

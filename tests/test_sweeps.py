@@ -86,7 +86,7 @@ def test_a_sweep_says_where_it_is_and_ends_in_a_table_with_the_reasons(tmp_path,
         ["3", "mha", "2", "-", "-", "-", "failed"],
         ["4", "mla_no_rope", "0", "-", "-", "-", "failed"],
         ["5", "mla_no_rope", "1", "-", "-", "-", "interrupted"],
-        ["-", "-", "-", "not", "started"],
+        ["6", "mla_no_rope", "2", "-", "-", "-", "not", "started"],
     ]
     failed = f"{NAME.format('mha', 2)}, {NAME.format('mla_no_rope', 0)}"
     assert captured.err == (

@@ -155,7 +155,7 @@ def test_yaml_makes_no_objects(start, mark, tmp_path, monkeypatch):  # S3
         (["-m", "+hydra.job.env_copy=[HOME]"], "hydra.job.env_copy cannot be set"),
         (["-m", "~hydra.callbacks"], "hydra.callbacks cannot be set"),
         (["--config-dir", "."], "--config-dir is not supported"),
-        (["-cd=."], "--config-dir is not supported"),
+        (["-cd=."], "-cd is not supported"),
         (["--config-path", "/tmp"], "--config-path is not supported"),
         (["--config-name", "eval"], "--config-name is not supported"),
         (["--experimental-rerun", "MARK.pt"], "--experimental-rerun is not supported"),
