@@ -1,4 +1,4 @@
-"""Which errors are a user's: how they are told, and the exit status that each ends with."""
+"""Which errors are a user's: how they are reported, and the exit status of each."""
 
 import errno
 import sys
@@ -45,19 +45,19 @@ _OF_THE_MACHINE = {
     *(errno.ENOSPC, errno.EROFS, errno.ESTALE),
 }
 
-_run_told_of = ""  # of several runs, whose errors are told
+_run = ""  # of several runs, whose errors are reported
 _less_memory = ""  # what to lower where there is not enough
 
 
 def tell_of(name: str, config_name: str) -> None:
-    """Remember whose errors are told, in the module, which a pickled function has a copy of.
+    """Remember whose errors are reported from now on.
 
     Args:
         name: Of several runs the one; '' where there is only one.
         config_name: Of the entry point, which decides what to lower where memory is short.
     """
-    global _run_told_of, _less_memory
-    _run_told_of, _less_memory = name, _LESS_MEMORY[config_name]
+    global _run, _less_memory
+    _run, _less_memory = name, _LESS_MEMORY[config_name]
 
 
 def tell(error: BaseException) -> None:
@@ -65,7 +65,7 @@ def tell(error: BaseException) -> None:
 
     Of several runs it names the one.
     """
-    whose = f"{_run_told_of}: " if _run_told_of else ""
+    whose = f"{_run}: " if _run else ""
     if isinstance(error, KeyboardInterrupt):
         complain("interrupted")
     elif isinstance(error, (*USER_ERRORS, TrainingInterrupted)):
@@ -79,7 +79,7 @@ def tell(error: BaseException) -> None:
 
 
 def tell_for_all_ranks(error: Exception) -> None:
-    """Tell what every rank finds by itself, in a wrong configuration say, once.
+    """Report once what every rank finds by itself, such as a wrong configuration.
 
     The others wait to be ended by torchrun, which they would otherwise have end rank 0 before it
     spoke.

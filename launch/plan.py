@@ -32,7 +32,7 @@ _CHOSEN = re.compile(r"(overrides|runtime|searchpath|job\.override_dirname)\b")
 
 
 def launcher_of(arguments: Iterable[str]) -> list[str]:
-    """Return what is typed of a launcher, which runs the jobs of a sweep elsewhere."""
+    """Return what is typed of a launcher, which makes the runs of a sweep in other processes."""
     return [one for one in arguments if _LAUNCHER.match(one)]
 
 

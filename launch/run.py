@@ -139,7 +139,8 @@ def _run(entry: _Entry) -> int:
             print(OmegaConf.to_yaml(composed(entry.config_name, one)), end="")
         return 0
     launcher = launcher_of(arguments)
-    settings = settings_of_launcher(entry.config_name, launcher) if launcher else None
+    if flags.multirun or launcher:
+        settings = settings_of_launcher(entry.config_name, launcher)
     if flags.multirun:
         jobs = typed_jobs[-1].removeprefix(_JOBS) if typed_jobs else plan.jobs
         return _sweep(entry, plan._replace(jobs=jobs), settings)
@@ -152,14 +153,14 @@ def _run(entry: _Entry) -> int:
     return status
 
 
-def _sweep(entry: _Entry, plan: Plan, launcher: DictConfig | None) -> int:
+def _sweep(entry: _Entry, plan: Plan, launcher: DictConfig) -> int:
     """Make the runs of a sweep, here or by a launcher; return the exit status."""
     if len(plan.runs) > 1:
         for name in forget_names_of_one_run():
             complain(f"{name} names one run, and this is a sweep of several: ignored")
     made = sweep.Sweep(entry.config_name, plan.runs)
     number = number_at_once(plan.jobs, made.runs)
-    if launcher is not None and not is_here(launcher):
+    if not is_here(launcher):
         folder = Path(made.runs[0].config.runs_dir) / ".multirun"
         outcomes = launched(launcher, made.runs, entry.make, folder)
         for run, (status, reason) in zip(made.runs, outcomes, strict=True):

@@ -12,6 +12,7 @@ import launch.run
 from launch import compose, schemas
 from launch.errors import ConfigError
 from launch.keys import SCRIPTS, keys_of, with_home
+from launch.launcher import is_here, settings_of_launcher
 from launch.runs import find_run, located, require_study
 from launch.typed import for_hydra
 
@@ -338,6 +339,17 @@ def test_local_settings_are_taken_where_an_entry_point_has_them(conf):
         assert config.runs_dir == with_home("~/elsewhere")
         assert entry not in ("train", "eval") or config.tracking.wandb is False
     assert composed("train", "trainer.num_threads=1").trainer.num_threads == 1
+
+
+def test_a_machines_launcher_is_one_of_its_settings(conf):
+    conf(
+        "local/default.yaml",
+        "defaults: [{override /hydra/launcher: submitit_slurm}]\n"
+        "hydra: {launcher: {partition: gpu}}\n",
+    )
+    settings = settings_of_launcher("train", ["hydra.launcher.timeout_min=7"])
+    assert (settings.partition, settings.timeout_min) == ("gpu", 7)
+    assert not is_here(settings)
 
 
 @pytest.mark.parametrize(
