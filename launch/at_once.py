@@ -17,7 +17,13 @@ from omegaconf import OmegaConf
 
 from files.errors import RunError
 from launch.errors import ConfigError
-from launch.failures import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, rank_and_size
+from launch.failures import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    rank_and_size,
+    status_of,
+)
 from launch.sweep import Maker, Outcome, Run, Sweep
 from launch.terminal import complain, say
 from tracking.progress import Bar, in_words
@@ -106,33 +112,31 @@ class _Running:
 
 
 def _begin(run: Run, sweep: Sweep, make: Maker, running: list[_Running]) -> None:
-    """Start a process for a run, unless its name is no name."""
+    """Start a process for a run, if its folder can be written."""
     run.begin()
     try:
         folder = RunFolder(run.folder_of_runs, run.name)
         folder.create()
-    except RunError as error:
-        _end(run, sweep, EXIT_BAD_INPUT, str(error))
+        log = folder.path / LOG
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    except (OSError, RunError) as error:
+        _end(run, sweep, status_of(error), str(error))
         return
-    log = folder.path / LOG
     receiver, sender = multiprocessing.Pipe(duplex=False)
     # A fork has imported what composes, and what was composed; PyTorch nobody has imported yet.
     process = multiprocessing.get_context("fork").Process(
-        target=_in_a_process, args=(make, run, log, sender, os.getpid())
+        target=_in_a_process, args=(make, run, output, sender, os.getpid())
     )
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process.start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     sender.close()
+    os.close(output)
     running.append(_Running(run, process, receiver, log, time.monotonic()))
 
 
 def _in_a_process(
-    make: Maker,
-    run: Run,
-    log: Path,
-    sender: connection.Connection,
-    parent: int,
+    make: Maker, run: Run, output: int, sender: connection.Connection, parent: int
 ) -> None:
     """Make a run, with its output in a file, in a process group of its own."""
     os.setpgid(0, 0)  # Ctrl-C is the parent's to pass on, once
@@ -141,10 +145,8 @@ def _in_a_process(
             signal.signal(asked, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_stop_with, args=[parent], daemon=True).start()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for stream, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
+        os.dup2(file, stream)
     sender.send(make(run))
 
 

@@ -290,8 +290,13 @@ def test_runs_at_once_have_logs_of_their_own_and_a_failing_one_stops_no_other(
     assert rest[-1].startswith("1 of 3 runs failed: h3; correct that, then the same command")
     assert [line.split()[-1] for line in out.splitlines()[-3:]] == ["done", "failed", "done"]
     assert not (tmp_path / "h3").exists()
+    (tmp_path / "h2" / "output.log").unlink()
+    (tmp_path / "h2" / "output.log").symlink_to(tmp_path / "taken")
     again = sweep_at_once(*typed)
-    assert again.communicate()[0].count(": done before, validation perplexity") == 2
+    out, err = again.communicate()
+    assert out.count(": done before, validation perplexity") == 1
+    assert "run 1 of 3, h2: [Errno 40] Too many levels of symbolic links: " in err
+    assert not (tmp_path / "taken").exists()
 
 
 def steps(folder):
