@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from launch import schemas, sweep
-from launch.at_once import make_at_once, number_at_once
 from launch.compose import COMPOSING_FAILED, checked, composed, require_sound
 from launch.errors import ConfigError
 from launch.explain import explain
@@ -155,6 +154,8 @@ def _run(entry: _Entry) -> int:
 
 def _sweep(entry: _Entry, plan: Plan, launcher: DictConfig) -> int:
     """Make the runs of a sweep, here or by a launcher; return the exit status."""
+    from launch.at_once import make_at_once, number_at_once
+
     if len(plan.runs) > 1:
         for name in forget_names_of_one_run():
             complain(f"{name} names one run, and this is a sweep of several: ignored")
