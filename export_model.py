@@ -1,123 +1,21 @@
 """Write a model as a folder for transformers: python export_model.py run=... out=..."""
 
-import ensure_environment
-
-ensure_environment.ensure()
-
-import os  # noqa: E402
-import sys  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
-
-import launch.run  # noqa: E402
-from launch import schemas  # noqa: E402
-from launch.runs import find_run  # noqa: E402
-from launch.terminal import complain, say  # noqa: E402
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from interop.export import Source
-
-_CALIBRATION_CONTEXT = 2048
+from launch.environment import ensure
 
 
-def main(config: schemas.ExportConfig) -> None:
-    """Load the model, convert it if asked, and write it."""
-    # Everything is on this machine; libraries that read this at their start would ask the Hub.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from interop.export import export, require_free_place
-    from training.machine.hardware import pick_device
+def main() -> None:
+    """Write the model that the command line names."""
+    ensure()
+    from launch.run import run
+    from launch.schemas import ExportConfig
 
-    out = config.out_path
-    require_free_place(out)
-    device = pick_device(config.device)
-    source = _of_folder(config) if config.run is None else _of_run(config, config.run)
-    if config.convert is not None:
-        _note(f"converting to {config.convert}")
-        source = _converted(source, config)
-    _note("writing the folder and comparing it with transformers' model")
-    exported = export(source, out, config.dtype, device)
-    agreement = exported.agreement
-    say(
-        f"{source.origin.name}: written to {out} as {exported.architecture}, {config.dtype}\n"
-        f"transformers gives the logits of kvlab's model at {agreement.positions:,} positions of "
-        f"{agreement.documents} validation texts (largest difference {agreement.difference:.1e}, "
-        f"rounding allows {agreement.tolerance:.1e}) and {agreement.new_tokens} tokens of its "
-        "greedy text"
-    )
+    def job(config: ExportConfig) -> None:
+        from commands.export import main  # imports PyTorch, for which --help does not wait
 
+        main(config)
 
-def _note(line: str) -> None:
-    """Say on stderr what takes a while."""
-    say(line, file=sys.stderr)
-
-
-def _of_run(config: schemas.ExportConfig, name: str) -> "Source":
-    import torch
-
-    from interop.export import Source
-    from interop.model_card import Origin
-    from measuring.runs import load_run
-    from tracking.configuration import read_configuration
-
-    run = find_run(config.runs_path, name, complain)
-    loaded = load_run(run, torch.device("cpu"), complain)
-    summary, recorded = run.read_summary() or {}, read_configuration(run.config_path)
-    origin = Origin(run.name, is_run=True, summary=summary, recorded=recorded)
-    return Source(loaded.model.config, loaded.model.state_dict(), loaded.prepared, origin)
-
-
-def _of_folder(config: schemas.ExportConfig) -> "Source":
-    from pathlib import Path
-
-    from data.prepared import PreparedData
-    from interop.export import Source
-    from interop.folders import read_stock
-    from interop.initial import require_same_tokenizer
-    from interop.layouts import from_stock
-    from interop.model_card import Origin
-
-    folder = Path(str(config.hf)).expanduser()
-    prepared = PreparedData(Path(str(config.data_folder)).expanduser())
-    stock = read_stock(folder)
-    model, weights = from_stock(stock.config, stock.weights)
-    what_to_do = "name data in data_folder that was prepared with the folder's tokenizer"
-    require_same_tokenizer(folder, model, prepared, "hf", what_to_do)
-    return Source(model, weights, prepared, Origin(folder.resolve().name, is_run=False))
-
-
-def _converted(source: "Source", config: schemas.ExportConfig) -> "Source":
-    import dataclasses
-
-    from interop.convert import Conversion, convert
-
-    asked = Conversion(
-        str(config.convert),
-        config.num_key_value_heads,
-        config.kv_lora_rank,
-        config.qk_rope_head_dim,
-    )
-    calibration = _calibration(source, config.calibration_tokens)
-    model, weights = convert(source.config, source.weights, asked, calibration)
-    origin = dataclasses.replace(source.origin, conversion=f"converted to {config.convert}")
-    return dataclasses.replace(source, config=model, weights=weights, origin=origin)
-
-
-def _calibration(source: "Source", num_tokens: int) -> "Tensor | None":
-    """Return windows from all over the training split, [n, length]; None if none are asked for."""
-    import torch
-
-    if num_tokens == 0:
-        return None
-    stream = source.prepared.stream("train")
-    # A window of all positions of a long context would take memory, and say little more.
-    context = min(source.config.max_position_embeddings, _CALIBRATION_CONTEXT)
-    length = min(context, num_tokens, len(stream))
-    windows = len(stream) // length
-    rows = min(num_tokens // length, windows)
-    starts = [row * windows // rows * length for row in range(rows)]
-    return torch.stack([torch.from_numpy(stream.window(start, length)) for start in starts])
+    run("export", ExportConfig, job)
 
 
 if __name__ == "__main__":
-    launch.run.run("export", schemas.ExportConfig, main)
+    main()

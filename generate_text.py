@@ -1,60 +1,21 @@
 """Continue a prompt with a trained model: python generate_text.py prompt="def "."""
 
-import ensure_environment
-
-ensure_environment.ensure()
-
-from pathlib import Path  # noqa: E402
-
-import launch.run  # noqa: E402
-from launch import schemas  # noqa: E402
-from launch.runs import find_run  # noqa: E402
-from launch.terminal import complain, is_read, say  # noqa: E402
-
-_DEFAULT_NEW_TOKENS = 200
+from launch.environment import ensure
 
 
-def main(config: schemas.GenerateConfig) -> None:
-    """Stream the continuation to the terminal."""
-    from data.opening import opening
-    from measuring.runs import load_run
-    from modeling.generate import generate_text
-    from modeling.kv_cache import cache_dtype_of
-    from tracking.configuration import read_configuration
-    from training.machine.hardware import pick_device
+def main() -> None:
+    """Stream a continuation to the terminal."""
+    ensure()
+    from launch.run import run
+    from launch.schemas import GenerateConfig
 
-    device = pick_device(config.device)
-    run = find_run(Path(config.runs_dir), config.run, complain)
-    loaded = load_run(run, device, complain)
-    tokenizer = loaded.prepared.tokenizer()
-    prompt = config.prompt
-    if prompt is None:
-        recorded = read_configuration(run.config_path).get("trainer.sample_prompt")
-        prompt = recorded if isinstance(recorded, str) and recorded else opening(loaded.prepared)
-    max_new_tokens = config.max_new_tokens
-    if max_new_tokens is None:
-        context = loaded.model.config.max_position_embeddings
-        room = context - len(tokenizer.encode(prompt).ids)
-        # A prompt that leaves no room for one is refused.
-        max_new_tokens = max(1, min(_DEFAULT_NEW_TOKENS, room))
-        if 0 < room < _DEFAULT_NEW_TOKENS:
-            complain(f"max_new_tokens={max_new_tokens}: as many as fit the context of {context}")
-    pieces = generate_text(
-        loaded.model,
-        tokenizer,
-        prompt,
-        max_new_tokens,
-        config.sampling,
-        stop_token=loaded.prepared.end_of_document_id,
-        cache_dtype=cache_dtype_of(config.cache_dtype),
-    )
-    for number, piece in enumerate(pieces):
-        # The prompt is shown only once the first piece shows that the request is a valid one.
-        say((prompt if number == 0 else "") + piece, end="")
-        if not is_read():
-            return
-    say("")
+    def job(config: GenerateConfig) -> None:
+        from commands.generate import main  # imports PyTorch, for which --help does not wait
+
+        main(config)
+
+    run("generate", GenerateConfig, job)
 
 
 if __name__ == "__main__":
-    launch.run.run("generate", schemas.GenerateConfig, main)
+    main()

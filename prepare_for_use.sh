@@ -141,7 +141,7 @@ if [ -n "$missing" ]; then
 fi
 
 # The data.
-"$python" -m data.prepare "$@"
+"$python" prepare_data.py "$@"
 
 echo "Ready: the packages of $requirements and the data."
 if [ "$python" = "$venv_python" ]; then

@@ -74,10 +74,10 @@ def start_as_train_model_does() -> None:
     To be called before anything is read from a pipe: the process may be replaced by one with
     another environment. BENCHMARK_ALLOCATOR=default leaves the allocator as it is.
     """
-    import ensure_environment
+    from launch.environment import ensure
     from training.machine import allocator
 
-    ensure_environment.ensure()
+    ensure()
     if os.environ.get("BENCHMARK_ALLOCATOR") != "default":
         allocator.tune()
 

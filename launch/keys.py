@@ -21,7 +21,7 @@ SCRIPTS = {
     "eval": "eval_model.py",
     "generate": "generate_text.py",
     "export": "export_model.py",
-    "prepare": "-m data.prepare",
+    "prepare": "prepare_data.py",
 }
 
 

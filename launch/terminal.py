@@ -20,6 +20,10 @@ _HELD_TOGETHER = "\ue000"  # a space that is none to textwrap; nobody writes thi
 _lost: dict[int, OSError] = {}  # why nothing is written any more, by number of the stream
 
 
+def say_nothing(line: str) -> None:
+    """Print nothing: what a rank other than 0 has to say, rank 0 prints."""
+
+
 def say(text: str, end: str = "\n", file: TextIO | None = None) -> None:
     """Print text that anybody may have written: nothing in it commands the terminal.
 
@@ -36,6 +40,11 @@ def say(text: str, end: str = "\n", file: TextIO | None = None) -> None:
         text = wrapped(text, columns)
     with _above_the_bar(stream):
         print(text, end=end, file=stream, flush=True)
+
+
+def announce(line: str) -> None:
+    """Print on stderr what is no result: what takes a while, what was left out."""
+    say(line, file=sys.stderr)
 
 
 def complain(message: object) -> None:

@@ -109,7 +109,7 @@ def prepare_command(recorded: Mapping[str, Any]) -> str:
     Args:
         recorded: Its configuration, with dotted keys.
     """
-    command = ["python", "-m", "data.prepare"]
+    command = ["python", "prepare_data.py"]
     for group, schema in (("data", DataSettings), ("tokenizer", TokenizerSettings)):
         mine = {k: v for k, v in recorded.items() if k.startswith(f"{group}.")}
         kind = mine.get("data.source" if group == "data" else "tokenizer.kind")

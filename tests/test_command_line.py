@@ -261,7 +261,7 @@ MISTAKES = [
     ("train", "data.corpora=x", "data.corpora is a section of keys"),
     ("train", "hydra.searchpath=[file:///nope]", "there is no folder /nope"),
     ("train", "--cfg foo", "are the flags"),
-    ("prepare", "verif", "python -m data.prepare verify"),
+    ("prepare", "verif", "python prepare_data.py verify"),
     ("export", "out=x device=cuda:0 run=y", "CUDA_VISIBLE_DEVICES=0"),
 ]
 # Of libraries, or of their insides.

@@ -472,16 +472,16 @@ def test_help_is_readable_and_needs_no_torch(tmp_path):
 
 @pytest.fixture
 def prepare(tmp_path, corpus_folder):
-    """Run `python -m data.prepare`, or the script by its path, on the tiny corpus."""
+    """Run `python prepare_data.py` on the tiny corpus."""
 
-    def run(*words, by=("-m", "data.prepare")):
+    def run(*words):
         data = [f"data.path={corpus_folder}", f"data.prepared_dir={tmp_path}/prepared"]
         command, overrides = words[:1], words[1:]
         if not command or "=" in command[0]:
             command, overrides = (), words
         return subprocess.run(
             [
-                *(sys.executable, *by, *command, "data=local", *data),
+                *(sys.executable, "prepare_data.py", *command, "data=local", *data),
                 *("tokenizer.vocab_size=300", *overrides),
             ],
             cwd=ROOT,
@@ -506,7 +506,7 @@ def test_prepare_inspect_and_verify(prepare, tmp_path):
     assert seen.returncode == 0, seen.stderr
     for part in ("tokens per document, validation", "exact duplicates", "floors to compare with"):
         assert part in seen.stdout
-    verified = prepare("verify", by=("data/prepare.py",))
+    verified = prepare("verify")
     assert "2 shards and the tokenizer are what was written" in verified.stdout, verified.stderr
     shard = folder / "train-00000.npy"
     content = bytearray(shard.read_bytes())

@@ -67,7 +67,7 @@ class Project:
         (self.folder / "data").mkdir(parents=True)
         shutil.copy(ROOT / "prepare_for_use.sh", self.folder)
         (self.folder / "data" / "__init__.py").touch()
-        (self.folder / "data" / "prepare.py").write_text(DATA_STEP)
+        (self.folder / "prepare_data.py").write_text(DATA_STEP)
         (self.folder / "requirements.txt").write_text("# why\nkvlab_stub==1.0\n")
         (self.folder / "requirements-dev.txt").write_text("-r requirements.txt\nkvlab_dev==2.0\n")
 

@@ -182,7 +182,7 @@ def test_a_sixth_attention_is_a_module_a_yaml_file_and_an_oracle(tmp_path, tiny_
     rows = json.loads(next((tmp_path / "reports").glob("*/results.json")).read_text())
     assert len({row["run_name"] for row in rows}) == 3
 
-    checked = run("-m", "modeling.check", "attention=gated,local")
+    checked = run("check_attention.py", "attention=gated,local")
     assert checked.returncode == 0, checked.stdout
     assert checked.stdout.count("✓ Decoding token by token") == 2
     assert "gated in a window of 3 tokens with sinks:\n✓" in checked.stdout

@@ -83,7 +83,7 @@ def test_local_files_ask_nobody_from_preparing_to_exporting(command, tmp_path):
     data = ["data=local", f"data.path={corpus}", f"data.prepared_dir={tmp_path}/prepared"]
     data += ["tokenizer.vocab_size=300"]
     runs = f"runs_dir={tmp_path}/runs"
-    command("-m", "data.prepare", "inspect", *data)
+    command("prepare_data.py", "inspect", *data)
     command("train_model.py", *data, "debug=smoke", runs)
     command("eval_model.py", runs, f"reports_dir={tmp_path}/reports")
     (run,) = (path.name for path in (tmp_path / "runs").iterdir() if path.name[0] != ".")
@@ -92,4 +92,4 @@ def test_local_files_ask_nobody_from_preparing_to_exporting(command, tmp_path):
 
 
 def test_the_default_corpus_asks_nobody(command, tmp_path):
-    command("-m", "data.prepare", "tokenizer=bytes", f"data.prepared_dir={tmp_path}/prepared")
+    command("prepare_data.py", "tokenizer=bytes", f"data.prepared_dir={tmp_path}/prepared")

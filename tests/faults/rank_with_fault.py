@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-import train_model  # noqa: E402
+from commands import train  # noqa: E402
 from launch.run import run  # noqa: E402
 from launch.schemas import TrainConfig  # noqa: E402
 from modeling.gpt import GPT  # noqa: E402
@@ -83,4 +83,4 @@ if fault.get("rank") == int(os.environ.get("RANK", "0")):
         multiply_losses()
         at_step(fault["step"], globals()[fault["act"]])
 sys.argv[0] = str(ROOT / "train_model.py")
-run("train", TrainConfig, train_model.main)
+run("train", TrainConfig, train.main)

@@ -16,7 +16,6 @@ from launch.errors import ConfigError
 from launch.explain import explain
 from launch.failures import USER_ERRORS
 from launch.recorded import as_yaml, require_same_run
-from measuring.windows import windows_for
 from modeling.arrangement import layer_configs
 from training.recipe.budget import make_budget
 
@@ -31,7 +30,7 @@ def refusal(*overrides, name="train"):
         config = compose.checked(composed(*overrides, name=name), schemas.SCHEMAS[name])
         if name == "train":
             layer_configs(config.model)
-            windows_for(config.eval, config.model)
+            config.eval.windows(config.model)
             make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
     except USER_ERRORS as error:
         return str(error)
@@ -274,7 +273,7 @@ def test_a_name_that_could_leave_its_folder_is_refused(entry, key, name, start):
 @pytest.fixture
 def train(tmp_path, tiny_data, monkeypatch, capsys):
     """Run train_model.py in this process on the tiny corpus."""
-    import train_model
+    from commands.train import main
 
     given = [
         *(*tiny_data, "debug=smoke", "tracking=none", "trainer.device=cpu", "run_name=x"),
@@ -284,7 +283,7 @@ def train(tmp_path, tiny_data, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["train_model.py", *given, *arguments])
         with pytest.raises(SystemExit) as end:
-            launch.run.run("train", schemas.TrainConfig, train_model.main)
+            launch.run.run("train", schemas.TrainConfig, main)
         return end.value.code, *capsys.readouterr()
 
     return run

@@ -188,14 +188,12 @@ def test_a_launcher_and_its_settings_may_be_typed_but_come_from_no_file(
 @pytest.fixture
 def kvlab(tmp_path, corpus_folder, prepared, monkeypatch, capsys):
     """Run an entry point in this process on the tiny corpus; returns status, output and errors."""
-    import eval_model
-    import generate_text
-    import train_model
+    from commands import evaluate, generate, train
 
     mains = {
-        "train": train_model.main,
-        "eval": eval_model.main,
-        "generate": generate_text.main,
+        "train": train.main,
+        "eval": evaluate.main,
+        "generate": generate.main,
     }
     data = [
         *("data=local", f"data.path={corpus_folder}", "data.name=tiny", "tokenizer.vocab_size=300"),
@@ -437,7 +435,7 @@ def test_a_tokenizers_own_code_is_neither_run_nor_asked_about(
     main, other = pty.openpty()
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "data.prepare", "data=local", f"data.path={tmp_path}/texts"),
+            *(sys.executable, "prepare_data.py", "data=local", f"data.path={tmp_path}/texts"),
             *("tokenizer=pretrained", f"tokenizer.path={folder}"),
             f"data.prepared_dir={tmp_path}/prepared",
         ],

@@ -256,7 +256,7 @@ def test_a_preparation_killed_at_any_moment_ends_with_the_same_bytes(
             *("data=local", f"data.path={longer_corpus}", "data.name=longer"),
             *("tokenizer.vocab_size=400", "data.shard_tokens=20000"),
             *(f"data.num_workers={workers}", f"data.prepared_dir={folder}"),
-            module="data.prepare",
+            module="prepare_data",
         )
 
     def prepared_in_peace(folder):

@@ -29,8 +29,8 @@ def shell(tmp_path):
 
 # Prints more than a pipe holds, and opens a file, which must not get the number of a stream.
 PROGRAM = """
-import ensure_environment
-ensure_environment.ensure()
+from launch.environment import ensure
+ensure()
 import sys
 from launch.terminal import complain, is_read, lost_output, outlive_readers, say
 outlive_readers()
@@ -86,7 +86,7 @@ def test_help_that_nobody_reads_to_its_end_is_silent_and_to_a_full_disk_is_not(s
 def test_a_check_that_nobody_reads_ends_well_and_one_on_a_full_disk_does_not(
     shell, redirection, status, complaint
 ):
-    done = shell("-m modeling.check", ["--help"], redirection)
+    done = shell("check_attention.py", ["--help"], redirection)
     assert done.returncode == status
     assert done.stderr.startswith(complaint)
     assert done.stderr.count("\n") == bool(complaint)

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-import train_model  # noqa: E402
+from commands import train  # noqa: E402
 from launch.run import run  # noqa: E402
 from launch.schemas import TrainConfig  # noqa: E402
 from modeling.gpt import GPT  # noqa: E402
@@ -111,7 +111,7 @@ def main():
                 os.dup2(stream, target)
             Fault(case)
             sys.argv = [str(ROOT / "train_model.py"), *case["arguments"]]
-            run("train", TrainConfig, train_model.main)
+            run("train", TrainConfig, train.main)
         _, status = os.waitpid(process, 0)
         ended = time.time()
         note = Path(case["note"])

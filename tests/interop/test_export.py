@@ -14,7 +14,7 @@ import torch
 import yaml
 from exportable import EXPORTABLE, GQA, config_of, gpt_config, randomised
 
-import export_model
+import commands.export
 import interop.deepseek
 import interop.export
 import interop.llama
@@ -84,7 +84,7 @@ def export(tmp_path):
         given = {"runs_dir": str(tmp_path / "runs"), "run": "run", "out": str(tmp_path / "out")}
         config = schemas.ExportConfig(**(given | keys))
         assert config.problems() == []
-        export_model.main(config)
+        commands.export.main(config)
         return Path(config.out)
 
     return call

@@ -14,7 +14,7 @@ import transformers
 from exportable import GQA, NO_ROPE_THERE, gpt_config, layers, random_gpt
 from safetensors.torch import load_file, save_file
 
-import train_model
+from commands.initial_model import with_initial_model
 from data.errors import DataError
 from data.prepared import PreparedData
 from data.tokenizer import build_tokenizer, save_tokenizer
@@ -96,7 +96,7 @@ def test_the_folder_decides_how_its_layers_differ(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(stock.config))
     save_file(stock.weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     given = TrainConfig(run_name="a", runs_dir=str(tmp_path), init_from=str(tmp_path), model=ASKED)
-    config, weights = train_model._begun_with(tmp_path, given)
+    config, weights = with_initial_model(tmp_path, given)
     assert config.layers == config.model.layers
     assert (config.layers.window, config.layers.pattern) == (5, ["own", "no_rope"])
     assert config.problems() == []
@@ -237,7 +237,7 @@ def test_widths_are_not_changed_of_a_model_that_is_there():
 
 def begun_with(llama, tmp_path, **changes):
     config = TrainConfig(run_name="a", runs_dir=str(tmp_path), init_from=str(llama), model=ASKED)
-    return train_model._begun_with(llama, dataclasses.replace(config, **changes))
+    return with_initial_model(llama, dataclasses.replace(config, **changes))
 
 
 def test_another_model_than_the_recorded_one_is_refused(llama, tmp_path):

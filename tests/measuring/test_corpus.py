@@ -92,8 +92,8 @@ def test_data_of_this_repository_are_looked_at(trained, tmp_path, monkeypatch, p
     with pytest.raises(EvaluationError) as refused:
         opened(trained / "runs")
     command = shlex.split(str(refused.value).partition("prepare it again: ")[2])
-    assert command[:4] == ["python", "-m", "data.prepare", "data=local"]
-    config = compose.composed("prepare", for_hydra("prepare", command[3:]))
+    assert command[:3] == ["python", "prepare_data.py", "data=local"]
+    config = compose.composed("prepare", for_hydra("prepare", command[2:]))
     asked = compose.checked(config, schemas.PrepareConfig)
     assert prepared_folder(asked.data, asked.tokenizer).name == prepared.folder.name
     monkeypatch.setattr(measuring.corpus, "_ROOT", tmp_path / "repository")
@@ -117,5 +117,5 @@ def test_the_command_that_is_named_prepares_the_same_data(arguments):
 
     trained = composed("train", arguments)
     recorded = flat(OmegaConf.to_container(OmegaConf.structured(trained)))
-    again = composed("prepare", shlex.split(prepare_command(recorded))[3:])
+    again = composed("prepare", shlex.split(prepare_command(recorded))[2:])
     assert (again.data, again.tokenizer) == (trained.data, trained.tokenizer)

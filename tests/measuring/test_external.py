@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from data.settings import DataSettings, TokenizerSettings
 from external_models import gpt2, llama, mamba, saved
+from measuring.settings import DecodeSettings, EvalSettings
 
 import measuring.external
 from comparing.decode_speed import add_decode_speed
@@ -34,8 +36,6 @@ from modeling.gpt import GPT
 from reporting.headline import headline
 from reporting.report import new_report, update_report
 from reporting.tables import decode_sections, note, table
-from settings.data import DataSettings, TokenizerSettings
-from settings.evaluation import DecodeSettings, EvalSettings
 from tests.measuring.runs import CONFIG, quiet, write_run
 
 CPU = torch.device("cpu")
@@ -496,14 +496,14 @@ def test_a_point_that_a_model_cannot_be_timed_at_is_missing_for_it_alone(beside,
 @pytest.fixture
 def evaluate(tmp_path):
     """Run the command's job on the runs in tmp_path; returns the report's folder."""
-    import eval_model
+    from commands.evaluate import main
 
     def run(*overrides):
         where = [f"runs_dir={tmp_path}/runs", f"reports_dir={tmp_path}/reports", "tracking=none"]
         fast = ["eval.decode_speed.batch_sizes=[]", "eval.batch_size=128"]
         arguments = for_hydra("eval", [*where, *fast, *overrides])
         composed = compose.composed("eval", arguments)
-        eval_model.main(compose.checked(composed, schemas.EvalConfig))
+        main(compose.checked(composed, schemas.EvalConfig))
         return max((tmp_path / "reports").iterdir(), key=lambda path: path.stat().st_mtime_ns)
 
     return run
@@ -567,8 +567,6 @@ def test_tasks_are_run_on_external_models(evaluate, with_bytes, prepared):
 def test_tasks_that_fail_do_not_cost_a_model_its_perplexity(
     modules, evaluate, with_bytes, prepared, monkeypatch
 ):
-    import eval_model
-
     class Failing:
         protocol = protocol_of_transformers = "how"
 
@@ -577,7 +575,7 @@ def test_tasks_that_fail_do_not_cost_a_model_its_perplexity(
 
         score_pretrained = score
 
-    monkeypatch.setattr(eval_model, "_load_tasks", lambda config: Failing())
+    monkeypatch.setattr("commands.evaluate.load_tasks_of", lambda config: Failing())
     asked = [f"hf={with_bytes}", f"hf_modules={modules}", f"data_folder={prepared.folder}"]
     report = evaluate(*asked)
     (row,) = rows_of(report).values()
@@ -596,9 +594,7 @@ def test_tasks_that_fail_do_not_cost_a_model_its_perplexity(
 def test_a_text_or_a_baseline_that_is_not_there_is_told_before_anything_is_scored(
     asked, message, evaluate, with_bytes, prepared, monkeypatch
 ):
-    import eval_model
-
-    monkeypatch.setattr(eval_model, "_evaluate_external", None)
+    monkeypatch.setattr("commands.evaluate.evaluate_external_models", None)
     with pytest.raises(USER_ERRORS, match=message):
         evaluate(f"hf={with_bytes}", f"data_folder={prepared.folder}", asked)
 
@@ -643,8 +639,8 @@ def test_settings_that_make_no_sense_are_refused(overrides, message, evaluate):
 
 
 def test_a_model_scored_on_several_texts_is_shown_with_each(prepared):
-    import eval_model
+    from commands import external
 
     texts = [Text([(prepared, 32)]), Text([(prepared, 32)])]
-    assert eval_model.name_on("hf:a", texts[0], texts[:1]) == "hf:a"
-    assert eval_model.name_on("hf:a", texts[0], texts) == f"hf:a on {prepared.folder.name}"
+    assert external.name_on("hf:a", texts[0], texts[:1]) == "hf:a"
+    assert external.name_on("hf:a", texts[0], texts) == f"hf:a on {prepared.folder.name}"

@@ -20,9 +20,9 @@ from tiny import (
 import modeling.attention.grouped_query
 import modeling.attention.kernel
 import modeling.attention.latent
+from commands.check_attention import example, examples
 from modeling.attention import attention_config, attention_config_class, attention_names
 from modeling.attention.kernel import attend_in_blocks
-from modeling.check import example, examples
 from modeling.contract import (
     CHECKS,
     causality,
@@ -99,7 +99,7 @@ def gradients(output, x, module):
     return {"x": x.grad} | {name: p.grad for name, p in module.named_parameters()}
 
 
-# What `python -m modeling.check` checks
+# What `python check_attention.py` checks
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -19,8 +19,8 @@ import pytest
 import scipy
 from matplotlib.figure import Figure
 
+import commands.evaluate
 import comparing.across_tokenizers
-import eval_model
 from comparing.decode_speed import break_even
 from comparing.variants import compare
 from measuring.perplexity import Score
@@ -108,7 +108,7 @@ def test_words_and_numbers_of_a_report_are_those_of_the_record(tmp_path, monkeyp
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # test_plots.py looks at them
     found = groups()
     folder = new_report(tmp_path, "golden", found, FACTS)
-    eval_model._print_tables(found)
+    commands.evaluate._print_tables(found)
     texts = {"terminal": capsys.readouterr().out}
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         texts[path.name] = STYLE.sub("", IMAGE.sub("image", path.read_text()))

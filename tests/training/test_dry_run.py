@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from data.settings import DataSettings, TokenizerSettings
 
 from data.errors import DataError
 from launch import schemas
 from launch.compose import checked, composed
 from launch.errors import ConfigError
 from launch.typed import for_hydra
-from settings.data import DataSettings, TokenizerSettings
 from training.cost_sheet import Cost, _downloads, _size_of_data, cost_of, total
 from training.dry_run import Unprepared, measure, stand_in
 from training.errors import TrainingFailed, TrainingInterrupted
@@ -114,12 +114,12 @@ def test_what_would_be_fetched_is_named_and_what_is_unknown_said(prepared):
 @pytest.fixture
 def command(tmp_path, tiny_data, capsys):
     """Call train_model.py in this process; returns what it printed."""
-    import train_model
+    from commands import train
 
     def call(*arguments):
         typed = [*tiny_data, "debug=smoke", "tracking=none", f"runs_dir={tmp_path}/runs"]
         overrides = for_hydra("train", [*typed, *arguments])
-        train_model.main(checked(composed("train", overrides), schemas.TrainConfig))
+        train.main(checked(composed("train", overrides), schemas.TrainConfig))
         return capsys.readouterr().out
 
     return call

@@ -98,10 +98,12 @@ for name in ("sched_getaffinity", "getloadavg", "fork"):
 import signal
 for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
     delattr(signal, name)
-import train_model
+import launch.run
+from launch import schemas
+from commands import train
 from training.machine import hardware
 hardware.bytes_in_proc = lambda file, key: None
-train_model.launch.run.run("train", train_model.schemas.TrainConfig, train_model.main)
+launch.run.run("train", schemas.TrainConfig, train.main)
 """
 
 

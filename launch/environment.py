@@ -16,20 +16,20 @@ PACKAGES = (
     *("hydra", "omegaconf", "wandb", "filelock", "loky", "zstandard", "tabulate", "tqdm"),
     *("matplotlib", "scipy", "jinja2"),
 )
-_HERE = Path(__file__).resolve().parent
-_VENV = _HERE / ".venv"
+_ROOT = Path(__file__).resolve().parents[1]
+_VENV = _ROOT / ".venv"
 _TRIED = "KVLAB_TRIED_VENV"  # set for one start, so that .venv is tried once and cannot loop
 
 
 def ensure() -> None:
     """Return where kvlab can run; else go on in `.venv`, or exit with status 2 and one line.
 
-    `prepare_for_use.sh` makes `.venv` beside this file where the system's package manager owns
+    `prepare_for_use.sh` makes `.venv` in the project where the system's package manager owns
     `python`. Also sets the environment variable PROJECT_ROOT, which the configuration reads, and
     keeps PyTorch's profiler quiet.
     """
     _open_closed_streams()
-    os.environ["PROJECT_ROOT"] = str(_HERE)
+    os.environ["PROJECT_ROOT"] = str(_ROOT)
     # Or PyTorch's profiler announces itself on stderr; it reads this when torch is imported.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     tried = os.environ.pop(_TRIED, None)

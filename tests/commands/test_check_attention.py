@@ -1,4 +1,4 @@
-"""Attentions with one fault each: `python -m modeling.check` finds every one."""
+"""Attentions with one fault each: `python check_attention.py` finds every one."""
 
 import dataclasses
 import importlib
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+import commands.check_attention
 import modeling.attention
-import modeling.check
 from modeling import contract
 from modeling.attention import GroupedQueryAttention, GroupedQueryAttentionConfig
 from modeling.contract import CHECKS, examine
@@ -279,7 +279,7 @@ def test_what_an_attention_raises_is_a_cross():
 
 
 def test_the_command_prints_a_tick_a_line_and_a_cross_with_where_to_look(monkeypatch, capsys):
-    assert modeling.check.run(["attention=mqa"]) == 0
+    assert commands.check_attention.run(["attention=mqa"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[0] for line in lines[1 : len(CHECKS) + 1]] == ["✓"] * len(CHECKS)
     # 2 d elements of d = 8, float32, for 3 sequences.
@@ -295,7 +295,7 @@ def test_the_command_prints_a_tick_a_line_and_a_cross_with_where_to_look(monkeyp
     assert lines[-1] == f"{n + sum(made)} of {n + sum(made)} checks passed"
 
     monkeypatch.setattr(GroupedQueryAttentionConfig, "num_parameters", lambda self: 7)
-    assert modeling.check.run(["attention=mha", "layers=window", "layers.window=3"]) == 1
+    assert commands.check_attention.run(["attention=mha", "layers=window", "layers.window=3"]) == 1
     out = capsys.readouterr().out
     (cross,) = (line for line in out.splitlines() if line.startswith("✗"))
     assert cross == (
@@ -306,7 +306,7 @@ def test_the_command_prints_a_tick_a_line_and_a_cross_with_where_to_look(monkeyp
 def test_with_keys_the_command_checks_each_kind_of_layer_that_they_describe(capsys):
     keys = ["layers=window_full", "layers.window=2", "layers.full_every=2", "layers.share=last"]
     given = ["attention=mla", *keys, "layers.share_last=2", "model.attention.kv_lora_rank=6"]
-    assert modeling.check.run(given) == 0
+    assert commands.check_attention.run(given) == 0
     lines = capsys.readouterr().out.splitlines()
     heads = [line for line in lines if line.startswith("mla")]
     assert [line.partition(":")[0] for line in heads] == [
@@ -324,7 +324,7 @@ def test_an_attention_whose_class_has_no_example_is_checked_as_its_file_says(mon
         return cls(hidden_size=20, num_attention_heads=4)
 
     monkeypatch.setattr(GroupedQueryAttentionConfig, "example", classmethod(example))
-    assert modeling.check.example("mqa").hidden_size == 32
+    assert commands.check_attention.example("mqa").hidden_size == 32
 
 
 def test_an_attention_without_an_oracle_gets_neither_tick_nor_cross():
@@ -338,7 +338,7 @@ def test_an_attention_without_an_oracle_gets_neither_tick_nor_cross():
     ("arguments", "said"),
     [
         (["attention=mlaa"], "mlaa"),
-        (["mla"], "python -m modeling.check attention=NAME"),
+        (["mla"], "python check_attention.py attention=NAME"),
         (["attention=mla", "model.attention.kv_lora_rank=0"], "kv_lora_rank (0) must be at least"),
         (["attention=gqa", "model.num_attention_heads=3"], "not divisible"),
         (["attention=gqa", "layers=window", "layers.window=0"], "layers.window (0) must be at le"),
@@ -346,7 +346,7 @@ def test_an_attention_without_an_oracle_gets_neither_tick_nor_cross():
     ],
 )
 def test_a_mistake_in_what_is_checked_is_one_line_with_status_2(arguments, said, capsys):
-    assert modeling.check.run(arguments) == 2
+    assert commands.check_attention.run(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("kvlab: ")
@@ -368,7 +368,7 @@ def test_a_module_of_ones_own_that_cannot_be_imported_is_one_line(
     (tmp_path / "mine.py").write_text(text)
     monkeypatch.setattr(modeling.attention, "__path__", [str(tmp_path)])
     importlib.invalidate_caches()
-    assert modeling.check.run(["attention=mha"]) == 2
+    assert commands.check_attention.run(["attention=mha"]) == 2
     err = capsys.readouterr().err
     assert f"kvlab: modeling/attention/{message}" in err
     assert err.count("\n") == 1

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import ensure_environment
+from launch import environment
 
-ROOT = Path(ensure_environment.__file__).resolve().parent
+ROOT = Path(environment.__file__).resolve().parents[1]
 ENTRY = """
-import ensure_environment
-ensure_environment.ensure()
+from launch.environment import ensure
+ensure()
 import os, sys
 print(sys.prefix, sys.argv[1:], os.environ["PROJECT_ROOT"], "KVLAB_TRIED_VENV" in os.environ)
 sys.exit(7)
@@ -37,11 +37,11 @@ def site_packages(folder):
 @pytest.fixture
 def project(tmp_path):
     folder = tmp_path / "project"
-    (folder / "data").mkdir(parents=True)
-    (folder / "ensure_environment.py").write_text((ROOT / "ensure_environment.py").read_text())
+    (folder / "launch").mkdir(parents=True)
+    (folder / "launch" / "__init__.py").touch()
+    source = (ROOT / "launch" / "environment.py").read_text()
+    (folder / "launch" / "environment.py").write_text(source)
     (folder / "train_model.py").write_text(ENTRY)
-    (folder / "data" / "__init__.py").touch()
-    (folder / "data" / "prepare.py").write_text(ENTRY)
     return folder
 
 
@@ -60,31 +60,31 @@ def run(*command, cwd, **variables):
 def test_packages_are_those_of_the_requirements():
     names = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     modules = {"hydra" if name == "hydra-core" else name for name in names}
-    assert modules == set(ensure_environment.PACKAGES)
+    assert modules == set(environment.PACKAGES)
 
 
 def test_import_alone_does_nothing(project, bare_python):
-    code = "import os, ensure_environment; print('PROJECT_ROOT' in os.environ)"
+    code = "import os, launch.environment; print('PROJECT_ROOT' in os.environ)"
     result = run(bare_python, "-c", code, cwd=project)
     assert (result.returncode, result.stdout, result.stderr) == (0, "False\n", "")
 
 
 def test_complete_environment_is_kept(project, tmp_path):
-    python = make_venv(tmp_path / "full", ensure_environment.PACKAGES)
-    make_venv(project / ".venv", ensure_environment.PACKAGES)
+    python = make_venv(tmp_path / "full", environment.PACKAGES)
+    make_venv(project / ".venv", environment.PACKAGES)
     result = run(python, "train_model.py", cwd=project)
     assert result.stdout == f"{tmp_path / 'full'} [] {project} False\n"
 
 
 def test_project_root_of_another_project_does_not_count(project, tmp_path):
-    python = make_venv(tmp_path / "full", ensure_environment.PACKAGES)
+    python = make_venv(tmp_path / "full", environment.PACKAGES)
     result = run(python, "train_model.py", cwd=project, PROJECT_ROOT="/elsewhere")
     assert result.stdout == f"{tmp_path / 'full'} [] {project} False\n"
 
 
 @pytest.mark.parametrize("missing", ["torch", "hydra", "tqdm"])
 def test_missing_package_without_venv_is_one_line(project, tmp_path, missing):
-    rest = set(ensure_environment.PACKAGES) - {missing}
+    rest = set(environment.PACKAGES) - {missing}
     python = make_venv(tmp_path / "partial", rest)
     result = run(python, "train_model.py", cwd=project)
     assert result.returncode == 2
@@ -94,16 +94,16 @@ def test_missing_package_without_venv_is_one_line(project, tmp_path, missing):
 
 
 def test_folder_with_the_name_of_a_package_is_no_package(project, tmp_path):
-    python = make_venv(tmp_path / "partial", set(ensure_environment.PACKAGES) - {"wandb"})
+    python = make_venv(tmp_path / "partial", set(environment.PACKAGES) - {"wandb"})
     (project / "wandb").mkdir()
     result = run(python, "train_model.py", cwd=project)
     assert result.returncode == 2
     assert "wandb is not installed" in result.stderr
 
 
-@pytest.mark.parametrize("command", [["train_model.py"], ["-m", "data.prepare"]])
+@pytest.mark.parametrize("command", [["train_model.py"], ["-m", "train_model"]])
 def test_missing_package_goes_on_in_venv_with_the_same_arguments(project, bare_python, command):
-    make_venv(project / ".venv", ensure_environment.PACKAGES)
+    make_venv(project / ".venv", environment.PACKAGES)
     arguments = ["attention=mla", "note=two words", "-m"]
     result = run(bare_python, "-X", "utf8", *command, *arguments, cwd=project)
     assert result.stderr == ""
@@ -112,7 +112,7 @@ def test_missing_package_goes_on_in_venv_with_the_same_arguments(project, bare_p
 
 
 def test_venv_is_found_from_another_folder(project, bare_python, tmp_path):
-    make_venv(project / ".venv", ensure_environment.PACKAGES)
+    make_venv(project / ".venv", environment.PACKAGES)
     result = run(bare_python, project / "train_model.py", cwd=tmp_path)
     assert result.stdout == f"{project / '.venv'} [] {project} False\n"
 
@@ -140,7 +140,7 @@ def test_venv_that_leads_back_does_not_loop(project, bare_python):
 
 @pytest.mark.parametrize("version", [(3, 9), (3, 10), (3, 14)])
 def test_unsupported_python_is_one_line_or_goes_on_in_venv(project, tmp_path, version):
-    python = make_venv(tmp_path / "other", ensure_environment.PACKAGES)
+    python = make_venv(tmp_path / "other", environment.PACKAGES)
     claim = f"import sys; sys.version_info = ({version[0]}, {version[1]}, 0, 'final', 0)\n"
     (site_packages(tmp_path / "other") / "claim.pth").write_text(claim)
     result = run(python, "train_model.py", cwd=project)
@@ -148,14 +148,14 @@ def test_unsupported_python_is_one_line_or_goes_on_in_venv(project, tmp_path, ve
     assert result.stderr.count("\n") == 1
     assert f"Python 3.11 to 3.13 is needed and {python} is 3.{version[1]};" in result.stderr
 
-    make_venv(project / ".venv", ensure_environment.PACKAGES)
+    make_venv(project / ".venv", environment.PACKAGES)
     result = run(python, "train_model.py", cwd=project)
     assert result.stdout == f"{project / '.venv'} [] {project} False\n"
 
 
 def test_this_environment_passes_and_imports_no_package():
     code = (
-        "import sys, ensure_environment as e; e.ensure();"
+        "import sys, launch.environment as e; e.ensure();"
         "print([name for name in e.PACKAGES if name in sys.modules])"
     )
     result = run(sys.executable, "-c", code, cwd=ROOT)
@@ -163,9 +163,9 @@ def test_this_environment_passes_and_imports_no_package():
 
 
 def test_windows_is_refused_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(ensure_environment.os, "name", "nt")
+    monkeypatch.setattr(environment.os, "name", "nt")
     with pytest.raises(SystemExit) as end:
-        ensure_environment.ensure()
+        environment.ensure()
     assert end.value.code == 2
     monkeypatch.undo()
     err = capsys.readouterr().err

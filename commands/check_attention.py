@@ -1,44 +1,41 @@
-"""Check an attention of your own: python -m modeling.check attention=NAME."""
+"""Checking an attention of your own: what check_attention.py does."""
 
-import ensure_environment
+import re
+from collections.abc import Sequence
 
-ensure_environment.ensure()
-
-import re  # noqa: E402
-import sys  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
-
-from launch import schemas  # noqa: E402
-from launch.compose import COMPOSING_FAILED, checked, composed  # noqa: E402
-from launch.errors import ConfigError  # noqa: E402
-from launch.explain import explain  # noqa: E402
-from launch.failures import EXIT_BAD_INPUT, EXIT_FAILED, USER_ERRORS, tell, tell_of  # noqa: E402
-from launch.terminal import is_whole, outlive_readers, say  # noqa: E402
-from launch.typed import for_hydra  # noqa: E402
-
-if TYPE_CHECKING:
-    from modeling.attention import AttentionConfig
-    from modeling.config import GPTConfig
+from launch.compose import COMPOSING_FAILED, checked, composed
+from launch.errors import ConfigError
+from launch.explain import explain
+from launch.failures import EXIT_BAD_INPUT, EXIT_FAILED, USER_ERRORS, tell, tell_of
+from launch.schemas import TrainConfig
+from launch.terminal import is_whole, outlive_readers, say
+from launch.typed import for_hydra
+from modeling.arrangement import layer_configs
+from modeling.attention import (
+    AttentionConfig,
+    attention_config,
+    attention_config_class,
+    attention_names,
+)
+from modeling.config import GPTConfig
+from modeling.contract import CHECKS, examine, placements, reading
 
 # Small enough that a gradient can be checked number by number.
 SMALL = ("model=nano", "model.hidden_size=32", "model.num_attention_heads=4")
 _USAGE = (
-    "python -m modeling.check attention=NAME; also attention=NAME,NAME or attention=all, and keys "
+    "python check_attention.py attention=NAME; also attention=NAME,NAME or attention=all, and keys "
     "of train_model.py such as layers=window"
 )
 
 
-def _model(name: str, overrides: Sequence[str] = ()) -> "GPTConfig":
+def _model(name: str, overrides: Sequence[str] = ()) -> GPTConfig:
     """Return a small model with the attention that a file in conf/attention describes."""
     typed = [*SMALL, f"attention={name}", *overrides]
-    return checked(composed("train", for_hydra("train", typed)), schemas.TrainConfig).model
+    return checked(composed("train", for_hydra("train", typed)), TrainConfig).model
 
 
-def example(name: str) -> "AttentionConfig":
+def example(name: str) -> AttentionConfig:
     """Return the small attention that the class of a registered name gives."""
-    from modeling.attention import attention_config, attention_config_class
-
     config_class = attention_config_class(name)
     try:
         return config_class.example(name)
@@ -46,7 +43,7 @@ def example(name: str) -> "AttentionConfig":
         return attention_config(_model(name).attention)
 
 
-def examples(name: str, overrides: Sequence[str] = ()) -> "dict[str, AttentionConfig]":
+def examples(name: str, overrides: Sequence[str] = ()) -> dict[str, AttentionConfig]:
     """Return the small attentions to check, by what to call them.
 
     Without overrides, the example that the class of the name gives, and what arrangements make of
@@ -56,9 +53,6 @@ def examples(name: str, overrides: Sequence[str] = ()) -> "dict[str, AttentionCo
         name: Of the attention.
         overrides: Keys of train_model.py, such as model.attention.kv_lora_rank=8 or layers=window.
     """
-    from modeling.arrangement import layer_configs
-    from modeling.contract import placements, reading
-
     if not overrides:
         config = example(name)
         placed = placements(config).items()
@@ -84,7 +78,6 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         raise ConfigError(_USAGE)
     chosen = re.sub(r"[\[\]\s]", "", asked[0].partition("=")[2]).split(",") if asked else ["all"]
-    from modeling.attention import attention_names
 
     chosen = attention_names() if chosen == ["all"] else chosen
     made = passed = 0
@@ -99,10 +92,8 @@ def main(arguments: Sequence[str]) -> int:
     return EXIT_FAILED if passed < made else 0
 
 
-def _report(config: "AttentionConfig", in_short: bool) -> tuple[int, int]:
+def _report(config: AttentionConfig, in_short: bool) -> tuple[int, int]:
     """Make all checks of an attention and print them; return how many were made, and passed."""
-    from modeling.contract import CHECKS, examine
-
     made = passed = 0
     for check in CHECKS:
         promise = (check.__doc__ or "").partition("\n")[0].rstrip(".")
@@ -127,9 +118,5 @@ def run(arguments: Sequence[str]) -> int:
     except USER_ERRORS as error:
         tell(error)
     except COMPOSING_FAILED as error:
-        tell(ConfigError(explain(error, schemas.TrainConfig)))
+        tell(ConfigError(explain(error, TrainConfig)))
     return EXIT_BAD_INPUT
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))

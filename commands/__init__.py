@@ -1,0 +1,1 @@
+"""What each entry point does with its checked configuration, from top to bottom."""
