@@ -15,7 +15,7 @@ from tracking.run_folder import RunFolder
 
 
 def prepared_for(config: TrainConfig) -> PreparedData:
-    """Prepare the data; where the texts are gone, a run that has begun goes on with what it had.
+    """Prepare the data; where the texts are gone, a run that has begun resumes on what it had.
 
     Raises:
         DataError: If the texts cannot be prepared.

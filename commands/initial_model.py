@@ -26,7 +26,7 @@ Initial = Callable[[], Mapping[str, Tensor]]
 def with_initial_model(folder: Path, config: TrainConfig) -> tuple[TrainConfig, Initial | None]:
     """Return the configuration with the model of a folder, and what reads its weights.
 
-    Where the folder is gone, a run that has begun goes on without it.
+    Where the folder is gone, a run that has begun resumes without it.
     """
     run = RunFolder(config.runs_path, config.run_name)
     if not folder.is_dir() and (run.summary_path.exists() or has_checkpoint(run)):
@@ -43,7 +43,7 @@ def with_initial_model(folder: Path, config: TrainConfig) -> tuple[TrainConfig, 
     config = _with_model(config, model, sha256)
 
     def weights() -> Mapping[str, Tensor]:
-        """Read them again where they are needed: a training would keep them besides its own."""
+        """Read the weights where they are needed, so that training does not hold them twice."""
         if sha256_of_model(folder) != sha256:
             raise ConfigError(f"{folder} has changed since this command began; try again")
         return initial_model(folder, asked).weights

@@ -1,11 +1,11 @@
-"""The model that a run trains, and what it costs beside MHA."""
+"""The model that a run trains, and what it costs compared with MHA."""
 
 import dataclasses
 
 from data.prepared import PreparedData
 from launch.errors import ConfigError
 from launch.schemas import TrainConfig
-from modeling.accounting import match_to_mha, mha_yardstick
+from modeling.accounting import match_to_mha, mha_baseline
 from modeling.arrangement import remarks
 from modeling.config import GPTConfig
 from training.dry_run import Unprepared
@@ -39,11 +39,11 @@ def with_tokenizer(config: TrainConfig, prepared: PreparedData | Unprepared) -> 
 
 
 def describe_model(asked: GPTConfig, model: GPTConfig) -> str:
-    """Return what a model costs beside MHA, and what its arrangement does not do at this size.
+    """Return a model's cost compared with MHA's, and what its arrangement does not do at this size.
 
     Args:
         asked: The model before its MLP was matched to MHA's parameters.
         model: What is trained.
     """
-    baseline = mha_yardstick(dataclasses.replace(asked, vocab_size=model.vocab_size))
+    baseline = mha_baseline(dataclasses.replace(asked, vocab_size=model.vocab_size))
     return "\n".join([*remarks(model), budget_sheet(model, baseline)])

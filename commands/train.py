@@ -39,7 +39,7 @@ def main(config: TrainConfig) -> None:
     budget = make_budget(config.trainer, config.schedule, config.model.max_position_embeddings)
     schedule = config.schedule
     warmup = schedule.warmup(budget.num_steps)
-    # What is recorded is what it comes to.
+    # The number itself is recorded.
     config = dataclasses.replace(
         config, schedule=dataclasses.replace(schedule, warmup_steps=warmup)
     )

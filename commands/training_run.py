@@ -28,7 +28,7 @@ def train_run(
     first_lines: str = "",
     initial: Initial | None = None,
 ) -> tuple[dict[str, Any], bool]:
-    """Train a run, or go on with it, unless it is finished.
+    """Train a run, or resume it, unless it is finished.
 
     Args:
         run: Its folder.

@@ -10,7 +10,7 @@ _CHECK_SECONDS = 1.0
 def end_with_parent(parent: int) -> None:
     """End this process soon after its parent has ended, however that ended.
 
-    A killed parent cannot tell its children, which would go on, and hold what they hold.
+    A killed parent cannot notify its children, which would keep running and hold their memory.
 
     Args:
         parent: The parent's process id.

@@ -114,7 +114,7 @@ class GenerateConfig(Section):
 
 @dataclass
 class PrepareConfig(Section):
-    """Everything `python -m data.prepare` reads."""
+    """Everything `prepare_data.py` reads."""
 
     runs_dir: str = key(kind="folder")
     """Folder that runs are in; preparing reads none."""

@@ -176,7 +176,7 @@ def budget_of(config: GPTConfig, cache_context: int | None = None) -> Budget:
     )
 
 
-def mha_yardstick(config: GPTConfig) -> GPTConfig:
+def mha_baseline(config: GPTConfig) -> GPTConfig:
     """Return the model that others are matched to: the same with multi-head attention.
 
     Its heads are m / h wide and it has RoPE, so no learned positions. Only what it costs is meant:
@@ -208,13 +208,13 @@ def match_to_mha(config: GPTConfig) -> GPTConfig:
     """Return the configuration with the MLP width that gives it MHA's number of parameters.
 
     The width is rounded to a multiple of 8, or to a whole number where that misses by more than
-    0.5 %. `vocab_size` must be set, and `intermediate_size` be MHA's (see `mha_yardstick`): the
+    0.5 %. `vocab_size` must be set, and `intermediate_size` be MHA's (see `mha_baseline`): the
     result is not to be matched again.
 
     Raises:
         ModelConfigError: If no MLP brings the model that near.
     """
-    wanted = num_parameters(mha_yardstick(config)).total
+    wanted = num_parameters(mha_baseline(config)).total
     surplus = wanted - num_parameters(config).total
     per_unit = _mlp_parameters(config, 1) - _mlp_parameters(config, 0)
     width = config.intermediate_size + surplus / (per_unit * config.num_hidden_layers)

@@ -148,7 +148,7 @@ def _described(attention: AttentionConfig) -> str:
 
 
 def _check_positions(config: GPTConfig, attentions: list[AttentionConfig]) -> None:
-    """Refuse a model that cannot tell the order of its tokens."""
+    """Refuse a model that has no information on the order of its tokens."""
     if config.position_embedding != "none" or config.allow_nope:
         return
     if not any(attention.knows_order for attention in attentions):

@@ -14,7 +14,7 @@ from launch.errors import ConfigError
 from launch.explain import explain
 from launch.failures import USER_ERRORS
 from launch.recorded import as_yaml, require_same_run
-from modeling.accounting import match_to_mha, mha_yardstick, num_parameters
+from modeling.accounting import match_to_mha, mha_baseline, num_parameters
 from modeling.arrangement import layer_configs
 from modeling.attention import attention_config
 from modeling.errors import ModelConfigError
@@ -88,7 +88,7 @@ def test_a_finer_width_is_taken_where_multiples_of_8_miss_mhas_parameters():
         model = dataclasses.replace(model, vocab_size=300)
         matched = match_to_mha(model)
         widths.add(matched.intermediate_size)
-        wanted = num_parameters(mha_yardstick(model)).total
+        wanted = num_parameters(mha_baseline(model)).total
         assert num_parameters(matched).total == pytest.approx(wanted, rel=5e-3)
     assert any(width % 8 for width in widths)
 

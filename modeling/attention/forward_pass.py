@@ -8,7 +8,7 @@ from modeling.kv_cache import Held
 
 
 class ForwardPass:
-    """Which tokens the queries of a pass may see, beside causality and windows; and who holds them.
+    """What the queries of a pass may see, apart from causality and windows, and who holds it.
 
     Args:
         attention_mask: Bool, [b, t], True where a token is real, or [b, s, t], True where a query

@@ -13,7 +13,7 @@ from modeling.kv_cache import Held
 BLOCK_ELEMENTS = 2**20
 """Most elements that `attend_in_blocks` makes at once: scores, and keys that are converted."""
 _MANY_TOKENS = 2**15
-"""Of a batch, from which on products beat the fused kernel where no heads share a key head."""
+"""The batch size from which products beat the fused kernel where no heads share a key head."""
 
 ReadBlock = Callable[[int, int, torch.dtype], tuple[Tensor, Tensor]]
 """Keys [b, g, n, d] and values [b, g, n, v] of tokens [start, end), in a dtype to compute with."""
@@ -288,7 +288,7 @@ def attend_in_blocks(
 
 
 _Sums = tuple[Tensor, Tensor, Tensor]
-"""Of a block: highest score, sum of the weights exp(score - highest), weighted sum of values."""
+"""A block's highest score, sum of the weights exp(score - highest) and weighted sum of values."""
 
 
 def _block_sums(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> _Sums:
@@ -303,10 +303,10 @@ def _block_sums(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None
     return highest, weights.sum(dim=-1, keepdim=True), weights @ value
 
 
-def _sink_sums(sinks: Tensor, beside: _Sums) -> _Sums:
+def _sink_sums(sinks: Tensor, sums: _Sums) -> _Sums:
     """Return the sums of a block of one key with these scores, and a value of zeros."""
-    highest = sinks.detach().expand_as(beside[0])
-    return highest, (sinks - highest).exp(), torch.zeros_like(beside[2])
+    highest = sinks.detach().expand_as(sums[0])
+    return highest, (sinks - highest).exp(), torch.zeros_like(sums[2])
 
 
 def _merged(first: _Sums, second: _Sums) -> _Sums:

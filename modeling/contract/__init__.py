@@ -71,5 +71,5 @@ def examine(check: Check, config: AttentionConfig) -> Finding:
         return failed[0]
     # Of what may be off by something, what is off most.
     compared = sorted((f for f in findings if f.share is not None), key=lambda f: -(f.share or 0))
-    told = [*compared[:1], *(finding for finding in findings if finding.share is None)]
-    return Finding(True, "; ".join(finding.measured for finding in told), "")
+    shown = [*compared[:1], *(finding for finding in findings if finding.share is None)]
+    return Finding(True, "; ".join(finding.measured for finding in shown), "")

@@ -110,7 +110,7 @@ def states(config: AttentionConfig, seed: int = 0, batch: int = BATCH) -> Tensor
 
 
 def near(found: Tensor, expected: Tensor, what: str, hint: str) -> Finding:
-    """Compare two tensors that only rounding may tell apart."""
+    """Compare two tensors that may differ by rounding only."""
     if found.shape != expected.shape:
         return Finding(False, f"shape {[*found.shape]}, expected {[*expected.shape]}", hint)
     gap = float((found - expected).abs().max())

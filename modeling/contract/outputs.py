@@ -78,7 +78,7 @@ def chunks(config: AttentionConfig) -> Iterator[Finding]:
 @torch.no_grad()
 def truncation(config: AttentionConfig) -> Iterator[Finding]:
     """A cache cut back and continued is the full pass."""
-    hint = "state that forward keeps outside of the cache"
+    hint = "state that forward keeps apart from the cache"
     module, x, positions = build(config), states(config), torch.arange(LENGTH)
     cache = module.new_cache(BATCH, LENGTH)
     run_through_cache(module, x, positions, (4, 3), cache=cache)
@@ -101,7 +101,7 @@ def truncation(config: AttentionConfig) -> Iterator[Finding]:
 @torch.no_grad()
 def snapshot(config: AttentionConfig) -> Iterator[Finding]:
     """A cache restored from a snapshot is as if nothing had come after."""
-    hint = "state that forward keeps outside of the cache"
+    hint = "state that forward keeps apart from the cache"
     module, x, positions = build(config), states(config), torch.arange(LENGTH)
     expected, other = module(x, positions), states(config, seed=6)
     for then, count in ((2, 1), (2, 5), (4, 3)):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 CACHE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8)
 SCALE_DTYPE = torch.bfloat16
-"""Of the scales of int8 elements: its range is float32's, and two bytes are enough."""
+"""The dtype of the scales of int8 elements: float32's range in two bytes."""
 _LARGEST_INT8 = 127.0
 
 

@@ -31,7 +31,7 @@ class Given(TypedDict, total=False):
     key_value_positions: Tensor | None
     """[b, t]; 0 to t - 1 if not given."""
     producer: Producer | None
-    """Of the layer whose keys and values are read, if the configuration names one."""
+    """The layer whose keys and values are read, if the configuration names one."""
 
 
 class Kept(NamedTuple):

@@ -18,8 +18,8 @@ from modeling.accounting import (
     kv_cache_bytes_per_token,
     match_cache,
     match_to_mha,
+    mha_baseline,
     mha_cache_bytes_per_token,
-    mha_yardstick,
     num_parameters,
     training_flops_per_token,
 )
@@ -261,7 +261,7 @@ def test_a_budget_of_windows_is_that_of_the_trained_context():
     assert budget.kv_cache_bytes_per_token == 2 * 2 * 24 * 4
     assert budget.cache_ratio_to_mha == held / (256 * 4 * 2 * 192 * 4)
     # The yardstick's layers are all alike.
-    assert budget_of(mha_yardstick(config)) == budget_of(nano("mha"))
+    assert budget_of(mha_baseline(config)) == budget_of(nano("mha"))
 
 
 def test_a_ratio_between_whole_elements_is_met_within_half_a_percent():
@@ -328,7 +328,7 @@ def test_the_yardstick_of_every_attention_costs_what_mha_does(name, bias):
     config, mha = nano(name), nano("mha")
     for one in (config, mha):
         one.attention["attention_bias"] = bias
-    assert budget_of(mha_yardstick(config)) == budget_of(mha)
+    assert budget_of(mha_baseline(config)) == budget_of(mha)
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "gelu"])

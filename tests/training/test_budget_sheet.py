@@ -1,6 +1,6 @@
 import dataclasses
 
-from modeling.accounting import match_to_mha, mha_yardstick
+from modeling.accounting import match_to_mha, mha_baseline
 from modeling.config import GPTConfig, LayersConfig
 from training.recipe.budget_sheet import budget_sheet
 
@@ -30,7 +30,7 @@ def cells(sheet):
 
 
 def test_a_model_beside_its_baseline():
-    sheet = cells(budget_sheet(match_to_mha(NANO_MLA), mha_yardstick(NANO_MLA)))
+    sheet = cells(budget_sheet(match_to_mha(NANO_MLA), mha_baseline(NANO_MLA)))
     assert list(sheet) == ["mla", "MHA, the baseline", "difference"]
     # The published runs of MLA and MHA at this size (README).
     assert sheet["mla"]["parameters"] == "2,548,800"
@@ -55,7 +55,7 @@ def test_a_window_model_is_named_and_has_the_bytes_of_its_context():
 
 def test_an_unmatched_model_shows_by_how_much():
     wide = dataclasses.replace(NANO_MLA, intermediate_size=512)
-    sheet = cells(budget_sheet(wide, mha_yardstick(wide)))
+    sheet = cells(budget_sheet(wide, mha_baseline(wide)))
     difference = float(sheet["difference"]["parameters"].removesuffix(" %"))
     total, of = (
         int(sheet[row]["parameters"].replace(",", "")) for row in ("mla", "MHA, the baseline")

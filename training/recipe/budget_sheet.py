@@ -13,7 +13,7 @@ def budget_sheet(model: GPTConfig, baseline: GPTConfig) -> str:
 
     Args:
         model: What is trained; `vocab_size` set.
-        baseline: `modeling.accounting.mha_yardstick` of what was asked for.
+        baseline: `modeling.accounting.mha_baseline` of what was asked for.
 
     Returns:
         A table of a few lines.
