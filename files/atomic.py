@@ -8,8 +8,9 @@ from typing import Any
 
 from files.disk import one_line, write_failure
 from files.errors import RunError
-from files.plain_json import load_plain, require_plain
+from files.plain_json import require_plain
 from files.regular_file import read_regular_file
+from files.strict_json import load_strict
 from files.synced import fsync_folder
 
 # Far more than any of these files holds.
@@ -71,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not data.strip():
         raise RunError(f"{path} is empty")
     try:
-        value = load_plain(data)
+        value = load_strict(data)
     except ValueError as error:
         raise RunError(f"{path} is not valid JSON ({one_line(error)})") from error
     if not isinstance(value, dict):

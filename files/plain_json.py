@@ -1,12 +1,7 @@
-"""Which Python values survive a round trip through JSON unchanged, and JSON that is read back."""
+"""Which Python values survive a round trip through JSON unchanged."""
 
 import math
 from typing import Any
-
-from files.strict_json import load_strict
-
-# More than any count, size or seed; Python itself takes integers that no float can hold.
-_MAX_DIGITS = 20
 
 
 def require_plain(value: Any, where: str) -> None:
@@ -41,22 +36,3 @@ def require_plain(value: Any, where: str) -> None:
             f"{where} is a {kind.__module__}.{kind.__qualname__}; only str, int, float, bool, "
             "None, list and dict can be saved"
         )
-
-
-def load_plain(data: bytes) -> Any:
-    """Read strict JSON: what `require_plain` lets through, and nothing else.
-
-    Args:
-        data: UTF-8 text.
-
-    Raises:
-        ValueError: If it is not JSON, nested too deeply, or holds a number that is not finite or
-            has more digits than any that is written.
-    """
-    return load_strict(data, parse_int=_short)
-
-
-def _short(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"the number {text[:20]}... has {len(text)} digits")
-    return int(text)

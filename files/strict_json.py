@@ -2,29 +2,45 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from files.regular_file import read_regular_file
 
+# More than any count, size or seed; Python itself takes integers that no float can hold.
+_MAX_DIGITS = 20
 
-def load_strict(data: bytes | str, parse_int: Callable[[str], int] = int) -> Any:
+
+def load_strict(data: bytes | str) -> Any:
     """Read strict JSON.
 
     Args:
         data: The text, in UTF-8 if it is bytes.
-        parse_int: Reads an integer; raises ValueError for one that cannot be.
 
     Raises:
-        ValueError: If it is not JSON, nested too deeply, or holds a number that is not finite.
+        ValueError: If it is not JSON, nested too deeply, names a key of an object twice, or holds
+            a number that is not finite or has more digits than any that is written.
     """
     try:
         return json.loads(
-            data, parse_constant=_refuse_constant, parse_float=_finite, parse_int=parse_int
+            data,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_short_int,
         )
     except RecursionError as error:
         raise ValueError("its values are nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that is there twice: readers differ in which of the two counts."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:60]!a} is there twice")
+    return value
 
 
 def _refuse_constant(name: str) -> None:
@@ -37,6 +53,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is too large")
     return value
+
+
+def _short_int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"the number {text[:20]}... has {len(text)} digits")
+    return int(text)
 
 
 def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any
 from files.atomic import write_text
 from files.disk import one_line, write_failure
 from files.errors import RunError, WriteFailed
-from files.plain_json import load_plain
 from files.regular_file import read_regular_file
+from files.strict_json import load_strict
 from files.synced import fsync_folder
 
 # Far more steps than anybody trains.
@@ -169,14 +169,14 @@ def _records(data: bytes, path: Path) -> list[dict[str, Any]]:
     torn = lines.pop()  # empty after a final newline
     records = [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
     if _is_whole(torn):
-        records.append(load_plain(torn))
+        records.append(load_strict(torn))
     return records
 
 
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """Parse one complete line."""
     try:
-        record = load_plain(line)
+        record = load_strict(line)
     except ValueError as error:
         raise RunError(
             f"{path} is damaged in line {number} ({one_line(error)}); correct or delete that line"
@@ -191,7 +191,7 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
 def _is_whole(line: bytes) -> bool:
     """Tell whether a line without its newline is a complete record."""
     try:
-        return isinstance(load_plain(line), dict)
+        return isinstance(load_strict(line), dict)
     except ValueError:
         return False
 
