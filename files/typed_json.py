@@ -54,6 +54,8 @@ def typed(value: Any, kind: type[T], path: Path) -> T:
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
         raise RunError(f"{path} is damaged: {_explained(value, kind, str(error))}") from error
+    except UnicodeEncodeError as error:  # where msgspec looks for the name of a field
+        raise RunError(f"{path} is damaged: it holds the key {error.object[:60]!a}") from error
 
 
 def _read(path: Path, max_bytes: int) -> Any:
@@ -75,8 +77,7 @@ def _read(path: Path, max_bytes: int) -> Any:
 def _explained(value: Any, kind: Any, message: str) -> str:
     """Write msgspec's message as "expected int at $.splits.train.tokens"."""
     what, _, place = message.partition(" - at `")
-    what = what.replace("`", "")
-    place = place.rstrip("`") or "$"
+    what, place = what.replace("`", ""), place.replace("`", "") or "$"
     if "[...]" in place:
         place = _with_keys(value, kind, message, place)
     return f"{what[:1].lower()}{what[1:]} at {place}"
@@ -88,7 +89,7 @@ def _with_keys(value: Any, kind: Any, message: str, place: str) -> str:
     def fails() -> bool:
         try:
             msgspec.convert(value, kind, strict=True)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
             return str(error) == message
         return False
 

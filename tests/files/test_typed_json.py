@@ -80,6 +80,8 @@ def test_a_file_of_the_shape_is_read_as_its_types(tmp_path):
             {"splits": {"a": 1}, "deep": json.loads("[" * 900 + "]" * 900)},
             "expected object, got int at $.splits",
         ),
+        ({"splits": {}, "\ud800": 1}, "it holds the key '\\ud800'"),
+        ({"splits": {"a": {"\ud800": 1}, "b": 1}}, "it holds the key '\\ud800'"),
         ({"splits": {}, "name": 3}, "expected str | null, got int at $.name"),
         ({"splits": {"train": {"tokens": 1, "share": "NaN"}}}, "expected float, got str at "),
     ],
