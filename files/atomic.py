@@ -6,15 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from files.disk import one_line, write_failure
+from files.disk import write_failure
 from files.errors import RunError
 from files.plain_json import require_plain
-from files.regular_file import read_regular_file
-from files.strict_json import load_strict
 from files.synced import fsync_folder
-
-# Far more than any of these files holds.
-MAX_BYTES = 16 << 20
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,27 +49,3 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """
     require_plain(value, path.name)
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        RunError: Naming the file, if it is missing, unreadable, no regular file, larger than
-            MAX_BYTES, empty, truncated, not strict JSON or not an object.
-    """
-    try:
-        data = read_regular_file(path, MAX_BYTES)
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing") from None
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {one_line(error)}") from error
-    if not data.strip():
-        raise RunError(f"{path} is empty")
-    try:
-        value = load_strict(data)
-    except ValueError as error:
-        raise RunError(f"{path} is not valid JSON ({one_line(error)})") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{path} must hold a JSON object, not a {type(value).__name__}")
-    return value

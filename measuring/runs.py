@@ -15,7 +15,8 @@ from measuring.corpus import find_prepared
 from measuring.errors import EvaluationError
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
-from tracking.checkpoints import CheckpointStore, same_version
+from tracking.checkpoint import same_version
+from tracking.checkpoints import CheckpointStore
 from tracking.configuration import PASSES, read_configuration, sequences_per_step
 from tracking.run_folder import RunFolder, list_finished_runs
 
@@ -63,7 +64,7 @@ def load_run(
     checkpoint = store.load(steps[-1], names=["model"])
     state, tensors = checkpoint.state, checkpoint.tensors["model"]
     with same_version(checkpoint.path):
-        trained_on = {key: _of_type(str, state["data"], key) for key in _DATA_KEYS}
+        trained_on = checkpoint.trained_on()
         _of_type(int, state, "seed")
         config = _model_config(state["model"])
         if decode_path is not None:
@@ -75,9 +76,6 @@ def load_run(
     _require_last_step(run, checkpoint.step, config)
     prepared = find_prepared(run, trained_on)
     return LoadedRun(model.to(device).eval(), prepared, state)
-
-
-_DATA_KEYS = ("folder", "fingerprint", "tokenizer_sha256")
 
 
 def _of_type(kind: type, values: dict[str, Any], key: str) -> Any:

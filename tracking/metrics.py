@@ -123,7 +123,7 @@ class MetricsLog:
         if os.fstat(descriptor).st_nlink == 0:
             raise WriteFailed(
                 f"{self._path} was deleted while the run was writing to it; rerun the same command "
-                "to go on from the newest checkpoint, if the run's folder still has one"
+                "to resume from the newest checkpoint, if the run's folder still has one"
             )
 
 

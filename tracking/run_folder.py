@@ -8,15 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
+import msgspec
 from filelock import FileLock, Timeout
 
-from files.atomic import MAX_BYTES, read_json, write_json, write_text
+from files.atomic import write_json, write_text
 from files.disk import one_line, write_failure
 from files.errors import RunError
 from files.regular_file import read_regular_file, require_regular_file
+from files.typed_json import MAX_BYTES, read_typed, typed
 from guards.printable import printable
 
 _MAX_NAME_LENGTH = 150
@@ -34,12 +35,24 @@ _NUMBERS = (
     *("tokens_per_second", "data_wait_share", "mfu", "peak_memory_bytes", "wall_seconds"),
 )
 _TEXTS = ("run_name", "attention", "position_embedding", "git_commit")
-_SUMMARY_TYPES: dict[str, tuple[type, ...]] = {
-    "finished": (bool,),
-    **dict.fromkeys(("versions", "numerics"), (dict, NoneType)),
-    **dict.fromkeys(_NUMBERS, (float, int, NoneType)),
-    **dict.fromkeys(_TEXTS, (str, NoneType)),
-}
+_Summary = msgspec.defstruct(
+    "_Summary",
+    [
+        ("finished", bool, False),
+        *((name, dict | None, None) for name in ("versions", "numerics")),
+        *((name, float | None, None) for name in _NUMBERS),
+        *((name, str | None, None) for name in _TEXTS),
+    ],
+)
+_WRITE_AGAIN = "remove the file and run the training command again, which writes it"
+
+
+class _Owner(msgspec.Struct):
+    """The process that holds a lock."""
+
+    pid: int
+    host: str
+    since: str
 
 
 def without_seed(name: str, seed: int | None = None) -> str:
@@ -147,14 +160,9 @@ class RunFolder:
             ) from error
         try:
             self._remove_leftovers()
-            write_json(
-                owner_path,
-                {
-                    "pid": os.getpid(),
-                    "host": socket.gethostname(),
-                    "since": datetime.now(UTC).isoformat(timespec="seconds"),
-                },
-            )
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+            write_json(owner_path, owner)
             yield
         finally:
             # What ends a run, a disk that has become read-only say, must not be hidden by this.
@@ -208,20 +216,16 @@ class RunFolder:
         path = self.summary_path
         if not path.is_symlink() and not path.exists():
             return None
-        summary = read_json(path)
-        for key, types in _SUMMARY_TYPES.items():
-            if key in summary and type(summary[key]) not in types:
+        summary = read_typed(path, dict[str, Any])
+        try:
+            typed(summary, _Summary, path)
+        except RunError as error:
+            raise RunError(f"{error}; {_WRITE_AGAIN}") from error
+        for key in ("validation_nll", "validation_perplexity"):
+            if summary.get("finished") and summary.get(key) is None:
                 raise RunError(
-                    f"{path} is damaged: {key} is {_shortened(str(summary[key]))}; remove the file "
-                    "and run the training command again, which writes it anew"
+                    f"{path} says that the run is finished, but not its {key}; {_WRITE_AGAIN}"
                 )
-        if summary.get("finished"):
-            for key in ("validation_nll", "validation_perplexity"):
-                if summary.get(key) is None:
-                    raise RunError(
-                        f"{path} says that the run is finished, but not its {key}; remove the file "
-                        "and run the training command again, which writes it anew"
-                    )
         return summary
 
     def _remove_leftovers(self) -> None:
@@ -265,7 +269,9 @@ def list_finished_runs(runs_dir: Path | str) -> tuple[list[RunFolder], list[str]
         if summary is not None and summary.get("finished") is True:
             runs.append(run)
         else:
-            problems.append(f"{path.name} is not finished; its training goes on when it is rerun")
+            problems.append(
+                f"{path.name} is not finished; run its training command again to resume it"
+            )
     return runs, problems
 
 
@@ -292,11 +298,10 @@ def listed(names: Sequence[str]) -> str:
 def _owner(path: Path) -> str:
     """Say who holds the lock, as far as its note can be read."""
     try:
-        owner = read_json(path)
+        owner = read_typed(path, _Owner)
     except RunError:  # the holder is just starting or ending
         return "another process"
-    pid, host, since = (str(owner.get(key))[:100] for key in ("pid", "host", "since"))
-    return printable(f"process {pid} on {host} since {since}")
+    return printable(f"process {owner.pid} on {owner.host[:100]} since {owner.since[:100]}")
 
 
 def _shortened(text: str) -> str:

@@ -1,16 +1,22 @@
-"""wandb's environment variables: which hold beside the configuration, and where wandb may write."""
+"""wandb's environment variables: which hold along with the configuration, and its folders."""
 
 import os
-import re
 from pathlib import Path
+from typing import Annotated
 
-from files.atomic import read_json, write_json
+import msgspec
+
+from files.atomic import write_json
 from files.errors import RunError
+from files.typed_json import read_typed
 
 # They name one run: with several, all would be the same one.
 _OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME")
 _ID_FILE = "kvlab-run-id.json"
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class _Recorded(msgspec.Struct):
+    id: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 
 
 def variable(name: str) -> str | None:
@@ -63,11 +69,9 @@ def run_id(folder: Path, new_id: str, *, resumes: bool) -> str:
     recorded = None
     if resumes:
         try:
-            recorded = read_json(path).get("id")
+            recorded = read_typed(path, _Recorded).id
         except RunError:  # never recorded, or damaged: another run in wandb
             recorded = None
-    if not (isinstance(recorded, str) and _ID.fullmatch(recorded)):
-        recorded = None
     chosen = variable("WANDB_RUN_ID") or recorded or new_id
     if chosen != recorded:
         path.parent.mkdir(exist_ok=True)

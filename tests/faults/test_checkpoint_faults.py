@@ -20,9 +20,11 @@ from files.errors import RunError
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from settings.training import OptimSettings
-from tracking import checkpoints, manifest
-from tracking.checkpoints import Checkpoint, CheckpointStore, read_checkpoint, same_version
-from tracking.shards import shapes
+from tracking import checkpoint as checkpoint_module
+from tracking import checkpoint_files
+from tracking.checkpoint import Checkpoint, read_checkpoint, same_version
+from tracking.checkpoints import CheckpointStore
+from tracking.parts import shapes
 from training.endurance.checkpointing import RunCheckpoints
 from training.endurance.provenance import Provenance
 from training.endurance.resumption import Identity, Progress, resume
@@ -231,7 +233,9 @@ def test_a_hash_that_says_nothing_would_be_noticed(originals, tmp_path, monkeypa
     """The test above, with the code broken on purpose, must turn red."""
     genuine = originals / kind / "00000020" / "manifest.json"
     listed = json.loads(genuine.read_text())["files"]
-    monkeypatch.setattr(manifest, "_sha256", lambda path: listed[path.name]["sha256"])
+    monkeypatch.setattr(
+        checkpoint_files, "sha256_of_file", lambda path: listed[path.name]["sha256"]
+    )
     with pytest.raises(AssertionError):
         require_found(originals, tmp_path / "c", kind, FILES[kind][0], damage)
 
@@ -261,7 +265,7 @@ def test_damage_of_the_record_of_the_best_loses_no_checkpoint(
 def listed_again(path):
     """Rewrite the manifest so that it agrees with the files: a forger's checkpoint."""
     (path / "manifest.json").unlink()
-    manifest.write_manifest(path, int(path.name))
+    checkpoint_files.list_files(path, int(path.name))
 
 
 def peak_bytes():
@@ -343,7 +347,7 @@ def test_a_pickle_in_a_checkpoint_is_never_run(originals, tmp_path, monkeypatch,
 @pytest.mark.parametrize("make", PICKLES)
 def test_a_loader_that_runs_pickles_would_be_noticed(originals, tmp_path, monkeypatch, make):
     """The test above, with the code broken on purpose, must turn red."""
-    monkeypatch.setattr(manifest, "_is_pickle", lambda path: False)
+    monkeypatch.setattr(checkpoint_files, "_is_pickle", lambda path: False)
 
     def load_anything(path, device):
         if make.startswith("raw"):
@@ -351,7 +355,7 @@ def test_a_loader_that_runs_pickles_would_be_noticed(originals, tmp_path, monkey
         # Not by its name, by which PyTorch, too, takes it for safetensors.
         return torch.load(io.BytesIO(path.read_bytes()), weights_only=False)
 
-    monkeypatch.setattr(checkpoints, "load_file", load_anything)
+    monkeypatch.setattr(checkpoint_module, "load_file", load_anything)
     path = shutil.copytree(originals / "whole" / "00000020", tmp_path / "00000020")
     with pytest.raises((AssertionError, pickle.UnpicklingError)):
         require_not_run(path, tmp_path / "MARK", PICKLES[make], *PLACES["tensors"])
@@ -708,17 +712,17 @@ def test_other_data_is_still_the_trainings_own_error():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data", "x", r"data\.fingerprint must be a str, not a NoneType"),
-        ("data", {}, r"data\.fingerprint must be a str, not a NoneType"),
-        ("data", {"fingerprint": 5}, r"data\.fingerprint must be a str, not a int"),
-        ("progress", None, "progress must be a dict"),
+        ("data", "x", r"expected object, got str at \$\.data"),
+        ("data", {}, r"missing required field folder at \$\.data"),
+        ("data", STATE["data"] | {"fingerprint": 5}, r"expected str, got int at \$\.data\.finger"),
+        ("progress", None, r"expected object, got null at \$\.progress"),
         ("progress", {"step": 19}, "its state is that of step 19"),
         ("progress", {}, "its state is that of step 0"),
-        ("progress", {"step": "20"}, r"progress\.step must be a int, not a str"),
-        ("progress", {"step": True}, r"progress\.step must be a int, not a bool"),
-        ("progress", {"step": 20, "best_nll": []}, r"progress\.best_nll must be a float"),
-        ("progress", {"step": 20, "steps": 1}, "another version of kvlab"),
-        ("numerics", [], "numerics must be a dict, not a list"),
+        ("progress", {"step": "20"}, r"expected int, got str at \$\.progress\.step"),
+        ("progress", {"step": True}, r"expected int, got bool at \$\.progress\.step"),
+        ("progress", {"step": 20, "best_nll": []}, r"got array at \$\.progress\.best_nll"),
+        ("progress", {"step": 20, "steps": 1}, r"unknown field steps at \$\.progress"),
+        ("numerics", [], r"expected object, got array at \$\.numerics"),
     ],
 )
 def test_a_state_of_other_keys_and_types_is_one_line_that_names_the_key(key, value, message):

@@ -13,6 +13,7 @@ import torch
 from processes import wait_for_step
 
 from files.errors import RunError, WriteFailed
+from tracking.best import BestRecord
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import MetricsLog, read_metrics
 from tracking.run_folder import RunFolder
@@ -56,7 +57,9 @@ WRITES = {
     ),
     "metrics.jsonl": lambda run, store, log: log.append({"note": "x" * 9000}),
     "checkpoints/00000003": lambda run, store, log: store.save(3, tensors(3), {}),
-    "checkpoints/best.json": lambda run, store, log: store._record_best(2, is_best=True),
+    "checkpoints/best.json": lambda run, store, log: BestRecord(run.checkpoints_path).record(
+        2, store.steps(), print, is_best=True
+    ),
     ".lock-owner.json": lambda run, store, log: run.lock().__enter__(),
 }
 

@@ -12,8 +12,9 @@ from mutations import mutated_bytes, mutated_json
 from test_checkpoint_faults import STATE, resumed, safetensors, save, write_shard
 
 from files.errors import RunError
-from tracking import manifest, run_folder
-from tracking.checkpoints import CheckpointStore, read_checkpoint, read_state
+from tracking import checkpoint_files, run_folder
+from tracking.checkpoint import read_checkpoint
+from tracking.checkpoints import CheckpointStore
 from tracking.configuration import differences, read_configuration
 from tracking.metrics import MetricsLog, read_metrics
 from tracking.run_folder import RunFolder
@@ -166,9 +167,9 @@ def fuzz_manifest(folder):
     def read(random):
         data = some(genuine, random)
         put(path / "manifest.json", data)
-        found = manifest.read_manifest(path)
+        found = checkpoint_files.listed_files(path)
         for name in found.files:
-            manifest.verify_file(path, found, name)
+            checkpoint_files.verify_file(path, found, name)
         assert found.step == 20
         assert set(found.files) == set(genuine["files"])
 
@@ -178,7 +179,7 @@ def fuzz_manifest(folder):
 def listed(path):
     """Make the manifest fit the files."""
     (path / "manifest.json").unlink()
-    manifest.write_manifest(path, 20)
+    checkpoint_files.list_files(path, 20)
 
 
 def fuzz_state(folder):
@@ -187,7 +188,7 @@ def fuzz_state(folder):
     def read(random):
         put(path / "state.json", some(STATE, random))
         listed(path)
-        state = read_state(path)
+        state = read_checkpoint(path, names=[]).state
         try:
             assert resumed(state).step == 20
         except TrainingError as error:  # of other data or settings: nothing that is damaged
@@ -233,7 +234,7 @@ def fuzz_shards(folder):
     genuine = file.read_bytes()
     header, data = tensors_of(file)
     info = json.loads(header["__metadata__"]["DCP_SHARDING_INFO"])
-    manifest.write_manifest(path, 20)
+    checkpoint_files.list_files(path, 20)
 
     def read(random):
         kind = random.random()
@@ -325,6 +326,6 @@ def test_there_are_fifty_thousand_inputs():
 
 def test_a_reader_that_trusts_a_file_would_be_noticed(folder, monkeypatch):
     """The fuzzing, with the code broken on purpose, must turn red."""
-    monkeypatch.setattr(run_folder, "_SUMMARY_TYPES", {})
+    monkeypatch.setattr(run_folder, "_Summary", dict)
     with pytest.raises((AssertionError, TypeError, ValueError)):
         fuzz(fuzz_summary, folder, 2000)

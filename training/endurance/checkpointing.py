@@ -9,8 +9,9 @@ from torch import Tensor
 
 from files.errors import RunError
 from modeling.gpt import GPT
-from tracking.checkpoints import Checkpoint, CheckpointStore
-from tracking.shards import read_into, shapes, write_shards
+from tracking.checkpoint import Checkpoint
+from tracking.checkpoints import CheckpointStore
+from tracking.parts import read_into, shapes, write_parts
 from training.endurance.rng import set_rng_tensors
 from training.ranks.parallel import local_part
 from training.ranks.world import World
@@ -144,10 +145,10 @@ class RunCheckpoints:
             if self.world.is_main:
                 self.store.save(step, {**tensors, "rng": rng}, state, is_best=is_best)
         elif self.world.is_main:
-            shards = _Shards(tensors, self.world)
-            self.store.save(step, {"rng": rng}, state, shards, is_best=is_best)
+            parts = _Parts(tensors, self.world)
+            self.store.save(step, {"rng": rng}, state, parts, is_best=is_best)
         else:
-            write_shards(Path(self.world.from_main(lambda: None)), tensors)
+            write_parts(Path(self.world.from_main(lambda: None)), tensors)
         # A rank that went ahead could end, and have torchrun end rank 0 while it writes.
         self.world.from_main(lambda: None)
 
@@ -219,7 +220,7 @@ class RunCheckpoints:
         load_optimizer_tensors(self.model, self._optimizers, optimizer)
 
 
-class _Shards:
+class _Parts:
     """What rank 0's store needs in order to have all ranks write."""
 
     def __init__(self, groups: dict[str, dict[str, Tensor]], world: World) -> None:
@@ -227,8 +228,8 @@ class _Shards:
         self._world = world
 
     def write(self, folder: Path) -> None:
-        """Tell the others the folder, and write with them."""
-        write_shards(Path(self._world.from_main(lambda: str(folder))), self.groups)
+        """Name the folder to the others, and write with them."""
+        write_parts(Path(self._world.from_main(lambda: str(folder))), self.groups)
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
@@ -264,8 +265,8 @@ def _require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not local_part(tensor).isfinite().all():
             raise RunError(
-                f"{path} cannot be gone on from: {name} holds values that are not finite; remove "
-                "that folder to go on from an older checkpoint, or train with another run_name"
+                f"{path} cannot be resumed: {name} holds values that are not finite; remove that "
+                "folder to resume from an older checkpoint, or train with another run_name"
             )
 
 

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from data.prepared import PreparedData
 from files.errors import RunError
@@ -13,15 +15,15 @@ from modeling.attention import attention_config
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
 from settings.run import Recipe
-from tracking.checkpoints import Checkpoint, CheckpointStore, same_version
+from tracking.checkpoint import Checkpoint, TrainedOn, same_version
+from tracking.checkpoints import CheckpointStore
 from tracking.configuration import PASSES, flat, may_change, sequences_per_step
 from training.endurance.checkpointing import RunCheckpoints
 from training.endurance.provenance import Provenance
 from training.errors import TrainingError
 
 
-@dataclass
-class Progress:
+class Progress(msgspec.Struct, forbid_unknown_fields=True):
     """What a checkpoint remembers beyond tensors; steps are whole optimizer steps done.
 
     Attributes:
@@ -42,9 +44,21 @@ class Progress:
     possible_flops: float = 0.0
     peak_memory_bytes: int = 0
     resumes: int = 0
-    numerics_changed: list[str] = field(default_factory=list)
-    versions_changed: list[str] = field(default_factory=list)
+    numerics_changed: list[str] = []
+    versions_changed: list[str] = []
     unfinished: dict[str, float] | None = None
+
+
+class Recorded(msgspec.Struct):
+    """What is read of a checkpoint's state; settings are compared as they stand."""
+
+    progress: Progress
+    seed: int
+    model: dict[str, Any]
+    data: TrainedOn
+    numerics: dict[str, str | int | bool]
+    # Absent from checkpoints of earlier versions.
+    settings: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -57,23 +71,23 @@ class Identity:
 
     def state(self, progress: Progress) -> dict[str, Any]:
         """Return what a checkpoint says: enough to rebuild the model and find its data."""
-        values = dataclasses.asdict(progress)
-        # JSON has no infinity or NaN.
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
+        # JSON has no infinity or NaN: what has no value yet is left out.
+        values = {
+            key: value
+            for key, value in msgspec.to_builtins(progress).items()
+            if not (isinstance(value, float) and not math.isfinite(value))
         }
         settings = dataclasses.asdict(self.recipe)
+        prepared = self.prepared
+        data = TrainedOn(
+            str(prepared.folder.resolve()), prepared.fingerprint, prepared.tokenizer_sha256
+        )
         return {
-            "progress": finite,
+            "progress": values,
             "seed": settings.pop("seed"),
             "model": settings.pop("model"),
             "settings": settings,
-            "data": {
-                "folder": str(self.prepared.folder.resolve()),
-                "fingerprint": self.prepared.fingerprint,
-                "tokenizer_sha256": self.prepared.tokenizer_sha256,
-            },
+            "data": msgspec.to_builtins(data),
             **dataclasses.asdict(self.provenance),
         }
 
@@ -112,20 +126,19 @@ def resume(
 ) -> Progress:
     """Put a checkpoint back and return the progress it recorded."""
     prepared, provenance = identity.prepared, identity.provenance
-    fingerprint = checkpoint.value("data.fingerprint", str)
+    recorded = _recorded(checkpoint, peak_flops)
+    fingerprint, progress = recorded.data.fingerprint, recorded.progress
     if fingerprint != prepared.fingerprint:
         raise TrainingError(
             f"{checkpoint.path} was trained on data with fingerprint {fingerprint[:12]}, but "
             f"{prepared.folder} now has {prepared.fingerprint[:12]}; give the run another run_name"
         )
-    _require_same_recipe(checkpoint, identity.recipe, say)
-    progress = _recorded(checkpoint, peak_flops)
+    _require_same_recipe(checkpoint.path, recorded, identity.recipe, say)
     checkpoints.put_back(checkpoint)
     progress.resumes += 1
     after = f"after step {progress.step}"
-    numerics_then = checkpoint.value("numerics", dict)
     for key, now in provenance.numerics.items():
-        if (was := numerics_then.get(key)) != now:
+        if (was := recorded.numerics.get(key)) != now:
             say(f"resuming, but not bit for bit: {key} was {was}, is {now}")
             progress.numerics_changed.append(f"{key}: {was} -> {now} {after}")
     software = flat({"versions": provenance.versions, "git_commit": provenance.git_commit})
@@ -135,38 +148,29 @@ def resume(
     return progress
 
 
-def _recorded(checkpoint: Checkpoint, peak_flops: float) -> Progress:
-    """Return what a checkpoint says of how far the run was."""
-    recorded = checkpoint.value("progress", dict)
-    types = {name: type(value) for name, value in vars(Progress()).items()} | {"unfinished": dict}
-    progress = Progress(
-        **{
-            key: checkpoint.value(f"progress.{key}", types[key])
-            for key, value in recorded.items()
-            if value is not None
-        }
-    )
+def _recorded(checkpoint: Checkpoint, peak_flops: float) -> Recorded:
+    """Return what a checkpoint says of its run, and of how far it was."""
+    state = dict(checkpoint.state)
+    if isinstance(known := state.get("progress"), dict):
+        # Earlier versions wrote null for what has no value yet.
+        state["progress"] = {key: value for key, value in known.items() if value is not None}
+    recorded = dataclasses.replace(checkpoint, state=state).read(Recorded)
+    progress = recorded.progress
     if progress.step != checkpoint.step:
         raise RunError(
             f"{checkpoint.path} is damaged: its state is that of step {progress.step}; remove that "
-            "folder to go on from an older checkpoint"
+            "folder to resume from an older checkpoint"
         )
-    for key in progress.unfinished or {}:
-        checkpoint.value(f"progress.unfinished.{key}", float)
-    if "possible_flops" not in recorded:  # as all did before it was counted
+    if "possible_flops" not in state["progress"]:  # as all did before it was counted
         progress.possible_flops = progress.train_seconds * peak_flops
-    return progress
+    return recorded
 
 
 def _require_same_recipe(
-    checkpoint: Checkpoint, recipe: Recipe, say: Callable[[str], None]
+    path: Path, recorded: Recorded, recipe: Recipe, say: Callable[[str], None]
 ) -> None:
     """Refuse a checkpoint of other settings, whatever config.yaml says; say which may be others."""
-    state = checkpoint.state
-    # Absent from checkpoints of earlier versions.
-    settings = state.get("settings", {})
-    model = _with_defaults(state["model"])
-    old = flat({"seed": state["seed"], **model, **settings})
+    old = flat({"seed": recorded.seed, **_with_defaults(recorded.model), **recorded.settings})
     new = flat(dataclasses.asdict(recipe) | _with_defaults(dataclasses.asdict(recipe.model)))
     changed = _changed(old, new)
     is_same_step = sequences_per_step(old) == sequences_per_step(new)
@@ -174,8 +178,7 @@ def _require_same_recipe(
     listed = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changed.items())
     if barred:
         raise TrainingError(
-            f"{checkpoint.path} was trained with other settings ({listed}); give the run another "
-            "run_name"
+            f"{path} was trained with other settings ({listed}); give the run another run_name"
         )
     if changed:
         say(f"resuming with other settings: {listed}")

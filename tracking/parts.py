@@ -2,7 +2,7 @@
 
 PyTorch's distributed checkpointing does the work, with its safetensors storage: each file says in
 its header where its parts belong, so that any number of ranks can read them, or one process alone.
-Its usual storage keeps a pickle beside the tensors; this one keeps nothing, and pickles nothing.
+Its usual storage adds a pickle to the tensors; this one adds nothing, and pickles nothing.
 A group's files are named `<group>-shard-<number>.safetensors`.
 """
 
@@ -34,16 +34,16 @@ def group_of(file_name: str) -> str:
     return file_name.removesuffix(SUFFIX).split(_SHARD)[0]
 
 
-def is_shard(file_name: str) -> bool:
+def is_part(file_name: str) -> bool:
     """Tell whether a file holds parts of tensors."""
     return _SHARD in file_name
 
 
-def write_shards(folder: Path, groups: dict[str, dict[str, Tensor]]) -> None:
+def write_parts(folder: Path, groups: dict[str, dict[str, Tensor]]) -> None:
     """Write this rank's parts; every rank has to call it.
 
     Args:
-        folder: An existing folder that all ranks see. Rank 0 then calls `name_shards`.
+        folder: An existing folder that all ranks see. Rank 0 then calls `name_parts`.
         groups: DTensors, or tensors that are equal on all ranks, by group and name.
 
     Raises:
@@ -66,8 +66,8 @@ def write_shards(folder: Path, groups: dict[str, dict[str, Tensor]]) -> None:
             raise write_failure(folder / name, cause) from error
 
 
-def name_shards(folder: Path, groups: Collection[str]) -> list[Path]:
-    """Move what `write_shards` wrote into the folder itself, and return the files."""
+def name_parts(folder: Path, groups: Collection[str]) -> list[Path]:
+    """Move what `write_parts` wrote into the folder itself, and return the files."""
     files = []
     for name in groups:
         for number, path in enumerate(sorted((folder / name).iterdir()), start=1):
@@ -133,7 +133,7 @@ def _dtypes(metadata: "Metadata") -> dict[str, set[torch.dtype]]:
 
 
 def _is_whole(size: torch.Size, parts: "list[ChunkStorageMetadata]") -> bool:
-    """Tell whether parts follow one another along the first dimension, as `write_shards` cuts."""
+    """Tell whether parts follow one another along the first dimension, as `write_parts` cuts."""
     if any(len(part.offsets) != len(part.sizes) or len(part.sizes) != len(size) for part in parts):
         return False
     if not size or 0 in size:
@@ -162,7 +162,7 @@ def read_into(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """While entered, what a file makes a library stumble over is told as the file's fault.
+    """While entered, errors that a file causes in a library are reported as the file's fault.
 
     Args:
         path: The file, or the folder of several.
