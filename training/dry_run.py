@@ -1,13 +1,10 @@
 """What a training would cost: a few of its steps timed, and nothing written."""
 
-import functools
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from data.batches import TrainingWindows
 from data.errors import DataError
@@ -18,12 +15,12 @@ from settings.data import DataSettings, TokenizerSettings, is_hub_name
 from settings.run import Recipe
 from tracking.failures import is_out_of_memory
 from training.errors import TrainingFailed
-from training.machine.compiled import compiled
 from training.machine.setup import Machine, set_up
 from training.ranks.parallel import Parallel, build_model
 from training.ranks.world import World
 from training.recipe.budget import Budget, make_budget
 from training.recipe.optim import build_optimizers, optimizer_tensors
+from training.step import Batches, gradients, loss_of, update
 
 TIMED_STEPS = 3
 # GPT-2's, where a tokenizer that was not fetched yet has the last word.
@@ -115,27 +112,17 @@ def measure(recipe: Recipe, corpus: PreparedData | Unprepared, world: World) -> 
         model = build_model(lambda: GPT(recipe.model), world, sharded=sharded)
         model.recompute_activations(trainer.activation_checkpointing)
         optimizers = build_optimizers(model, recipe.optim, machine.autocast_dtype)
-        loss_of = functools.partial(model.loss, z_loss_weight=trainer.z_loss_weight)
-        if trainer.compile:
-            loss_of = compiled(loss_of, lambda _: None)  # type: ignore[assignment]
-        parallel = Parallel(model, loss_of, world, sharded=sharded)
+        loss = loss_of(model, trainer, lambda _: None)
+        parallel = Parallel(model, loss, world, sharded=sharded)
         batches = _batches(recipe, corpus, budget, world)
         num_passes = min(2, budget.passes_per_step)
         in_passes, in_updates = [], []
         for _ in range(1 + TIMED_STEPS):
             began = _now(machine)
-            for index in range(num_passes):
-                tokens, targets = next(batches)
-                with parallel.one_pass(is_last=index == num_passes - 1):
-                    with machine.autocast():
-                        loss = parallel.loss_of(tokens, targets) / num_passes
-                    loss.backward()
-                    loss.item()
+            gradients(parallel, machine, batches, num_passes)
             passed = _now(machine)
             parallel.clip_gradients(trainer.max_grad_norm)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            update(optimizers)
             in_passes.append((passed - began) / num_passes)
             in_updates.append(_now(machine) - passed)
     except (RuntimeError, MemoryError) as error:
@@ -159,7 +146,7 @@ def measure(recipe: Recipe, corpus: PreparedData | Unprepared, world: World) -> 
 
 def _batches(
     recipe: Recipe, corpus: PreparedData | Unprepared, budget: Budget, world: World
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Batches:
     """Yield this rank's sequences of each pass; of a short training again and again."""
     share, device = world.share_of(budget.sequences_per_pass), world.device
     context = budget.tokens_per_sequence

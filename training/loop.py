@@ -1,7 +1,6 @@
 """The training loop, from top to bottom."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ from data.prepared import PreparedData
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from settings.run import Recipe
-from settings.training import TrainerSettings
 from tracking.checkpoints import CheckpointStore
 from tracking.run_folder import RunFolder
 from tracking.wandb_mirror import WandbMirror
@@ -22,16 +20,16 @@ from training.endurance.provenance import provenance_of
 from training.endurance.rescue import Rescue
 from training.endurance.resumption import Identity, resume_newest
 from training.endurance.rng import use_stream_of_rank
-from training.journal import Journal
-from training.machine.compiled import compiled
 from training.machine.setup import set_up
 from training.ranks.joining import alone
-from training.ranks.parallel import LossOf, Parallel, build_model
+from training.ranks.parallel import Parallel, build_model
 from training.ranks.world import World
 from training.recipe.budget import make_budget
 from training.recipe.optim import build_optimizers, set_learning_rate
 from training.recipe.schedule import learning_rate
 from training.recorder import Recorder
+from training.run_log import RunLog
+from training.step import gradients, loss_of, update
 
 
 def train(
@@ -88,15 +86,15 @@ def train(
     identity = Identity(recipe, prepared, provenance_of(machine, trainer, world.size))
     progress = resume_newest(identity, checkpoints, machine.peak_flops, say)
 
-    parallel = Parallel(model, _loss_of(model, trainer, say), world, sharded=sharded)
+    parallel = Parallel(model, loss_of(model, trainer, say), world, sharded=sharded)
     first_samples = (first + world.rank * share for first in budget.first_sequences(progress.step))
     batches = read_ahead(windows, first_samples, share, machine.device)
-    journal = Journal(run, mirror, say, is_main=world.is_main)
-    recorder = Recorder(journal, identity, machine, budget, windows, progress, checkpoints)
+    log = RunLog(run, mirror, say, is_main=world.is_main)
+    recorder = Recorder(log, identity, machine, budget, windows, progress, checkpoints)
     peak_rate = recipe.optim.learning_rate
     rescue = Rescue(recorder, trainer, peak_rate, parallel.broken_parameter)
 
-    with recorder, contextlib.closing(batches), rescue:
+    with recorder.recording(), contextlib.closing(batches), rescue:
         recorder.finish_last_step()
         for step in range(progress.step, budget.num_steps):
             recorder.begin_step()
@@ -104,24 +102,13 @@ def train(
             set_learning_rate(optimizers, rate)
 
             rescue.computing()
-            loss = 0.0
-            for index in range(budget.passes_per_step):
-                with recorder.waiting_for_data():
-                    tokens, targets = next(batches)
-                with parallel.one_pass(is_last=index == budget.passes_per_step - 1):
-                    with machine.autocast():
-                        # Passes are equally long, so the mean of their means is that of the step.
-                        pass_loss = parallel.loss_of(tokens, targets) / budget.passes_per_step
-                    pass_loss.backward()
-                loss += pass_loss.item()
-            loss = world.mean(loss)
+            passes, waiting = budget.passes_per_step, recorder.waiting_for_data
+            loss = world.mean(gradients(parallel, machine, batches, passes, waiting))
             grad_norm = parallel.clip_gradients(trainer.max_grad_norm)
             rescue.require_finite(loss, grad_norm)
 
             rescue.updating()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            update(optimizers)
             rescue.require_finite_weights()
             recorder.end_step(loss, grad_norm, rate)
 
@@ -136,9 +123,3 @@ def _new_model(config: GPTConfig, initial: Callable[[], Mapping[str, Tensor]] | 
     if initial is not None:
         model.load_state_dict(initial())
     return model
-
-
-def _loss_of(model: GPT, trainer: TrainerSettings, say: Callable[[str], None]) -> LossOf:
-    """Return the loss of tokens and targets that is trained on, compiled if asked for."""
-    loss_of = functools.partial(model.loss, z_loss_weight=trainer.z_loss_weight)
-    return compiled(loss_of, say) if trainer.compile else loss_of

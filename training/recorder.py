@@ -4,8 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
@@ -21,11 +20,11 @@ from training.endurance.resumption import Identity, Progress
 from training.endurance.rng import rng_tensors
 from training.endurance.stopping import Stopping
 from training.endurance.time_limit import TimeLimit
-from training.journal import Journal
 from training.machine.pace import Pace
 from training.machine.profile import profiled_steps
 from training.machine.setup import Machine
 from training.recipe.budget import Budget
+from training.run_log import RunLog
 from training.summary import summarise
 from training.validation import validate, write_sample
 
@@ -33,11 +32,8 @@ from training.validation import validate, write_sample
 class Recorder:
     """Keeps a run's metrics, validations, checkpoints and summary; every rank has one.
 
-    While entered, signals are remembered instead of ending the process: `save_or_stop` then saves
-    and ends the training, and so it does when `trainer.max_minutes` are up.
-
     Args:
-        journal: Where everything but the checkpoints is written.
+        log: Where everything but the checkpoints is written.
         identity: What is trained, on which data and by which software.
         machine: Where.
         budget: What the run spends.
@@ -48,7 +44,7 @@ class Recorder:
 
     def __init__(
         self,
-        journal: Journal,
+        log: RunLog,
         identity: Identity,
         machine: Machine,
         budget: Budget,
@@ -59,14 +55,14 @@ class Recorder:
         self.progress = progress
         self.budget = budget
         self.checkpoints = checkpoints
-        self._journal = journal
+        self._log = log
         self._identity = identity
         self._recipe = identity.recipe
         self._trainer = identity.recipe.trainer
         self._machine = machine
         self._windows = windows
         self._world = checkpoints.world
-        self._display = Display(budget.num_steps, journal.say, is_shown=journal.is_main)
+        self._display = Display(budget.num_steps, log.say, is_shown=log.is_main)
         self._num_parameters = num_parameters(self._recipe.model).total
         # Weights and two moments of each.
         self._time_limit = TimeLimit(self._trainer.max_minutes, 12 * self._num_parameters)
@@ -79,31 +75,30 @@ class Recorder:
         """Whether all steps are done."""
         return self.progress.step == self.budget.num_steps
 
-    def __enter__(self) -> Self:
-        progress, budget, journal = self.progress, self.budget, self._journal
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Begin the record, and end it.
+
+        While entered, signals are remembered instead of ending the process: `save_or_stop` then
+        saves and ends the training, and so it does when `trainer.max_minutes` are up.
+        """
+        progress, budget, log = self.progress, self.budget, self._log
         self._require_room()
         # A step whose validation is still to come is yet to be recorded.
-        journal.metrics.drop_after(progress.step - (progress.unfinished is not None))
-        journal.say(f"{journal.name}: {self._num_parameters:,} parameters; {budget.describe()}")
+        log.metrics.drop_after(progress.step - (progress.unfinished is not None))
+        log.say(f"{log.name}: {self._num_parameters:,} parameters; {budget.describe()}")
         epochs = self._windows.describe(budget.num_distinct_tokens)
-        journal.say(f"{epochs}; {self._machine.device}, {self._machine.dtype}")
+        log.say(f"{epochs}; {self._machine.device}, {self._machine.dtype}")
         now = time.perf_counter()
         self._started = now - progress.wall_seconds
         self._pace = Pace(progress.step, budget.num_steps, now)
         steps_left = budget.num_steps - progress.step
-        is_profiled = self._trainer.profile and journal.is_main
-        folder, device = journal.folder / "profile", self._machine.device
-        profiling = profiled_steps(is_profiled, folder, steps_left, device, journal.say)
-        with ExitStack() as stack:
-            stack.enter_context(self._stopping)
-            stack.enter_context(contextlib.closing(journal.metrics))
-            stack.enter_context(self._display)
-            self._profiled = stack.enter_context(profiling)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+        is_profiled = self._trainer.profile and log.is_main
+        folder, device = log.folder / "profile", self._machine.device
+        profiling = profiled_steps(is_profiled, folder, steps_left, device, log.say)
+        closing = contextlib.closing(log.metrics)
+        with self._stopping, closing, self._display, profiling as self._profiled:
+            yield
 
     def begin_step(self) -> None:
         """Take the time, from here to `end_step`."""
@@ -159,7 +154,7 @@ class Recorder:
         return nll
 
     def finish_last_step(self) -> None:
-        """Make the validation, and the log, that the run this one resumes did not come to.
+        """Make the validation, and the record, that the run this one resumes did not reach.
 
         Raises:
             TrainingInterrupted: After a signal.
@@ -205,7 +200,7 @@ class Recorder:
             is_best: Keep it as the one with the best validation.
         """
         progress = self.progress
-        self._journal.metrics.sync()
+        self._log.metrics.sync()
         with self._time_limit.timing_a_save():
             self._note_peak_memory()
             state = self._identity.state(progress)
@@ -223,12 +218,12 @@ class Recorder:
         """
         with self._stopping.ending():
             summary = self._summary()
-            self._journal.mirror_summary(summary)
+            self._log.mirror_summary(summary)
             self._write_sample()
             self._stopping.give_way()
         self.checkpoints.make_whole()
         # Last: a run with a summary is a finished one.
-        self._journal.write_summary(summary)
+        self._log.write_summary(summary)
         return summary
 
     def _require_room(self) -> None:
@@ -257,7 +252,7 @@ class Recorder:
             }
         if record:
             tokens_seen = progress.step * self.budget.tokens_per_step
-            self._journal.log(progress.step, tokens_seen, record)
+            self._log.log(progress.step, tokens_seen, record)
         progress.unfinished = None
         return nll
 
@@ -278,7 +273,7 @@ class Recorder:
         score = self._validate(None)
         model.eval()
         self._display.phase("measuring the KV cache")
-        settings, name = self._recipe.eval, self._journal.name
+        settings, name = self._recipe.eval, self._log.name
         context = cache_context_for(settings, model.config)
         cache = measure_kv_cache(model, settings.cache_batch_size, context)
         require_closed_form(name, cache)
@@ -297,7 +292,9 @@ class Recorder:
             return
         self._display.phase("writing a sample")
         model, prepared = self.checkpoints.model, self._identity.prepared
-        self._journal.write_sample(write_sample(model, prepared, trainer, self._recipe.sampling))
+        asked, length = trainer.sample_prompt, trainer.sample_tokens
+        sample = write_sample(model, prepared, asked, length, self._recipe.sampling)
+        self._log.write_sample(sample)
 
     def _note_peak_memory(self) -> None:
         peak = self._machine.peak_memory_bytes()

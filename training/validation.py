@@ -12,7 +12,6 @@ from modeling.config import SamplingSettings
 from modeling.generate import generate_text
 from modeling.gpt import GPT
 from settings.evaluation import EvalSettings
-from settings.training import TrainerSettings
 
 
 def validate(
@@ -42,24 +41,28 @@ def validate(
 
 
 def write_sample(
-    model: GPT, prepared: PreparedData, trainer: TrainerSettings, sampling: SamplingSettings
+    model: GPT,
+    prepared: PreparedData,
+    asked: str | None,
+    num_tokens: int,
+    sampling: SamplingSettings,
 ) -> str:
-    """Continue `trainer.sample_prompt`, as far as the context reaches.
+    """Continue a prompt, as far as the context reaches.
 
     Args:
         model: In evaluation mode.
         prepared: Its tokenizer, and the text that a prompt is taken from if none is set.
-        trainer: Prompt and length.
+        asked: The prompt, if one is set.
+        num_tokens: Length of the continuation.
         sampling: How tokens are drawn.
 
     Returns:
         The prompt and its continuation.
     """
     tokenizer = prepared.tokenizer()
-    asked = trainer.sample_prompt
     prompt = opening(prepared) if asked is None else asked
     room = model.config.max_position_embeddings - len(tokenizer.encode(prompt).ids)
     if room < 1:
         return f"{prompt} [fills the context: no room for a sample]"
-    length = min(trainer.sample_tokens, room)
+    length = min(num_tokens, room)
     return prompt + "".join(generate_text(model, tokenizer, prompt, length, sampling))

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.settings import DataSettings, TokenizerSettings
 from external_models import gpt2, llama, mamba, saved
-from measuring.settings import DecodeSettings, EvalSettings
 
 import measuring.external
 from comparing.decode_speed import add_decode_speed
@@ -36,6 +34,8 @@ from modeling.gpt import GPT
 from reporting.headline import headline
 from reporting.report import new_report, update_report
 from reporting.tables import decode_sections, note, table
+from settings.data import DataSettings, TokenizerSettings
+from settings.evaluation import DecodeSettings, EvalSettings
 from tests.measuring.runs import CONFIG, quiet, write_run
 
 CPU = torch.device("cpu")

@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from data.settings import DataSettings, TokenizerSettings
 
 from data.errors import DataError
 from launch import schemas
 from launch.compose import checked, composed
 from launch.errors import ConfigError
 from launch.typed import for_hydra
+from settings.data import DataSettings, TokenizerSettings
 from training.cost_sheet import Cost, _downloads, _size_of_data, cost_of, total
 from training.dry_run import Unprepared, measure, stand_in
 from training.errors import TrainingFailed, TrainingInterrupted

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from training.journal import Journal
+from training.run_log import RunLog
 from training.summary import describe_run
 
 SUMMARY = {
@@ -97,7 +97,7 @@ def test_wandb_gets_the_cache_at_a_context_and_what_a_step_reads(tmp_path):
         "kv_cache_bytes_per_token": 0,
         "kv_cache_bytes_measured": 864.0,
     }
-    Journal(run, mirror, print, is_main=False).mirror_summary(
+    RunLog(run, mirror, print, is_main=False).mirror_summary(
         SUMMARY | values | {"kv_cache_bytes_read_per_step": 884736}
     )
     assert sent["kv_cache/bytes_at_context"] == 442368

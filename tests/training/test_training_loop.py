@@ -17,7 +17,6 @@ from modeling.kv_cache import LayerCache
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from training import loop
-from training.endurance.resumption import Progress
 from training.errors import TrainingError, TrainingInterrupted
 
 
@@ -229,10 +228,10 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(
         run_training(recipe, "run")
     monkeypatch.undo()
 
-    def newer(**known):
-        return known["no_such_field"] if known else Progress()
+    def newer(checkpoint, *_):
+        return checkpoint.state["no_such_field"]
 
-    monkeypatch.setattr("training.endurance.resumption.Progress", newer)
+    monkeypatch.setattr("training.endurance.resumption._recorded", newer)
     with pytest.raises(RunError, match="another version of kvlab"):
         run_training(recipe, "run")
 

@@ -22,8 +22,8 @@ _MIRRORED = {
 """Of a summary, what wandb also gets as metrics, by their names there."""
 
 
-class Journal:
-    """Metrics, sample text and summary of a run. Every rank has a journal; rank 0 alone writes.
+class RunLog:
+    """Metrics, sample text and summary of a run. Every rank has one; that of rank 0 writes.
 
     Args:
         run: The folder.
