@@ -1,4 +1,4 @@
-"""Disk space: what is free, and how a full disk is told apart from other write errors."""
+"""Disk space: what is free, and how a full disk differs from other write errors."""
 
 import errno
 import re
@@ -59,7 +59,7 @@ def write_failure(path: Path, cause: BaseException, needed_bytes: int | None = N
 
 
 def is_out_of_space(cause: BaseException) -> bool:
-    """Tell a full disk, quota or file size limit from other errors."""
+    """Return whether a disk, a quota or a file size limit is used up."""
     if isinstance(cause, OSError) and cause.errno is not None:
         return cause.errno in _OUT_OF_SPACE
     found = _OS_ERROR_IN_TEXT.search(str(cause))

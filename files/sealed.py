@@ -8,7 +8,7 @@ _HASH = "content_sha256"
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """Add a hash of the content itself, which tells damage (though not a forgery).
+    """Add a hash of the content itself, which reveals damage, though not a forgery.
 
     Args:
         content: JSON values.

@@ -42,7 +42,7 @@ def _remove_leftovers(parent: Path, prefix: str) -> None:
 
 
 def _is_alive(process: int) -> bool:
-    """Tell whether another process with this number runs here."""
+    """Return whether another process with this number runs here."""
     if process == os.getpid():
         return False
     try:

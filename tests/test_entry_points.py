@@ -216,7 +216,7 @@ def test_a_study_is_compared_seed_by_seed(kvlab, tmp_path):
     }
     assert abs(mla["num_parameters"] / mha["num_parameters"] - 1) < 0.005
 
-    left_out = "mqa-seed0 is not finished; its training goes on when it is rerun"
+    left_out = "mqa-seed0 is not finished; run its training command again to resume it"
     assert f"left out: {left_out}\n" in compared.stderr
     assert f"- Left out: `{left_out}`" in (folder / "report.md").read_text()
     assert "- Command: `python eval_model.py " in (folder / "report.md").read_text()

@@ -123,7 +123,7 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _could_be_read(name: str) -> bool:
-    """Tell what takes part in a checkpoint from a note or a file manager's folder next to it."""
+    """Return whether a file takes part in a checkpoint, unlike a note next to it."""
     return name.endswith((".safetensors", ".json"))
 
 
@@ -152,7 +152,7 @@ def verify_file(folder: Path, manifest: CheckpointFiles, name: str) -> None:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Tell by its first bytes a file that `torch.load` or pickle would run code from.
+    """Return whether `torch.load` or pickle would run code from a file, by its first bytes.
 
     The oldest protocols have no mark of their own; readers refuse them as what they are not.
     """

@@ -5,14 +5,14 @@ import torch.distributed
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception says that memory is used up, on a GPU or a CPU."""
+    """Return whether an exception says that memory is used up, on a GPU or a CPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Tell a broken connection to another rank from an error of this one."""
+    """Return whether the connection to another rank broke, which is no error of this one."""
     # Absent where PyTorch was built without its distributed part.
     known = getattr(torch.distributed, "DistError", None)
     if known is not None and isinstance(error, known):

@@ -189,7 +189,7 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 
 def _is_whole(line: bytes) -> bool:
-    """Tell whether a line without its newline is a complete record."""
+    """Return whether a line without its newline is a complete record."""
     try:
         return isinstance(load_strict(line), dict)
     except ValueError:
@@ -197,7 +197,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _is_after(record: dict[str, Any], step: int) -> bool:
-    """Tell whether a record belongs to a later step."""
+    """Return whether a record belongs to a later step."""
     recorded = record.get("step")
     return isinstance(recorded, int | float) and recorded > step
 

@@ -35,7 +35,7 @@ def group_of(file_name: str) -> str:
 
 
 def is_part(file_name: str) -> bool:
-    """Tell whether a file holds parts of tensors."""
+    """Return whether a file holds parts of tensors."""
     return _SHARD in file_name
 
 
@@ -133,7 +133,7 @@ def _dtypes(metadata: "Metadata") -> dict[str, set[torch.dtype]]:
 
 
 def _is_whole(size: torch.Size, parts: "list[ChunkStorageMetadata]") -> bool:
-    """Tell whether parts follow one another along the first dimension, as `write_parts` cuts."""
+    """Return whether parts follow one another along the first dimension, as `write_parts` cuts."""
     if any(len(part.offsets) != len(part.sizes) or len(part.sizes) != len(size) for part in parts):
         return False
     if not size or 0 in size:

@@ -146,8 +146,8 @@ class WandbMirror:
                 report(self._run)
         except Exception as error:
             self._say(
-                f"wandb: {what} failed ({type(error).__name__}: {one_line(error)}); the run goes "
-                f"on without it, {self._what_remains()}"
+                f"wandb: {what} failed ({type(error).__name__}: {one_line(error)}); the run "
+                f"continues without it, {self._what_remains()}"
             )
             self._enabled = False
 

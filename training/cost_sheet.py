@@ -13,6 +13,7 @@ from files.sizes import in_units
 from modeling.accounting import training_flops_per_token
 from settings.data import DataSettings, TokenizerSettings
 from settings.run import Recipe
+from settings.training import TrainerSettings
 from tracking.progress import in_words
 from training.dry_run import TIMED_STEPS, Measured, Unprepared
 from training.recipe.budget import Budget, make_budget
@@ -53,14 +54,14 @@ def total(costs: Iterable[Cost]) -> Cost:
     )
 
 
-def cost_of(recipe: Recipe, budget: Budget, first_step: int, measured: Measured) -> Cost:
+def cost_of(trainer: TrainerSettings, budget: Budget, first_step: int, measured: Measured) -> Cost:
     """Return what a run costs from a step on."""
     steps = budget.num_steps - first_step
     return Cost(
         num_steps=steps,
         num_tokens=steps * budget.tokens_per_step,
         seconds=steps * measured.seconds_per_step,
-        disk_bytes=_num_checkpoints(recipe, budget, first_step) * measured.checkpoint_bytes,
+        disk_bytes=_num_checkpoints(trainer, budget, first_step) * measured.checkpoint_bytes,
     )
 
 
@@ -86,7 +87,7 @@ def describe(
     """
     context = recipe.model.max_position_embeddings
     budget = make_budget(recipe.trainer, recipe.schedule, context)
-    cost = cost_of(recipe, budget, first_step, measured)
+    cost = cost_of(recipe.trainer, budget, first_step, measured)
     lines = [budget.describe()]
     if first_step:
         lines.append(f"a checkpoint of step {first_step} is there: {cost.num_steps:,} steps remain")
@@ -110,7 +111,7 @@ def describe(
         f"{speed:,.0f} tokens/s, MFU {mfu:.2f}, {machine.device}, {machine.dtype}",
         f"memory    {in_units(measured.peak_memory_bytes)} at the peak of these steps, optimizer "
         "state included",
-        f"disk      {_num_checkpoints(recipe, budget, first_step)} checkpoints of "
+        f"disk      {_num_checkpoints(recipe.trainer, budget, first_step)} checkpoints of "
         f"{in_units(each)}, one more while it is written: {in_units(needed)}; "
         f"{in_units(free)} are free{', too little' if free < needed else ''}",
         f"          {_size_of_data(corpus, data)}",
@@ -124,9 +125,8 @@ def in_hours(seconds: float) -> str:
     return f"{in_words(seconds)} ({hours:{',.0f' if hours >= 100 else '.2g'}} hours)"
 
 
-def _num_checkpoints(recipe: Recipe, budget: Budget, first_step: int) -> int:
+def _num_checkpoints(trainer: TrainerSettings, budget: Budget, first_step: int) -> int:
     """Count the checkpoints that are kept at the end: the newest, and the best one."""
-    trainer = recipe.trainer
     every = trainer.checkpoint_every_steps
     with_best = math.lcm(every, trainer.eval_every_steps) < budget.num_steps
     return min(trainer.keep_last + with_best, max(1, budget.saves_after(first_step, every)))
@@ -142,7 +142,7 @@ def _size_of_data(corpus: PreparedData | Unprepared, data: DataSettings) -> str:
     if isinstance(corpus, PreparedData):
         files = [path for path in corpus.folder.rglob("*") if path.is_file()]
         size = in_units(sum(path.stat().st_size for path in files))
-        return f"prepared data {size}, there already"
+        return f"prepared data {size}, already there"
     wanted = [one.max_train_tokens for one in _corpora(data)]
     if None in wanted:
         return "prepared data of unknown size (data.max_train_tokens limits it)"

@@ -19,7 +19,7 @@ _MIRRORED = {
     "kv_cache/bytes_read_per_step": "kv_cache_bytes_read_per_step",
     "perf/mfu": "mfu",
 }
-"""Of a summary, what wandb also gets as metrics, by their names there."""
+"""What wandb also gets of a summary as metrics, by their names there."""
 
 
 class RunLog:

@@ -13,7 +13,7 @@ from training.endurance.resumption import Identity, Progress
 from training.recipe.budget import Budget
 
 _NUMERICS = ("device", "num_threads", "native_bfloat16")
-"""Of a run's `provenance.numerics`, what its summary says beside the dtype."""
+"""What a summary says of `provenance.numerics`, in addition to the dtype."""
 
 
 def summarise(

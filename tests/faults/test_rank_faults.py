@@ -157,7 +157,7 @@ def test_one_rank_after_the_other_fails_and_the_run_ends_like_the_undisturbed_on
         assert hung.returncode != 0
         (line,) = lines_of_ours(hung)
         assert "rank 1 has not answered for 10 s (trainer.rank_timeout_seconds) in step 6; " in line
-        assert line.endswith("go on from the checkpoint of step 4")
+        assert line.endswith("train from the checkpoint of step 4")
         assert_valid(run)
 
     # X6: the loss of one rank is no number: both stop in that step, after a checkpoint.
@@ -376,7 +376,7 @@ def test_whatever_ends_a_rank_ends_the_others_and_is_told_once(end):  # X1
 @pytest.mark.parametrize("hint", ["from the checkpoint of step 4", None])
 def test_a_rank_that_waits_for_a_silent_rank_0_ends_itself_with_its_name(monkeypatch, hint):  # X2
     store, told, ended = dist.HashStore(), [], []
-    monkeypatch.setattr("training.ranks.world.os._exit", ended.append)
+    monkeypatch.setattr("training.ranks.ending.os._exit", ended.append)
     store.set("alive/0", "its last sign")
     world = World(Place(1, 2), torch.device("cpu"), store, told.append, timeout_seconds=0.2)
     world.step = 5
@@ -388,7 +388,7 @@ def test_a_rank_that_waits_for_a_silent_rank_0_ends_itself_with_its_name(monkeyp
     assert (
         "rank 0 has not answered for 0.2 s (trainer.rank_timeout_seconds) in step 5; rerun" in line
     )
-    assert line.endswith(f"go on {hint}" if hint else "rerun the same command")
+    assert line.endswith(f"train {hint}" if hint else "rerun the same command")
 
 
 @pytest.mark.parametrize(

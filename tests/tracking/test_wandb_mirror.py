@@ -392,7 +392,7 @@ def test_error_turns_the_mirror_off_with_one_line(tmp_path):
     mirror.image("plot", tmp_path / "missing.png")
     mirror.finish()
     assert len(said) == 1
-    assert "wandb: log failed (RuntimeError: first second); the run goes on without it" in said[0]
+    assert "wandb: log failed (RuntimeError: first second); the run continues without it" in said[0]
     assert len(fake.calls) == 1
 
 

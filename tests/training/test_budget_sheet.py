@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 from modeling.accounting import match_to_mha, mha_baseline
 from modeling.config import GPTConfig, LayersConfig
@@ -19,14 +20,10 @@ NANO_MLA = GPTConfig(
 
 
 def cells(sheet):
-    """Numbers by row and column."""
-    heading, _, *rows = (line for line in sheet.splitlines())
-    columns = [name.strip() for name in heading.strip().split("  ") if name.strip()]
-    found = {}
-    for row in rows:
-        name, *values = [cell.strip() for cell in row.split("  ") if cell.strip()]
-        found[name] = dict(zip(columns, values, strict=True))
-    return found
+    """Numbers by model and what is counted; every line fits a terminal."""
+    assert max(map(len, sheet.splitlines())) < 80
+    names, *rows = ([c.strip() for c in re.split("  +", line)] for line in sheet.splitlines())
+    return {name: {row[0]: row[number] for row in rows} for number, name in enumerate(names[1:], 1)}
 
 
 def test_a_model_beside_its_baseline():

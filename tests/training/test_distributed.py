@@ -436,7 +436,7 @@ def test_one_rank_killed_ends_all_and_the_rerun_gives_the_same_bits(train, finis
     assert status != 0
     (line,) = lines_of_ours(err)
     assert re.match(r"kvlab: rank 0 died or lost its connection in step \d+; rerun", line)
-    step = int(re.search(r"go on from the checkpoint of step (\d+)", line).group(1))
+    step = int(re.search(r"train from the checkpoint of step (\d+)", line).group(1))
     assert step in CheckpointStore(tmp_path / "run" / "checkpoints", 1, read_only=True).steps()
     rerun = train(tmp_path, 2, dropout, *RECIPE)
     assert rerun.returncode == 0, rerun.stderr
@@ -452,7 +452,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_with_status_75(train, f
     (line,) = lines_of_ours(err)
     assert re.search(r"checkpoint saved at step \d+ of 24; rerun", line)
     assert re.search(r"exitcode *: 75 ", err)
-    # One rank goes on with what two began, and says that it is not the same to the bit.
+    # One rank resumes what two began, and says that it is not the same to the bit.
     rerun = train(tmp_path, 1, *RECIPE)
     assert rerun.returncode == 0, rerun.stderr
     assert "resuming, but not bit for bit: ranks was 2, is 1" in rerun.stdout

@@ -233,7 +233,7 @@ def test_the_advice_keeps_the_sequences_per_step(rescue, size, passes, advice):
     guard = rescue(
         lambda random_state: None, micro_batch_size=size, gradient_accumulation_steps=passes
     )
-    with pytest.raises(TrainingFailed, match=f"micro_batch_size{advice} this run goes on"):
+    with pytest.raises(TrainingFailed, match=f"micro_batch_size{advice} this run resumes"):
         fail_in_a_pass(guard, out_of_memory)
 
 

@@ -50,7 +50,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(recipe, run_training):
             run_training(recipe, "stopped", max_minutes=1e-9)
         assert str(stop.value) == (
             f"trainer.max_minutes=1e-09: checkpoint saved at step {step} of 12; "
-            "rerun the same command to go on"
+            "rerun the same command to resume"
         )
     rerun = run_training(recipe, "stopped", max_minutes=60.0)
     assert_same_bits(final_tensors(whole), final_tensors(rerun))

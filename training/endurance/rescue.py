@@ -143,7 +143,7 @@ class Rescue:
         ) from error
 
     def _save_what_is_safe(self, *, together: bool) -> str:
-        """Save the state after the last whole step if it is known and worth it; say what is there.
+        """Save the state after the last whole step if it is known and worth it; say what there is.
 
         `together` says that all ranks are here, each of which has a part in saving.
 
@@ -196,6 +196,6 @@ class Rescue:
             f"lower trainer.micro_batch_size ({size}) and raise "
             f"trainer.gradient_accumulation_steps ({passes}) by the same factor: with "
             f"trainer.micro_batch_size={size // factor} "
-            f"trainer.gradient_accumulation_steps={passes * factor} this run goes on with the same "
+            f"trainer.gradient_accumulation_steps={passes * factor} this run resumes with the same "
             f"sequences per step, equal but for rounding and dropout{or_else}"
         )

@@ -70,5 +70,5 @@ class Stopping(InterruptRequest):
             )
         return TrainingInterrupted(
             f"{reason}: checkpoint saved at step {step} of {self._num_steps}; rerun the same "
-            "command to go on"
+            "command to resume"
         )

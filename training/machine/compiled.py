@@ -26,7 +26,7 @@ def compiled(
                 if is_out_of_memory(error):
                     raise
                 works = False
-                say(f"torch.compile failed ({type(error).__name__}); training goes on without it")
+                say(f"torch.compile failed ({type(error).__name__}); training continues without it")
         return fast(tokens, targets) if works else loss_of(tokens, targets)
 
     return call

@@ -51,7 +51,7 @@ def profiled_steps(
             (folder / TABLE_NAME).write_text(table + "\n", encoding="utf-8")
             say(f"profile: {folder / TRACE_NAME} and {TABLE_NAME}")
         except (OSError, RuntimeError) as error:
-            say(f"the profile could not be written ({error}); training goes on without it")
+            say(f"the profile could not be written ({error}); training continues without it")
 
     active = min(num_steps, 3)
     warmup = min(num_steps - active, 1)

@@ -19,13 +19,13 @@ _worlds_joined = 0
 
 @contextmanager
 def joined(
-    device_name: str, tell: Callable[[BaseException], None], timeout_seconds: float
+    device_name: str, report: Callable[[BaseException], None], timeout_seconds: float
 ) -> Iterator[World]:
     """Be one of the ranks that torchrun started, or alone where it started none.
 
     Args:
         device_name: auto, cpu or cuda. Of several ranks on CUDA each takes the GPU of its number.
-        tell: Prints an error; called by the first rank that has one.
+        report: Prints an error; called by the first rank that has one.
         timeout_seconds: A rank that is silent for longer ends all.
 
     Raises:
@@ -39,7 +39,7 @@ def joined(
         return
     import torch.distributed as dist
 
-    world = World(where, device, _own_part_of_store(), tell, timeout_seconds)
+    world = World(where, device, _own_part_of_store(), report, timeout_seconds)
     with world.telling():
         world.watch_others(world._store.clone())
         if device.type == "cuda":

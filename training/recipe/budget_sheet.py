@@ -1,11 +1,8 @@
-"""What a model costs beside the multi-head attention that it is measured against."""
-
-from tabulate import tabulate
+"""What a model costs, next to the multi-head attention that is its baseline."""
 
 from modeling.accounting import Budget, budget_of
 from modeling.config import GPTConfig, arrangement_label
-
-_COLUMNS = ("", "parameters", "embeddings", "attention", "MLP", "norms")
+from tracking.notices import aligned
 
 
 def budget_sheet(model: GPTConfig, baseline: GPTConfig) -> str:
@@ -13,22 +10,21 @@ def budget_sheet(model: GPTConfig, baseline: GPTConfig) -> str:
 
     Args:
         model: What is trained; `vocab_size` set.
-        baseline: `modeling.accounting.mha_baseline` of what was asked for.
+        baseline: Multi-head attention with the settings that were asked for.
 
     Returns:
-        A table of a few lines.
+        A table of a few lines that fits a terminal of 80 columns.
     """
     own, mha = (_numbers(budget_of(config)) for config in (model, baseline))
     arrangement = arrangement_label(model.layers)
-    rows = [
-        ["-".join(filter(None, [model.attention["name"], arrangement])), *map(_number, own)],
-        ["MHA, the baseline", *map(_number, mha)],
-        ["difference", *map(_percent, own, mha)],
-    ]
+    name = "-".join(filter(None, [model.attention["name"], arrangement]))
     cache = f"KV bytes at {model.max_position_embeddings:,}"
-    headers = [*_COLUMNS, cache, "training MFLOPs/token"]
-    align = ["left", *["right"] * (len(headers) - 1)]
-    return tabulate(rows, headers=headers, colalign=align, disable_numparse=True)
+    labels = ["parameters", "embeddings", "attention", "MLP", "norms", cache]
+    rows = [("", name, "MHA, the baseline", "difference")]
+    for label, one, other in zip([*labels, "training MFLOPs/token"], own, mha, strict=True):
+        difference = f"{100 * (one / other - 1):+.2f} %" if one != other else "0 %"
+        rows.append((label, _number(one), _number(other), difference))
+    return aligned(rows)
 
 
 def _numbers(budget: Budget) -> list[float]:
@@ -41,7 +37,3 @@ def _numbers(budget: Budget) -> list[float]:
 
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-
-
-def _percent(value: float, of: float) -> str:
-    return f"{100 * (value / of - 1):+.2f} %" if value != of else "0 %"

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tabulate import tabulate
 
+from tracking.notices import aligned
 from tracking.run_folder import without_seed
 from training.errors import TrainingFailed
 
@@ -63,8 +63,8 @@ def choose(nlls: Mapping[float, float]) -> Choice:
     near = rates[first : first + 3]
     values = [nlls[rate] for rate in near]
     if not all(map(math.isfinite, values)):
-        beside = Choice(rates[best], "the best of the grid, beside a rate that diverged")
-        return edge if is_at_edge else beside
+        neighbour = Choice(rates[best], "the best of the grid, next to a rate that diverged")
+        return edge if is_at_edge else neighbour
     # Around the best, so that the fit is as exact for small rates as for large ones.
     curvature, slope, _ = np.polyfit(np.log(near) - math.log(rates[best]), values, 2)
     if curvature > 1e-6:  # less is rounding
@@ -78,10 +78,8 @@ def choose(nlls: Mapping[float, float]) -> Choice:
 def describe(nlls: Mapping[float, float], choice: Choice) -> str:
     """Lay out rates and NLLs, and say what was chosen."""
     rows = [
-        [f"{rate:g}", f"{nll:.4f}" if math.isfinite(nll) else "diverged"]
+        (f"{rate:g}", f"{nll:.4f}" if math.isfinite(nll) else "diverged")
         for rate, nll in sorted(nlls.items())
     ]
-    table = tabulate(
-        rows, headers=("learning rate", "validation NLL"), stralign="right", disable_numparse=True
-    )
+    table = aligned([("learning rate", "validation NLL"), *rows])
     return f"{table}\nfair_lr: learning rate {choice.learning_rate:g}, {choice.reason}"
