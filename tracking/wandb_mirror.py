@@ -14,6 +14,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _FINISH_MARGIN_SECONDS = 10.0  # for wandb to give up by itself, and for its ser
 X_AXIS = "progress/tokens"
 
 
+@dataclass
 class WandbMirror:
     """Mirrors one run to wandb; never raises and never blocks for long.
 
@@ -41,27 +43,18 @@ class WandbMirror:
         resumes: Whether the run has begun, and is to stay the same run in wandb.
     """
 
-    def __init__(
-        self,
-        settings: TrackingSettings,
-        folder: Path,
-        run_name: str,
-        config: dict[str, Any],
-        say: Say = to_stderr,
-        default_group: str | None = None,
-        *,
-        resumes: bool = False,
-    ) -> None:
-        self._default_group = default_group or run_name
-        self._resumes = resumes
-        self._folder_of_wandb = Path(variable("WANDB_DIR") or folder)
-        self._settings = settings
-        self._folder = folder
-        self._run_name = run_name
-        self._config = config
-        self._say = say
+    settings: TrackingSettings
+    folder: Path
+    run_name: str
+    config: dict[str, Any]
+    say: Say = to_stderr
+    default_group: str | None = None
+    resumes: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self._folder_of_wandb = Path(variable("WANDB_DIR") or self.folder)
         self._run: Any = None
-        self._enabled = settings.wandb and settings.mode != "disabled"
+        self._enabled = self.settings.wandb and self.settings.mode != "disabled"
 
     def log(self, metrics: dict[str, float], tokens: int) -> None:
         """Report metrics by name at a point of the run.
@@ -129,9 +122,9 @@ class WandbMirror:
         if failures and not was_enabled:
             return  # its cause has been reported
         if failures:
-            self._say(f"wandb: finish failed ({one_line(failures[0])}); {self._what_remains()}")
+            self.say(f"wandb: finish failed ({one_line(failures[0])}); {self._what_remains()}")
         elif not done:
-            self._say(
+            self.say(
                 f"wandb: not all was uploaded within {FINISH_SECONDS:.0f} s; {self._what_remains()}"
             )
 
@@ -145,7 +138,7 @@ class WandbMirror:
             if self._run is not None:
                 report(self._run)
         except Exception as error:
-            self._say(
+            self.say(
                 f"wandb: {what} failed ({type(error).__name__}: {one_line(error)}); the run "
                 f"continues without it, {self._what_remains()}"
             )
@@ -156,11 +149,11 @@ class WandbMirror:
         # wandb's telemetry talks to the server even in offline mode, and where that does not answer
         # holds up the process's exit for 10 s and more. Read at import.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        give_folders(self._folder)
+        give_folders(self.folder)
         import wandb
 
         wandb.setup(settings=wandb.Settings(silent=True))
-        mode = self._settings.mode or os.environ.get("WANDB_MODE")
+        mode = self.settings.mode or os.environ.get("WANDB_MODE")
         mode = MODE_ALIASES.get(mode or "", mode)
         if mode == "disabled":
             self._enabled = False
@@ -170,11 +163,11 @@ class WandbMirror:
             if reason is None:
                 try:
                     run = self._init(wandb, "online")
-                    self._say(f"wandb: {run.url}")
+                    self.say(f"wandb: {run.url}")
                     return run
                 except Exception as error:
                     reason = f"the server could not start a run ({one_line(error)})"
-            self._say(
+            self.say(
                 f"wandb: {reason}, so this run is recorded offline; upload it later with "
                 f"`wandb sync {self._folder_of_wandb / 'wandb'}/offline-run-*`"
             )
@@ -193,7 +186,7 @@ class WandbMirror:
     def _init(self, wandb: Any, mode: str) -> Any:
         """Start a wandb run in a mode."""
         settings = {
-            "init_timeout": self._settings.init_timeout_seconds,
+            "init_timeout": self.settings.init_timeout_seconds,
             "finish_timeout": FINISH_SECONDS,
             "silent": True,
             # The run's own files hold its output, configuration and commit. wandb's copies could
@@ -204,15 +197,18 @@ class WandbMirror:
         }
         known = wandb.Settings.model_fields
         run = wandb.init(
-            project=self._settings.project or variable("WANDB_PROJECT") or "kvlab",
+            project=self.settings.project or variable("WANDB_PROJECT") or "kvlab",
             # wandb looks for what is None in the environment.
-            entity=self._settings.entity,
-            group=self._settings.group or variable("WANDB_RUN_GROUP") or self._default_group,
-            tags=list(self._settings.tags) or None,
-            name=variable("WANDB_NAME") or self._run_name,
-            id=run_id(self._folder, secrets.token_hex(4), resumes=self._resumes),
+            entity=self.settings.entity,
+            group=self.settings.group
+            or variable("WANDB_RUN_GROUP")
+            or self.default_group
+            or self.run_name,
+            tags=list(self.settings.tags) or None,
+            name=variable("WANDB_NAME") or self.run_name,
+            id=run_id(self.folder, secrets.token_hex(4), resumes=self.resumes),
             resume="allow",
-            config=self._config,
+            config=self.config,
             dir=str(self._folder_of_wandb),
             mode=mode,
             # A run of this process that was never finished must not receive this one's metrics.
@@ -225,7 +221,7 @@ class WandbMirror:
 
     def _what_remains(self) -> str:
         """Say where the metrics are."""
-        return f"everything is in {self._folder}"
+        return f"everything is in {self.folder}"
 
 
 def _unreachable(wandb_settings: Any) -> str | None:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +30,7 @@ from training.summary import summarise
 from training.validation import validate, write_sample
 
 
+@dataclass
 class Recorder:
     """Keeps a run's metrics, validations, checkpoints and summary; every rank has one.
 
@@ -42,33 +44,24 @@ class Recorder:
         checkpoints: Where it is saved.
     """
 
-    def __init__(
-        self,
-        log: RunLog,
-        identity: Identity,
-        machine: Machine,
-        budget: Budget,
-        windows: TrainingWindows,
-        progress: Progress,
-        checkpoints: RunCheckpoints,
-    ) -> None:
-        self.progress = progress
-        self.budget = budget
-        self.checkpoints = checkpoints
-        self._log = log
-        self._identity = identity
-        self._recipe = identity.recipe
-        self._trainer = identity.recipe.trainer
-        self._machine = machine
-        self._windows = windows
-        self._world = checkpoints.world
-        self._display = Display(budget.num_steps, log.say, is_shown=log.is_main)
-        self._num_parameters = num_parameters(self._recipe.model).total
+    log: RunLog
+    identity: Identity
+    machine: Machine
+    budget: Budget
+    windows: TrainingWindows
+    progress: Progress
+    checkpoints: RunCheckpoints
+
+    def __post_init__(self) -> None:
+        self._trainer, budget = self.identity.recipe.trainer, self.budget
+        self._world, model = self.checkpoints.world, self.identity.recipe.model
+        self._display = Display(budget.num_steps, self.log.say, is_shown=self.log.is_main)
+        self._num_parameters = num_parameters(model).total
         # Weights and two moments of each.
         self._time_limit = TimeLimit(self._trainer.max_minutes, 12 * self._num_parameters)
-        self._stopping = Stopping(self._world, self._time_limit, progress, budget.num_steps)
-        flops_per_token = training_flops_per_token(self._recipe.model, budget.tokens_per_sequence)
-        self._mfu_per_speed = flops_per_token / machine.peak_flops
+        self._stopping = Stopping(self._world, self._time_limit, self.progress, budget.num_steps)
+        flops_per_token = training_flops_per_token(model, budget.tokens_per_sequence)
+        self._mfu_per_speed = flops_per_token / self.machine.peak_flops
 
     @property
     def _is_last(self) -> bool:
@@ -82,19 +75,19 @@ class Recorder:
         While entered, signals are remembered instead of ending the process: `save_or_stop` then
         saves and ends the training, and so it does when `trainer.max_minutes` are up.
         """
-        progress, budget, log = self.progress, self.budget, self._log
+        progress, budget, log = self.progress, self.budget, self.log
         self._require_room()
         # A step whose validation is still to come is yet to be recorded.
         log.metrics.drop_after(progress.step - (progress.unfinished is not None))
         log.say(f"{log.name}: {self._num_parameters:,} parameters; {budget.describe()}")
-        epochs = self._windows.describe(budget.num_distinct_tokens)
-        log.say(f"{epochs}; {self._machine.device}, {self._machine.dtype}")
+        epochs = self.windows.describe(budget.num_distinct_tokens)
+        log.say(f"{epochs}; {self.machine.device}, {self.machine.dtype}")
         now = time.perf_counter()
         self._started = now - progress.wall_seconds
         self._pace = Pace(progress.step, budget.num_steps, now)
         steps_left = budget.num_steps - progress.step
         is_profiled = self._trainer.profile and log.is_main
-        folder, device = log.folder / "profile", self._machine.device
+        folder, device = log.folder / "profile", self.machine.device
         profiling = profiled_steps(is_profiled, folder, steps_left, device, log.say)
         closing = contextlib.closing(log.metrics)
         with self._stopping, closing, self._display, profiling as self._profiled:
@@ -125,7 +118,7 @@ class Recorder:
         progress.step += 1
         progress.last_loss = loss
         progress.train_seconds += seconds
-        progress.possible_flops += seconds * self._machine.peak_flops
+        progress.possible_flops += seconds * self.machine.peak_flops
         progress.wall_seconds = time.perf_counter() - self._started
         self._pace.step_done(time.perf_counter(), seconds)
         speed = self.budget.tokens_per_step / self._pace.computing_seconds
@@ -165,7 +158,7 @@ class Recorder:
             nll = self._conclude()
         if self._world.any(nll < self.progress.best_nll):
             self.progress.best_nll = nll
-            self.save(rng_tensors(self._machine.device), is_best=True)
+            self.save(rng_tensors(self.machine.device), is_best=True)
 
     def save_or_stop(self, nll: float) -> None:
         """Save a checkpoint where one is due, at the end, and before the training has to stop.
@@ -186,7 +179,7 @@ class Recorder:
             progress.best_nll = min(nll, progress.best_nll)
             if self._is_last:
                 self._display.phase("saving the last checkpoint")
-            self.save(rng_tensors(self._machine.device), is_best=is_best)
+            self.save(rng_tensors(self.machine.device), is_best=is_best)
             # It takes long enough for a signal to come.
             reason = reason or self._stopping.reason()
         if reason:
@@ -200,10 +193,10 @@ class Recorder:
             is_best: Keep it as the one with the best validation.
         """
         progress = self.progress
-        self._log.metrics.sync()
+        self.log.metrics.sync()
         with self._time_limit.timing_a_save():
             self._note_peak_memory()
-            state = self._identity.state(progress)
+            state = self.identity.state(progress)
             self.checkpoints.save(progress.step, state, random_state, is_best=is_best)
 
     def finish(self) -> dict[str, Any]:
@@ -218,12 +211,12 @@ class Recorder:
         """
         with self._stopping.ending():
             summary = self._summary()
-            self._log.mirror_summary(summary)
+            self.log.mirror_summary(summary)
             self._write_sample()
             self._stopping.give_way()
         self.checkpoints.make_whole()
         # Last: a run with a summary is a finished one.
-        self._log.write_summary(summary)
+        self.log.write_summary(summary)
         return summary
 
     def _require_room(self) -> None:
@@ -252,7 +245,7 @@ class Recorder:
             }
         if record:
             tokens_seen = progress.step * self.budget.tokens_per_step
-            self._log.log(progress.step, tokens_seen, record)
+            self.log.log(progress.step, tokens_seen, record)
         progress.unfinished = None
         return nll
 
@@ -264,8 +257,10 @@ class Recorder:
             self._stopping.give_way()
             show(done, total)
 
-        model, prepared = self.checkpoints.model, self._identity.prepared
-        return validate(model, prepared, self._recipe.eval, self._machine.device, max_tokens, watch)
+        model, prepared = self.checkpoints.model, self.identity.prepared
+        return validate(
+            model, prepared, self.identity.recipe.eval, self.machine.device, max_tokens, watch
+        )
 
     def _summary(self) -> dict[str, Any]:
         """Measure the trained model: the whole validation split, and its KV cache."""
@@ -273,15 +268,15 @@ class Recorder:
         score = self._validate(None)
         model.eval()
         self._display.phase("measuring the KV cache")
-        settings, name = self._recipe.eval, self._log.name
+        settings, name = self.identity.recipe.eval, self.log.name
         context = cache_context_for(settings, model.config)
         cache = measure_kv_cache(model, settings.cache_batch_size, context)
         require_closed_form(name, cache)
         self._note_peak_memory()
         return {
             "run_name": name,
-            **summarise(self._identity, self.budget, self.progress, score, cache),
-            "tokens_dropped": self._windows.tokens_dropped,
+            **summarise(self.identity, self.budget, self.progress, score, cache),
+            "tokens_dropped": self.windows.tokens_dropped,
             "finished": True,
         }
 
@@ -291,11 +286,11 @@ class Recorder:
         if trainer.sample_tokens < 1:
             return
         self._display.phase("writing a sample")
-        model, prepared = self.checkpoints.model, self._identity.prepared
+        model, prepared = self.checkpoints.model, self.identity.prepared
         asked, length = trainer.sample_prompt, trainer.sample_tokens
-        sample = write_sample(model, prepared, asked, length, self._recipe.sampling)
-        self._log.write_sample(sample)
+        sample = write_sample(model, prepared, asked, length, self.identity.recipe.sampling)
+        self.log.write_sample(sample)
 
     def _note_peak_memory(self) -> None:
-        peak = self._machine.peak_memory_bytes()
+        peak = self.machine.peak_memory_bytes()
         self.progress.peak_memory_bytes = max(self.progress.peak_memory_bytes, peak)

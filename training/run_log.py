@@ -1,7 +1,7 @@
 """Where a run is written down: in its folder, in wandb and on the terminal."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from files.atomic import write_text
@@ -22,6 +22,7 @@ _MIRRORED = {
 """What wandb also gets of a summary as metrics, by their names there."""
 
 
+@dataclass
 class RunLog:
     """Metrics, sample text and summary of a run. Every rank has one; that of rank 0 writes.
 
@@ -34,40 +35,35 @@ class RunLog:
     Attributes:
         name: Of the run.
         folder: Of the run.
-        say: As given.
         metrics: The log of the metrics; one that writes nothing on other ranks than 0.
     """
 
-    def __init__(
-        self, run: RunFolder, mirror: WandbMirror, say: Callable[[str], None], *, is_main: bool
-    ) -> None:
-        self.name = run.path.name
-        self.folder: Path = run.path
-        self.say = say
-        self.is_main = is_main
-        self._run = run
-        self._mirror = mirror
-        self.metrics = MetricsLog(run.metrics_path) if is_main else NoMetrics()
+    run: RunFolder
+    mirror: WandbMirror
+    say: Callable[[str], None]
+    is_main: bool = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.name, self.folder = self.run.path.name, self.run.path
+        self.metrics = MetricsLog(self.run.metrics_path) if self.is_main else NoMetrics()
 
     def log(self, step: int, tokens_seen: int, metrics: dict[str, Any]) -> None:
         """Write the metrics of a step."""
         self.metrics.append({"step": step, "progress/tokens": tokens_seen} | metrics)
-        self._mirror.log(metrics, tokens_seen)
+        self.mirror.log(metrics, tokens_seen)
 
     def mirror_summary(self, summary: Mapping[str, Any]) -> None:
         """Send the final numbers to wandb."""
         metrics = {name: summary[key] for name, key in _MIRRORED.items()}
-        self._mirror.log(metrics, summary["tokens_trained"])
-        self._mirror.summary(
-            {k: v for k, v in summary.items() if k not in ("versions", "numerics")}
-        )
+        self.mirror.log(metrics, summary["tokens_trained"])
+        self.mirror.summary({k: v for k, v in summary.items() if k not in ("versions", "numerics")})
 
     def write_sample(self, text: str) -> None:
         """Write a text of the trained model."""
         if self.is_main:
-            write_text(self._run.samples_path, text + "\n")
+            write_text(self.run.samples_path, text + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json: a run that has one is finished."""
         if self.is_main:
-            self._run.write_summary(summary)
+            self.run.write_summary(summary)

@@ -1,6 +1,7 @@
 """Saving and putting back a run on one rank or on several, whole or sharded."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ Kind = tuple[torch.Size, torch.dtype]
 _STATE_OF = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 
 
+@dataclass
 class RunCheckpoints:
     """A run's checkpoints as all ranks see them: rank 0 keeps the folder.
 
@@ -32,25 +34,13 @@ class RunCheckpoints:
         model: Whose weights are saved.
         optimizers: Whose state is saved.
         sharded: Whether each rank holds a part of both, and writes it.
-
-    Attributes:
-        store, world, model: As given.
     """
 
-    def __init__(
-        self,
-        store: CheckpointStore,
-        world: World,
-        model: GPT,
-        optimizers: Sequence[torch.optim.Optimizer],
-        *,
-        sharded: bool,
-    ) -> None:
-        self.store = store
-        self.world = world
-        self.model = model
-        self._optimizers = optimizers
-        self._sharded = sharded
+    store: CheckpointStore
+    world: World
+    model: GPT
+    optimizers: Sequence[torch.optim.Optimizer]
+    sharded: bool = field(kw_only=True)
 
     def newest(self) -> Checkpoint | None:
         """Read the newest checkpoint that rank 0 finds intact; tensors that stay sharded are not.
@@ -58,7 +48,7 @@ class RunCheckpoints:
         Raises:
             RunError: If there are checkpoints and all of them are damaged.
         """
-        names = ["rng"] if self._sharded else None
+        names = ["rng"] if self.sharded else None
         if self.world.size == 1:
             return self.store.load_newest(names=names)
         found: list[Checkpoint] = []
@@ -95,7 +85,7 @@ class RunCheckpoints:
             for group, kinds in groups.items()
         }
         # A sharded one is written once more at the end (`make_whole`).
-        self.store.require_room(tensors, num_saves + self._sharded, with_best=with_best)
+        self.store.require_room(tensors, num_saves + self.sharded, with_best=with_best)
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Put weights, optimizer state and random state of a checkpoint back, exactly.
@@ -106,7 +96,7 @@ class RunCheckpoints:
             KeyError, RuntimeError: If it is another version's (see `same_version`).
         """
         path = checkpoint.path
-        if self._sharded:
+        if self.sharded:
             self._read_own_parts(path)
         else:
             device, tensors = self.world.device, checkpoint.tensors
@@ -115,7 +105,7 @@ class RunCheckpoints:
                 _require_finite(path, tensors[group])
             self.model.load_state_dict({k: t.to(device) for k, t in tensors["model"].items()})
             state = {k: t.to(device) for k, t in tensors["optimizer"].items()}
-            load_optimizer_tensors(self.model, self._optimizers, state)
+            load_optimizer_tensors(self.model, self.optimizers, state)
         states = _of_rank(checkpoint.tensors["rng"], self.world.rank)
         if states or self.world.is_main:
             set_rng_tensors(states, self.world.device)
@@ -141,7 +131,7 @@ class RunCheckpoints:
         """
         rng = self._of_all_ranks(random_state)
         tensors = self._tensors()
-        if not self._sharded:
+        if not self.sharded:
             if self.world.is_main:
                 self.store.save(step, {**tensors, "rng": rng}, state, is_best=is_best)
         elif self.world.is_main:
@@ -161,14 +151,14 @@ class RunCheckpoints:
         Raises:
             RunError: If it cannot be read or written.
         """
-        if self._sharded and self.world.is_main:
+        if self.sharded and self.world.is_main:
             newest = self.store.load(self.store.steps()[-1])
             self.store.save(newest.step, newest.tensors, newest.state)
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {
             "model": self.model.state_dict(),
-            "optimizer": optimizer_tensors(self.model, self._optimizers),
+            "optimizer": optimizer_tensors(self.model, self.optimizers),
         }
 
     def _weights(self) -> dict[str, Kind]:
@@ -183,7 +173,7 @@ class RunCheckpoints:
                 if key == "step"
                 else (parameter.shape, parameter.dtype)
             )
-            for optimizer in self._optimizers
+            for optimizer in self.optimizers
             for group in optimizer.param_groups
             for parameter in group["params"]
             for key in _STATE_OF[type(optimizer)]
@@ -217,7 +207,7 @@ class RunCheckpoints:
             )
         read_into(folder, {**model, **optimizer})
         _require_finite(folder, {**model, **optimizer})
-        load_optimizer_tensors(self.model, self._optimizers, optimizer)
+        load_optimizer_tensors(self.model, self.optimizers, optimizer)
 
 
 class _Parts:

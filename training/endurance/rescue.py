@@ -3,6 +3,7 @@
 import math
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -31,6 +32,7 @@ class Recording(Protocol):
         ...
 
 
+@dataclass
 class Rescue:
     """While entered, running out of memory ends in one line, after a checkpoint where one is safe.
 
@@ -46,22 +48,16 @@ class Rescue:
         broken_parameter: Names the first that is not finite on any rank, if all call it.
     """
 
-    def __init__(
-        self,
-        recording: Recording,
-        trainer: TrainerSettings,
-        learning_rate: float,
-        broken_parameter: Callable[[], str | None],
-    ) -> None:
-        self._recording = recording
-        self._progress = recording.progress
-        self._budget = recording.budget
-        self._checkpoints = recording.checkpoints
-        self._ranks = recording.checkpoints.world.size
-        self._device = recording.checkpoints.world.device
-        self._trainer = trainer
-        self._learning_rate = learning_rate
-        self._broken_parameter = broken_parameter
+    recording: Recording
+    trainer: TrainerSettings
+    learning_rate: float
+    broken_parameter: Callable[[], str | None]
+
+    def __post_init__(self) -> None:
+        self._progress, self._budget = self.recording.progress, self.recording.budget
+        self._checkpoints = self.recording.checkpoints
+        self._ranks = self._checkpoints.world.size
+        self._device = self._checkpoints.world.device
         self.watching()
 
     def computing(self) -> None:
@@ -98,7 +94,7 @@ class Rescue:
         Raises:
             TrainingDiverged: If some are infinite or NaN.
         """
-        if (broken := self._broken_parameter()) is None:
+        if (broken := self.broken_parameter()) is None:
             return
         raise TrainingDiverged(
             f"step {self._progress.step + 1} ({self._sequences()}) made weights infinite or NaN, "
@@ -116,10 +112,10 @@ class Rescue:
         )
 
     def _what_to_lower(self) -> str:
-        other = "" if self._trainer.precision == "float32" else ", or set trainer.precision=float32"
+        other = "" if self.trainer.precision == "float32" else ", or set trainer.precision=float32"
         return (
             "the same command would fail at the same step: lower optim.learning_rate "
-            f"({self._learning_rate:g}) or trainer.max_grad_norm ({self._trainer.max_grad_norm:g})"
+            f"({self.learning_rate:g}) or trainer.max_grad_norm ({self.trainer.max_grad_norm:g})"
             f"{other}, and give the run another run_name"
         )
 
@@ -157,13 +153,13 @@ class Rescue:
             return f"some weights may have changed, so nothing was saved; there is {there}"
         if not together:
             return f"nothing was saved, as the other ranks did not fail; there is {there}"
-        if broken := self._broken_parameter():
+        if broken := self.broken_parameter():
             return (
                 f"nothing was saved, as weights of {broken} are infinite or NaN; there is {there}"
             )
         self._checkpoints.model.zero_grad(set_to_none=True)
         try:
-            self._recording.save(
+            self.recording.save(
                 rng_tensors(self._device) if self._doing == "evaluating" else self._random_state
             )
         except (RunError, OSError, RuntimeError, MemoryError) as error:
@@ -180,7 +176,7 @@ class Rescue:
     def _advice(self) -> str:
         if self._doing == "evaluating":
             return "lower eval.batch_size or eval.cache_batch_size and run the command again"
-        trainer = self._trainer
+        trainer = self.trainer
         size, passes = trainer.micro_batch_size, trainer.gradient_accumulation_steps
         share = size // self._ranks  # of a rank, in each pass
         is_off = not trainer.activation_checkpointing

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ _REASON = "ended/reason"
 _MAIN = "main"
 
 
+@dataclass
 class Rank:
     """This process among those that end together.
 
@@ -46,29 +48,22 @@ class Rank:
         step: What is trained now; says where a rank was lost.
     """
 
-    def __init__(
-        self,
-        where: Place,
-        device: torch.device,
-        store: Any = None,
-        report: Callable[[BaseException], None] = lambda error: None,
-        timeout_seconds: float = math.inf,
-    ) -> None:
-        self._place = where
-        self.rank = where.rank
-        self.size = where.size
-        self.device = device
-        self._store = store
-        self._report = report
-        self.step = 0
-        self._timeout_seconds = timeout_seconds
+    where: Place
+    device: torch.device
+    store: Any = None
+    report: Callable[[BaseException], None] = lambda error: None
+    timeout_seconds: float = math.inf
+    step: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.rank, self.size = self.where.rank, self.where.size
         self._resume_hint: Callable[[], str] | None = None
         self._heartbeat: Heartbeat | None = None
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which alone writes and prints."""
-        return self._place.is_main
+        return self.where.is_main
 
     @contextmanager
     def telling(self, resume_hint: Callable[[], str] | None = None) -> Iterator[None]:
@@ -104,9 +99,9 @@ class Rank:
             store: As this world's, by a connection of its own.
         """
         if self.is_main:
-            self._store.set(_MAIN, json.dumps([*_family(), os.getpid()]))
+            self.store.set(_MAIN, json.dumps([*_family(), os.getpid()]))
         watched = range(1, self.size) if self.is_main else [0]
-        limit, give_up = self._timeout_seconds, self._give_up
+        limit, give_up = self.timeout_seconds, self._give_up
         self._heartbeat = Heartbeat(store, self.rank, watched, limit, give_up)
         self._heartbeat.start()
 
@@ -130,9 +125,9 @@ class Rank:
         others = [rank for rank in range(self.size) if rank != self.rank]
         deadline = time.monotonic() + _LOSS_SECONDS
         try:
-            self._store.set(f"{_LOST}/{self.rank}", "")
+            self.store.set(f"{_LOST}/{self.rank}", "")
             while len(others) > 1 and time.monotonic() < deadline:
-                others = [rank for rank in others if not self._store.check([f"{_LOST}/{rank}"])]
+                others = [rank for rank in others if not self.store.check([f"{_LOST}/{rank}"])]
                 time.sleep(0.05)
         except RuntimeError:  # the store is gone with its host
             return []
@@ -143,7 +138,7 @@ class Rank:
         names = ", ".join(map(str, ranks))
         who = f"rank {names}" if len(ranks) == 1 else f"ranks {names}" if ranks else "another rank"
         what = (
-            f"has not answered for {self._timeout_seconds:g} s (trainer.rank_timeout_seconds)"
+            f"has not answered for {self.timeout_seconds:g} s (trainer.rank_timeout_seconds)"
             if timed_out
             else "died or lost its connection"
         )
@@ -161,44 +156,44 @@ class Rank:
         if threading.current_thread() is threading.main_thread():
             ignore_signals()  # torchrun is about to ask for what is happening here
         try:
-            if self._store.add(_ENDED, 1) > 1:
+            if self.store.add(_ENDED, 1) > 1:
                 # It prints before it says so: torchrun ends all soon after the first has ended.
                 return self._wait_for_reason(seconds=5.0) or kind
-            self._report(error)
-            self._store.set(_REASON, kind)
+            self.report(error)
+            self.store.set(_REASON, kind)
         except RuntimeError:  # the store is gone with its host
-            self._report(error)
+            self.report(error)
         return kind
 
     def _wait_for_reason(self, seconds: float) -> str | None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self._store.check([_REASON]):
-                return self._store.get(_REASON).decode()
+            if self.store.check([_REASON]):
+                return self.store.get(_REASON).decode()
             time.sleep(0.01)
         return None
 
     def _wait_for(self, key: str) -> str:
         pause = 0.001
         is_gone = False
-        while not self._store.check([key]):
-            if self._store.check([_REASON]):
-                raise AlreadyTold(self._store.get(_REASON).decode())
+        while not self.store.check([key]):
+            if self.store.check([_REASON]):
+                raise AlreadyTold(self.store.get(_REASON).decode())
             if is_gone:  # since before it was asked for the key and for a reason
                 raise self._loss([0], timed_out=False)
             time.sleep(pause)
             pause = min(2 * pause, 0.2)
             is_gone = self._is_main_gone()
-        return self._store.get(key).decode()
+        return self.store.get(key).decode()
 
     def _is_main_gone(self) -> bool:
         """Return whether rank 0 is a process of this machine that has ended.
 
         torchrun's SIGTERM, which says so too, also comes when all are to stop, and rank 0 saves.
         """
-        if not self._store.check([_MAIN]):
+        if not self.store.check([_MAIN]):
             return False
-        *family, pid = json.loads(self._store.get(_MAIN))
+        *family, pid = json.loads(self.store.get(_MAIN))
         if family != _family():
             return False
         try:

@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 # In a row, after which the store is taken to be gone.
 _FAILURES = 3
 
 
+@dataclass
 class Heartbeat:
     """Gives this rank's sign of life in a thread of its own, and watches those of others.
 
@@ -22,20 +24,14 @@ class Heartbeat:
         on_silence: Called once, in the thread, with a rank that has been silent for longer.
     """
 
-    def __init__(
-        self,
-        store: Any,
-        rank: int,
-        watched: Sequence[int],
-        limit_seconds: float,
-        on_silence: Callable[[int], None],
-    ) -> None:
-        self._store = store
-        self._rank = rank
-        self._watched = watched
-        self._limit_seconds = limit_seconds
-        self._on_silence = on_silence
-        self._stopped = threading.Event()
+    store: Any
+    rank: int
+    watched: Sequence[int]
+    limit_seconds: float
+    on_silence: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        self.stopped = threading.Event()
 
     def start(self) -> None:
         """Begin."""
@@ -43,18 +39,18 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Watch no more, and say nothing more."""
-        self._stopped.set()
+        self.stopped.set()
 
     def _beat(self) -> None:
-        pause = min(5.0, self._limit_seconds / 10)
+        pause = min(5.0, self.limit_seconds / 10)
         last: dict[int, bytes] = {}
-        silent = dict.fromkeys(self._watched, 0.0)
+        silent = dict.fromkeys(self.watched, 0.0)
         turn = failures = 0
-        while failures < _FAILURES and not self._stopped.wait(pause):
+        while failures < _FAILURES and not self.stopped.wait(pause):
             turn += 1
             try:
-                self._store.set(_key(self._rank), str(turn))
-                found = {rank: self._found(rank) for rank in self._watched}
+                self.store.set(_key(self.rank), str(turn))
+                found = {rank: self._found(rank) for rank in self.watched}
                 failures = 0
             except RuntimeError:  # busy for too long, or gone with its host, and torchrun with it
                 failures += 1
@@ -64,12 +60,12 @@ class Heartbeat:
                 silent[rank] = silent[rank] + pause if is_silent else 0.0
                 if now is not None:
                     last[rank] = now
-                if silent[rank] > self._limit_seconds and not self._stopped.is_set():
-                    self._on_silence(rank)
+                if silent[rank] > self.limit_seconds and not self.stopped.is_set():
+                    self.on_silence(rank)
                     return
 
     def _found(self, rank: int) -> bytes | None:
-        return self._store.get(_key(rank)) if self._store.check([_key(rank)]) else None
+        return self.store.get(_key(rank)) if self.store.check([_key(rank)]) else None
 
 
 def _key(rank: int) -> str:

@@ -41,12 +41,12 @@ def joined(
 
     world = World(where, device, _own_part_of_store(), report, timeout_seconds)
     with world.telling():
-        world.watch_others(world._store.clone())
+        world.watch_others(world.store.clone())
         if device.type == "cuda":
             device = world.device = _own_gpu(where)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", world._store),
+            store=dist.PrefixStore("group", world.store),
             rank=where.rank,
             world_size=where.size,
             timeout=timedelta(seconds=timeout_seconds),

@@ -53,8 +53,8 @@ class World(Rank):
         if self.size == 1:
             return reason
         if reason:
-            self._store.set(_STOP, reason)
-        return self._store.get(_STOP).decode() if self.any(bool(reason)) else None
+            self.store.set(_STOP, reason)
+        return self.store.get(_STOP).decode() if self.any(bool(reason)) else None
 
     def gathered(self, tensor: Tensor) -> list[Tensor]:
         """Return the CPU tensors of all ranks, of equal shapes, in the order of the ranks."""
@@ -78,7 +78,7 @@ class World(Rank):
         key = f"main/{self._turn}"
         if self.is_main:
             value = call()
-            self._store.set(key, json.dumps(value))
+            self.store.set(key, json.dumps(value))
             return value
         return json.loads(self._wait_for(key))
 
@@ -88,8 +88,8 @@ class World(Rank):
             return
         self._turn += 1
         key = f"meeting/{self._turn}"
-        if self._store.add(key, 1) == self.size:
-            self._store.set(f"{key}/all", "")
+        if self.store.add(key, 1) == self.size:
+            self.store.set(f"{key}/all", "")
         self._wait_for(f"{key}/all")
 
     def _reduced(self, value: float, operation: str) -> float:
