@@ -4,8 +4,8 @@ A folder holds one `<name>.safetensors` per group of tensors (or several, each o
 `tracking.parts`), `state.json`, and `manifest.json`, written last (`tracking.checkpoint_files`).
 """
 
-import re
-from collections.abc import Collection, Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from torch import Tensor
 from files.atomic import write_json
 from files.disk import one_line
 from files.errors import RunError
-from files.plain_json import require_plain
 from files.synced import fsync_file, fsync_folder
 from files.typed_json import read_typed, typed
 from tracking.checkpoint_files import MANIFEST, list_files, listed_files, verify_file
@@ -31,8 +30,9 @@ T = TypeVar("T")
 Groups = Mapping[str, dict[str, Tensor]]
 """Tensors by group ("model", "optimizer", ...) and name."""
 STATE = "state.json"
-_GROUP_NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
-# Headers, manifest, folders and rounding to blocks, on top of the tensors and the state.
+# Of a tensor, its entry in a file's header.
+_HEADER_BYTES = 200
+# Manifest, folders and rounding to blocks, on top of the tensors and the state.
 _OVERHEAD_BYTES = 1 << 20
 _TRY_AGAIN = "choose another run_name, or remove the run's folder and train it again"
 
@@ -99,19 +99,6 @@ class Parts(Protocol):
         ...
 
 
-def require_writable(groups: Collection[str], state: Mapping[str, Any]) -> None:
-    """Refuse what no checkpoint can hold, before anything is written.
-
-    Raises:
-        TypeError: If `state` holds anything but plain JSON values, naming the key path.
-        ValueError: If a group's name is not allowed.
-    """
-    for name in groups:
-        if not _GROUP_NAME.fullmatch(name):
-            raise ValueError(f"group {name!r} must be lower case letters, digits and _")
-    require_plain(state, "state")
-
-
 def write_checkpoint(
     folder: Path,
     step: int,
@@ -156,7 +143,11 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    path: Path, device: str = "cpu", names: Collection[str] | None = None
+    path: Path,
+    device: str = "cpu",
+    names: Collection[str] | None = None,
+    *,
+    verify_all: bool = False,
 ) -> Checkpoint:
     """Read and verify the checkpoint in a folder.
 
@@ -164,6 +155,7 @@ def read_checkpoint(
         path: The folder of one checkpoint.
         device: Where to put the tensors.
         names: Groups of tensors to read and verify, such as ["model"]; None reads all.
+        verify_all: Verify the groups that are not read, too.
 
     Raises:
         RunError: Naming the file, if anything is missing, changed or from another version.
@@ -176,30 +168,20 @@ def read_checkpoint(
         # One flipped bit in a name here would otherwise make a whole group disappear.
         elif listed != STATE:
             raise RunError(f"{path / MANIFEST} is damaged: it lists the file {listed}")
+    groups = files if names is None else names
+    wanted = {name: files.get(name, [f"{name}{SUFFIX}"]) for name in groups}
+    # All of them before any is read: PyTorch's reader does not say which file it stumbles over.
+    for name in manifest.files if verify_all else [STATE, *itertools.chain(*wanted.values())]:
+        verify_file(path, manifest, name)
     tensors = {}
-    for name in files if names is None else names:
-        file_names = files.get(name, [f"{name}{SUFFIX}"])
-        for file_name in file_names:
-            verify_file(path, manifest, file_name)
+    for name, file_names in wanted.items():
         if is_part(file_names[0]):
             whole = read_whole([path / file_name for file_name in file_names])
             tensors[name] = {key: tensor.to(device) for key, tensor in whole.items()}
             continue
         with reading(path / file_names[0]):
             tensors[name] = load_file(path / file_names[0], device=device)
-    verify_file(path, manifest, STATE)
     return Checkpoint(manifest.step, path, tensors, read_typed(path / STATE, dict[str, Any]))
-
-
-def verify_checkpoint(path: Path) -> None:
-    """Verify every file of the checkpoint in a folder, without reading a tensor.
-
-    Raises:
-        RunError: Naming the file, if anything is missing, changed or from another version.
-    """
-    manifest = listed_files(path)
-    for name in manifest.files:
-        verify_file(path, manifest, name)
 
 
 @contextmanager
@@ -226,14 +208,15 @@ def same_version(path: Path) -> Iterator[None]:
         ) from error
 
 
-def checkpoint_bytes(tensors: Groups, state: Mapping[str, Any] | None = None) -> int:
-    """Estimate the size of a checkpoint from above; the state counts as its text form."""
-    tensor_bytes = sum(
-        tensor.numel() * tensor.element_size() + 200  # its entry in the header
-        for group in tensors.values()
-        for tensor in group.values()
-    )
-    return tensor_bytes + 2 * len(repr(state)) + _OVERHEAD_BYTES
+def checkpoint_bytes(tensor_bytes: Iterable[int], state: Mapping[str, Any] | None = None) -> int:
+    """Estimate the size of a checkpoint from above; the state counts as its text form.
+
+    Args:
+        tensor_bytes: Of each tensor.
+        state: Plain JSON values.
+    """
+    with_headers = sum(size + _HEADER_BYTES for size in tensor_bytes)
+    return with_headers + 2 * len(repr(state)) + _OVERHEAD_BYTES
 
 
 def _compare(folder: Path, tensors: Groups, state: dict[str, Any]) -> None:

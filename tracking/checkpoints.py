@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from files.disk import free_bytes, one_line, require_free_bytes, write_failure
 from files.errors import RunError, WriteFailed
+from files.plain_json import require_plain
 from files.sizes import in_units
 from files.synced import fsync_folder
 from tracking.best import NAME as BEST_NAME
@@ -25,14 +26,13 @@ from tracking.checkpoint import (
     Parts,
     checkpoint_bytes,
     read_checkpoint,
-    require_writable,
-    verify_checkpoint,
     write_checkpoint,
 )
 from tracking.checkpoint_files import MANIFEST
 from tracking.notices import Say, to_stderr
 
 _STEP_FOLDER = re.compile(r"[0-9]{8,}")
+_GROUP_NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
 
 
 class CheckpointStore:
@@ -102,11 +102,15 @@ class CheckpointStore:
         if step < 0:
             raise ValueError(f"step ({step}) must not be negative")
         everything = {**tensors, **(parts.groups if parts else {})}
-        require_writable(everything, state)
+        for name in everything:
+            if not _GROUP_NAME.fullmatch(name):
+                raise ValueError(f"group {name!r} must be lower case letters, digits and _")
+        require_plain(state, "state")
         self._require_no_link()
         final = self._path(step)
         temporary = self._folder / f".tmp-{step}"
-        needed_bytes = checkpoint_bytes(everything, state)
+        sizes = (t.numel() * t.element_size() for g in everything.values() for t in g.values())
+        needed_bytes = checkpoint_bytes(sizes, state)
         compare = not self._compared_a_save
         try:
             # Without its parents: a run's folder that vanished would come back with half of it.
@@ -126,13 +130,13 @@ class CheckpointStore:
         self._prune()
         return final
 
-    def require_room(self, tensors: Groups, num_saves: int, *, with_best: bool) -> None:
+    def require_room(self, each: int, num_saves: int, *, with_best: bool) -> None:
         """Refuse a training whose checkpoints will not fit, before its first step.
 
         A checkpoint is written before an old one is removed, so there is one more than are kept.
 
         Args:
-            tensors: As `save` will get them; only their shapes and dtypes count (meta tensors do).
+            each: Bytes of a checkpoint.
             num_saves: To come.
             with_best: Whether one may be kept as the best in addition to the last ones.
 
@@ -143,7 +147,6 @@ class CheckpointStore:
             return
         there = len(self.steps())
         count = max(1, min(self._keep_last + with_best + 1, there + num_saves) - there)
-        each = checkpoint_bytes(tensors)
         free = free_bytes(self._folder.parent)
         if free >= count * each:
             return
@@ -185,9 +188,7 @@ class CheckpointStore:
         damage: list[str] = []
         for step in reversed(self._candidates()):
             try:
-                if verify_all:
-                    verify_checkpoint(self._path(step))
-                checkpoint = read_checkpoint(self._path(step), device, names)
+                checkpoint = read_checkpoint(self._path(step), device, names, verify_all=verify_all)
             except RunError as error:
                 damage.append(str(error))
                 continue

@@ -167,33 +167,30 @@ def _records(data: bytes, path: Path) -> list[dict[str, Any]]:
     """Parse a whole file."""
     lines = data.split(b"\n")
     torn = lines.pop()  # empty after a final newline
-    records = [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
-    if _is_whole(torn):
-        records.append(load_strict(torn))
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(_record(line))
+        except ValueError as error:
+            cause = one_line(error)
+            raise RunError(
+                f"{path} is damaged in line {number} ({cause}); correct or delete that line"
+            ) from error
+    with suppress(ValueError):
+        records.append(_record(torn))
     return records
 
 
-def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    """Parse one complete line."""
-    try:
-        record = load_strict(line)
-    except ValueError as error:
-        raise RunError(
-            f"{path} is damaged in line {number} ({one_line(error)}); correct or delete that line"
-        ) from error
+def _record(line: bytes) -> dict[str, Any]:
+    """Parse one line.
+
+    Raises:
+        ValueError: If it is no strict JSON object.
+    """
+    record = load_strict(line)
     if not isinstance(record, dict):
-        raise RunError(
-            f"{path} is damaged in line {number} (not a JSON object); correct or delete that line"
-        )
+        raise ValueError("not a JSON object")
     return record
-
-
-def _is_whole(line: bytes) -> bool:
-    """Return whether a line without its newline is a complete record."""
-    try:
-        return isinstance(load_strict(line), dict)
-    except ValueError:
-        return False
 
 
 def _is_after(record: dict[str, Any], step: int) -> bool:
@@ -216,10 +213,12 @@ def _mend_last_line(descriptor: int) -> None:
     with os.fdopen(os.dup(descriptor), "rb") as file:
         data = file.read()
     start = data.rfind(b"\n") + 1
-    if _is_whole(data[start:]):
-        _write_all(descriptor, b"\n")
-    else:
+    try:
+        _record(data[start:])
+    except ValueError:
         os.ftruncate(descriptor, start)
+    else:
+        _write_all(descriptor, b"\n")
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -195,7 +195,7 @@ class WandbMirror:
             "disable_git": True,
             "disable_code": True,
         }
-        known = wandb.Settings.model_fields
+        known = wandb.Settings.model_fields  # of this version
         run = wandb.init(
             project=self.settings.project or variable("WANDB_PROJECT") or "kvlab",
             # wandb looks for what is None in the environment.

@@ -1,6 +1,5 @@
 """What a training takes in steps, time, memory, disk and download, in numbers and in words."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from settings.run import Recipe
 from settings.training import TrainerSettings
 from tracking.progress import in_words
 from training.dry_run import TIMED_STEPS, Measured, Unprepared
-from training.recipe.budget import Budget, make_budget
+from training.recipe.budget import TokenBudget, make_budget
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,9 @@ def total(costs: Iterable[Cost]) -> Cost:
     )
 
 
-def cost_of(trainer: TrainerSettings, budget: Budget, first_step: int, measured: Measured) -> Cost:
+def cost_of(
+    trainer: TrainerSettings, budget: TokenBudget, first_step: int, measured: Measured
+) -> Cost:
     """Return what a run costs from a step on."""
     steps = budget.num_steps - first_step
     return Cost(
@@ -125,10 +126,10 @@ def in_hours(seconds: float) -> str:
     return f"{in_words(seconds)} ({hours:{',.0f' if hours >= 100 else '.2g'}} hours)"
 
 
-def _num_checkpoints(trainer: TrainerSettings, budget: Budget, first_step: int) -> int:
+def _num_checkpoints(trainer: TrainerSettings, budget: TokenBudget, first_step: int) -> int:
     """Count the checkpoints that are kept at the end: the newest, and the best one."""
     every = trainer.checkpoint_every_steps
-    with_best = math.lcm(every, trainer.eval_every_steps) < budget.num_steps
+    with_best = budget.keeps_a_best(every, trainer.eval_every_steps)
     return min(trainer.keep_last + with_best, max(1, budget.saves_after(first_step, every)))
 
 

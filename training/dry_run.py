@@ -18,7 +18,7 @@ from training.errors import TrainingFailed
 from training.machine.setup import Machine, set_up
 from training.ranks.parallel import Parallel, build_model
 from training.ranks.world import World
-from training.recipe.budget import Budget, make_budget
+from training.recipe.budget import TokenBudget, make_budget
 from training.recipe.optim import build_optimizers, optimizer_tensors
 from training.step import Batches, gradients, loss_of, update
 
@@ -145,7 +145,7 @@ def measure(recipe: Recipe, corpus: PreparedData | Unprepared, world: World) -> 
 
 
 def _batches(
-    recipe: Recipe, corpus: PreparedData | Unprepared, budget: Budget, world: World
+    recipe: Recipe, corpus: PreparedData | Unprepared, budget: TokenBudget, world: World
 ) -> Batches:
     """Yield this rank's sequences of each pass; of a short training again and again."""
     share, device = world.share_of(budget.sequences_per_pass), world.device

@@ -24,7 +24,7 @@ from training.endurance.time_limit import TimeLimit
 from training.machine.pace import Pace
 from training.machine.profile import profiled_steps
 from training.machine.setup import Machine
-from training.recipe.budget import Budget
+from training.recipe.budget import TokenBudget
 from training.run_log import RunLog
 from training.summary import summarise
 from training.validation import validate, write_sample
@@ -47,7 +47,7 @@ class Recorder:
     log: RunLog
     identity: Identity
     machine: Machine
-    budget: Budget
+    budget: TokenBudget
     windows: TrainingWindows
     progress: Progress
     checkpoints: RunCheckpoints
@@ -221,10 +221,10 @@ class Recorder:
 
     def _require_room(self) -> None:
         """Refuse a training whose checkpoints will not fit on the disk, before its first step."""
-        every, num_steps = self._trainer.checkpoint_every_steps, self.budget.num_steps
+        every = self._trainer.checkpoint_every_steps
         self.checkpoints.require_room(
             self.budget.saves_after(self.progress.step, every),
-            with_best=math.lcm(every, self._trainer.eval_every_steps) < num_steps,
+            with_best=self.budget.keeps_a_best(every, self._trainer.eval_every_steps),
         )
 
     def _conclude(self) -> float:

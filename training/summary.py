@@ -10,7 +10,7 @@ from measuring.perplexity import Score
 from modeling.accounting import num_parameters, training_flops_per_token
 from tracking.progress import in_words
 from training.endurance.resumption import Identity, Progress
-from training.recipe.budget import Budget
+from training.recipe.budget import TokenBudget
 
 _NUMERICS = ("device", "num_threads", "native_bfloat16")
 """What a summary says of `provenance.numerics`, in addition to the dtype."""
@@ -18,7 +18,7 @@ _NUMERICS = ("device", "num_threads", "native_bfloat16")
 
 def summarise(
     identity: Identity,
-    budget: Budget,
+    budget: TokenBudget,
     progress: Progress,
     score: Score,
     cache: CacheMeasurement,

@@ -209,9 +209,14 @@ def require_found(originals, folder, kind, name, damage):
     assert_holds(store.load_newest(), 10)
     assert len(said) == 1
     assert "00000020" in said[0]
+    assert name in said[0] or "format" in said[0]
     assert said[0].endswith("00000010 instead")
+    assert "\n" not in said[0]
     with pytest.raises(RunError, match="other checkpoints: 10"):
         store.load(20)
+    # The run resumes from 10, and the damaged one does not count as one of the last.
+    save(store, 15, kind)
+    assert store.steps() == [10, 15]
     return True
 
 
@@ -257,6 +262,11 @@ def test_damage_of_the_record_of_the_best_loses_no_checkpoint(
     assert store.steps() == ([10, 20, 30, 40, 50] if unreadable else [30, 40, 50])
     if unreadable:
         assert "best.json" in said[-1]
+    if unreadable and damage != "folder":  # which nothing can replace
+        store.save(60, *content(60), is_best=True)
+        assert "best.json" in said[-1]
+        assert store.steps() == [40, 50, 60]
+        assert store.protected_step() == 60
 
 
 # What somebody else put there, with a manifest that fits.

@@ -20,7 +20,7 @@ from training.errors import AlreadyTold, TrainingError
 from training.ranks.heartbeat import Heartbeat
 from training.ranks.place import Place
 from training.ranks.world import World
-from training.recipe.budget import Budget
+from training.recipe.budget import TokenBudget
 
 SCRIPT = Path(__file__).with_name("rank_with_fault.py")
 STEPS = 12
@@ -255,7 +255,7 @@ def test_one_rank_begins_and_two_go_on(ranks, reference):  # X7
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_every_number_of_ranks_reads_the_same_sequences_in_the_same_order(size):  # X3, X7
     # Odd sizes: three passes of six sequences, of which 15 are no multiple.
-    budget = Budget(16, 6, 3, num_steps=5)
+    budget = TokenBudget(16, 6, 3, num_steps=5)
     share = World(Place(0, size), torch.device("cpu")).share_of(budget.sequences_per_pass)
     read = [
         sequence
@@ -349,7 +349,11 @@ def test_a_rank_that_has_not_begun_is_waited_for():
     assert silent == []
 
 
-@pytest.mark.parametrize("end", [SystemExit(0), KeyboardInterrupt(), ValueError("a bug")], ids=repr)
+@pytest.mark.parametrize(
+    "end",
+    [SystemExit(0), KeyboardInterrupt(), RuntimeError("mat1 and mat2 cannot be multiplied")],
+    ids=repr,
+)
 def test_whatever_ends_a_rank_ends_the_others_and_is_told_once(end):  # X1
     store, told, ended = dist.HashStore(), [], [None, None]
 
@@ -423,3 +427,4 @@ def test_of_several_ranks_those_are_lost_that_find_none_lost(error, says):
     assert ended == ["TrainingInterrupted"] * 3
     (line,) = map(str, told)
     assert line.startswith(f"rank 2 {says}")
+    assert line.endswith("rerun the same command to train from the beginning")

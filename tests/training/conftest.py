@@ -1,6 +1,8 @@
 import pytest
+from weights import Killed
 
 from modeling.config import GPTConfig, SamplingSettings
+from modeling.gpt import GPT
 from settings.evaluation import EvalSettings
 from settings.run import Recipe
 from settings.training import OptimSettings, ScheduleSettings, TrainerSettings
@@ -47,3 +49,21 @@ def recipe(prepared) -> Recipe:
         sampling=SamplingSettings(),
         seed=1,
     )
+
+
+@pytest.fixture
+def die_after(monkeypatch):
+    """Make the process 'die' in the step after the given one, before anything of it is saved."""
+
+    def arm(step: int) -> None:
+        loss, left = GPT.loss, [2 * step]  # two passes a step
+
+        def dying(self, *arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return loss(self, *arguments, **options)
+
+        monkeypatch.setattr(GPT, "loss", dying)
+
+    return arm

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from weights import assert_same_bits, final_tensors
+from weights import Killed, assert_same_bits, final_tensors
 
 from measuring.runs import _model_config
 from modeling.config import LayersConfig
@@ -22,10 +22,6 @@ WINDOWS_THAT_SHARE = LayersConfig(
 )
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.fixture
 def arranged_recipe(recipe):
     """Four layers with windows, sinks, dropout, and layers that read others."""
@@ -38,32 +34,14 @@ def losses(folder):
     return [record["train/loss"] for record in read_metrics(folder.metrics_path)]
 
 
-@pytest.fixture
-def dies_after(monkeypatch):
-    """Make the process 'die' in the step after the given one."""
-
-    def arm(step):
-        loss, left = GPT.loss, [2 * step]  # two passes each
-
-        def dying(self, *arguments, **options):
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-            return loss(self, *arguments, **options)
-
-        monkeypatch.setattr(GPT, "loss", dying)
-
-    return arm
-
-
 @pytest.mark.slow
 def test_resumed_or_recomputed_it_is_the_same_training_bit_for_bit(
-    arranged_recipe, run_training, dies_after, monkeypatch
+    arranged_recipe, run_training, die_after, monkeypatch
 ):
     whole = run_training(arranged_recipe, "whole")
     recomputed = run_training(arranged_recipe, "recomputed", activation_checkpointing=True)
     assert_same_bits(final_tensors(whole), final_tensors(recomputed))
-    dies_after(4)  # three of them are saved
+    die_after(4)  # three of them are saved
     with pytest.raises(Killed):
         run_training(arranged_recipe, "broken")
     monkeypatch.undo()
@@ -125,7 +103,7 @@ def test_sinks_are_vectors_to_an_optimizer(name):
 
 
 def test_a_run_from_before_the_key_layers_loads_and_resumes(
-    recipe, run_training, dies_after, monkeypatch
+    recipe, run_training, die_after, monkeypatch
 ):
     whole = run_training(recipe, "whole")
     state_of = Identity.state
@@ -136,7 +114,7 @@ def test_a_run_from_before_the_key_layers_loads_and_resumes(
         return state
 
     monkeypatch.setattr(Identity, "state", before)
-    dies_after(7)
+    die_after(7)
     with pytest.raises(Killed):
         run_training(recipe, "old")
     monkeypatch.undo()

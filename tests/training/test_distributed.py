@@ -26,8 +26,8 @@ from modeling.gpt import GPT
 from settings.training import TrainerSettings
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
-from training.errors import AlreadyTold, TrainingError, TrainingInterrupted
-from training.ranks.joining import alone, joined
+from training.errors import AlreadyTold, TrainingError
+from training.ranks.joining import joined
 from training.ranks.place import Place, place
 from training.ranks.world import World
 
@@ -82,13 +82,6 @@ def test_a_process_alone_makes_no_process_group_and_gets_back_what_it_gave():
             raise KeyError
 
 
-def test_a_pass_that_does_not_divide_is_refused_with_the_keys():
-    world = World(Place(0, 4), torch.device("cpu"))
-    assert world.share_of(8) == 2
-    with pytest.raises(TrainingError, match=r"micro_batch_size \(6\).*\(4\).*micro_batch_size=8"):
-        world.share_of(6)
-
-
 @pytest.fixture
 def two_ranks():
     """Run a function of a world in two threads that share a store; returns how each ended."""
@@ -126,52 +119,15 @@ def test_the_others_get_what_rank_0_found_however_long_it_takes(two_ranks):
     assert told == []
 
 
-def test_an_error_of_rank_0_ends_the_others_and_is_told_once(two_ranks):
-    def work(world):
-        def fail():
-            raise TrainingError("the reason")
+@pytest.mark.parametrize("who", ["rank 0", "all"])
+def test_an_error_of_rank_0_or_of_all_ends_all_and_is_reported_once(two_ranks, who):
+    def fail():
+        raise TrainingError("the reason")
 
-        world.from_main(fail)
-
-    ended, told = two_ranks(work)
+    ended, told = two_ranks(lambda world: world.from_main(fail) if who == "rank 0" else fail())
     assert [type(error) for error in ended] == [AlreadyTold] * 2
     assert [error.kind for error in ended] == ["TrainingError"] * 2
     assert [str(error) for error in told] == ["the reason"]
-
-
-def test_an_error_that_all_find_is_told_once(two_ranks):
-    def work(world):
-        raise TrainingError("all found it")
-
-    ended, told = two_ranks(work)
-    assert [error.kind for error in ended] == ["TrainingError"] * 2
-    assert len(told) == 1
-
-
-def test_a_lost_connection_says_where_a_rerun_goes_on(two_ranks):
-    def work(world):
-        if world.is_main:
-            raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
-
-    ended, told = two_ranks(work)
-    assert ended[0].kind == "TrainingInterrupted"
-    assert isinstance(told[0], TrainingInterrupted)
-    assert str(told[0]).startswith("rank 1 died or lost its connection; rerun")
-    assert str(told[0]).endswith("from step 7")
-
-
-def test_the_error_of_a_broken_model_is_not_taken_for_a_lost_rank(two_ranks):
-    def work(world):
-        if world.is_main:
-            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    ended, told = two_ranks(work)
-    assert ended[0].kind == "RuntimeError"
-    assert "mat1" in str(told[0])
-
-
-def test_alone_is_rank_0_of_1():
-    assert (alone("cpu").rank, alone("cpu").size) == (0, 1)
 
 
 def test_settings_name_what_does_not_go_together():

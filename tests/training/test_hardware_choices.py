@@ -18,16 +18,13 @@ from training.machine.hardware import (
 CPU = torch.device("cpu")
 
 
-def test_auto_takes_bfloat16_only_where_it_is_native(monkeypatch):
+def test_auto_takes_bfloat16_only_where_it_is_native_and_either_can_be_forced(monkeypatch):
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     for probe in probes:
         monkeypatch.setattr(torch.cpu, probe, lambda: False, raising=False)
     assert pick_autocast_dtype("auto", CPU) is None
     monkeypatch.setattr(torch.cpu, probes[0], lambda: True, raising=False)
     assert pick_autocast_dtype("auto", CPU) is torch.bfloat16
-
-
-def test_precision_can_be_forced():
     assert pick_autocast_dtype("float32", CPU) is None
     assert pick_autocast_dtype("bfloat16", CPU) is torch.bfloat16
 

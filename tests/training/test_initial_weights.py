@@ -4,12 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from weights import assert_same_bits, final_tensors
+from weights import Killed, assert_same_bits, final_tensors
 
 from data.batches import TrainingWindows
 from modeling.gpt import GPT
 from tracking.metrics import read_metrics
-from training import loop
 
 
 @pytest.fixture
@@ -45,24 +44,11 @@ def test_the_first_loss_is_that_of_the_weights_it_was_given(
     assert abs(first_loss(drawn) - expected) > 0.1
 
 
-def test_a_run_that_goes_on_keeps_what_it_learned(recipe, run_training, monkeypatch, initial):
+def test_a_resumed_run_keeps_what_it_learned(recipe, run_training, die_after, monkeypatch, initial):
     whole = run_training(recipe, "whole", initial=lambda: initial)
-    calls = []
-
-    class KilledThen(Exception):
-        pass
-
-    loss = GPT.loss
-
-    def dying(self, *arguments, **options):
-        calls.append(1)
-        if len(calls) > 2 * 4:  # two passes a step, in the step after the checkpoint of the third
-            raise KilledThen
-        return loss(self, *arguments, **options)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.GPT, "loss", dying)
-        with pytest.raises(KilledThen):
-            run_training(recipe, "cut", initial=lambda: initial)
+    die_after(4)  # the step after the checkpoint of the third
+    with pytest.raises(Killed):
+        run_training(recipe, "cut", initial=lambda: initial)
+    monkeypatch.undo()
     cut = run_training(recipe, "cut", initial=lambda: initial)
     assert_same_bits(final_tensors(cut), final_tensors(whole))

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from weights import assert_same_bits, final_tensors
+from weights import Killed, assert_same_bits, final_tensors
 
 from data import batches
 from files.errors import RunError
@@ -18,29 +18,6 @@ from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from training import loop
 from training.errors import TrainingError, TrainingInterrupted
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.fixture
-def die_after(monkeypatch):
-    """Make the process 'die' in the step after the given one, before anything of it is saved."""
-
-    def arm(step: int) -> None:
-        calls = {"left": step * 2}  # two passes a step
-        loss = GPT.loss
-
-        def dying(self, tokens, targets, **options):
-            calls["left"] -= 1
-            if calls["left"] < 0:
-                raise Killed
-            return loss(self, tokens, targets, **options)
-
-        monkeypatch.setattr(GPT, "loss", dying)
-
-    return arm
 
 
 @pytest.mark.parametrize("sequences", [2, 60], ids=["within an epoch", "across two"])

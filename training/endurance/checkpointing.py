@@ -10,7 +10,7 @@ from torch import Tensor
 
 from files.errors import RunError
 from modeling.gpt import GPT
-from tracking.checkpoint import Checkpoint
+from tracking.checkpoint import Checkpoint, checkpoint_bytes
 from tracking.checkpoints import CheckpointStore
 from tracking.parts import read_into, shapes, write_parts
 from training.endurance.rng import set_rng_tensors
@@ -76,16 +76,10 @@ class RunCheckpoints:
         """
         if not self.world.is_main:
             return
-        groups = {"model": self._weights(), "optimizer": self._moments()}
-        tensors = {
-            group: {
-                name: torch.empty(shape, dtype=dtype, device="meta")
-                for name, (shape, dtype) in kinds.items()
-            }
-            for group, kinds in groups.items()
-        }
+        kinds = [*self._weights().values(), *self._moments().values()]
+        each = checkpoint_bytes(shape.numel() * dtype.itemsize for shape, dtype in kinds)
         # A sharded one is written once more at the end (`make_whole`).
-        self.store.require_room(tensors, num_saves + self.sharded, with_best=with_best)
+        self.store.require_room(each, num_saves + self.sharded, with_best=with_best)
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """Put weights, optimizer state and random state of a checkpoint back, exactly.

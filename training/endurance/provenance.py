@@ -57,33 +57,21 @@ def git_commit(folder: Path) -> str | None:
 
 def provenance_of(machine: Machine, trainer: TrainerSettings, num_ranks: int) -> Provenance:
     """Return the provenance of what is trained here and now."""
-    return Provenance(
-        numerics=_numerics(machine.device, machine.autocast_dtype, trainer, num_ranks),
-        versions=versions(),
-        git_commit=git_commit(Path(__file__).parents[2]),
-    )
-
-
-def _numerics(
-    device: torch.device,
-    autocast_dtype: torch.dtype | None,
-    trainer: TrainerSettings,
-    num_ranks: int,
-) -> dict[str, str | int | bool]:
-    """Return what has to be equal for a resumed run to repeat another bit for bit."""
-    is_cuda = device.type == "cuda"
-    return {
+    device, is_cuda = machine.device, machine.device.type == "cuda"
+    # What has to be equal for a resumed run to repeat another bit for bit.
+    numerics: dict[str, str | int | bool] = {
         "torch": str(torch.__version__),
-        "precision": str(autocast_dtype or torch.float32).removeprefix("torch."),
+        "precision": str(machine.dtype).removeprefix("torch."),
         "compile": trainer.compile,
         "deterministic": trainer.deterministic,
         "device": torch.cuda.get_device_name(device) if is_cuda else "cpu",
         "num_threads": torch.get_num_threads(),
         # Of a training in bfloat16 Muon computes in it, too, but where it is emulated.
-        "native_bfloat16": muon_dtype(autocast_dtype, device) == torch.bfloat16,
+        "native_bfloat16": muon_dtype(machine.autocast_dtype, device) == torch.bfloat16,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         # A run may be resumed with another one, if the sequences per step stay the same.
         "micro_batch_size": trainer.micro_batch_size,
         "ranks": num_ranks,
         "parallelism": trainer.parallelism if num_ranks > 1 else "none",
     }
+    return Provenance(numerics, versions(), git_commit(Path(__file__).parents[2]))

@@ -17,14 +17,14 @@ from training.endurance.checkpointing import RunCheckpoints
 from training.endurance.resumption import Progress
 from training.endurance.rng import rng_tensors
 from training.errors import TrainingDiverged, TrainingFailed
-from training.recipe.budget import Budget
+from training.recipe.budget import TokenBudget
 
 
 class Recording(Protocol):
     """What a rescue needs to know of a run, and how it saves (see `training.recorder`)."""
 
     progress: Progress
-    budget: Budget
+    budget: TokenBudget
     checkpoints: RunCheckpoints
 
     def save(self, random_state: dict[str, Tensor]) -> None:

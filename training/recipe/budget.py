@@ -1,5 +1,6 @@
 """The only place that converts between tokens, sequences and steps."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from training.errors import TrainingError
 
 
 @dataclass(frozen=True)
-class Budget:
+class TokenBudget:
     """What a run spends.
 
     Args:
@@ -46,6 +47,10 @@ class Budget:
             return 0
         return self.num_steps // every - step // every + bool(self.num_steps % every)
 
+    def keeps_a_best(self, save_every: int, validate_every: int) -> bool:
+        """Return whether a checkpoint may be kept as the best: some are validated when saved."""
+        return math.lcm(save_every, validate_every) < self.num_steps
+
     @property
     def num_distinct_tokens(self) -> int:
         """Tokens of the run, without those that come again."""
@@ -75,7 +80,7 @@ class Budget:
 
 def make_budget(
     trainer: TrainerSettings, schedule: ScheduleSettings, context_length: int
-) -> Budget:
+) -> TokenBudget:
     """Turn a number of tokens into whole steps, rounding up.
 
     Args:
@@ -87,7 +92,7 @@ def make_budget(
         TrainingError: If the warm-up is not shorter than the run.
     """
     per_step = trainer.micro_batch_size * trainer.gradient_accumulation_steps * context_length
-    budget = Budget(
+    budget = TokenBudget(
         tokens_per_sequence=context_length,
         sequences_per_pass=trainer.micro_batch_size,
         passes_per_step=trainer.gradient_accumulation_steps,
