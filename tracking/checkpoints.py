@@ -18,8 +18,6 @@ from files.errors import RunError, WriteFailed
 from files.plain_json import require_plain
 from files.sizes import in_units
 from files.synced import fsync_folder
-from tracking.best import NAME as BEST_NAME
-from tracking.best import BestRecord
 from tracking.checkpoint import (
     Checkpoint,
     Groups,
@@ -60,7 +58,6 @@ class CheckpointStore:
         self._keep_last = keep_last
         self._say = say
         self._read_only = read_only
-        self._best = BestRecord(folder)
         self._compared_a_save = False
 
     def save(
@@ -70,7 +67,7 @@ class CheckpointStore:
         state: dict[str, Any],
         parts: Parts | None = None,
         *,
-        is_best: bool = False,
+        best: int | None = None,
     ) -> Path:
         """Write a checkpoint and remove those that are no longer kept.
 
@@ -84,8 +81,8 @@ class CheckpointStore:
             state: Plain JSON values (see `require_plain`); large random states fit better among
                 the tensors, as uint8.
             parts: More groups, which several processes write.
-            is_best: Keep it in addition to the last ones, in place of the one kept so before: the
-                best by validation.
+            best: Step of the checkpoint with the best validation, this one or an earlier one, which
+                is kept in addition to the last ones.
 
         Returns:
             The checkpoint's folder.
@@ -119,7 +116,6 @@ class CheckpointStore:
             require_free_bytes(self._folder, needed_bytes)
             write_checkpoint(temporary, step, tensors, state, parts, compare=compare)
             self._compared_a_save |= parts is None
-            self._best.record(step, self.steps(), self._say, is_best=is_best)
             self._publish(temporary, final)
         except (OSError, SafetensorError) as error:
             raise write_failure(final, error, needed_bytes) from error
@@ -127,7 +123,8 @@ class CheckpointStore:
             # Also when interrupted: the space is needed, and nothing else will be resumed from it.
             shutil.rmtree(temporary, ignore_errors=True)
         self._remove(later for later in self._candidates() if later > step)
-        self._prune()
+        keep = {*self.steps()[-self._keep_last :], best}
+        self._remove(old for old in self._candidates() if old not in keep)
         return final
 
     def require_room(self, each: int, num_saves: int, *, with_best: bool) -> None:
@@ -221,14 +218,6 @@ class CheckpointStore:
             others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
             raise RunError(f"{error}; other checkpoints: {others}") from error
 
-    def protected_step(self) -> int | None:
-        """Return the step of the best checkpoint, or None if there is none (any more).
-
-        Raises:
-            RunError: If its record cannot be read.
-        """
-        return self._best.step(self.steps())
-
     def _publish(self, temporary: Path, final: Path) -> None:
         """Give a finished checkpoint its name; an existing one of the same step steps aside."""
         aside = self._folder / f".old-{final.name}"
@@ -237,16 +226,6 @@ class CheckpointStore:
         temporary.rename(final)
         fsync_folder(self._folder)
         _delete(aside)
-
-    def _prune(self) -> None:
-        """Remove all but the last complete ones and the best one."""
-        try:
-            protected = self.protected_step()
-        except RunError as error:
-            self._say(f"{error}; no old checkpoint is removed while {BEST_NAME} is unreadable")
-            return
-        keep = {*self.steps()[-self._keep_last :], protected}
-        self._remove(step for step in self._candidates() if step not in keep)
 
     def _remove(self, steps: Iterable[int]) -> None:
         """Remove checkpoints, each at once: by renaming it first, so that half of one never shows.
@@ -273,7 +252,7 @@ class CheckpointStore:
                     except OSError as error:
                         raise write_failure(original, error) from error
                     continue
-            elif not entry.name.startswith((".tmp-", f".{BEST_NAME}.tmp-")):
+            elif not entry.name.startswith(".tmp-"):
                 continue
             _delete(entry)
 

@@ -157,8 +157,8 @@ class Recorder:
         with self._stopping.ending():
             nll = self._conclude()
         if self._world.any(nll < self.progress.best_nll):
-            self.progress.best_nll = nll
-            self.save(rng_tensors(self.machine.device), is_best=True)
+            self._note_best(nll)
+            self.save(rng_tensors(self.machine.device))
 
     def save_or_stop(self, nll: float) -> None:
         """Save a checkpoint where one is due, at the end, and before the training has to stop.
@@ -175,29 +175,28 @@ class Recorder:
         reason = self._stopping.reason(longest)
         is_due = progress.step % self._trainer.checkpoint_every_steps == 0
         if is_due or self._is_last or reason:
-            is_best = nll < progress.best_nll
-            progress.best_nll = min(nll, progress.best_nll)
+            if nll < progress.best_nll:
+                self._note_best(nll)
             if self._is_last:
                 self._display.phase("saving the last checkpoint")
-            self.save(rng_tensors(self.machine.device), is_best=is_best)
+            self.save(rng_tensors(self.machine.device))
             # It takes long enough for a signal to come.
             reason = reason or self._stopping.reason()
         if reason:
             raise self._stopping.interrupted(reason)
 
-    def save(self, random_state: dict[str, Tensor], *, is_best: bool = False) -> None:
+    def save(self, random_state: dict[str, Tensor]) -> None:
         """Save the state after the last whole step; every rank has to call it.
 
         Args:
             random_state: After that step, from `rng_tensors`.
-            is_best: Keep it as the one with the best validation.
         """
         progress = self.progress
         self.log.metrics.sync()
         with self._time_limit.timing_a_save():
             self._note_peak_memory()
             state = self.identity.state(progress)
-            self.checkpoints.save(progress.step, state, random_state, is_best=is_best)
+            self.checkpoints.save(progress.step, state, random_state, progress.best_step)
 
     def finish(self) -> dict[str, Any]:
         """Measure the trained model, write a sample, and the summary last of all.
@@ -214,7 +213,7 @@ class Recorder:
             self.log.mirror_summary(summary)
             self._write_sample()
             self._stopping.give_way()
-        self.checkpoints.make_whole()
+        self.checkpoints.make_whole(self.progress.best_step)
         # Last: a run with a summary is a finished one.
         self.log.write_summary(summary)
         return summary
@@ -290,6 +289,10 @@ class Recorder:
         asked, length = trainer.sample_prompt, trainer.sample_tokens
         sample = write_sample(model, prepared, asked, length, self.identity.recipe.sampling)
         self.log.write_sample(sample)
+
+    def _note_best(self, nll: float) -> None:
+        """Let the checkpoint that is saved next be kept as the best."""
+        self.progress.best_nll, self.progress.best_step = nll, self.progress.step
 
     def _note_peak_memory(self) -> None:
         peak = self.machine.peak_memory_bytes()

@@ -245,30 +245,6 @@ def test_a_hash_that_says_nothing_would_be_noticed(originals, tmp_path, monkeypa
         require_found(originals, tmp_path / "c", kind, FILES[kind][0], damage)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_of_the_record_of_the_best_loses_no_checkpoint(
-    tmp_path, store, said, originals, damage
-):
-    for step in (10, 20):
-        store.save(step, *content(step), is_best=step == 10)
-    best = tmp_path / "checkpoints" / "best.json"
-    (tmp_path / "other.json").write_text('{"step": 7, "before": null}\n')
-    DAMAGE[damage](best, tmp_path / "other.json")
-    for step in (30, 40, 50):
-        store.save(step, *content(step))
-    newest = CheckpointStore(tmp_path / "checkpoints", 3).load_newest()
-    assert_holds(newest, 50)
-    unreadable = damage not in ("deleted", "another-run's")
-    assert store.steps() == ([10, 20, 30, 40, 50] if unreadable else [30, 40, 50])
-    if unreadable:
-        assert "best.json" in said[-1]
-    if unreadable and damage != "folder":  # which nothing can replace
-        store.save(60, *content(60), is_best=True)
-        assert "best.json" in said[-1]
-        assert store.steps() == [40, 50, 60]
-        assert store.protected_step() == 60
-
-
 # What somebody else put there, with a manifest that fits.
 
 

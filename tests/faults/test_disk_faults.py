@@ -13,7 +13,6 @@ import torch
 from processes import wait_for_step
 
 from files.errors import RunError, WriteFailed
-from tracking.best import BestRecord
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import MetricsLog, read_metrics
 from tracking.run_folder import RunFolder
@@ -57,9 +56,6 @@ WRITES = {
     ),
     "metrics.jsonl": lambda run, store, log: log.append({"note": "x" * 9000}),
     "checkpoints/00000003": lambda run, store, log: store.save(3, tensors(3), {}),
-    "checkpoints/best.json": lambda run, store, log: BestRecord(run.checkpoints_path).record(
-        2, store.steps(), print, is_best=True
-    ),
     ".lock-owner.json": lambda run, store, log: run.lock().__enter__(),
 }
 
@@ -72,7 +68,7 @@ def started(folder):
     run.write_summary(SHORT)
     store = CheckpointStore(run.checkpoints_path, keep_last=2)
     for step in (1, 2):
-        store.save(step, tensors(step), {}, is_best=step == 1)
+        store.save(step, tensors(step), {}, best=1)
     log = MetricsLog(run.metrics_path)
     log.append({"step": 1})
     log.sync()
@@ -121,9 +117,9 @@ def test_a_disk_that_fills_up_within_a_save_keeps_the_one_before(small_disk, mon
     # As if another process wrote after the free space was looked at.
     monkeypatch.setattr("tracking.checkpoints.require_free_bytes", lambda folder, needed: None)
     with pytest.raises(WriteFailed, match=r"No space left .*[\d.]+ \w?B needed, [\d.]+ \w?B free"):
-        store.save(3, tensors(3, 3_000_000), {}, is_best=True)
+        store.save(3, tensors(3, 3_000_000), {}, best=3)
     require_nothing_lost(run, before)
-    assert store.protected_step() == 1
+    assert store.steps() == [1, 2]
 
 
 @pytest.mark.parametrize("name", WRITES)

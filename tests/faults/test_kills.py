@@ -102,8 +102,7 @@ def content(folder):
     summary = json.loads((folder / "summary.json").read_text())
     values = {
         "saved steps": store.steps(),
-        "best": store.protected_step(),
-        "progress": {key: progress[key] for key in ("step", "last_loss", "best_nll")},
+        "progress": {key: progress[key] for key in ("step", "last_loss", "best_nll", "best_step")},
         "metrics": [{k: v for k, v in r.items() if k not in TIMINGS} for r in records],
         "summary": {key: value for key, value in summary.items() if key not in MEASURED},
         "samples": (folder / "samples.txt").read_text(),

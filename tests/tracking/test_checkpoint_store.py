@@ -75,39 +75,15 @@ def test_save_and_load_round_trip_bit_for_bit(store, tmp_path):
     assert len({(path / name).stat().st_mode for name in FILES}) == 1
 
 
-def test_old_ones_are_pruned_but_the_protected_one_survives_a_restart(store, tmp_path):
-    store.save(10, *content(10), is_best=True)
-    for step in (20, 30, 40):
-        store.save(step, *content(step))
+def test_old_ones_are_pruned_but_the_best_one_survives_a_restart(store, tmp_path):
+    for step in (10, 20, 30, 40):
+        store.save(step, *content(step), best=10)
     assert store.steps() == [10, 30, 40]
     restarted = CheckpointStore(tmp_path / "checkpoints", keep_last=2)
-    restarted.save(50, *content(50))
+    restarted.save(50, *content(50), best=10)
     assert restarted.steps() == [10, 40, 50]
-    assert restarted.protected_step() == 10
-    restarted.save(60, *content(60), is_best=True)
+    restarted.save(60, *content(60), best=60)
     assert restarted.steps() == [50, 60]
-    assert restarted.protected_step() == 60
-
-
-def test_a_best_that_was_announced_and_never_came_takes_no_protection_from_the_one_before(
-    store, tmp_path, monkeypatch
-):
-    store.save(10, *content(10), is_best=True)
-    store.save(20, *content(20))
-
-    def killed(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(store, "_publish", killed)
-    with pytest.raises(KeyboardInterrupt):
-        store.save(30, *content(30), is_best=True)
-    monkeypatch.undo()
-    assert store.protected_step() == 10
-    # Resumed with other intervals of validation, the run comes by the same step without looking.
-    for step in (30, 40, 50):
-        store.save(step, *content(step))
-    assert store.protected_step() == 10
-    assert store.steps() == [10, 40, 50]
 
 
 def test_saving_after_resuming_an_older_one_removes_the_later_ones(store):
@@ -403,18 +379,18 @@ def test_kill_9_between_any_two_operations_leaves_the_newest_complete_one(tmp_pa
             before.save(10, *content(10))
             (tmp_path / "aside").rename(folder / "00000030")
         else:
-            before.save(10, *content(10), is_best=kind.endswith("best"))
+            before.save(10, *content(10))
             if kind == "made-whole":
                 save_sharded(before, 20)
             else:
-                before.save(20, *content(20))
+                before.save(20, *content(20), best=10 if kind.endswith("best") else None)
         action, allowed = {
             "next": (lambda: store().save(30, *content(30)), {20, 30}),
             "again": (lambda: store().save(20, *content(20)), {20}),
             "later-exists": (lambda: store().save(15, *content(15)), {15, 30}),
-            "best": (lambda: store().save(30, *content(30), is_best=True), {20, 30}),
+            "best": (lambda: store().save(30, *content(30), best=10), {20, 30}),
             "sharded": (lambda: save_sharded(store(), 30), {20, 30}),
-            "sharded-best": (lambda: save_sharded(store(), 30, is_best=True), {20, 30}),
+            "sharded-best": (lambda: save_sharded(store(), 30, best=10), {20, 30}),
             "made-whole": (lambda: save_whole(store(), 20), {20}),
         }[kind]
         killed = killed_before(operation, action)
@@ -426,13 +402,10 @@ def test_kill_9_between_any_two_operations_leaves_the_newest_complete_one(tmp_pa
         assert [name for name in left if name.startswith(".")] == []
         if not killed:
             break
-        after.save(40, *content(40))
+        after.save(40, *content(40), best=10 if kind.endswith("best") else None)
         assert_holds(after.load_newest(), 40)
         if kind.endswith("best"):
-            # Whatever the best was of what the run goes on from, it is still there.
-            best = 30 if found.step == 30 else 10
-            assert after.protected_step() == best
-            assert_holds(after.load(best), best)
+            assert_holds(after.load(10), 10)
     assert not killed
     assert operation > 20
 

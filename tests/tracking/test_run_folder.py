@@ -212,7 +212,6 @@ READERS = {
     "metrics.jsonl": lambda run: read_metrics(run.metrics_path),
     "metrics.jsonl, resumed": lambda run: MetricsLog(run.metrics_path).drop_after(3),
     "metrics.jsonl, appended": lambda run: MetricsLog(run.metrics_path).append({"step": 1}),
-    "checkpoints/best.json": lambda run: CheckpointStore(run.checkpoints_path, 1).protected_step(),
     ".lock": lambda run: run.lock().__enter__(),
 }
 

@@ -109,8 +109,7 @@ class RunCheckpoints:
         step: int,
         state: dict[str, Any],
         random_state: dict[str, Tensor],
-        *,
-        is_best: bool = False,
+        best: int | None,
     ) -> None:
         """Save a checkpoint; every rank has to call it, and none returns before it is there.
 
@@ -118,7 +117,7 @@ class RunCheckpoints:
             step: Optimizer steps done.
             state: Plain JSON values; rank 0's are written.
             random_state: This rank's, from `rng_tensors`.
-            is_best: Keep it as the one with the best validation.
+            best: Step of the checkpoint with the best validation.
 
         Raises:
             RunError: If it cannot be written.
@@ -127,27 +126,30 @@ class RunCheckpoints:
         tensors = self._tensors()
         if not self.sharded:
             if self.world.is_main:
-                self.store.save(step, {**tensors, "rng": rng}, state, is_best=is_best)
+                self.store.save(step, {**tensors, "rng": rng}, state, best=best)
         elif self.world.is_main:
             parts = _Parts(tensors, self.world)
-            self.store.save(step, {"rng": rng}, state, parts, is_best=is_best)
+            self.store.save(step, {"rng": rng}, state, parts, best=best)
         else:
             write_parts(Path(self.world.from_main(lambda: None)), tensors)
         # A rank that went ahead could end, and have torchrun end rank 0 while it writes.
         self.world.from_main(lambda: None)
 
-    def make_whole(self) -> None:
+    def make_whole(self, best: int | None) -> None:
         """Replace the newest checkpoint, if it is sharded, by one with a file for each group.
 
         Rank 0 reads the shards and writes them again, so it needs the memory of model and
         optimizer state on the CPU, once.
+
+        Args:
+            best: Step of the checkpoint with the best validation.
 
         Raises:
             RunError: If it cannot be read or written.
         """
         if self.sharded and self.world.is_main:
             newest = self.store.load(self.store.steps()[-1])
-            self.store.save(newest.step, newest.tensors, newest.state)
+            self.store.save(newest.step, newest.tensors, newest.state, best=best)
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         return {

@@ -27,6 +27,8 @@ class Progress(msgspec.Struct, forbid_unknown_fields=True):
     """What a checkpoint remembers beyond tensors; steps are whole optimizer steps done.
 
     Attributes:
+        best_nll, best_step: The lowest validation loss of a saved step, and that step, whose
+            checkpoint is kept.
         possible_flops: What the machines that trained it could have done in `train_seconds`.
         peak_memory_bytes: The most of all processes that trained it, one after the other.
         resumes: How many of them resumed what another had saved, and saved in turn.
@@ -41,6 +43,7 @@ class Progress(msgspec.Struct, forbid_unknown_fields=True):
     wall_seconds: float = 0.0
     last_loss: float = math.nan
     best_nll: float = math.inf
+    best_step: int | None = None
     possible_flops: float = 0.0
     peak_memory_bytes: int = 0
     resumes: int = 0
