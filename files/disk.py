@@ -13,9 +13,10 @@ _OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
 _OS_ERROR_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 
 
-def free_bytes(folder: Path) -> int:
-    """Return the bytes that this user may still write below an existing folder."""
-    return shutil.disk_usage(folder).free
+def free_bytes(path: Path) -> int:
+    """Return the bytes that this user may still write at a path, which need not be there yet."""
+    above = (path, *path.absolute().parents)
+    return shutil.disk_usage(next(folder for folder in above if folder.is_dir())).free
 
 
 def require_free_bytes(folder: Path, needed_bytes: int) -> None:
@@ -49,7 +50,7 @@ def write_failure(path: Path, cause: BaseException, needed_bytes: int | None = N
         return WriteFailed(
             f"cannot write {path}: {one_line(cause)}; check the disk and permissions"
         )
-    sizes = f"{in_units(free_bytes(_existing_parent(path)))} free"
+    sizes = f"{in_units(free_bytes(path))} free"
     if needed_bytes is not None:
         sizes = f"{in_units(needed_bytes)} needed, {sizes}"
     return WriteFailed(
@@ -71,8 +72,3 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _existing_parent(path: Path) -> Path:
-    """Return the nearest folder above `path` that exists."""
-    return next(folder for folder in path.absolute().parents if folder.is_dir())

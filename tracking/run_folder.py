@@ -1,31 +1,24 @@
-"""The folder of one run: its name, the paths in it, its lock, configuration and summary."""
+"""The folder of one run: its name, the paths in it, its configuration and summary."""
 
-import errno
-import os
 import re
-import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from files.atomic import write_json, write_text
 from files.disk import one_line, write_failure
 from files.errors import RunError
-from files.regular_file import read_regular_file, require_regular_file
+from files.regular_file import read_regular_file
 from files.typed_json import MAX_BYTES, read_typed, typed
-from guards.printable import printable
+from tracking.run_lock import held
 
 _MAX_NAME_LENGTH = 150
 _MAX_SAMPLE_BYTES = 20_000
 _MOST_LISTED = 12
 _NAME = re.compile(rf"(?!\.)[A-Za-z0-9._=,+-]{{1,{_MAX_NAME_LENGTH}}}")
-# What a killed process leaves of `write_text`.
-_TEMPORARY = re.compile(r"\..+\.tmp-[0-9]+")
 # What is computed with, or shown as text; versions and the like are only passed on.
 _NUMBERS = (
     *("num_parameters", "num_attention_parameters", "tokens_trained", "overfit_batches"),
@@ -45,14 +38,6 @@ _Summary = msgspec.defstruct(
     ],
 )
 _WRITE_AGAIN = "remove the file and run the training command again, which writes it"
-
-
-class _Owner(msgspec.Struct):
-    """The process that holds a lock."""
-
-    pid: int
-    host: str
-    since: str
 
 
 def without_seed(name: str, seed: int | None = None) -> str:
@@ -130,46 +115,14 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the kernel frees it however the process ends.
-
-        The folder is created if it does not exist, and what a killed process left in the middle of
-        writing a small file is removed.
+        """Hold the run for this process, in its folder, which is created if need be.
 
         Raises:
             RunError: At once, if another process (or this one) holds it, naming process and host.
         """
         self.create()
-        lock_path = self.path / ".lock"
-        lock = FileLock(lock_path)
-        owner_path = self.path / ".lock-owner.json"
-        try:
-            with suppress(FileNotFoundError):
-                require_regular_file(lock_path)
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise RunError(
-                f"{self.path} is in use by {_owner(owner_path)}; wait for it, stop it, or set "
-                "another run_name"
-            ) from None
-        except (OSError, NotImplementedError) as error:
-            if getattr(error, "errno", None) in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
-                raise write_failure(lock_path, error) from error
-            raise RunError(
-                f"cannot lock {self.path}: {one_line(error)}; put the runs folder on a file "
-                "system that supports locks and that you may write to"
-            ) from error
-        try:
-            self._remove_leftovers()
-            since = datetime.now(UTC).isoformat(timespec="seconds")
-            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-            write_json(owner_path, owner)
+        with held(self.path):
             yield
-        finally:
-            # What ends a run, a disk that has become read-only say, must not be hidden by this.
-            with suppress(OSError):
-                owner_path.unlink()
-            with suppress(OSError):
-                lock.release()
 
     def write_config(self, text: str) -> None:
         """Write `config.yaml` atomically, into the folder that `lock` made.
@@ -227,13 +180,6 @@ class RunFolder:
                     f"{path} says that the run is finished, but not its {key}; {_WRITE_AGAIN}"
                 )
         return summary
-
-    def _remove_leftovers(self) -> None:
-        """Remove what a killed process left; the lock says that no other is writing."""
-        with suppress(OSError):  # it only costs space
-            for entry in sorted(self.path.iterdir()):
-                if _TEMPORARY.fullmatch(entry.name):
-                    entry.unlink()
 
 
 def list_finished_runs(runs_dir: Path | str) -> tuple[list[RunFolder], list[str]]:
@@ -293,15 +239,6 @@ def listed(names: Sequence[str]) -> str:
     shown = ", ".join(reversed(names[-_MOST_LISTED:]))
     more = len(names) - _MOST_LISTED
     return shown if more <= 0 else f"{shown}, and {more} more"
-
-
-def _owner(path: Path) -> str:
-    """Say who holds the lock, as far as its note can be read."""
-    try:
-        owner = read_typed(path, _Owner)
-    except RunError:  # the holder is just starting or ending
-        return "another process"
-    return printable(f"process {owner.pid} on {owner.host[:100]} since {owner.since[:100]}")
 
 
 def _shortened(text: str) -> str:

@@ -103,7 +103,7 @@ def describe(
     machine = measured.machine
     speed = budget.tokens_per_step / measured.seconds_per_step
     mfu = speed * training_flops_per_token(recipe.model, context) / machine.peak_flops
-    each, free = measured.checkpoint_bytes, free_bytes(_existing(runs_path))
+    each, free = measured.checkpoint_bytes, free_bytes(runs_path)
     needed = cost.disk_bytes + each
     return [
         *lines,
@@ -131,11 +131,6 @@ def _num_checkpoints(trainer: TrainerSettings, budget: TokenBudget, first_step: 
     every = trainer.checkpoint_every_steps
     with_best = budget.keeps_a_best(every, trainer.eval_every_steps)
     return min(trainer.keep_last + with_best, max(1, budget.saves_after(first_step, every)))
-
-
-def _existing(folder: Path) -> Path:
-    """Return a folder, or the nearest one above it that exists."""
-    return next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
 
 
 def _size_of_data(corpus: PreparedData | Unprepared, data: DataSettings) -> str:

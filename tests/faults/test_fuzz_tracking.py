@@ -12,7 +12,7 @@ from mutations import mutated_bytes, mutated_json
 from test_checkpoint_faults import STATE, resumed, safetensors, save, write_shard
 
 from files.errors import RunError
-from tracking import checkpoint_files, run_folder
+from tracking import checkpoint_files, run_folder, run_lock
 from tracking.checkpoint import read_checkpoint
 from tracking.checkpoints import CheckpointStore
 from tracking.configuration import differences, read_configuration
@@ -140,7 +140,7 @@ def fuzz_lock_owner(folder):
 
     def read(random):
         put(path, some({"pid": 7, "host": "a", "since": "2026-01-01"}, random))
-        text = run_folder._owner(path)
+        text = run_lock.owner_in(path)
         assert len(text) < 2000
         assert "\x1b" not in text
         text.encode()
