@@ -40,6 +40,7 @@ def _begun_on(config: TrainConfig) -> PreparedData | None:
         newest = CheckpointStore(run.checkpoints_path, 1, read_only=True).load_newest(names=[])
         if newest is None:
             return None
-        return find_prepared(run, newest.trained_on())
+        keys = ("folder", "fingerprint", "tokenizer_sha256")
+        return find_prepared(run, {key: newest.value(f"data.{key}", str) for key in keys})
     except (EvaluationError, RunError):
         return None

@@ -50,10 +50,10 @@ def report_cost(run: RunFolder, config: TrainConfig, world: World) -> None:
     say("\n".join([f"{run.name}, a dry run: nothing is written", *lines]))
     context = config.model.max_position_embeddings
     budget = make_budget(config.trainer, config.schedule, context)
-    cost = cost_sheet.cost_of(recipe.trainer, budget, first_step, measured)
+    cost = cost_sheet.cost_of(recipe, budget, first_step, measured)
     costs = {run.name: cost}
     if config.fair_lr:
-        whole = cost_sheet.cost_of(recipe.trainer, budget, 0, measured)
+        whole = cost_sheet.cost_of(recipe, budget, 0, measured)
         grid = missing_in_grid(config)
         costs |= dict.fromkeys(grid, whole)
         if grid:

@@ -57,7 +57,7 @@ def require_same_data(run: RunFolder, prepared: PreparedData) -> None:
     fingerprint = None
     with contextlib.suppress(RunError):  # a finished run needs none
         if (newest := store.load_newest(names=[])) is not None:
-            fingerprint = newest.trained_on()["fingerprint"]
+            fingerprint = newest.value("data.fingerprint", str)
     if fingerprint not in (None, prepared.fingerprint):
         raise ConfigError(
             f"run '{run.name}' was trained on data with fingerprint {fingerprint[:12]}, but "

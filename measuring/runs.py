@@ -64,7 +64,7 @@ def load_run(
     checkpoint = store.load(steps[-1], names=["model"])
     state, tensors = checkpoint.state, checkpoint.tensors["model"]
     with same_version(checkpoint.path):
-        trained_on = checkpoint.trained_on()
+        trained_on = {key: _of_type(str, state["data"], key) for key in _DATA_KEYS}
         _of_type(int, state, "seed")
         config = _model_config(state["model"])
         if decode_path is not None:
@@ -76,6 +76,9 @@ def load_run(
     _require_last_step(run, checkpoint.step, config)
     prepared = find_prepared(run, trained_on)
     return LoadedRun(model.to(device).eval(), prepared, state)
+
+
+_DATA_KEYS = ("folder", "fingerprint", "tokenizer_sha256")
 
 
 def _of_type(kind: type, values: dict[str, Any], key: str) -> Any:

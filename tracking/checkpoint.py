@@ -37,18 +37,6 @@ _OVERHEAD_BYTES = 1 << 20
 _TRY_AGAIN = "choose another run_name, or remove the run's folder and train it again"
 
 
-class TrainedOn(msgspec.Struct, frozen=True):
-    """The prepared data of a run: where it was, and its hashes."""
-
-    folder: str
-    fingerprint: str
-    tokenizer_sha256: str
-
-
-class _HasData(msgspec.Struct):
-    data: TrainedOn
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint holds.
@@ -76,13 +64,19 @@ class Checkpoint:
         except RunError as error:
             raise RunError(f"{error}; it may be another version's: {_TRY_AGAIN}") from error
 
-    def trained_on(self) -> dict[str, str]:
-        """Return folder, fingerprint and tokenizer_sha256 of the data.
+    def value(self, key: str, kind: type[T]) -> T:
+        """Return one value of the state by its dotted key, such as "data.fingerprint".
 
         Raises:
-            RunError: If one is missing or no text.
+            RunError: If it is missing or of another type.
         """
-        return msgspec.structs.asdict(self.read(_HasData).data)
+        names, shape = key.split("."), kind
+        for name in reversed(names):
+            shape = msgspec.defstruct("State", [(name, shape)])  # type: ignore[assignment]
+        found: Any = self.read(shape)
+        for name in names:
+            found = getattr(found, name)
+        return found
 
 
 class Parts(Protocol):

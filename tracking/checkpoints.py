@@ -13,9 +13,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from files.atomic import require_plain
 from files.disk import free_bytes, one_line, require_free_bytes, write_failure
 from files.errors import RunError, WriteFailed
-from files.plain_json import require_plain
 from files.sizes import in_units
 from files.synced import fsync_folder
 from tracking.checkpoint import (

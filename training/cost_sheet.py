@@ -53,16 +53,14 @@ def total(costs: Iterable[Cost]) -> Cost:
     )
 
 
-def cost_of(
-    trainer: TrainerSettings, budget: TokenBudget, first_step: int, measured: Measured
-) -> Cost:
+def cost_of(recipe: Recipe, budget: TokenBudget, first_step: int, measured: Measured) -> Cost:
     """Return what a run costs from a step on."""
     steps = budget.num_steps - first_step
     return Cost(
         num_steps=steps,
         num_tokens=steps * budget.tokens_per_step,
         seconds=steps * measured.seconds_per_step,
-        disk_bytes=_num_checkpoints(trainer, budget, first_step) * measured.checkpoint_bytes,
+        disk_bytes=_num_checkpoints(recipe.trainer, budget, first_step) * measured.checkpoint_bytes,
     )
 
 
@@ -88,7 +86,7 @@ def describe(
     """
     context = recipe.model.max_position_embeddings
     budget = make_budget(recipe.trainer, recipe.schedule, context)
-    cost = cost_of(recipe.trainer, budget, first_step, measured)
+    cost = cost_of(recipe, budget, first_step, measured)
     lines = [budget.describe()]
     if first_step:
         lines.append(f"a checkpoint of step {first_step} is there: {cost.num_steps:,} steps remain")

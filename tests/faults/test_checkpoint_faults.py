@@ -690,6 +690,23 @@ def test_an_honest_state_is_resumed():
     assert progress == Progress(step=20, train_seconds=1.5, possible_flops=1.5, resumes=1)
 
 
+@pytest.mark.parametrize(
+    ("key", "kind", "says"),
+    [
+        ("data.fingerprint", int, r"expected int, got str at \$\.data\.fingerprint"),
+        ("data.name", str, r"missing required field name at \$\.data"),
+        ("nothing.at.all", str, r"missing required field nothing at \$"),
+        ("seed.x", str, r"expected object, got int at \$\.seed"),
+    ],
+)
+def test_one_value_of_a_state_is_of_its_type(key, kind, says):
+    checkpoint = Checkpoint(20, Path("/c"), {}, STATE)
+    assert checkpoint.value("data.fingerprint", str) == "f" * 64
+    assert checkpoint.value("model", dict) == {}
+    with pytest.raises(RunError, match=rf"/c/state.json is damaged: .*{says}; it may be another"):
+        checkpoint.value(key, kind)
+
+
 def test_other_data_is_still_the_trainings_own_error():
     with pytest.raises(TrainingError, match="give the run another run_name"):
         resumed(STATE, fingerprint="e" * 64)

@@ -34,10 +34,10 @@ def test_a_step_is_timed_and_a_checkpoint_measured_as_a_training_has_them(
         assert 0 < found.seconds_per_step < 60
         assert found.peak_memory_bytes > 2**20
     budget = make_budget(recipe.trainer, recipe.schedule, 32)
-    whole = cost_of(recipe.trainer, budget, 0, found)
+    whole = cost_of(recipe, budget, 0, found)
     assert (whole.num_steps, whole.num_tokens) == (12, 12 * 4 * 32)
     assert whole.seconds == pytest.approx(12 * found.seconds_per_step)
-    rest = cost_of(recipe.trainer, budget, 9, found)
+    rest = cost_of(recipe, budget, 9, found)
     assert (rest.num_steps, rest.disk_bytes) == (3, found.checkpoint_bytes)
     assert total([whole, rest]).num_tokens == 15 * 4 * 32
 

@@ -15,7 +15,7 @@ from modeling.attention import attention_config
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
 from settings.run import Recipe
-from tracking.checkpoint import Checkpoint, TrainedOn, same_version
+from tracking.checkpoint import Checkpoint, same_version
 from tracking.checkpoints import CheckpointStore
 from tracking.configuration import PASSES, flat, may_change, sequences_per_step
 from training.endurance.checkpointing import RunCheckpoints
@@ -50,6 +50,14 @@ class Progress(msgspec.Struct, forbid_unknown_fields=True):
     numerics_changed: list[str] = []
     versions_changed: list[str] = []
     unfinished: dict[str, float] | None = None
+
+
+class TrainedOn(msgspec.Struct, frozen=True):
+    """The prepared data of a run: where it was, and its hashes."""
+
+    folder: str
+    fingerprint: str
+    tokenizer_sha256: str
 
 
 class Recorded(msgspec.Struct):
