@@ -159,11 +159,7 @@ class CheckpointStore:
         return [step for step in self._candidates() if (self._path(step) / MANIFEST).is_file()]
 
     def load_newest(
-        self,
-        device: str = "cpu",
-        names: Collection[str] | None = None,
-        *,
-        verify_all: bool = False,
+        self, device: str = "cpu", names: Collection[str] | None = None, *, verify_all: bool = False
     ) -> Checkpoint | None:
         """Read the newest checkpoint that is intact.
 

@@ -1,8 +1,7 @@
 """What a training shows: a bar while it works, and a line where there is something to keep."""
 
-from collections.abc import Callable
-
 from measuring.perplexity import Score
+from tracking.notices import Say
 from tracking.progress import Bar, in_words
 
 
@@ -15,7 +14,7 @@ class Display(Bar):
         is_shown: Whether there is a bar; only rank 0 has one.
     """
 
-    def __init__(self, num_steps: int, say: Callable[[str], None], *, is_shown: bool) -> None:
+    def __init__(self, num_steps: int, say: Say, *, is_shown: bool) -> None:
         super().__init__(is_shown=is_shown)
         self._num_steps = num_steps
         self._say = say

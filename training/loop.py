@@ -13,6 +13,7 @@ from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from settings.run import Recipe
 from tracking.checkpoints import CheckpointStore
+from tracking.notices import Say
 from tracking.run_folder import RunFolder
 from tracking.wandb_mirror import WandbMirror
 from training.endurance.checkpointing import RunCheckpoints
@@ -37,7 +38,7 @@ def train(
     prepared: PreparedData,
     run: RunFolder,
     mirror: WandbMirror,
-    say: Callable[[str], None],
+    say: Say,
     world: World | None = None,
     initial: Callable[[], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Where a run is written down: in its folder, in wandb and on the terminal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from files.atomic import write_text
 from tracking.metrics import MetricsLog, NoMetrics
+from tracking.notices import Say
 from tracking.run_folder import RunFolder
 from tracking.wandb_mirror import WandbMirror
 
@@ -40,7 +41,7 @@ class RunLog:
 
     run: RunFolder
     mirror: WandbMirror
-    say: Callable[[str], None]
+    say: Say
     is_main: bool = field(kw_only=True)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modeling.gpt import GPT
 from settings.training import TrainerSettings
+from tracking.notices import Say
 from training.machine.compiled import compiled
 from training.machine.setup import Machine
 from training.ranks.parallel import LossOf, Parallel
@@ -17,7 +18,7 @@ from training.ranks.parallel import LossOf, Parallel
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
-def loss_of(model: GPT, trainer: TrainerSettings, say: Callable[[str], None]) -> LossOf:
+def loss_of(model: GPT, trainer: TrainerSettings, say: Say) -> LossOf:
     """Return the loss of tokens and targets that is trained on, compiled if asked for."""
     loss = functools.partial(model.loss, z_loss_weight=trainer.z_loss_weight)
     return compiled(loss, say) if trainer.compile else loss

@@ -105,11 +105,7 @@ class RunCheckpoints:
             set_rng_tensors(states, self.world.device)
 
     def save(
-        self,
-        step: int,
-        state: dict[str, Any],
-        random_state: dict[str, Tensor],
-        best: int | None,
+        self, step: int, state: dict[str, Any], random_state: dict[str, Tensor], best: int | None
     ) -> None:
         """Save a checkpoint; every rank has to call it, and none returns before it is there.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from settings.run import Recipe
 from tracking.checkpoint import Checkpoint, same_version
 from tracking.checkpoints import CheckpointStore
 from tracking.configuration import PASSES, flat, may_change, sequences_per_step
+from tracking.notices import Say
 from training.endurance.checkpointing import RunCheckpoints
 from training.endurance.provenance import Provenance
 from training.errors import TrainingError
@@ -104,10 +105,7 @@ class Identity:
 
 
 def resume_newest(
-    identity: Identity,
-    checkpoints: RunCheckpoints,
-    peak_flops: float,
-    say: Callable[[str], None],
+    identity: Identity, checkpoints: RunCheckpoints, peak_flops: float, say: Say
 ) -> Progress:
     """Put the newest checkpoint back, if there is one, and return how far the run is.
 
@@ -133,7 +131,7 @@ def resume(
     identity: Identity,
     checkpoints: RunCheckpoints,
     peak_flops: float,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Progress:
     """Put a checkpoint back and return the progress it recorded."""
     prepared, provenance = identity.prepared, identity.provenance
@@ -177,9 +175,7 @@ def _recorded(checkpoint: Checkpoint, peak_flops: float) -> Recorded:
     return recorded
 
 
-def _require_same_recipe(
-    path: Path, recorded: Recorded, recipe: Recipe, say: Callable[[str], None]
-) -> None:
+def _require_same_recipe(path: Path, recorded: Recorded, recipe: Recipe, say: Say) -> None:
     """Refuse a checkpoint of other settings, whatever config.yaml says; say which may be others."""
     old = flat({"seed": recorded.seed, **_with_defaults(recorded.model), **recorded.settings})
     new = flat(dataclasses.asdict(recipe) | _with_defaults(dataclasses.asdict(recipe.model)))

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from tracking.failures import is_out_of_memory
+from tracking.notices import Say
 
 
 def compiled(
-    loss_of: Callable[[Tensor, Tensor], Tensor], say: Callable[[str], None]
+    loss_of: Callable[[Tensor, Tensor], Tensor], say: Say
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Compile a loss; where its first call fails (no compiler, say), say so and do without."""
     fast = torch.compile(loss_of)

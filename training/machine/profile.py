@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from tracking.notices import Say
+
 TRACE_NAME = "trace.json"
 TABLE_NAME = "operators.txt"
 _ROWS = 30
@@ -15,11 +17,7 @@ _ROWS = 30
 
 @contextlib.contextmanager
 def profiled_steps(
-    enabled: bool,
-    folder: Path,
-    num_steps: int,
-    device: torch.device,
-    say: Callable[[str], None],
+    enabled: bool, folder: Path, num_steps: int, device: torch.device, say: Say
 ) -> Iterator[Callable[[], None]]:
     """While entered, record the third to fifth step; earlier ones if there are fewer.
 

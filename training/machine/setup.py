@@ -1,11 +1,11 @@
 """Readying the machine for a training: determinism, threads, allocator, precision, peak speed."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from settings.training import TrainerSettings
+from tracking.notices import Say
 from training.machine.allocator import tune
 from training.machine.hardware import (
     busy_machine_advice,
@@ -46,9 +46,7 @@ class Machine:
         return peak_memory_bytes(self.device)
 
 
-def set_up(
-    trainer: TrainerSettings, device: torch.device, num_ranks: int, say: Callable[[str], None]
-) -> Machine:
+def set_up(trainer: TrainerSettings, device: torch.device, num_ranks: int, say: Say) -> Machine:
     """Choose kernels, threads, allocator and precision, and measure the peak speed.
 
     Args:

@@ -34,11 +34,7 @@ class Muon(torch.optim.Muon):
     """
 
     def __init__(
-        self,
-        params: ParamsT,
-        lr: float,
-        momentum: float = 0.95,
-        dtype: torch.dtype = torch.float32,
+        self, params: ParamsT, lr: float, momentum: float = 0.95, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
         self._dtype = dtype
