@@ -112,9 +112,11 @@ def measure(recipe: Recipe, corpus: PreparedData | Unprepared, world: World) -> 
         model = build_model(lambda: GPT(recipe.model), world, sharded=sharded)
         model.recompute_activations(trainer.activation_checkpointing)
         optimizers = build_optimizers(model, recipe.optim, machine.autocast_dtype)
-        loss = loss_of(model, trainer, lambda _: None)
-        parallel = Parallel(model, loss, world, sharded=sharded)
-        batches = _batches(recipe, corpus, budget, world)
+        quiet, is_compiled = lambda _: None, trainer.compile
+        loss_fn = loss_of(model, trainer.z_loss_weight, quiet, is_compiled=is_compiled)
+        parallel = Parallel(model, loss_fn, world, sharded=sharded)
+        vocab_size = recipe.model.vocab_size or corpus.vocab_size
+        batches = _batches(corpus, budget, world, recipe.seed, vocab_size)
         num_passes = min(2, budget.passes_per_step)
         in_passes, in_updates = [], []
         for _ in range(1 + TIMED_STEPS):
@@ -145,17 +147,20 @@ def measure(recipe: Recipe, corpus: PreparedData | Unprepared, world: World) -> 
 
 
 def _batches(
-    recipe: Recipe, corpus: PreparedData | Unprepared, budget: TokenBudget, world: World
+    corpus: PreparedData | Unprepared,
+    budget: TokenBudget,
+    world: World,
+    seed: int,
+    vocab_size: int,
 ) -> Batches:
     """Yield this rank's sequences of each pass; of a short training again and again."""
     share, device = world.share_of(budget.sequences_per_pass), world.device
     context = budget.tokens_per_sequence
     if isinstance(corpus, PreparedData):
-        windows = TrainingWindows(corpus.training_streams(), context, recipe.seed)
+        windows = TrainingWindows(corpus.training_streams(), context, seed)
         while True:
             for first in budget.first_sequences(0):
                 yield windows.batch(first + world.rank * share, share, device)
-    vocab_size = recipe.model.vocab_size or corpus.vocab_size
     while True:
         both = torch.randint(vocab_size, (share, context + 1), device=device)
         yield both[:, :-1].contiguous(), both[:, 1:].contiguous()

@@ -87,7 +87,8 @@ def train(
     identity = Identity(recipe, prepared, provenance_of(machine, trainer, world.size))
     progress = resume_newest(identity, checkpoints, machine.peak_flops, say)
 
-    parallel = Parallel(model, loss_of(model, trainer, say), world, sharded=sharded)
+    loss_fn = loss_of(model, trainer.z_loss_weight, say, is_compiled=trainer.compile)
+    parallel = Parallel(model, loss_fn, world, sharded=sharded)
     first_samples = (first + world.rank * share for first in budget.first_sequences(progress.step))
     batches = read_ahead(windows, first_samples, share, machine.device)
     log = RunLog(run, mirror, say, is_main=world.is_main)

@@ -18,10 +18,10 @@ from training.ranks.parallel import LossOf, Parallel
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
-def loss_of(model: GPT, trainer: TrainerSettings, say: Say) -> LossOf:
-    """Return the loss of tokens and targets that is trained on, compiled if asked for."""
-    loss = functools.partial(model.loss, z_loss_weight=trainer.z_loss_weight)
-    return compiled(loss, say) if trainer.compile else loss
+def loss_of(model: GPT, z_loss_weight: float, say: Say, *, is_compiled: bool) -> LossOf:
+    """Return the loss of tokens and targets that is trained on."""
+    loss = functools.partial(model.loss, z_loss_weight=z_loss_weight)
+    return compiled(loss, say) if is_compiled else loss
 
 
 def gradients(

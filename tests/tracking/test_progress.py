@@ -75,6 +75,7 @@ def test_a_bar_fits_its_terminal_with_its_text_whole(terminal, columns, shown):
         (line,) = filter(None, terminal.read())
     found = re.fullmatch(r" 56 %\|(.*)\| (.*)", line)
     assert len(line) == columns - 1
+    assert line.isprintable()  # no colour, and nothing else that a terminal obeys
     assert len(found[1]) >= 6
     assert found[2] == ", ".join(PIECES[index] for index in shown)
 
