@@ -137,17 +137,12 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    path: Path,
-    device: str = "cpu",
-    names: Collection[str] | None = None,
-    *,
-    verify_all: bool = False,
+    path: Path, names: Collection[str] | None = None, *, verify_all: bool = False
 ) -> Checkpoint:
-    """Read and verify the checkpoint in a folder.
+    """Read and verify the checkpoint in a folder; its tensors are on the CPU.
 
     Args:
         path: The folder of one checkpoint.
-        device: Where to put the tensors.
         names: Groups of tensors to read and verify, such as ["model"]; None reads all.
         verify_all: Verify the groups that are not read, too.
 
@@ -170,11 +165,10 @@ def read_checkpoint(
     tensors = {}
     for name, file_names in wanted.items():
         if is_part(file_names[0]):
-            whole = read_whole([path / file_name for file_name in file_names])
-            tensors[name] = {key: tensor.to(device) for key, tensor in whole.items()}
+            tensors[name] = read_whole([path / file_name for file_name in file_names])
             continue
         with reading(path / file_names[0]):
-            tensors[name] = load_file(path / file_names[0], device=device)
+            tensors[name] = load_file(path / file_names[0])
     return Checkpoint(manifest.step, path, tensors, read_typed(path / STATE, dict[str, Any]))
 
 

@@ -159,14 +159,13 @@ class CheckpointStore:
         return [step for step in self._candidates() if (self._path(step) / MANIFEST).is_file()]
 
     def load_newest(
-        self, device: str = "cpu", names: Collection[str] | None = None, *, verify_all: bool = False
+        self, names: Collection[str] | None = None, *, verify_all: bool = False
     ) -> Checkpoint | None:
         """Read the newest checkpoint that is intact.
 
         Each newer one that is damaged is reported through `say`, with the one used instead.
 
         Args:
-            device: Where to put the tensors.
             names: Groups of tensors to read and verify; None reads all.
             verify_all: Verify the groups that are not read, too.
 
@@ -181,7 +180,7 @@ class CheckpointStore:
         damage: list[str] = []
         for step in reversed(self._candidates()):
             try:
-                checkpoint = read_checkpoint(self._path(step), device, names, verify_all=verify_all)
+                checkpoint = read_checkpoint(self._path(step), names, verify_all=verify_all)
             except RunError as error:
                 damage.append(str(error))
                 continue
@@ -195,21 +194,18 @@ class CheckpointStore:
             )
         return None
 
-    def load(
-        self, step: int, device: str = "cpu", names: Collection[str] | None = None
-    ) -> Checkpoint:
+    def load(self, step: int, names: Collection[str] | None = None) -> Checkpoint:
         """Read the checkpoint of one step.
 
         Args:
             step: Its step.
-            device: Where to put the tensors.
             names: Groups of tensors to read and verify; None reads all.
 
         Raises:
             RunError: If it does not exist or is damaged.
         """
         try:
-            return read_checkpoint(self._path(step), device, names)
+            return read_checkpoint(self._path(step), names)
         except RunError as error:
             others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
             raise RunError(f"{error}; other checkpoints: {others}") from error

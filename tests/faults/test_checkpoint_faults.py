@@ -335,7 +335,7 @@ def test_a_loader_that_runs_pickles_would_be_noticed(originals, tmp_path, monkey
     """The test above, with the code broken on purpose, must turn red."""
     monkeypatch.setattr(checkpoint_files, "_is_pickle", lambda path: False)
 
-    def load_anything(path, device):
+    def load_anything(path):
         if make.startswith("raw"):
             return pickle.loads(path.read_bytes())  # noqa: S301
         # Not by its name, by which PyTorch, too, takes it for safetensors.
