@@ -1,5 +1,6 @@
 """What tests of whole processes share."""
 
+import threading
 import time
 
 import pytest
@@ -15,3 +16,12 @@ def wait_for_step(process, metrics, step):
             return
         time.sleep(0.01)
     pytest.fail(f"step {step} was not reached")
+
+
+def in_threads(work, numbers):
+    """Call `work` with each number in a thread of its own, as ranks do, and wait for all."""
+    threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)

@@ -10,8 +10,9 @@ class Killed(Exception):
 
 
 def final_tensors(folder):
-    """Return every tensor as <group>/<name>."""
-    checkpoint = CheckpointStore(folder.checkpoints_path, 1, read_only=True).load_newest()
+    """Return every tensor as <group>/<name>, of a RunFolder or the path of one."""
+    checkpoints = getattr(folder, "checkpoints_path", None) or folder / "checkpoints"
+    checkpoint = CheckpointStore(checkpoints, 1, read_only=True).load_newest()
     return {f"{g}/{k}": t for g, tensors in checkpoint.tensors.items() for k, t in tensors.items()}
 
 

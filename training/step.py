@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from modeling.gpt import GPT
-from settings.training import TrainerSettings
 from tracking.notices import Say
 from training.machine.compiled import compiled
 from training.machine.setup import Machine

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from weights import assert_same_bits, final_tensors
+from weights import Killed, assert_same_bits, final_tensors
 
 from modeling.accounting import training_flops_per_token
 from modeling.config import GPTConfig, SamplingSettings
@@ -228,10 +228,6 @@ def test_a_validation_that_draws_random_numbers_would_be_noticed(recipe, run_tra
         assert_same_bits(
             final_tensors(quiet), final_tensors(run_training(recipe, "loud", eval_every_steps=5))
         )
-
-
-class Killed(Exception):
-    pass
 
 
 def die(model, loss):

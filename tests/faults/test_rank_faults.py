@@ -6,13 +6,14 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import weights
+from processes import in_threads
 
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
@@ -95,10 +96,7 @@ def losses(run):
 def assert_same_bits(run, other):
     one, two = (assert_valid(path) for path in (run, other))
     assert one.step == two.step == STEPS
-    for group in ("model", "optimizer", "rng"):
-        mine, theirs = one.tensors[group], two.tensors[group]
-        assert mine.keys() == theirs.keys()
-        assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
+    weights.assert_same_bits(*map(weights.final_tensors, (run, other)))
     assert losses(run) == losses(other)
     assert len(losses(run)) == STEPS
 
@@ -368,11 +366,7 @@ def test_whatever_ends_a_rank_ends_the_others_and_is_told_once(end):  # X1
         except AlreadyTold as error:
             ended[number] = error.kind
 
-    threads = [threading.Thread(target=rank, args=(number,), daemon=True) for number in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    in_threads(rank, (0, 1))
     assert ended == [type(end).__name__] * 2
     assert told == [end]
 
@@ -419,11 +413,7 @@ def test_of_several_ranks_those_are_lost_that_find_none_lost(error, says):
         except AlreadyTold as told_of:
             ended.append(told_of.kind)
 
-    threads = [threading.Thread(target=rank, args=(number,), daemon=True) for number in (0, 1, 3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    in_threads(rank, (0, 1, 3))
     assert ended == ["TrainingInterrupted"] * 3
     (line,) = map(str, told)
     assert line.startswith(f"rank 2 {says}")

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import torch
 import torch.distributed as dist
 from external_models import deepseek, saved
 from hydra.errors import MissingConfigException
-from processes import wait_for_step
+from processes import in_threads, wait_for_step
+from weights import assert_same_bits, final_tensors
 
 from interop.initial import initial_model
 from launch import compose
@@ -98,11 +98,7 @@ def two_ranks():
             except BaseException as error:
                 ended[number] = error
 
-        threads = [threading.Thread(target=rank, args=(n,), daemon=True) for n in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
+        in_threads(rank, (0, 1))
         return ended, told
 
     return run
@@ -274,13 +270,6 @@ def tensors_of(run, group="model"):
     return store.load(STEPS).tensors[group]
 
 
-def assert_same_bits(one, other):
-    for group in ("model", "optimizer", "rng"):
-        mine, theirs = tensors_of(one, group), tensors_of(other, group)
-        assert mine.keys() == theirs.keys()
-        assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
-
-
 def assert_equal_but_for_rounding(
     one, other, rounding=PASSES * SEQUENCES * CONTEXT * 2**-24, of=torch.max
 ):
@@ -398,7 +387,7 @@ def test_one_rank_killed_ends_all_and_the_rerun_gives_the_same_bits(train, finis
     assert rerun.returncode == 0, rerun.stderr
     assert f"resuming run after step {step}\n" in rerun.stdout
     assert "not bit for bit" not in rerun.stdout
-    assert_same_bits(tmp_path / "run", finished(2, "default", dropout))
+    assert_same_bits(*map(final_tensors, (tmp_path / "run", finished(2, "default", dropout))))
 
 
 @pytest.mark.slow
@@ -439,7 +428,7 @@ def test_a_sharded_run_resumes_on_as_many_ranks_and_on_other_numbers(train, fini
         assert ("ranks was 2" in rerun.stdout) == (ranks != 2)
         assert ("is damaged" in rerun.stdout) == (name == "first")
         assert_equal_but_for_rounding(tmp_path / name / "run", finished(1))
-    assert_same_bits(runs / "run", finished(2, "fsdp"))
+    assert_same_bits(*map(final_tensors, (runs / "run", finished(2, "fsdp"))))
 
     evaluated = subprocess.run(
         [
