@@ -294,8 +294,8 @@ PLACES = {
     "random state": ("rng.safetensors", True),
     "state": ("state.json", True),
     "shard": ("model-shard-00003.safetensors", True),
-    "beside": ("pytorch_model.bin", False),
-    "beside, listed": ("model.pt", True),
+    "extra": ("pytorch_model.bin", False),
+    "extra, listed": ("model.pt", True),
     "metadata": (".metadata", False),
 }
 
@@ -322,7 +322,7 @@ def test_a_pickle_in_a_checkpoint_is_never_run(originals, tmp_path, monkeypatch,
     path = shutil.copytree(originals / kind / "00000020", tmp_path / "00000020")
     said = require_not_run(path, tmp_path / "MARK", PICKLES[make], *PLACES[place])
     # The two oldest protocols begin like any text or bytes: refused as what they are not, or not
-    # read, like a note beside the checkpoint.
+    # read, like a note next to the checkpoint.
     is_marked = make not in ("raw-0", "raw-1")
     is_part = PLACES[place][0].endswith((".safetensors", ".json", ".pt"))
     assert ("refusing to run code from" in said) == is_marked
@@ -487,9 +487,7 @@ def test_an_unlisted_file_is_refused_by_name(originals, tmp_path, kind):
     assert "\x1b" not in str(caught.value)
 
 
-def test_what_lies_beside_is_no_damage_unless_it_could_be_read_as_tensors(
-    originals, tmp_path, kind
-):
+def test_other_files_are_no_damage_unless_they_could_be_read_as_tensors(originals, tmp_path, kind):
     newest = shutil.copytree(originals / kind, tmp_path / "checkpoints") / "00000020"
     (newest / ".DS_Store").write_bytes(b"of a file manager")
     (newest / "notes.txt").write_text("the good one")
@@ -738,6 +736,6 @@ def test_a_state_of_other_keys_and_types_is_one_line_that_names_the_key(key, val
 @pytest.mark.parametrize(
     "error", [KeyError("x"), TypeError("x"), AttributeError("x"), ValueError("x"), IndexError("x")]
 )
-def test_python_s_own_errors_are_told_as_another_version(error):
+def test_python_s_own_errors_are_reported_as_another_version(error):
     with pytest.raises(RunError, match="another version"), same_version(Path("c")):
         raise error

@@ -217,7 +217,7 @@ def steps_of(run):
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_a_training_with_status_1_and_the_same_command_goes_on(
+def test_a_full_disk_ends_a_training_with_status_1_and_the_same_command_resumes(
     train, undisturbed, tmp_path
 ):
     run = tmp_path / "run"

@@ -58,7 +58,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def put(path, data):
-    """Write a file anew: some file systems flush one that is cut and written again."""
+    """Replace a file: some file systems flush one that is cut and written again."""
     path.unlink(missing_ok=True)
     path.write_bytes(data)
 

@@ -101,7 +101,7 @@ def test_signals_at_every_moment_leave_a_run_that_ends_like_the_undisturbed_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("output", ["closed pipe", "closed terminal"])
-def test_a_run_goes_on_when_nobody_reads_what_it_says(train_in_forks, reference, output):
+def test_a_run_continues_when_nobody_reads_what_it_says(train_in_forks, reference, output):
     name = output.replace(" ", "-")
     (result,) = train_in_forks([{"run": name, "output": output}])
     assert result["status"] == 0
@@ -109,7 +109,7 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(train_in_forks, reference,
 
 
 @pytest.mark.slow
-def test_another_instruction_set_goes_on_and_says_so(train_in_forks, reference):  # T11
+def test_another_instruction_set_resumes_and_says_so(train_in_forks, reference):  # T11
     (stopped,) = train_in_forks([{"run": "moved", "at": "step 6", "signals": ["SIGTERM"]}])
     assert stopped["status"] == 75
     (moved,) = train_in_forks([{"run": "moved"}], ATEN_CPU_CAPABILITY="default")

@@ -242,7 +242,7 @@ def broken_off(recipe, run_training, monkeypatch, name, **changes):
             run_training(recipe, name, **changes)
 
 
-def test_other_threads_go_on_and_say_so_here_and_in_the_summary(
+def test_other_threads_resume_and_say_so_here_and_in_the_summary(
     recipe, run_training, monkeypatch
 ):  # T11
     whole = run_training(recipe, "whole", num_threads=2)
@@ -314,7 +314,7 @@ def test_other_settings_than_the_weights_were_trained_with_are_refused(
     assert finished.read_summary()["finished"]
 
 
-def test_a_checkpoint_from_before_all_that_was_recorded_goes_on(
+def test_a_checkpoint_from_before_all_that_was_recorded_resumes(
     recipe, run_training, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(setup, "measure_matmul_flops", lambda *args: 4e9)

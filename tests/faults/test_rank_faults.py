@@ -83,7 +83,7 @@ def steps_of(run):
 
 
 def assert_valid(run):
-    """Read and verify the newest checkpoint, and no leftover beside it that counts as one."""
+    """Read and verify the newest checkpoint, and no leftover next to it that counts as one."""
     newest = CheckpointStore(run / "checkpoints", 1, read_only=True).load_newest()
     assert newest.step == steps_of(run)[-1]
     return newest
@@ -176,7 +176,7 @@ def test_one_rank_after_the_other_fails_and_the_run_ends_like_the_undisturbed_on
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_signals_to_the_agent_and_its_death_leave_a_run_that_goes_on(ranks, reference, tmp_path):
+def test_signals_to_the_agent_and_its_death_leave_a_run_that_resumes(ranks, reference, tmp_path):
     name, run = "signalled", ranks.folder / "signalled"
     note = tmp_path / "saving"
 
@@ -237,7 +237,7 @@ def test_a_disk_that_is_full_for_one_rank_makes_no_checkpoint_of_its_shards(rank
 
 
 @pytest.mark.slow
-def test_one_rank_begins_and_two_go_on(ranks, reference):  # X7
+def test_one_rank_begins_and_two_resume(ranks, reference):  # X7
     first = ended(ranks("grown", None, "trainer.max_minutes=1e-9", number=1))
     assert first.returncode == 75, first.stderr
     assert steps_of(ranks.folder / "grown") == [1]
@@ -321,7 +321,7 @@ def test_a_store_that_fails_now_and_then_silences_nobody():
 
 
 @pytest.mark.slow
-def test_a_rank_that_cannot_tell_why_it_gives_up_ends_all_the_same():
+def test_a_rank_that_cannot_report_why_it_gives_up_ends_all_the_same():
     code = """
 import os, torch
 from training.ranks.world import World
@@ -352,7 +352,7 @@ def test_a_rank_that_has_not_begun_is_waited_for():
     [SystemExit(0), KeyboardInterrupt(), RuntimeError("mat1 and mat2 cannot be multiplied")],
     ids=repr,
 )
-def test_whatever_ends_a_rank_ends_the_others_and_is_told_once(end):  # X1
+def test_whatever_ends_a_rank_ends_the_others_and_is_reported_once(end):  # X1
     store, told, ended = dist.HashStore(), [], [None, None]
 
     def rank(number):

@@ -172,7 +172,7 @@ def test_numbers_that_nothing_writes_are_refused_by_the_line(tmp_path, value):
     assert path.read_bytes() == before
 
 
-def test_an_error_is_told_where_the_line_cannot_be_taken_back(tmp_path, monkeypatch):
+def test_an_error_is_reported_where_the_line_cannot_be_taken_back(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append({"step": 1})
 

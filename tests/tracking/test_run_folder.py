@@ -314,7 +314,7 @@ def test_a_finished_run_has_its_result(tmp_path, key):
     assert run.read_summary()["finished"] is False
 
 
-def test_a_run_folder_that_vanished_is_not_made_anew(tmp_path):
+def test_a_run_folder_that_vanished_is_not_made_again(tmp_path):
     run = RunFolder(tmp_path / "runs", "x")
     store = CheckpointStore(run.checkpoints_path, 1)
     log = MetricsLog(run.metrics_path)

@@ -245,7 +245,7 @@ m.finish()
     ],
     ids=["no-key", "no-key-online", "bad-key", "refused"],
 )
-def test_unusable_key_or_server_goes_on_offline_with_one_line(tmp_path, environment, reason):
+def test_unusable_key_or_server_records_offline_with_one_line(tmp_path, environment, reason):
     said, took = run(tmp_path, LOG, **environment)
     assert said.startswith("wandb: ")
     assert reason in said

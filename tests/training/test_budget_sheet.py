@@ -26,7 +26,7 @@ def cells(sheet):
     return {name: {row[0]: row[number] for row in rows} for number, name in enumerate(names[1:], 1)}
 
 
-def test_a_model_beside_its_baseline():
+def test_a_model_next_to_its_baseline():
     sheet = cells(budget_sheet(match_to_mha(NANO_MLA), mha_baseline(NANO_MLA)))
     assert list(sheet) == ["mla", "MHA, the baseline", "difference"]
     # The published runs of MLA and MHA at this size (README).

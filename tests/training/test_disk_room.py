@@ -56,7 +56,7 @@ def test_checkpoints_that_will_not_fit_are_refused_before_the_first_step(
     assert max(sizes) < float(found[3]) * 1e6 < max(sizes) + 1.1 * 2**20
 
 
-def test_a_run_that_goes_on_needs_room_for_what_is_still_to_come(
+def test_a_resumed_run_needs_room_for_what_is_still_to_be_saved(
     recipe, run_training, folder_of, monkeypatch
 ):
     run_training(recipe, "x", checkpoint_every_steps=3)

@@ -63,7 +63,7 @@ def fail(asked_before: bool) -> None:
 
 
 @pytest.mark.parametrize("asked_before", [False, True])
-def test_a_rank_with_an_error_tells_it_though_torchrun_asks_it_to_end(asked_before):
+def test_a_rank_with_an_error_reports_it_though_torchrun_asks_it_to_end(asked_before):
     with pytest.raises(ZeroDivisionError), InterruptRequest(is_one_of_many=True):
         fail(asked_before)
     os.kill(os.getpid(), signal.SIGTERM)  # would end the tests

@@ -117,7 +117,7 @@ def test_muon_equals_its_formula_in_float64(shape):
     start, other = normal(*shape, dtype=torch.float64), normal(3, 3, dtype=torch.float64)
     grads = [normal(*shape, dtype=torch.float64, seed=s) for s in (1, 2, 3)]
     expected = reference_step(start, grads, 0.02, 0.1)
-    # One of the same shape and one of another beside it: the batches must not mix them.
+    # One of the same shape and one of another next to it: the batches must not mix them.
     parameters = [start.clone(), start.clone() * 2, other.clone()]
     optimizer = Muon([{"params": parameters, "weight_decay": 0.1}], lr=0.02)
     for grad in grads:

@@ -12,7 +12,7 @@ def preset():
 
 
 @pytest.mark.slow
-def test_the_preset_learns_one_batch_by_heart(recipe, prepared, run_training):
+def test_the_preset_memorizes_one_batch(recipe, prepared, run_training):
     config = preset()
     recipe = dataclasses.replace(
         recipe,

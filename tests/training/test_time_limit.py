@@ -43,7 +43,7 @@ def test_no_limit_never_stops(clock):
     assert TimeLimit(None, 10**12).reason_to_stop(1e9) is None
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(recipe, run_training):
+def test_a_stopped_run_resumes_to_the_same_weights(recipe, run_training):
     whole = run_training(recipe, "whole")
     for step in (1, 2):
         with pytest.raises(TrainingInterrupted) as stop:
