@@ -29,7 +29,7 @@ _FINISH_MARGIN_SECONDS = 10.0  # for wandb to give up by itself, and for its ser
 X_AXIS = "progress/tokens"
 
 
-@dataclass
+@dataclass(eq=False)
 class WandbMirror:
     """Mirrors one run to wandb; never raises and never blocks for long.
 

@@ -30,7 +30,7 @@ from training.summary import summarise
 from training.validation import validate, write_sample
 
 
-@dataclass
+@dataclass(eq=False)
 class Recorder:
     """Keeps a run's metrics, validations, checkpoints and summary; every rank has one.
 

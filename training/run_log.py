@@ -23,7 +23,7 @@ _MIRRORED = {
 """What wandb also gets of a summary as metrics, by their names there."""
 
 
-@dataclass
+@dataclass(eq=False)
 class RunLog:
     """Metrics, sample text and summary of a run. Every rank has one; that of rank 0 writes.
 

@@ -24,7 +24,7 @@ Kind = tuple[torch.Size, torch.dtype]
 _STATE_OF = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 
 
-@dataclass
+@dataclass(eq=False)
 class RunCheckpoints:
     """A run's checkpoints as all ranks see them: rank 0 keeps the folder.
 

@@ -31,7 +31,7 @@ class Recording(Protocol):
         ...
 
 
-@dataclass
+@dataclass(eq=False)
 class Rescue:
     """While entered, running out of memory ends in one line, after a checkpoint where one is safe.
 

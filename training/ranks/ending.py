@@ -30,7 +30,7 @@ _REASON = "ended/reason"
 _MAIN = "main"
 
 
-@dataclass
+@dataclass(eq=False)
 class Rank:
     """This process among those that end together.
 

@@ -9,7 +9,7 @@ from typing import Any
 _FAILURES = 3
 
 
-@dataclass
+@dataclass(eq=False)
 class Heartbeat:
     """Gives this rank's sign of life in a thread of its own, and watches those of others.
 
