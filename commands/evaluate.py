@@ -21,7 +21,7 @@ from comparing.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokeni
 from comparing.decode_speed import add_decode_speed
 from comparing.numerics import threads
 from comparing.variants import Group, compare, differing_fields, require_baseline
-from interop.harness import Tasks
+from harness.tasks import Tasks
 from interop.hugging_face import HuggingFaceModel
 from launch.errors import ConfigError
 from launch.failures import USER_ERRORS

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from data.prepared import PreparedData
-from interop.harness import Tasks, load_tasks, require_accelerate
+from harness.tasks import Tasks, load_tasks, require_accelerate
 from interop.hugging_face import HuggingFaceModel, TransformersModel, find, load, load_into_kvlab
 from launch.errors import ConfigError
 from launch.failures import USER_ERRORS

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on a model; `interop.harness` runs them."""
+"""Tasks of lm-evaluation-harness on a model; `harness.tasks` runs them."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import measuring.decode
-from interop.harness_model import TokenScorer
+from harness.model import TokenScorer
 from measuring.decode import DecodeStep, check_memory, measure_decode
 from measuring.errors import EvaluationError
 from measuring.kv_cache import measure_generation_memory, measure_kv_cache

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
     *("guards", "files", "modeling", "settings", "data", "tracking", "measuring", "comparing"),
-    *("reporting", "training", "interop", "launch", "commands"),
+    *("reporting", "training", "interop", "harness", "launch", "commands"),
 )
 MAY_IMPORT = {
     "guards": set(),
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     },
     "training": {"guards", "files", "settings", "modeling", "data", "tracking", "measuring"},
     "interop": {"guards", "files", "settings", "modeling", "data", "tracking"},
+    "harness": {"guards", "files", "settings", "modeling", "data", "tracking", "interop"},
     "launch": {*PACKAGES} - {"commands"},
     "commands": {*PACKAGES},
 }

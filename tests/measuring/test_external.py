@@ -548,7 +548,7 @@ def test_without_runs_a_prepared_folder_gives_the_text(
 
 @pytest.mark.slow
 def test_tasks_are_run_on_external_models(evaluate, with_bytes, prepared):
-    folder = Path(__file__).parent.parent / "interop" / "tasks"
+    folder = Path(__file__).parent.parent / "harness" / "tasks"
     where = [f"data_folder={prepared.folder}", f"eval.task_folder={folder}"]
     rows = {}
     for modules in ("transformers", "kvlab"):

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
+from harness.task_files import read_task_files, write_copies
+from harness.tasks import load_tasks
 from interop.errors import InteropError
-from interop.harness import load_tasks
-from interop.task_files import read_task_files, write_copies
 
 PLAIN = """
 task: mine

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from data.tokenizer import bytes_tokenizer, load_tokenizer, save_tokenizer, vocab_size_of
-from interop.harness import Tasks, load_tasks
-from interop.harness_model import language_model
+from harness.model import language_model
+from harness.tasks import Tasks, load_tasks
 from interop.layouts import to_stock
 from tests.measuring.models import model
 from tracking.configuration import flat
@@ -98,7 +98,7 @@ def assert_same_likelihoods(one, other, tolerance):
 
 @pytest.mark.parametrize("name", ["gqa", "mla", "mla_no_rope"])
 def test_likelihoods_are_those_of_the_harness_in_float64(folder, name):
-    from tests.measuring.harness import Pretrained
+    from tests.harness.hflm import Pretrained
 
     gpt = build(folder, name, torch.float64)
     for batch_size in (1, 5):
@@ -191,7 +191,7 @@ def test_few_texts_are_computed_together_where_their_logits_are_many_and_quietly
     stock = stock_of(gpt, folder, tmp_path / "stock")
     if limit is not None:
         logits_of_a_text = CONTEXT * gpt.config.vocab_size
-        monkeypatch.setattr("interop.harness.LOGITS_AT_ONCE", int(limit * logits_of_a_text))
+        monkeypatch.setattr("harness.tasks.LOGITS_AT_ONCE", int(limit * logits_of_a_text))
     warned = []
     handler = logging.Handler()
     handler.emit = warned.append

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from lm_eval.utils import get_rolling_token_windows
-from models import model
 
 from data.pipeline import prepare
 from measuring.perplexity import score, windows
 from settings.data import DataSettings, TokenizerSettings
+from tests.measuring.models import model
 
 # More bytes than characters, and more than one white space between words. At an end that is white
 # space the harness counts an empty word, which kvlab does not.
@@ -63,7 +63,7 @@ def context_that_leaves(what, scored):
 @pytest.mark.parametrize("what", ["whole windows", "a partial window", "one short window"])
 @pytest.mark.parametrize("name", ["mha", "mla"])
 def test_scores_equal_those_of_the_harness(corpus, name, what, dtype, tolerance):
-    from harness import harness_scores  # slow
+    from tests.harness.hflm import harness_scores  # slow
 
     stream, counts = corpus.stream("validation"), corpus.splits["validation"]
     first_token, context = int(stream.window(0, 1)[0]), context_that_leaves(what, len(stream) - 1)

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from data.tokenizer import bytes_tokenizer, vocab_size_of
-from interop import harness
+from harness import tasks as harness
+from harness.model import TokenScorer, language_model
+from harness.tasks import load_tasks
 from interop.errors import InteropError
-from interop.harness import load_tasks
-from interop.harness_model import TokenScorer, language_model
 from modeling.config import SamplingSettings
 from modeling.generate import generate
 from tests.measuring.models import model

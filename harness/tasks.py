@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness (lm_eval) on a model, as a report shows them.
 
 Tasks that the installed lm_eval brings are code of that package, as trusted as it is. Task files of
-a user's folder are data: `interop.task_files` reads them. Of either, templates are rendered in
+a user's folder are data: `harness.task_files` reads them. Of either, templates are rendered in
 jinja's sandbox, and no metric is fetched from the Hub, whose metrics are code.
 """
 
@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from harness.model import language_model
+from harness.task_files import DATASET_KEYS, LOCAL_BUILDERS, read_task_files, write_copies
 from interop.errors import InteropError
-from interop.harness_model import language_model
 from interop.hugging_face import LOGITS_AT_ONCE
-from interop.task_files import DATASET_KEYS, LOCAL_BUILDERS, read_task_files, write_copies
 from interop.transformers_output import silenced
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
