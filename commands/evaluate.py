@@ -22,7 +22,7 @@ from comparing.decode_speed import add_decode_speed
 from comparing.numerics import threads
 from comparing.variants import Group, compare, differing_fields, require_baseline
 from harness.tasks import Tasks
-from interop.hugging_face import HuggingFaceModel
+from interop.importing.external_model import HuggingFaceModel
 from launch.errors import ConfigError
 from launch.failures import USER_ERRORS
 from launch.runs import located, require_study

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from data.prepared import PreparedData
-from interop.convert import Conversion, convert
-from interop.export import Source, export, require_free_place
-from interop.folders import read_stock
-from interop.initial import require_same_tokenizer
-from interop.layouts import from_stock
-from interop.model_card import Origin
+from interop.conversion.convert import Conversion, convert
+from interop.exporting.export import Source, export, require_free_place
+from interop.exporting.model_card import Origin
+from interop.importing.folder import read_stock
+from interop.importing.initial_model import require_same_tokenizer
+from interop.stock import from_stock
 from launch.runs import find_run
 from launch.schemas import ExportConfig
 from launch.terminal import announce, complain, say

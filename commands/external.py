@@ -9,7 +9,8 @@ import torch
 
 from data.prepared import PreparedData
 from harness.tasks import Tasks, load_tasks, require_accelerate
-from interop.hugging_face import HuggingFaceModel, TransformersModel, find, load, load_into_kvlab
+from interop.importing.external_model import HuggingFaceModel, find, load, load_into_kvlab
+from interop.transformers_model import TransformersModel
 from launch.errors import ConfigError
 from launch.failures import USER_ERRORS
 from launch.schemas import EvalConfig

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from commands.run_state import has_checkpoint
 from data.prepared import PreparedData
-from interop.initial import (
+from interop.importing.initial_model import (
     initial_model,
     recorded_model,
     require_same_tokenizer,

@@ -25,8 +25,7 @@ import numpy as np
 from harness.model import language_model
 from harness.task_files import DATASET_KEYS, LOCAL_BUILDERS, read_task_files, write_copies
 from interop.errors import InteropError
-from interop.hugging_face import LOGITS_AT_ONCE
-from interop.transformers_output import silenced
+from interop.transformers_model import LOGITS_AT_ONCE, silenced
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from data.tokenizer import bytes_tokenizer, load_tokenizer, save_tokenizer, vocab_size_of
 from harness.model import language_model
 from harness.tasks import Tasks, load_tasks
-from interop.layouts import to_stock
+from interop.stock import to_stock
 from tests.measuring.models import model
 from tracking.configuration import flat
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from interop.layouts import to_stock
+from interop.stock import to_stock
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.generate import generate
 from modeling.gpt import GPT

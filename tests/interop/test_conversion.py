@@ -8,8 +8,9 @@ import torch
 from exportable import config_of, random_gpt, random_tokens
 from torch import nn
 
-import interop.convert
-from interop.convert import Conversion, Projections, convert, factorise
+import interop.conversion.convert
+from interop.conversion.convert import Conversion, convert
+from interop.conversion.latent import Projections, factorise
 from interop.errors import InteropError
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig, base
 from modeling.config import GPTConfig, LayersConfig
@@ -228,7 +229,7 @@ def test_a_mean_over_distances_is_over_the_context_of_the_model(monkeypatch):
         contexts.append(context)
         return factorise(projections, now, target, second_moment, context)
 
-    monkeypatch.setattr(interop.convert, "factorise", spy)
+    monkeypatch.setattr(interop.conversion.convert, "factorise", spy)
     converted(gpt(), "mla")
     assert contexts == [16, 16]
 

@@ -9,22 +9,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import interop.deepseek
+import interop.export
+import interop.llama
 import pytest
 import torch
 import yaml
 from exportable import EXPORTABLE, GQA, config_of, gpt_config, randomised
 
 import commands.export
-import interop.deepseek
-import interop.export
-import interop.llama
+import interop.exporting.agreement
+import interop.exporting.export
+import interop.families.deepseek
+import interop.families.llama
 from data.pipeline import prepare
 from files.errors import RunError
-from interop.convert import Conversion, convert
+from interop.conversion.convert import Conversion, convert
 from interop.errors import ExportMismatch, InteropError
-from interop.folders import read_stock, tokenizer_sha256
-from interop.layouts import to_stock
-from interop.model_card import LICENCES, Agreement, Licence, Origin, model_card
+from interop.exporting.agreement import Agreement
+from interop.exporting.model_card import LICENCES, Licence, Origin, model_card
+from interop.importing.folder import read_stock, tokenizer_sha256
+from interop.stock import to_stock
 from launch import schemas
 from launch.failures import status_of
 from modeling.gpt import GPT
@@ -154,7 +159,7 @@ def test_an_exported_run_is_the_model_of_transformers_that_computes_the_same(
     ],
 )
 def test_the_unknown_token_is_that_of_the_tokenizers_model(model, unknown):
-    assert interop.export._unknown_token(model) == unknown
+    assert interop.exporting.export._unknown_token(model) == unknown
 
 
 def test_written_weights_are_rounded_and_compared_as_such(write_run, export, tmp_path):
@@ -171,7 +176,7 @@ def test_written_weights_are_rounded_and_compared_as_such(write_run, export, tmp
 def test_weights_that_a_dtype_cannot_hold_are_refused():
     source = {"layers.0.mlp.up_proj.weight": torch.full((2,), 1e5)}
     with pytest.raises(InteropError, match=r"up_proj.weight are not finite in float16; set dtype="):
-        interop.export._rounded(source, "float16")
+        interop.exporting.export._rounded(source, "float16")
 
 
 def test_where_something_is_nothing_is_written(write_run, export, tmp_path):
@@ -191,7 +196,7 @@ def test_where_something_is_nothing_is_written(write_run, export, tmp_path):
 
 
 def one_weight_off(monkeypatch):
-    save = interop.export.save_file
+    save = interop.exporting.export.save_file
 
     def corrupted(weights, path, metadata):
         name = "model.layers.1.self_attn.o_proj.weight"
@@ -199,57 +204,57 @@ def one_weight_off(monkeypatch):
         changed[3, 2] += 0.01
         save(weights | {name: changed}, path, metadata=metadata)
 
-    monkeypatch.setattr(interop.export, "save_file", corrupted)
+    monkeypatch.setattr(interop.exporting.export, "save_file", corrupted)
 
 
 def one_weight_missing(monkeypatch):
-    save = interop.export.save_file
+    save = interop.exporting.export.save_file
 
     def short(weights, path, metadata):
         kept = {name: t for name, t in weights.items() if "1.mlp.up_proj" not in name}
         save(kept, path, metadata=metadata)
 
-    monkeypatch.setattr(interop.export, "save_file", short)
+    monkeypatch.setattr(interop.exporting.export, "save_file", short)
 
 
 def half_split_order(monkeypatch):
-    monkeypatch.setattr(interop.deepseek, "interleaved", torch.arange)
+    monkeypatch.setattr(interop.families.deepseek, "interleaved", torch.arange)
 
 
 def another_tokenizer(monkeypatch):
-    write = interop.export._write_tokenizer
+    write = interop.exporting.export._write_tokenizer
 
     def spoilt(folder, prepared, context):
         write(folder, prepared, context)
         path = folder / "tokenizer_config.json"
         path.write_text(path.read_text().replace("true", "false"))
 
-    monkeypatch.setattr(interop.export, "_write_tokenizer", spoilt)
+    monkeypatch.setattr(interop.exporting.export, "_write_tokenizer", spoilt)
 
 
 def another_text(monkeypatch):
-    generate = interop.export.generate
+    generate = interop.exporting.agreement.generate
 
     def other(*arguments, **named):
         for number, token in enumerate(generate(*arguments, **named)):
             yield token + 1 if number == 3 else token
 
-    monkeypatch.setattr(interop.export, "generate", other)
+    monkeypatch.setattr(interop.exporting.agreement, "generate", other)
 
 
 def sinks_of_zero(monkeypatch):
-    monkeypatch.setattr(interop.llama, "NO_SINK", 0.0)
+    monkeypatch.setattr(interop.families.llama, "NO_SINK", 0.0)
 
 
 def other_keys(**changes):
     def spoil(monkeypatch):
-        to_stock = interop.export.to_stock
+        to_stock = interop.exporting.export.to_stock
 
         def changed(config, weights):
             stock = to_stock(config, weights)
             return dataclasses.replace(stock, config=stock.config | changes)
 
-        monkeypatch.setattr(interop.export, "to_stock", changed)
+        monkeypatch.setattr(interop.exporting.export, "to_stock", changed)
 
     return spoil
 
@@ -293,7 +298,7 @@ def test_an_interrupted_or_failed_write_leaves_nothing(
     def fail(*arguments, **named):
         raise error
 
-    monkeypatch.setattr(interop.export, "save_file", fail)
+    monkeypatch.setattr(interop.exporting.export, "save_file", fail)
     with pytest.raises((KeyboardInterrupt, RunError)) as caught:
         export()
     assert isinstance(caught.value, KeyboardInterrupt) or "No space left" in str(caught.value)
@@ -312,7 +317,7 @@ def test_a_signal_to_end_leaves_nothing(name, write_run, export, tmp_path, monke
         assert signal.getsignal(number) is not signal.SIG_DFL
         signal.raise_signal(number)
 
-    monkeypatch.setattr(interop.export, "save_file", end)
+    monkeypatch.setattr(interop.exporting.export, "save_file", end)
     with pytest.raises(SystemExit) as caught:
         export(out=str(tmp_path / "new" / "out"))
     assert caught.value.code == 128 + number
@@ -324,7 +329,7 @@ def test_a_signal_to_end_leaves_nothing(name, write_run, export, tmp_path, monke
 def test_a_signal_that_is_ignored_stays_so():
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with interop.export._ended_by_signals():
+        with interop.exporting.export._ended_by_signals():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -339,7 +344,7 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     for name in stale | kept:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text("")
-    with interop.export._staged(tmp_path / "out") as folder:
+    with interop.exporting.export._staged(tmp_path / "out") as folder:
         assert left_in(folder) == []
     assert left_in(tmp_path) == sorted({"out"} | kept)
 
@@ -350,11 +355,11 @@ def test_a_place_that_cannot_be_read_is_told_in_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(RunError, match=r"cannot write .*: Permission denied"):
-        interop.export.require_free_place(tmp_path)
+        interop.exporting.export.require_free_place(tmp_path)
 
 
 def test_texts_are_starts_of_different_documents(prepared, monkeypatch):
-    monkeypatch.setattr(interop.export, "_COMPARED_TOKENS", 3)
+    monkeypatch.setattr(interop.exporting.agreement, "_COMPARED_TOKENS", 3)
     stream = prepared.stream("validation")
     tokens = stream.window(0, len(stream)).tolist()
     whole, end = [[]], prepared.end_of_document_id
@@ -362,7 +367,7 @@ def test_texts_are_starts_of_different_documents(prepared, monkeypatch):
         whole = [*whole, []] if token == end else [*whole[:-1], [*whole[-1], token]]
     expected = [document[:6] for document in whole if document][:4]
     assert max(len(document) for document in whole[:3]) > 6
-    assert interop.export._documents(prepared) == expected
+    assert interop.exporting.agreement._documents(prepared) == expected
 
 
 def test_a_tie_may_be_broken_either_way():
@@ -383,7 +388,7 @@ def test_a_tie_may_be_broken_either_way():
         def generate(self, prompt, **named):
             return torch.cat((prompt, torch.tensor([[self.token] * 4])), dim=1)
 
-    compare = interop.export._compare_greedy
+    compare = interop.exporting.agreement._compare_greedy
     assert compare(model, Other(max(best, twin)), text, 4, 1e-5) == 0
     with pytest.raises(ExportMismatch, match="from its new token 1 on"):
         compare(model, Other(worst), text, 4, 1e-5)

@@ -19,13 +19,13 @@ from data.errors import DataError
 from data.prepared import PreparedData
 from data.tokenizer import build_tokenizer, save_tokenizer
 from interop.errors import InteropError
-from interop.initial import (
+from interop.importing.initial_model import (
     initial_model,
     recorded_model,
     require_same_tokenizer,
     sha256_of_model,
 )
-from interop.layouts import to_stock
+from interop.stock import to_stock
 from launch.compose import composed
 from launch.errors import ConfigError
 from launch.recorded import as_yaml

@@ -19,8 +19,9 @@ from data.pipeline import prepare
 from data.prepared import TOKENIZER_FOLDER
 from data.tokenizer import TOKENIZER_FILES, bytes_tokenizer, load_tokenizer
 from interop.errors import InteropError
-from interop.hugging_face import TransformersModel, find, load, load_into_kvlab
-from interop.layouts import to_stock
+from interop.importing.external_model import find, load, load_into_kvlab
+from interop.stock import to_stock
+from interop.transformers_model import TransformersModel
 from launch import compose, schemas
 from launch.errors import ConfigError
 from launch.failures import USER_ERRORS
@@ -143,7 +144,7 @@ def exported(tmp_path, prepared):
 
 
 def as_transformers(folder):
-    from interop.hugging_face import load
+    from interop.importing.external_model import load
 
     return load(find(str(folder)), CPU)
 

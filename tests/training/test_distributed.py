@@ -17,7 +17,7 @@ from hydra.errors import MissingConfigException
 from processes import in_threads, wait_for_step
 from weights import assert_same_bits, final_tensors
 
-from interop.initial import initial_model
+from interop.importing.initial_model import initial_model
 from launch import compose
 from launch.explain import explain
 from launch.schemas import TrainConfig

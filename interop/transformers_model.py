@@ -1,42 +1,22 @@
-"""Causal language models of transformers, from a folder or the Hub, for kvlab's protocol.
-
-Nothing that a folder brings is run: no code of its own, no pickled weights, no kernels it names.
-"""
+"""A causal language model in transformers' own class, measured by kvlab's protocol."""
 
 import contextlib
 import inspect
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.errors import DataError
-from data.file_kinds import pointer_at
-from data.hub import check_reachable, explain, is_offline, resolve
-from data.hub_watch import watched
-from data.tokenizer import load_pretrained, sha256_of_tokenizer
+from data.hub import explain
 from interop.errors import InteropError
-from interop.folders import read_config, read_stock, weight_files
-from interop.layouts import from_stock
-from interop.transformers_output import silenced
 from modeling.generate import PREFILL_CHUNK
-from modeling.gpt import GPT
 from modeling.kv_cache import storage_bytes
-from settings.data import is_hub_name
 from tracking.failures import is_out_of_memory
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 _KEY = "hf"
-_ALTERNATIVE = f"name a folder on this machine in {_KEY}"
-# What a model in safetensors needs, its tokenizer with it; nothing that is pickled.
-_HUB_FILES = ("*.json", "model*.safetensors", "tokenizer*", "vocab*", "merges.txt", "*.model")
 LOGITS_AT_ONCE = 2**27
 """Of a forward pass: 512 MiB in float32."""
 _LOGITS_OF_A_SOFTMAX = 2**22
@@ -44,111 +24,29 @@ _DECODED = 4
 """Tokens decoded behind the prompt before a cache is measured."""
 
 
-@dataclass(frozen=True)
-class HuggingFaceModel:
-    """A model in a folder, looked at but not loaded.
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Silence transformers, which would print what a folder brings."""
+    from transformers.utils import logging
 
-    Args:
-        label: How it is shown: "hf:" and the folder's name, or that on the Hub.
-        folder: Where its files are.
-        described: Where it came from, for a report: a folder as it was given, or name and commit.
-        kind: "hf:" and transformers' name of the architecture.
-        architecture: transformers' name of the class.
-        tokenizer: Its own; text that looks like a special token is encoded as ordinary text.
-        tokenizer_sha256: Of the tokenizer as `data.tokenizer.save_tokenizer` stores it.
-        end_of_document: The token behind each document, its eos token.
-    """
-
-    label: str
-    folder: Path
-    described: str
-    kind: str
-    architecture: str
-    tokenizer: "Tokenizer"
-    tokenizer_sha256: str
-    end_of_document: str
-
-    def tokenizer_of_transformers(self) -> Any:
-        """Return it as transformers wraps it."""
-        from transformers import AutoTokenizer
-
-        with _told_in_one_line(self.described):
-            return AutoTokenizer.from_pretrained(
-                str(self.folder), trust_remote_code=False, local_files_only=True
-            )
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
-def find(name: str) -> HuggingFaceModel:
-    """Look at a model, and fetch its files if they are on the Hub.
-
-    Args:
-        name: A folder, or NAME or NAME@REVISION of the Hub.
-
-    Raises:
-        InteropError: If there is none, or it is not what can be measured.
-        DataError: If the Hub cannot be reached.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        label, described = f"hf:{folder.absolute().name}", name
-    else:
-        path, _, revision = name.partition("@")
-        if not is_hub_name(path):
-            raise InteropError(
-                f"{_KEY}: no such folder: {name}; give one that transformers wrote, or a name of "
-                "the Hub, NAME or NAME@REVISION"
-            )
-        folder, commit = _fetch(path, revision or None)
-        label, described = f"hf:{name}", f"{path} at commit {commit}"
-    with _told_in_one_line(name):
-        config = _config(name, folder)
-    tokenizer, end_of_document, sha256 = _tokenizer(name, folder)
-    return HuggingFaceModel(
-        label=label,
-        folder=folder,
-        described=described,
-        kind=f"hf:{config.model_type}",
-        architecture=str((config.architectures or ["no named class"])[0]),
-        tokenizer=tokenizer,
-        tokenizer_sha256=sha256,
-        end_of_document=end_of_document,
-    )
-
-
-def _fetch(path: str, revision: str | None) -> tuple[Path, str]:
-    """Return the folder of the local cache that a repository is in, and its commit."""
-    what = f"model {path!r}"
-    check_reachable(what, _ALTERNATIVE)
-    if is_offline():
-        try:
-            folder = _snapshot(path, revision or "main")
-        except Exception as error:
-            raise _refusal(
-                path,
-                "the local cache does not have it whole (HF_HUB_OFFLINE=1); fetch it with a "
-                f"network first, or {_ALTERNATIVE}",
-            ) from error
-        # The layout of the cache is documented: snapshots/COMMIT.
-        return folder, folder.name
-    commit = resolve("model", path, revision, _KEY, _ALTERNATIVE)
-    with _told_in_one_line(path):
-        return watched(what, lambda: _snapshot(path, commit), _ALTERNATIVE), commit
-
-
-def _snapshot(path: str, revision: str) -> Path:
-    """Fetch the files of a commit, or find those of the cache where there is no network."""
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(path, revision=revision, allow_patterns=list(_HUB_FILES)))
-
-
-def _refusal(name: str, why: str) -> InteropError:
+def refusal(name: str, why: str) -> InteropError:
     """Return what to raise about a model, by the name that it was given by."""
     return InteropError(f"{_KEY} ({name!r}): {why}")
 
 
 @contextlib.contextmanager
-def _told_in_one_line(name: str) -> Iterator[None]:
+def in_one_line(name: str) -> Iterator[None]:
     """Turn what the libraries raise about a foreign folder into one line."""
     try:
         with silenced():
@@ -158,149 +56,7 @@ def _told_in_one_line(name: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise _refusal(name, " ".join(explain(error).split())) from error
-
-
-def _config(name: str, folder: Path) -> Any:
-    """Read a folder's configuration and refuse what cannot be measured, before it is loaded.
-
-    Raises:
-        InteropError: Saying why not.
-    """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-
-    if (folder / "adapter_config.json").exists():
-        raise _refusal(name, "this is an adapter, not a model; merge it into its model first")
-    try:
-        written = read_config(folder)
-        # transformers would follow an index out of the folder.
-        weights = [folder / file for file in weight_files(folder)]
-    except InteropError as error:
-        raise _refusal(name, str(error)) from error
-    for path in weights:
-        if kind := pointer_at(path):
-            raise _refusal(name, f"{path} {kind}")
-    if "quantization_config" in written:
-        raise _refusal(
-            name, "its weights are quantised, and the protocol's are float32; take another"
-        )
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise _refusal(
-            name, f"transformers has no causal language model of the kind {config.model_type!r}"
-        )
-    # Either may name a kernel on the Hub, which is code.
-    config._attn_implementation = config._experts_implementation = None
-    return config
-
-
-def _tokenizer(name: str, folder: Path) -> "tuple[Tokenizer, str, str]":
-    """Return a folder's tokenizer, its token for the end of a document, and its hash."""
-    with _told_in_one_line(name):
-        built = load_pretrained(str(folder), _KEY)
-    if built.tokenizer.token_to_id(built.end_of_document) is None:
-        raise _refusal(name, f"its eos_token {built.end_of_document!r} is not in the vocabulary")
-    # Otherwise a document could contain its own end.
-    built.tokenizer.encode_special_tokens = True
-    return built.tokenizer, built.end_of_document, sha256_of_tokenizer(built.tokenizer)
-
-
-def load_into_kvlab(
-    found: HuggingFaceModel, device: torch.device, decode_path: str | None = None
-) -> GPT:
-    """Load a model of a family that kvlab's own modules can express into them, in float32.
-
-    Args:
-        found: Which.
-        device: Where it goes.
-        decode_path: How it reads its cache; see `model.attention.decode_path`.
-
-    Raises:
-        InteropError: If they cannot, or a file of it is damaged.
-    """
-    with _told_in_one_line(found.described):
-        stock = read_stock(found.folder)
-        try:
-            config, weights = from_stock(stock.config, stock.weights)
-        except InteropError as error:
-            raise _refusal(
-                found.described,
-                f"{error}; hf_modules=transformers measures it all the same",
-            ) from error
-        if decode_path is not None:
-            config.attention = config.attention | {"decode_path": decode_path}
-        model = GPT(config)
-        model.load_state_dict(weights)
-        _require_vocabulary(found, model.embed_tokens.num_embeddings)
-    return model.to(device).eval()
-
-
-def load(found: HuggingFaceModel, device: torch.device) -> "TransformersModel":
-    """Load a model into transformers' own class, in float32.
-
-    Raises:
-        InteropError: If the folder does not hold the whole model, or it is not a causal one.
-    """
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
-    with _told_in_one_line(found.described):
-        config = _config(found.described, found.folder)
-        whole: Any = AutoModelForCausalLM.from_pretrained(
-            str(found.folder),
-            config=config,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told here, by name
-        )
-        loaded, info = whole
-        if mismatched := sorted(info["mismatched_keys"]):
-            key, theirs, wanted = mismatched[0]
-            raise _refusal(
-                found.described,
-                f"its weights have {key} as {list(theirs)}, and {type(loaded).__name__} as "
-                f"config.json describes it needs {list(wanted)}",
-            )
-        if missing := sorted(info["missing_keys"]):
-            raise _refusal(
-                found.described,
-                f"its weights lack {missing[0]} and {len(missing) - 1} others of "
-                f"{type(loaded).__name__}; this is not a whole causal language model",
-            )
-        if surplus := sorted(set(info["unexpected_keys"]) - _masks(info["unexpected_keys"])):
-            raise _refusal(
-                found.described,
-                f"{surplus[0]} and {len(surplus) - 1} others of its weights have no place in "
-                f"{type(loaded).__name__} as config.json describes it",
-            )
-        # How a folder wishes to be sampled from is no part of what is measured, and may name code.
-        loaded.generation_config = GenerationConfig()
-        model = TransformersModel(loaded.to(device).eval())
-        _require_vocabulary(found, model.vocab_size)
-        model.require_causal(found.described)
-    return model
-
-
-def _masks(names: Iterable[str]) -> set[str]:
-    """Return those that are no weights: the causal masks of GPT-2 and GPT-Neo, once stored."""
-    return {name for name in names if re.search(r"\battn(\.attention)?\.(masked_)?bias$", name)}
-
-
-def _require_vocabulary(found: HuggingFaceModel, vocab_size: int) -> None:
-    """Refuse a tokenizer with ids that the model does not embed.
-
-    Raises:
-        InteropError: Naming both numbers.
-    """
-    largest = max(found.tokenizer.get_vocab(with_added_tokens=True).values())
-    if largest >= vocab_size:
-        raise _refusal(
-            found.described,
-            f"its tokenizer has the id {largest}, and the model only {vocab_size}; they do not "
-            "belong together",
-        )
+        raise refusal(name, " ".join(explain(error).split())) from error
 
 
 class TransformersModel:
@@ -362,13 +118,13 @@ class TransformersModel:
         with torch.no_grad():
             one, two = (self._forward(t, use_cache=False).logits[:, :-1] for t in (tokens, other))
         if not one.isfinite().all():
-            raise _refusal(
+            raise refusal(
                 name,
                 f"{type(self.model).__name__} gives logits that are not finite; its weights are "
                 "damaged",
             )
         if not torch.allclose(one, two, rtol=1e-3, atol=1e-3 * float(one.abs().max())):
-            raise _refusal(
+            raise refusal(
                 name,
                 f"{type(self.model).__name__} predicts a token from later ones, too; take a causal "
                 "language model",
@@ -438,7 +194,7 @@ class TransformersModel:
         Raises:
             InteropError: If it has no positions for so many, no cache that can be fed, or fails.
         """
-        with _told_in_one_line(type(self.model).__name__):
+        with in_one_line(type(self.model).__name__):
             return DecodeStep(self, batch, context)
 
     def positions_for(self, first: int, last: int) -> dict[str, Tensor]:

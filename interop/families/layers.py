@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from interop.errors import InteropError
-from interop.stock_config import rope_theta_of
+from interop.families.config_json import rope_theta_of
 from modeling.attention import (
     AttentionConfig,
     LatentAttentionConfig,

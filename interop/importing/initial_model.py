@@ -11,8 +11,8 @@ from torch import Tensor
 from data.prepared import PreparedData
 from files.regular_file import sha256_of_file
 from interop.errors import InteropError
-from interop.folders import CONFIG_NAME, read_stock, tokenizer_sha256
-from interop.layouts import from_stock
+from interop.importing.folder import CONFIG_NAME, read_stock, tokenizer_sha256
+from interop.stock import from_stock
 from modeling.config import GPTConfig
 
 

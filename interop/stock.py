@@ -1,7 +1,7 @@
 """From kvlab's modules to the classes of transformers that compute the same, and back.
 
 A layout renames, permutes, joins or copies weights; none is changed, so that the way there and back
-gives the same bits (but for latent attention without positions, see `interop.deepseek`).
+gives the same bits (but for latent attention without positions, see `interop.families.deepseek`).
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interop import deepseek, deepseek_v4, gpt2, llama
 from interop.errors import InteropError
-from interop.layers import arrangement_problems, stored_sinks, with_values
-from interop.stock_config import as_transformers_reads, refuse, require, require_sizes
+from interop.families import deepseek, deepseek_v4, gpt2, llama
+from interop.families.config_json import as_transformers_reads, refuse, require, require_sizes
+from interop.families.layers import arrangement_problems, stored_sinks, with_values
 from modeling.arrangement import layer_configs
 from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig
 from modeling.attention.shared_kv import SharedKVAttentionConfig

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from interop.errors import InteropError
-from interop.layers import arrangement_problems
-from interop.stock_config import (
+from interop.families.config_json import (
     gpt_config,
     refuse,
     require,
@@ -25,6 +24,7 @@ from interop.stock_config import (
     with_prefix,
     without_prefix,
 )
+from interop.families.layers import arrangement_problems
 from modeling.attention import LatentAttentionConfig, attention_config
 from modeling.config import GPTConfig
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interop.layers import arrangement_problems
-from interop.stock_config import common_keys, gpt_config, head_count_name, refuse, require
+from interop.families.config_json import common_keys, gpt_config, head_count_name, refuse, require
+from interop.families.layers import arrangement_problems
 from modeling.attention import GroupedQueryAttentionConfig
 from modeling.config import GPTConfig
 

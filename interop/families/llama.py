@@ -11,17 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from interop.errors import InteropError
-from interop.layers import (
-    NO_SINK,
-    Layer,
-    arranged,
-    arrangement_problems,
-    layers_of,
-    read_layers,
-    sinks_name,
-    window_of,
-)
-from interop.stock_config import (
+from interop.families.config_json import (
     gpt_config,
     head_count_name,
     refuse,
@@ -31,6 +21,16 @@ from interop.stock_config import (
     shared_keys,
     with_prefix,
     without_prefix,
+)
+from interop.families.layers import (
+    NO_SINK,
+    Layer,
+    arranged,
+    arrangement_problems,
+    layers_of,
+    read_layers,
+    sinks_name,
+    window_of,
 )
 from modeling.arrangement import layer_configs
 from modeling.attention import GroupedQueryAttentionConfig

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from data.tokenizer import build_tokenizer, save_tokenizer
 from interop.errors import InteropError
-from interop.folders import read_stock, tokenizer_sha256
+from interop.importing.folder import read_stock, tokenizer_sha256
 from settings.data import TokenizerSettings
 
 CONFIG = {"model_type": "llama", "hidden_size": 8}

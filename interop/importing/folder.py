@@ -10,7 +10,7 @@ from data.tokenizer import load_pretrained, sha256_of_tokenizer
 from files.regular_file import read_regular_file, require_regular_file
 from files.strict_json import load_strict
 from interop.errors import InteropError
-from interop.layouts import Stock
+from interop.stock import Stock
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

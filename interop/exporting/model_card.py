@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from data.prepared import PreparedData
 from data.sources import TRAIN, VALIDATION
 from guards.printable import as_code
-from interop.layouts import DTYPES, Stock
-from interop.model_facts import cache_growth, model_facts, notes
+from interop.exporting.agreement import Agreement
+from interop.exporting.model_facts import cache_growth, model_facts, notes
+from interop.stock import DTYPES, Stock
 from modeling.accounting import kv_cache_bytes, mha_cache_bytes_per_token, num_parameters
 from modeling.config import GPTConfig
 
@@ -55,29 +56,6 @@ class Origin:
         """The name of the folder whose weights the training began with, if it was one."""
         folder = self.recorded.get("init_from")
         return Path(str(folder)).name if folder else None
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How a written model compared with kvlab's.
-
-    Args:
-        documents: How many texts.
-        positions: At how many positions their logits were compared.
-        new_tokens: How many tokens of greedy text were equal.
-        difference: The largest of a logit.
-        tolerance: What it might have been.
-        cache_bytes: What transformers' own cache takes behind a text, float32.
-        cache_tokens: Tokens of that text.
-    """
-
-    documents: int
-    positions: int
-    new_tokens: int
-    difference: float
-    tolerance: float
-    cache_bytes: int
-    cache_tokens: int
 
 
 def model_card(

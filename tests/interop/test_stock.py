@@ -32,7 +32,7 @@ from exportable import (
 )
 
 from interop.errors import InteropError
-from interop.layouts import from_stock, to_stock
+from interop.stock import from_stock, to_stock
 from modeling.arrangement import layer_configs
 from modeling.attention import base
 from modeling.attention.grouped_query import GroupedQueryAttentionConfig

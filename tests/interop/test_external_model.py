@@ -14,10 +14,12 @@ import torch
 from external_models import VOCAB, deepseek, gpt2, gpt_neo, llama, mamba, mistral, saved, smollm3
 from safetensors.torch import load_file, save_file
 
-import interop.hugging_face
+import interop.importing.external_model
+import interop.transformers_model
 from data.tokenizer import END_OF_TEXT, TOKENIZER_FILES, bytes_tokenizer, save_tokenizer
 from interop.errors import InteropError
-from interop.hugging_face import TransformersModel, find, live_bytes, load, load_into_kvlab
+from interop.importing.external_model import find, load, load_into_kvlab
+from interop.transformers_model import TransformersModel, live_bytes
 from tests.data.hub_stand_in import COMMITS, stand_in
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +39,8 @@ def rounding(dtype, nats):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_likelihoods_are_those_of_a_plain_log_softmax(family, monkeypatch):
     # A forward pass of one row at a time, and a softmax of five.
-    monkeypatch.setattr(interop.hugging_face, "LOGITS_AT_ONCE", 12 * VOCAB)
-    monkeypatch.setattr(interop.hugging_face, "_LOGITS_OF_A_SOFTMAX", 5 * VOCAB)
+    monkeypatch.setattr(interop.transformers_model, "LOGITS_AT_ONCE", 12 * VOCAB)
+    monkeypatch.setattr(interop.transformers_model, "_LOGITS_OF_A_SOFTMAX", 5 * VOCAB)
     model = FAMILIES[family]().double()
     text = tokens_of(3, 13)
     tokens, targets = text[:, :-1], text[:, 1:]
@@ -91,7 +93,7 @@ def test_storages_are_counted_once_wherever_a_cache_holds_them():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_decoding_step_is_the_next_one_and_can_be_repeated(family, monkeypatch):
-    monkeypatch.setattr(interop.hugging_face, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(interop.transformers_model, "PREFILL_CHUNK", 4)
     model = FAMILIES[family]()
     fed = []
     forward = model.forward
@@ -221,7 +223,7 @@ def test_what_was_once_stored_beside_weights_is_no_matter(tmp_path):
         assert loaded.num_parameters == TransformersModel(model).num_parameters
     # A weight of a layer is none of these.
     for key in ("h.0.attn.c_attn.bias", "h.1.attn.attention.out_proj.bias", "h.0.attn.bias.weight"):
-        assert interop.hugging_face._masks([key]) == set()
+        assert interop.importing.external_model._masks([key]) == set()
 
 
 def test_narrow_weights_are_measured_in_float32(tmp_path):
@@ -382,7 +384,7 @@ def test_a_model_that_sees_what_comes_later_is_refused(tmp_path):
 
 FETCH = """
 import json, sys, torch
-from interop.hugging_face import find, load
+from interop.importing.external_model import find, load
 for name in sys.argv[1:]:
     try:
         found = find(name)

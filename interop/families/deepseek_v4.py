@@ -3,7 +3,7 @@
 DeepSeek-V4 has hyper-connections, a mixture of experts and a low-rank output projection as well.
 With one stream, one expert of zeros beside the shared one, and an identity, they compute kvlab's
 block; the weights that this takes are dead. Its RoPE rotates dimension 2j together with 2j + 1, on
-the last dimensions of queries and of the head that is key and value (see `interop.deepseek`).
+the last dimensions of queries and of the head that is key and value (see `families.deepseek`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interop.deepseek import interleaved
 from interop.errors import InteropError
-from interop.layers import (
-    NO_SINK,
-    SLIDING,
-    arrangement_problems,
-    is_idle,
-    layers_of,
-    sinks_name,
-    window_of,
-)
-from interop.stock_config import (
+from interop.families.config_json import (
     default_theta,
     gpt_config,
     refuse,
@@ -32,6 +22,16 @@ from interop.stock_config import (
     shared_keys,
     with_prefix,
     without_prefix,
+)
+from interop.families.deepseek import interleaved
+from interop.families.layers import (
+    NO_SINK,
+    SLIDING,
+    arrangement_problems,
+    is_idle,
+    layers_of,
+    sinks_name,
+    window_of,
 )
 from modeling.attention import attention_config
 from modeling.attention.shared_kv import SharedKVAttentionConfig

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from interop.layers import Layer, layers_of, window_of
-from interop.layouts import Stock
+from interop.families.layers import Layer, layers_of, window_of
+from interop.stock import Stock
 from modeling.accounting import cache_curve, num_parameters
 from modeling.arrangement import layer_configs
 from modeling.attention import SoftmaxAttentionConfig, attention_config

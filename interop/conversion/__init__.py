@@ -1,0 +1,1 @@
+"""One attention made of another's weights."""

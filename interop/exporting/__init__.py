@@ -1,0 +1,1 @@
+"""A model of kvlab's, written as a folder that transformers loads."""
