@@ -13,11 +13,9 @@ from torch import Tensor
 
 from interop.errors import InteropError
 from interop.families import deepseek, deepseek_v4, gpt2, llama
-from interop.families.config_json import as_transformers_reads, refuse, require, require_sizes
+from interop.families.config_json import as_transformers_reads, refuse, require
 from interop.families.layers import arrangement_problems, stored_sinks, with_values
 from modeling.arrangement import layer_configs
-from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig
-from modeling.attention.shared_kv import SharedKVAttentionConfig
 from modeling.config import GPTConfig
 from modeling.errors import ModelConfigError
 from modeling.gpt import GPT
@@ -26,12 +24,20 @@ from settings.dtypes import DTYPE_NAMES
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 """What weights can be written in."""
 _READABLE = (*DTYPES.values(), torch.float64)
-_FAMILIES = {
-    **dict.fromkeys(("llama", "mistral", "ministral", "qwen3", "smollm3", "granite_swa"), llama),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), deepseek),
-    "deepseek_v4": deepseek_v4,
-    **dict.fromkeys(("gpt2", "gpt_bigcode"), gpt2),
+_FAMILIES: dict[str, tuple[Any, str]] = {
+    "llama": (llama, "LlamaForCausalLM"),
+    "mistral": (llama, "MistralForCausalLM"),
+    "ministral": (llama, "MinistralForCausalLM"),
+    "qwen3": (llama, "Qwen3ForCausalLM"),
+    "smollm3": (llama, "SmolLM3ForCausalLM"),
+    "granite_swa": (llama, "GraniteSWAForCausalLM"),
+    "deepseek_v2": (deepseek, "DeepseekV2ForCausalLM"),
+    "deepseek_v3": (deepseek, "DeepseekV3ForCausalLM"),
+    "deepseek_v4": (deepseek_v4, "DeepseekV4ForCausalLM"),
+    "gpt2": (gpt2, "GPT2LMHeadModel"),
+    "gpt_bigcode": (gpt2, "GPTBigCodeForCausalLM"),
 }
+"""By model_type: who reads and writes it, and the class."""
 _LATENT = frozenset({"mla", "mla_no_rope"})
 _GROUPED = frozenset({"mha", "mqa", "gqa", "mha_no_rope", "mqa_no_rope", "gqa_tied", "mqa_tied"})
 
@@ -66,28 +72,26 @@ def to_stock(config: GPTConfig, weights: Mapping[str, Tensor]) -> Stock:
     if config.vocab_size is None:
         raise InteropError("model.vocab_size is not set; give the tokenizer's")
     _require_weights(_shapes(_without_weights(config)), weights, "the model")
-    latent = [each for each in attentions if isinstance(each, LatentAttentionConfig)]
-    grouped = [each for each in attentions if isinstance(each, GroupedQueryAttentionConfig)]
     # A class of somebody's own that derives from one of these computes something else.
     attention_of = {"own": config.attention, **config.layers.attentions}
     pattern = (config.layers.pattern or ["own"])[: config.num_hidden_layers]
     names = {attention_of[name]["name"] for name in pattern}
+    family: Any = llama
     if names <= _LATENT:
-        return Stock(*deepseek.to_stock(config, latent, weights))
-    if names == {"shared_kv"}:
-        shared = [each for each in attentions if isinstance(each, SharedKVAttentionConfig)]
-        return Stock(*deepseek_v4.to_stock(config, shared, weights))
-    if not names <= _GROUPED:
+        family = deepseek
+    elif names == {"shared_kv"}:
+        family = deepseek_v4
+    elif not names <= _GROUPED:
         refuse(arrangement_problems(config, attentions))  # where some are others
         name = sorted(names - _GROUPED - _LATENT - {"shared_kv"})[0]
         raise InteropError(
             f"no stock class of transformers computes model.attention.name={name}; train mha, mqa, "
             "gqa, gqa_tied, mla or shared_kv to export it"
         )
-    weights = with_values(weights)
-    if config.position_embedding == "learned" and config.norm == "layer_norm":
-        return Stock(*gpt2.to_stock(config, grouped, weights))
-    return Stock(*llama.to_stock(config, grouped, weights))
+    elif config.position_embedding == "learned" and config.norm == "layer_norm":
+        family = gpt2
+    keys, theirs = family.to_stock(config, attentions, with_values(weights))
+    return Stock(keys | {"architectures": [_FAMILIES[keys["model_type"]][1]]}, theirs)
 
 
 def from_stock(
@@ -113,8 +117,7 @@ def from_stock(
             f"config.json: model_type ({str(model_type)[:60]!r}) is none of those that kvlab has "
             f"modules for: {', '.join(_FAMILIES)}"
         )
-    family, read = _FAMILIES[model_type], as_transformers_reads(config)
-    require_sizes(read)
+    family, read = _FAMILIES[model_type][0], as_transformers_reads(config)
     if min(read.num_attention_heads, read.hidden_size) < 1:
         raise InteropError("config.json: num_attention_heads and hidden_size must be at least 1")
     require(read, "is_causal", True, "kvlab's model sees no later token")

@@ -58,9 +58,7 @@ def _layer_facts(config: GPTConfig) -> dict[str, Any]:
 
 
 def _layers(config: GPTConfig) -> list[Layer]:
-    return layers_of(
-        [each for each in layer_configs(config) if isinstance(each, SoftmaxAttentionConfig)]
-    )
+    return layers_of(layer_configs(config))
 
 
 def _named(layers: Sequence[int]) -> str:

@@ -1,18 +1,28 @@
-"""What the layouts of several families share: config.json, and names of weights."""
+"""What the families share: a table of fields, config.json as transformers reads it, refusals."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from interop.errors import InteropError
-from modeling.attention import AttentionConfig, SoftmaxAttentionConfig
+from modeling.attention import AttentionConfig
 from modeling.config import MAX_LAYERS, GPTConfig
 
 # The family, which is given by itself; a table that would replace the class's own; and the labels
 # of classifiers, of which transformers makes a table with as many lines as the file says.
 _NOT_PASSED_ON = ("model_type", "attribute_map", "num_labels", "id2label", "label2id")
 
+FIELDS = {
+    **{
+        name: name
+        for name in (
+            *("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size"),
+            *("num_hidden_layers", "num_attention_heads", "initializer_range"),
+            "tie_word_embeddings",
+        )
+    },
+    "norm_eps": "rms_norm_eps",
+}
+"""Of kvlab's model, and of config.json in the families that spell it as Llama."""
 _SIZES = (
     *("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -32,7 +42,8 @@ def as_transformers_reads(config: Mapping[str, Any]) -> Any:
         config: Its `model_type` is one of transformers' own.
 
     Raises:
-        InteropError: If transformers refuses it, or if its weights are quantized.
+        InteropError: If transformers refuses it, if its weights are quantized, or a size is no
+            whole number: transformers checks some of them only, and computes with none.
     """
     from transformers import AutoConfig
 
@@ -51,10 +62,15 @@ def as_transformers_reads(config: Mapping[str, Any]) -> Any:
         )
     rest = {str(key): value for key, value in config.items() if key not in _NOT_PASSED_ON}
     try:
-        return AutoConfig.for_model(config["model_type"], **rest)
+        read = AutoConfig.for_model(config["model_type"], **rest)
     except Exception as error:  # whatever a validator, or a division by zero, raises
         reason = " ".join(str(error).split())[:200]
         raise InteropError(f"config.json: transformers cannot read it ({reason})") from error
+    for key in (*_SIZES, *_OPTIONAL_SIZES):
+        found = getattr(read, key, 0)
+        if type(found) is not int and not (found is None and key in _OPTIONAL_SIZES):
+            raise InteropError(f"config.json: {key} ({str(found)[:60]}) must be a whole number")
+    return read
 
 
 def require(read: Any, key: str, value: Any, why: str) -> None:
@@ -66,22 +82,6 @@ def require(read: Any, key: str, value: Any, why: str) -> None:
     found = getattr(read, key, value)
     if found != value:
         raise InteropError(f"config.json: {key} ({str(found)[:60]}) must be {value}: {why}")
-
-
-def require_sizes(read: Any) -> None:
-    """Refuse a configuration in which a size is no whole number.
-
-    Transformers checks some of them only, and computes with none when it reads them.
-
-    Raises:
-        InteropError: Naming the key.
-    """
-    for key in (*_SIZES, *_OPTIONAL_SIZES):
-        if not hasattr(read, key):
-            continue
-        found = getattr(read, key)
-        if type(found) is not int and not (found is None and key in _OPTIONAL_SIZES):
-            raise InteropError(f"config.json: {key} ({str(found)[:60]}) must be a whole number")
 
 
 def rope_theta_of(read: Any) -> float:
@@ -119,67 +119,64 @@ def default_theta(rope: Mapping[str, Any]) -> float:
     return float(theta)
 
 
-def shared_keys(config: GPTConfig, attention: SoftmaxAttentionConfig) -> dict[str, Any]:
-    """Return what config.json says in the families that spell it as Llama.
+def written(config: GPTConfig, fields: Mapping[str, str], **others: Any) -> dict[str, Any]:
+    """Return what config.json says of a model: its fields, what all families say, and others."""
+    end = config.end_of_document_id
+    keys = {theirs: getattr(config, ours) for ours, theirs in fields.items()}
+    keys |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None, "use_cache": True}
+    return keys | others
+
+
+def written_as_llama(
+    config: GPTConfig, attention: Any, sizes: tuple[str, ...], fields: Mapping[str, str] = FIELDS
+) -> dict[str, Any]:
+    """Return the same for a family that spells it as Llama.
 
     Args:
         config: Of the model.
         attention: Of a layer with RoPE, if any has it.
+        sizes: Fields of the attention that config.json has by the same name.
+        fields: As for `written`.
     """
+    names = ("attention_bias", "attention_dropout", "rope_theta", *sizes)
+    # The older `rope_theta` is what transformers 4, and engines that read config.json, know.
+    rope = {"rope_type": "default", "rope_theta": attention.rope_theta}
+    others = {name: getattr(attention, name) for name in names}
+    return written(config, fields, hidden_act="silu", rope_parameters=rope, **others)
+
+
+def attention_fields(read: Any, sizes: tuple[str, ...]) -> dict[str, Any]:
+    """Return the fields of an attention that `written_as_llama` writes, but for RoPE's base."""
     return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "max_position_embeddings": config.max_position_embeddings,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "attention_bias": attention.attention_bias,
-        "attention_dropout": attention.attention_dropout,
-        # The second is what transformers 4, and engines that read config.json themselves, know.
-        "rope_parameters": {"rope_type": "default", "rope_theta": attention.rope_theta},
-        "rope_theta": attention.rope_theta,
-        **common_keys(config),
+        "attention_bias": bool(getattr(read, "attention_bias", False)),
+        "attention_dropout": float(read.attention_dropout or 0.0),
+        **{name: getattr(read, name) for name in ("hidden_size", "num_attention_heads", *sizes)},
     }
 
 
-def common_keys(config: GPTConfig) -> dict[str, Any]:
-    """Return what every family spells alike."""
-    return {
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "initializer_range": config.initializer_range,
-        "bos_token_id": config.end_of_document_id,
-        "eos_token_id": config.end_of_document_id,
-        "pad_token_id": None,
-        "use_cache": True,
-    }
-
-
-def gpt_config(read: Any, attention: AttentionConfig, name: str, **others: Any) -> GPTConfig:
+def gpt_config(
+    read: Any, fields: Mapping[str, str], attention: AttentionConfig, name: str, **others: Any
+) -> GPTConfig:
     """Return the model whose configuration transformers has read.
 
     Args:
         read: By transformers.
+        fields: As for `written`.
         attention: Its attention.
         name: The attention's.
         others: Fields that not every family has.
     """
     end = read.eos_token_id
     is_one = type(end) is int and 0 <= end < read.vocab_size
-    return GPTConfig(
-        name=read.model_type,
-        vocab_size=read.vocab_size,
-        max_position_embeddings=read.max_position_embeddings,
-        hidden_size=read.hidden_size,
-        num_hidden_layers=read.num_hidden_layers,
-        num_attention_heads=read.num_attention_heads,
-        tie_word_embeddings=bool(read.tie_word_embeddings),
-        initializer_range=read.initializer_range,
-        end_of_document_id=end if is_one else None,
-        attention=attention.settings(name),
-        **others,
-    )
+    values = {ours: getattr(read, theirs) for ours, theirs in fields.items()}
+    values |= {
+        "name": read.model_type,
+        "tie_word_embeddings": bool(read.tie_word_embeddings),
+        "end_of_document_id": end if is_one else None,
+        "mlp_bias": bool(getattr(read, "mlp_bias", False)),
+        "attention": attention.settings(name),
+    }
+    return GPTConfig(**(values | others))
 
 
 def head_count_name(heads: int, key_value_heads: int) -> str:
@@ -201,32 +198,26 @@ def refuse(problems: list[str]) -> None:
         )
 
 
-def with_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict with the names that `LlamaForCausalLM` has for its own."""
-    return {
-        name if name.startswith("lm_head.") else f"model.{name}": tensor
-        for name, tensor in weights.items()
-    }
-
-
-def without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `with_prefix`."""
-    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+def unlike(key: str, found: Any, wanted: Any, why: str) -> list[str]:
+    """Return the problem of a setting that has another value than the class, if it has."""
+    if found == wanted:
+        return []
+    old, new = (str(v).lower() if isinstance(v, bool) else v for v in (found, wanted))
+    return [f"{key}={old}: {why}; train with {key}={new}"]
 
 
 def rope_block_problems(config: GPTConfig) -> list[str]:
     """Return what a block has that no stock class with RMSNorm and SwiGLU has."""
-    found = []
     if config.position_embedding == "learned":
-        found.append(
+        return [
             "model.position_embedding=learned: positions that are learned at the input; no stock "
             "class has them with RMSNorm, SwiGLU or a latent attention; train with RoPE "
             "(attention=mha, mqa, gqa or mla), or GPT-2's block (block=classic attention=mha)"
-        )
-    elif config.norm != "rms_norm" or config.mlp != "swiglu":
-        found.append(
+        ]
+    if config.norm != "rms_norm" or config.mlp != "swiglu":
+        return [
             f"model.norm={config.norm} with model.mlp={config.mlp} and no learned positions; train "
             "with model.norm=rms_norm model.mlp=swiglu (block=modern), or GPT-2's block "
             "(block=classic attention=mha)"
-        )
-    return found
+        ]
+    return []

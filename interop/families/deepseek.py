@@ -15,19 +15,22 @@ from torch import Tensor
 
 from interop.errors import InteropError
 from interop.families.config_json import (
+    FIELDS,
+    attention_fields,
     gpt_config,
     refuse,
     require,
     rope_block_problems,
     rope_theta_of,
-    shared_keys,
-    with_prefix,
-    without_prefix,
+    unlike,
+    written_as_llama,
 )
 from interop.families.layers import arrangement_problems
+from interop.families.weights import WeightTable, by_head
 from modeling.attention import LatentAttentionConfig, attention_config
 from modeling.config import GPTConfig
 
+_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 # In the norms of the latents; the classes have no key for it.
 _LATENT_NORM_EPS = 1e-6
 # Of a model without RoPE: the class needs a rotated part, which stays zero.
@@ -49,49 +52,38 @@ def to_stock(
     """
     attention = attentions[0]
     problems = rope_block_problems(config) + arrangement_problems(config, attentions)
-    problems += _window_problems(config, attentions)
-    if attention.latent_norm_eps != _LATENT_NORM_EPS:
-        problems.append(
-            f"model.attention.latent_norm_eps={attention.latent_norm_eps}: DeepSeek-V3 has no key "
-            f"for it; train with model.attention.latent_norm_eps={_LATENT_NORM_EPS}"
-        )
-    refuse(problems)
-    rope_head_dim = attention.qk_rope_head_dim or _ZERO_ROPE_HEAD_DIM
-    keys = shared_keys(config, attention) | {
+    refuse(problems + _problems(config, attentions))
+    keys = written_as_llama(config, attention, _SIZES) | {
         "num_key_value_heads": config.num_attention_heads,
-        "q_lora_rank": attention.q_lora_rank,
-        "kv_lora_rank": attention.kv_lora_rank,
-        "qk_nope_head_dim": attention.qk_nope_head_dim,
-        "qk_rope_head_dim": rope_head_dim,
-        "v_head_dim": attention.v_head_dim,
+        "qk_rope_head_dim": attention.qk_rope_head_dim or _ZERO_ROPE_HEAD_DIM,
         "first_k_dense_replace": config.num_hidden_layers,
     }
     if config.mlp_bias:
-        keys |= {"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2"}
-        keys |= {"mlp_bias": True}
+        keys |= {"model_type": "deepseek_v2", "mlp_bias": True}
     else:
-        keys |= {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
-        keys |= {"rope_interleave": True, "num_nextn_predict_layers": 0}
+        keys |= {"model_type": "deepseek_v3", "rope_interleave": True}
+        keys |= {"num_nextn_predict_layers": 0}
     if attention.latent_scale:
         weights = _with_scaled_norms(weights, attention)
     if attention.qk_rope_head_dim == 0:
-        return keys, with_prefix(_with_zero_rope(weights, attention))
-    order = interleaved(attention.qk_rope_head_dim)
-    return keys, with_prefix(_reordered(weights, attention, order))
+        return keys, WeightTable().to_theirs(_with_zero_rope(weights, attention))
+    return keys, _table(attention).to_theirs(weights)
 
 
-def _window_problems(config: GPTConfig, attentions: Sequence[LatentAttentionConfig]) -> list[str]:
+def _problems(config: GPTConfig, attentions: Sequence[LatentAttentionConfig]) -> list[str]:
+    found = []
     if any(attention.sliding_window is not None for attention in attentions):
-        return [
+        found.append(
             f"layers.window={config.layers.window} with latent attention: no stock class keeps a "
             "window of plain latents; train with layers=uniform, or attention=gqa"
-        ]
-    if len({(each.qk_rope_head_dim, each.rope_theta) for each in attentions}) > 1:
-        return [
+        )
+    elif len({(each.qk_rope_head_dim, each.rope_theta) for each in attentions}) > 1:
+        found.append(
             "layers.pattern: latent attention whose layers differ in RoPE; train with "
             "layers.pattern=null"
-        ]
-    return []
+        )
+    key, why = "model.attention.latent_norm_eps", "DeepSeek-V3 has no key for it"
+    return found + unlike(key, attentions[0].latent_norm_eps, _LATENT_NORM_EPS, why)
 
 
 def interleaved(width: int) -> Tensor:
@@ -99,23 +91,21 @@ def interleaved(width: int) -> Tensor:
     return torch.arange(width).view(2, -1).t().reshape(-1)
 
 
-def _reordered(
-    weights: Mapping[str, Tensor], attention: LatentAttentionConfig, order: Tensor
-) -> dict[str, Tensor]:
-    """Return the weights with the rows that RoPE rotates in another order."""
-    h, d, c = attention.num_attention_heads, attention.qk_nope_head_dim, attention.kv_lora_rank
-    query_rows = torch.cat((torch.arange(d), d + order))  # of a head
-    by_head = torch.arange(h).unsqueeze(1) * len(query_rows) + query_rows
-    rows = {
-        _query_name(attention): by_head.flatten(),
-        "kv_a_proj_with_mqa.": torch.cat((torch.arange(c), c + order)),
-    }
-    found = dict(weights)
-    for name, tensor in weights.items():
-        for part, some in rows.items():
-            if f".self_attn.{part}" in name:
-                found[name] = tensor[some.to(tensor.device)]
-    return found
+def _table(attention: LatentAttentionConfig) -> WeightTable:
+    """Return how the classes store the rows that RoPE rotates."""
+    d, c = attention.qk_nope_head_dim, attention.kv_lora_rank
+    order = interleaved(attention.qk_rope_head_dim)
+    of_head = torch.cat((torch.arange(d), d + order))
+    return WeightTable(
+        orders={
+            _query_name(attention): (0, by_head(attention.num_attention_heads, of_head)),
+            "kv_a_proj_with_mqa": (0, torch.cat((torch.arange(c), c + order))),
+        }
+    )
+
+
+def _query_name(attention: LatentAttentionConfig) -> str:
+    return "q_proj" if attention.q_lora_rank is None else "q_b_proj"
 
 
 def _with_scaled_norms(
@@ -133,19 +123,22 @@ def _with_scaled_norms(
             if width is None or f".self_attn.{part}" not in name:
                 continue
             scale = attention.scale_of_latent(width)
-            is_exact = math.frexp(scale)[0] == 0.5  # a power of two
-            if tensor.dtype in (torch.bfloat16, torch.float16) and not is_exact:
-                raise InteropError(
-                    "model.attention.latent_scale=true is written into the norms of the latents, "
-                    f"which {str(tensor.dtype).removeprefix('torch.')} would round again; set "
-                    "dtype=float32"
-                )
+            if math.frexp(scale)[0] != 0.5:  # no power of two
+                what = "model.attention.latent_scale=true is written into the norms of the latents"
+                _require_wide(tensor, what)
             found[name] = (tensor.double() * scale).to(tensor.dtype)
     return found
 
 
-def _query_name(attention: LatentAttentionConfig) -> str:
-    return "q_proj." if attention.q_lora_rank is None else "q_b_proj."
+def _require_wide(tensor: Tensor, what: str) -> None:
+    """Refuse to round the weights of a narrow dtype once more.
+
+    Raises:
+        InteropError: Saying what would.
+    """
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        name = str(tensor.dtype).removeprefix("torch.")
+        raise InteropError(f"{what}, which {name} would round again; set dtype=float32")
 
 
 def _with_zero_rope(
@@ -162,13 +155,9 @@ def _with_zero_rope(
     larger = math.sqrt((d + r) / d)
     found = dict(weights)
     for name, tensor in weights.items():
-        if f".self_attn.{_query_name(attention)}" in name:
-            if tensor.dtype in (torch.bfloat16, torch.float16):
-                raise InteropError(
-                    "latent attention without positions is written with larger queries, which "
-                    f"{str(tensor.dtype).removeprefix('torch.')} would round again; set "
-                    "dtype=float32"
-                )
+        if f".self_attn.{_query_name(attention)}." in name:
+            what = "latent attention without positions is written with larger queries"
+            _require_wide(tensor, what)
             heads = (tensor.double() * larger).to(tensor.dtype).view(h, d, -1)
             padding = heads.new_zeros(h, r, heads.shape[-1])
             found[name] = torch.cat((heads, padding), dim=1).flatten(0, 1)
@@ -185,46 +174,24 @@ def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
     """
     del weights
     require(read, "hidden_act", "silu", "kvlab's gated MLP is SwiGLU")
-    require(
-        read,
-        "num_key_value_heads",
-        read.num_attention_heads,
-        "every head of a latent attention has keys and values of its own",
-    )
+    why = "every head of a latent attention has keys and values of its own"
+    require(read, "num_key_value_heads", read.num_attention_heads, why)
     if read.first_k_dense_replace < read.num_hidden_layers:
         raise InteropError(
             f"config.json: first_k_dense_replace ({read.first_k_dense_replace}) is less than "
             f"num_hidden_layers ({read.num_hidden_layers}): kvlab has no mixture of experts"
         )
+    fields = attention_fields(read, _SIZES)
     attention = LatentAttentionConfig(
-        hidden_size=read.hidden_size,
-        num_attention_heads=read.num_attention_heads,
-        kv_lora_rank=read.kv_lora_rank,
-        q_lora_rank=read.q_lora_rank,
-        qk_nope_head_dim=read.qk_nope_head_dim,
-        qk_rope_head_dim=read.qk_rope_head_dim,
-        v_head_dim=read.v_head_dim,
-        rope_theta=rope_theta_of(read),
-        attention_bias=bool(read.attention_bias),
-        attention_dropout=float(read.attention_dropout or 0.0),
-        latent_norm_eps=_LATENT_NORM_EPS,
+        **fields, rope_theta=rope_theta_of(read), latent_norm_eps=_LATENT_NORM_EPS
     )
-    return gpt_config(
-        read,
-        attention,
-        "mla",
-        intermediate_size=read.intermediate_size,
-        mlp_bias=bool(getattr(read, "mlp_bias", False)),
-        norm_eps=read.rms_norm_eps,
-    )
+    return gpt_config(read, FIELDS, attention, "mla")
 
 
 def read_weights(read: Any, config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return kvlab's state dict."""
-    ours = without_prefix(weights)
     if not getattr(read, "rope_interleave", True):  # V2 has no such key
-        return ours
+        return WeightTable().to_ours(weights)
     attention = attention_config(config.attention)
     assert isinstance(attention, LatentAttentionConfig)
-    order = interleaved(attention.qk_rope_head_dim).argsort()
-    return _reordered(ours, attention, order)
+    return _table(attention).to_ours(weights)

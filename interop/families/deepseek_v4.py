@@ -14,14 +14,15 @@ from torch import Tensor
 
 from interop.errors import InteropError
 from interop.families.config_json import (
+    FIELDS,
+    attention_fields,
     default_theta,
     gpt_config,
     refuse,
     require,
     rope_block_problems,
-    shared_keys,
-    with_prefix,
-    without_prefix,
+    unlike,
+    written_as_llama,
 )
 from interop.families.deepseek import interleaved
 from interop.families.layers import (
@@ -33,6 +34,7 @@ from interop.families.layers import (
     sinks_name,
     window_of,
 )
+from interop.families.weights import WeightTable, by_head
 from modeling.attention import attention_config
 from modeling.attention.shared_kv import SharedKVAttentionConfig
 from modeling.config import GPTConfig, LayersConfig
@@ -43,8 +45,8 @@ _OPEN, _IS_OPEN = 1e4, 1e3
 """What hyper-connections are biased with, and at least: the sigmoid of either is 1."""
 _MULTIPLE = 8
 """Numbers of bfloat16 in the 16 bytes that PyTorch's matmul of experts asks for."""
-# Of kvlab, and of transformers.
-_NAMES = {".self_attn.o_proj.": ".self_attn.o_a_proj.", ".mlp.": ".mlp.shared_experts."}
+_SIZES = ("head_dim", "q_lora_rank")
+_FIELDS = FIELDS | {"intermediate_size": "moe_intermediate_size"}
 _NEUTRAL = {
     **{"num_key_value_heads": 1, "n_shared_experts": 1, "n_routed_experts": 1},
     **{"hc_mult": 1, "hc_eps": 0.0, "o_groups": 1, "mlp_bias": False, "attention_bias": False},
@@ -77,13 +79,9 @@ def to_stock(
     factor = r / d if int(d * (r / d)) == r else (r + 0.5) / d
     rope = {"rope_type": "default", "rope_theta": attention.rope_theta}
     rope |= {"partial_rotary_factor": factor}
-    keys = shared_keys(config, attention) | _NEUTRAL
-    keys["moe_intermediate_size"] = keys.pop("intermediate_size")
+    keys = written_as_llama(config, attention, _SIZES, _FIELDS) | _NEUTRAL
     keys |= {
-        "architectures": ["DeepseekV4ForCausalLM"],
         "model_type": "deepseek_v4",
-        "head_dim": d,
-        "q_lora_rank": attention.q_lora_rank,
         "partial_rotary_factor": factor,
         "rope_parameters": {"main": rope, "compress": rope},
         "sliding_window": window_of(layers_of(attentions)) or _NO_WINDOW,
@@ -98,8 +96,7 @@ def to_stock(
         "o_lora_rank": config.hidden_size,
         "num_nextn_predict_layers": 0,
     }
-    ours = _renamed(_reordered(weights, attention, interleaved(r)), _NAMES)
-    return keys, _dead(config, weights) | with_prefix(ours)
+    return keys, _dead(config, weights) | _table(attention).to_theirs(weights)
 
 
 def _largest(dtype: torch.dtype) -> float:
@@ -118,50 +115,33 @@ def _problems(config: GPTConfig, attentions: Sequence[SharedKVAttentionConfig]) 
             f"layers={config.layers.name} with attention=shared_kv: DeepSeek-V4 has one window and "
             "one RoPE for all layers; train with layers=uniform or layers=window"
         )
-    for key in ("model.attention.attention_bias", "model.mlp_bias"):
-        holder = config if key == "model.mlp_bias" else attention
-        if getattr(holder, key.rpartition(".")[2]):
-            found.append(f"{key}=true: DeepSeek-V4 has no biases; train with {key}=false")
+    why = "DeepSeek-V4 has no biases"
+    found += unlike("model.attention.attention_bias", attention.attention_bias, False, why)
+    found += unlike("model.mlp_bias", config.mlp_bias, False, why)
     for key in ("hidden_size", "intermediate_size"):
         if getattr(config, key) % _MULTIPLE:
             found.append(
                 f"model.{key}={getattr(config, key)} with attention=shared_kv: DeepSeek-V4's "
                 f"experts take multiples of {_MULTIPLE}; train with one"
             )
-    if attention.rms_norm_eps != config.norm_eps:
-        found.append(
-            f"model.attention.rms_norm_eps={attention.rms_norm_eps}: DeepSeek-V4 has one number "
-            f"for all norms; train with model.attention.rms_norm_eps={config.norm_eps}"
-        )
-    return found
+    key, why = "model.attention.rms_norm_eps", "DeepSeek-V4 has one number for all norms"
+    return found + unlike(key, attention.rms_norm_eps, config.norm_eps, why)
 
 
-def _reordered(
-    weights: Mapping[str, Tensor], attention: SharedKVAttentionConfig, order: Tensor
-) -> dict[str, Tensor]:
-    """Return kvlab's weights with the dimensions that RoPE rotates in another order."""
+def _table(attention: SharedKVAttentionConfig) -> WeightTable:
+    """Return how the class stores what kvlab has, with the dimensions that RoPE rotates."""
     d, r = attention.head_dim, attention.qk_rope_head_dim
-    of_head = torch.cat((torch.arange(d - r), d - r + order))
-    heads = torch.arange(attention.num_attention_heads).unsqueeze(1) * d
-    of_heads = (heads + of_head).flatten()
-    found = dict(weights)
-    for name, tensor in weights.items():
-        module = name.rpartition(".self_attn.")[2].partition(".")[0]
-        if module == "q_b_proj":
-            found[name] = tensor[of_heads.to(tensor.device)]
-        elif module in ("kv_proj", "kv_norm"):
-            found[name] = tensor[of_head.to(tensor.device)]
-        elif module == "o_proj":
-            found[name] = tensor[:, of_heads.to(tensor.device)]
-    return found
-
-
-def _renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    found = {}
-    for name, tensor in weights.items():
-        old = next((part for part in names if part in name), "")
-        found[name.replace(old, names.get(old, ""))] = tensor
-    return found
+    of_head = torch.cat((torch.arange(d - r), d - r + interleaved(r)))
+    of_heads = by_head(attention.num_attention_heads, of_head)
+    return WeightTable(
+        names={".self_attn.o_proj.": ".self_attn.o_a_proj.", ".mlp.": ".mlp.shared_experts."},
+        orders={
+            "q_b_proj": (0, of_heads),
+            "kv_proj": (0, of_head),
+            "kv_norm": (0, of_head),
+            "o_proj": (1, of_heads),
+        },
+    )
 
 
 def _dead(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -232,24 +212,12 @@ def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
     if sinks or window < read.max_position_embeddings:
         layers = LayersConfig(name="window", window=window, sinks=sinks)
     attention = SharedKVAttentionConfig(
-        hidden_size=read.hidden_size,
-        num_attention_heads=read.num_attention_heads,
-        head_dim=read.head_dim,
+        **attention_fields(read, (*_SIZES, "qk_rope_head_dim")),
         v_head_dim=read.head_dim,
-        q_lora_rank=read.q_lora_rank,
-        qk_rope_head_dim=read.qk_rope_head_dim,
         rope_theta=default_theta(rope),
-        attention_dropout=float(read.attention_dropout or 0.0),
         rms_norm_eps=read.rms_norm_eps,
     )
-    return gpt_config(
-        read,
-        attention,
-        "shared_kv",
-        intermediate_size=read.moe_intermediate_size,
-        norm_eps=read.rms_norm_eps,
-        layers=layers,
-    )
+    return gpt_config(read, _FIELDS, attention, "shared_kv", layers=layers)
 
 
 def _not_neutral(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
@@ -279,11 +247,10 @@ def read_weights(read: Any, config: GPTConfig, weights: Mapping[str, Tensor]) ->
     """
     for name, what in _not_neutral(weights):
         raise InteropError(f"weights {name[:100]}: kvlab has no {what}")
-    dead = set(_dead(config, without_prefix(weights)))
+    dead = set(_dead(config, {"embed_tokens.weight": weights["model.embed_tokens.weight"]}))
     if config.layers.sinks:
         dead -= {sinks_name(idx) for idx in range(read.num_hidden_layers)}
-    alive = without_prefix({name: tensor for name, tensor in weights.items() if name not in dead})
-    ours = _renamed(alive, {theirs: own for own, theirs in _NAMES.items()})
     attention = attention_config(config.attention)
     assert isinstance(attention, SharedKVAttentionConfig)
-    return _reordered(ours, attention, interleaved(attention.qk_rope_head_dim).argsort())
+    alive = {name: tensor for name, tensor in weights.items() if name not in dead}
+    return _table(attention).to_ours(alive)

@@ -11,25 +11,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interop.families.config_json import common_keys, gpt_config, head_count_name, refuse, require
+from interop.families.config_json import (
+    gpt_config,
+    head_count_name,
+    refuse,
+    require,
+    unlike,
+    written,
+)
 from interop.families.layers import arrangement_problems
+from interop.families.weights import WeightTable
 from modeling.attention import GroupedQueryAttentionConfig
 from modeling.config import GPTConfig
 
-# Of kvlab, and of transformers.
-_WHOLE = {
-    "embed_tokens": "wte",
-    "embed_positions": "wpe",
-    "norm": "ln_f",
+# Of kvlab's model, and of config.json.
+_FIELDS = {
+    **{name: name for name in ("vocab_size", "tie_word_embeddings", "initializer_range")},
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "mlp": "activation_function",
+    "norm_eps": "layer_norm_epsilon",
 }
-_IN_A_LAYER = {
-    "input_layernorm": "ln_1",
-    "post_attention_layernorm": "ln_2",
-    "self_attn.o_proj": "attn.c_proj",
-    "mlp.up_proj": "mlp.c_fc",
-    "mlp.down_proj": "mlp.c_proj",
-}
-_PROJECTIONS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+_JOINED = "attn.c_attn"
+_PROJECTIONS = (_JOINED, "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+# Of projections that are one: their names are those of the class after the joining.
+_WEIGHTS = WeightTable(
+    prefix="transformer.",
+    names={
+        "layers.": "h.",
+        "embed_tokens": "wte",
+        "embed_positions": "wpe",
+        "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2",
+        "self_attn.o_proj": "attn.c_proj",
+        "self_attn.qkv_proj": _JOINED,
+        "mlp.up_proj": "mlp.c_fc",
+        "mlp.down_proj": "mlp.c_proj",
+        "norm.": "ln_f.",
+    },
+)
 
 
 def to_stock(
@@ -57,27 +80,28 @@ def to_stock(
         )
     refuse([*problems, *_problems(config, attention)])
     is_multi_head = attention.num_key_value_heads == config.num_attention_heads
-    keys = common_keys(config) | {
-        "vocab_size": config.vocab_size,
-        "n_positions": config.max_position_embeddings,
-        # The same by its older name, which engines that read config.json themselves ask for.
-        "n_ctx": config.max_position_embeddings,
-        "n_embd": config.hidden_size,
-        "n_layer": config.num_hidden_layers,
-        "n_head": config.num_attention_heads,
-        "n_inner": config.intermediate_size,
-        "activation_function": config.mlp,
-        "layer_norm_epsilon": config.norm_eps,
-        "attn_pdrop": attention.attention_dropout,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
-    }
-    if is_multi_head:
-        keys |= {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
-    else:
-        keys |= {"architectures": ["GPTBigCodeForCausalLM"], "model_type": "gpt_bigcode"}
-        keys |= {"multi_query": True}
-    return keys, _joined(config, weights, is_transposed=is_multi_head)
+    keys = written(
+        config,
+        _FIELDS,
+        # n_positions by its older name, which engines that read config.json themselves ask for.
+        n_ctx=config.max_position_embeddings,
+        attn_pdrop=attention.attention_dropout,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        **({"model_type": "gpt2"} if is_multi_head else _MULTI_QUERY),
+    )
+    found = {}
+    for name, tensor in _WEIGHTS.to_theirs(_joined(config, weights)).items():
+        module, _, kind = name.rpartition(".")
+        is_projection = module.endswith(_PROJECTIONS)
+        is_transposed = is_projection and is_multi_head and kind == "weight"
+        found[name] = tensor.t().contiguous() if is_transposed else tensor
+        if is_projection and kind == "weight":
+            found.setdefault(f"{module}.bias", tensor.new_zeros(tensor.shape[0]))
+    return keys, found
+
+
+_MULTI_QUERY = {"model_type": "gpt_bigcode", "multi_query": True}
 
 
 def _problems(config: GPTConfig, attention: GroupedQueryAttentionConfig) -> list[str]:
@@ -98,52 +122,22 @@ def _problems(config: GPTConfig, attention: GroupedQueryAttentionConfig) -> list
             "train with model.attention.qk_rope_head_dim=0 model.attention.use_qk_norm=false, or "
             "without learned positions"
         )
-    if attention.head_dim * config.num_attention_heads != config.hidden_size:
-        found.append(
-            f"model.attention.head_dim={attention.head_dim}: GPT-2's heads are hidden_size / "
-            "num_attention_heads wide; train with that"
-        )
-    if attention.v_head_dim != attention.head_dim:
-        found.append(
-            f"model.attention.v_head_dim={attention.v_head_dim}: values of another width than "
-            f"queries and keys; train with model.attention.v_head_dim={attention.head_dim}"
-        )
+    key, width = "model.attention.head_dim", config.hidden_size // config.num_attention_heads
+    why = "GPT-2's heads are hidden_size / num_attention_heads wide"
+    found += unlike(key, attention.head_dim, width, why)
+    key, why = "model.attention.v_head_dim", "values of another width than queries and keys"
+    return found + unlike(key, attention.v_head_dim, attention.head_dim, why)
+
+
+def _joined(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return kvlab's state dict with queries, keys and values of a layer in one projection."""
+    found = dict(weights)
+    for name, queries in weights.items():
+        if ".q_proj." in name:
+            others = (found.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "kv")
+            found[name.replace(".q_proj.", ".qkv_proj.")] = torch.cat([queries, *others])
+            del found[name]
     return found
-
-
-def _joined(
-    config: GPTConfig, weights: Mapping[str, Tensor], is_transposed: bool
-) -> dict[str, Tensor]:
-    """Return the state dict of transformers, with zeros for the biases that are not there."""
-    found = {}
-    for ours, theirs in _names(config).items():
-        for kind in ("weight", "bias"):
-            parts = [f"{name}.{kind}" for name in ours]
-            if parts[0] in weights:
-                tensor = torch.cat([weights[part] for part in parts])
-            elif kind == "bias" and theirs.endswith(_PROJECTIONS):
-                rows = sum(weights[f"{name}.weight"].shape[0] for name in ours)
-                tensor = weights[f"{ours[0]}.weight"].new_zeros(rows)
-            else:
-                continue
-            is_matrix = kind == "weight" and theirs.endswith(_PROJECTIONS)
-            found[f"{theirs}.{kind}"] = (
-                tensor.t().contiguous() if is_matrix and is_transposed else tensor
-            )
-    return found
-
-
-def _names(config: GPTConfig) -> dict[tuple[str, ...], str]:
-    """Return which modules of kvlab become which of transformers."""
-    found: dict[tuple[str, ...], str] = {
-        (ours,): f"transformer.{theirs}" for ours, theirs in _WHOLE.items()
-    }
-    for layer in range(config.num_hidden_layers):
-        ours, theirs = f"layers.{layer}", f"transformer.h.{layer}"
-        found |= {(f"{ours}.{a}",): f"{theirs}.{b}" for a, b in _IN_A_LAYER.items()}
-        queries, keys, values = (f"{ours}.self_attn.{part}_proj" for part in "qkv")
-        found[queries, keys, values] = f"{theirs}.attn.c_attn"
-    return found | {("lm_head",): "lm_head"}
 
 
 def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
@@ -163,11 +157,11 @@ def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
     is_grouped = read.model_type == "gpt_bigcode"
     if is_grouped:
         require(read, "multi_query", True, "its layout of several key-value heads is another")
-    width = read.hidden_size // read.num_attention_heads
-    key_value_heads = 1 if is_grouped else read.num_attention_heads
+    heads = read.num_attention_heads
+    width, key_value_heads = read.hidden_size // heads, 1 if is_grouped else heads
     attention = GroupedQueryAttentionConfig(
         hidden_size=read.hidden_size,
-        num_attention_heads=read.num_attention_heads,
+        num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
         head_dim=width,
         v_head_dim=width,
@@ -176,14 +170,10 @@ def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
         attention_dropout=float(read.attn_pdrop),
     )
     return gpt_config(
-        read,
-        attention,
-        head_count_name(read.num_attention_heads, key_value_heads),
+        *(read, _FIELDS, attention, head_count_name(heads, key_value_heads)),
         intermediate_size=read.n_inner or 4 * read.hidden_size,
-        mlp=read.activation_function,
         mlp_bias=True,
         norm="layer_norm",
-        norm_eps=read.layer_norm_epsilon,
         position_embedding="learned",
     )
 
@@ -192,24 +182,17 @@ def read_weights(read: Any, config: GPTConfig, weights: Mapping[str, Tensor]) ->
     """Return kvlab's state dict."""
     is_transposed = read.model_type == "gpt2"
     found = {}
-    for ours, theirs in _names(config).items():
-        for kind in ("weight", "bias"):
-            tensor = weights.get(f"{theirs}.{kind}")
-            if tensor is None:
-                continue
-            if is_transposed and kind == "weight" and theirs.endswith(_PROJECTIONS):
-                tensor = tensor.t()
-            sizes = _rows(config, len(ours), tensor)
-            parts = tensor.split(sizes)
-            for name, part in zip(ours, parts, strict=True):
-                found[f"{name}.{kind}"] = part.contiguous()
-    return found
-
-
-def _rows(config: GPTConfig, parts: int, tensor: Tensor) -> list[int]:
-    """Return how many rows the projections have that one of transformers joins."""
-    if parts == 1:
-        return [tensor.shape[0]]
-    m = config.hidden_size
-    width = (tensor.shape[0] - m) // 2
-    return [m, width, width]
+    for name, tensor in weights.items():
+        module, _, kind = name.rpartition(".")
+        is_matrix = kind == "weight" and module.endswith(_PROJECTIONS)
+        found[name] = tensor.t().contiguous() if is_matrix and is_transposed else tensor
+    ours = {}
+    for name, tensor in _WEIGHTS.to_ours(found).items():
+        if ".qkv_proj." not in name:
+            ours[name] = tensor
+            continue
+        m = config.hidden_size
+        width = (tensor.shape[0] - m) // 2
+        for part, some in zip("qkv", tensor.split([m, width, width]), strict=True):
+            ours[name.replace(".qkv_proj.", f".{part}_proj.")] = some.contiguous()
+    return ours

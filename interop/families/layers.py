@@ -48,7 +48,7 @@ class Layer:
         return FULL if self.window is None else SLIDING
 
 
-def layers_of(attentions: Sequence[SoftmaxAttentionConfig]) -> list[Layer]:
+def layers_of(attentions: Sequence[AttentionConfig]) -> list[Layer]:
     """Describe the layers of a model of kvlab."""
     return [
         Layer(
@@ -57,6 +57,7 @@ def layers_of(attentions: Sequence[SoftmaxAttentionConfig]) -> list[Layer]:
             attention.attention_sinks,
         )
         for attention in attentions
+        if isinstance(attention, SoftmaxAttentionConfig)
     ]
 
 

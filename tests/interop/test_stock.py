@@ -277,7 +277,11 @@ NOT_EXPORTABLE = {
     "values": (MHA | {"v_head_dim": 6}, {}, r"v_head_dim=6: .*v_head_dim=8"),
     "norm and no rope": (MHA | NO_ROPE | {"use_qk_norm": True}, NOPE, "use_qk_norm=true without"),
     "two eps": (MHA | {"use_qk_norm": True}, {"norm_eps": 1e-5}, "qk_norm_eps=1e-06.*=1e-05"),
-    "norms and biases": (MHA | {"use_qk_norm": True}, {"mlp_bias": True}, "mlp_bias=true with"),
+    "norms and biases": (
+        MHA | {"use_qk_norm": True},
+        {"mlp_bias": True},
+        "mlp_bias=true; train without",
+    ),
     "latent eps": (LATENT | {"latent_norm_eps": 1e-5}, {}, "latent_norm_eps=1e-05.*=1e-06"),
     "classic gqa": (GQA | SIX | BIASES, CLASSIC, "num_key_value_heads=2: .*attention=mha or mqa"),
     "classic swiglu": (MHA | SIX, CLASSIC | {"mlp": "swiglu"}, "model.mlp=swiglu with positions"),
