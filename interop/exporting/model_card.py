@@ -10,9 +10,17 @@ from data.prepared import PreparedData
 from data.sources import TRAIN, VALIDATION
 from guards.printable import as_code
 from interop.exporting.agreement import Agreement
-from interop.exporting.model_facts import cache_growth, model_facts, notes
+from interop.families.layers import layers_of, window_of
 from interop.stock import DTYPES, Stock
-from modeling.accounting import kv_cache_bytes, mha_cache_bytes_per_token, num_parameters
+from modeling.accounting import (
+    cache_curve,
+    kv_cache_bytes,
+    mha_cache_bytes_per_token,
+    num_parameters,
+)
+from modeling.arrangement import layer_configs
+from modeling.attention import attention_config
+from modeling.attention.tied import TiedAttentionConfig
 from modeling.config import GPTConfig
 
 
@@ -31,6 +39,10 @@ LICENCES = {
     "HuggingFaceFW/fineweb-edu": Licence(["odc-by"], "ODC-By 1.0, and Common Crawl's terms of use"),
 }
 _UNKNOWN = Licence(["unknown"], "not known to kvlab; find out before you publish this model")
+_WIDTHS = (
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "kv_lora_rank"),
+    *("q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+)
 
 
 @dataclass(frozen=True)
@@ -76,29 +88,46 @@ def model_card(
         dtype: Of the written weights.
         agreement: How the two compared.
     """
-    sections = [
-        _front_matter(config, prepared, origin),
-        f"# {as_code(origin.name)}",
-        _introduction(stock, config, origin, dtype),
-        "## Use",
-        _use(),
-        "## Model",
-        _list(model_facts(config)),
-        "## Data" if origin.is_run else "## Data that it was compared on",
-        _list(_data_facts(prepared, origin)),
-        "## Quality",
-        _quality(config, prepared, origin),
-        "## KV cache",
-        _list(_cache_facts(config, origin, agreement)),
-        "## What was checked",
-        _checked(agreement),
-        "## What to know",
-        _list(notes(stock, config)),
-    ]
-    return "\n\n".join(sections) + "\n"
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(  # Markdown: what others wrote is quoted by as_code
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"as_code": as_code, "as_json": json.dumps}
+    summary, context = origin.summary, config.max_position_embeddings
+    windows = origin.recorded.get("eval.context") or context
+    perplexity, bits = (summary.get(f"validation_{key}") for key in ("perplexity", "bits_per_byte"))
+    is_measured = not origin.conversion and None not in (perplexity, bits)
+    return environment.get_template("model_card.md.jinja").render(
+        stock=stock,
+        config=config,
+        prepared=prepared,
+        origin=origin,
+        dtype=dtype,
+        agreement=agreement,
+        front=_front_matter(config, prepared, origin),
+        model=_model_facts(config),
+        data=_data_facts(prepared, origin),
+        cache=_cache_facts(config, origin, agreement),
+        model_type=stock.config["model_type"],
+        num_parameters=num_parameters(config).total,
+        num_stored=sum(tensor.numel() for tensor in stock.weights.values()),
+        has_sinks_everywhere=all(layer.sinks for layer in layers_of(layer_configs(config))),
+        is_tied=isinstance(attention_config(config.attention), TiedAttentionConfig),
+        perplexity=perplexity if is_measured else None,
+        bits=bits,
+        context=windows,
+        stride=origin.recorded.get("eval.stride") or windows,
+        validation=prepared.splits[VALIDATION],
+    )
 
 
-def _front_matter(config: GPTConfig, prepared: PreparedData, origin: Origin) -> str:
+def _front_matter(config: GPTConfig, prepared: PreparedData, origin: Origin) -> dict[str, Any]:
+    """Return what the Hub reads, by key."""
     licence = licence_of(prepared, origin)
     fields: dict[str, Any] = {
         "library_name": "transformers",
@@ -111,9 +140,7 @@ def _front_matter(config: GPTConfig, prepared: PreparedData, origin: Origin) -> 
     path = prepared.source.get("path")
     if origin.is_run and prepared.source["source"] == "hub" and isinstance(path, str):
         fields["datasets"] = [path]
-    # JSON is YAML.
-    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
-    return "\n".join(["---", *lines, "---"])
+    return fields
 
 
 def licence_of(prepared: PreparedData, origin: Origin) -> Licence:
@@ -125,32 +152,35 @@ def licence_of(prepared: PreparedData, origin: Origin) -> Licence:
     return LICENCES.get(key, _UNKNOWN) if isinstance(key, str) and known else _UNKNOWN
 
 
-def _introduction(stock: Stock, config: GPTConfig, origin: Origin, dtype: str) -> str:
-    architecture = stock.config["architectures"][0]
-    trained = "trained by kvlab" if origin.is_run else "from a folder of transformers"
-    if origin.began_with:
-        trained = f"trained further by kvlab from the weights in {as_code(origin.began_with)}"
-    converted = f", {as_code(origin.conversion)} after the training" if origin.conversion else ""
-    return (
-        f"A small language model with {as_code(config.attention['name'])} attention, {trained}"
-        f"{converted}, as transformers' own `{architecture}`: "
-        f"{num_parameters(config).total:,} parameters in {dtype}. It continues text and follows "
-        "no instructions; nothing was done against false, offensive or private text."
-    )
-
-
-def _use() -> str:
-    return """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "path/to/this/folder"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-tokens = model.generate(**tokenizer("def ", return_tensors="pt"), max_new_tokens=32)
-print(tokenizer.decode(tokens[0]))
-```
-
-In vLLM (not tried when this card was written): `vllm serve path/to/this/folder`."""
+def _model_facts(config: GPTConfig) -> dict[str, Any]:
+    """Return the sizes of a model, its attention, and how its layers differ."""
+    attention = attention_config(config.attention)
+    layers = layers_of(layer_configs(config))
+    facts: dict[str, Any] = {
+        "layers, width, MLP": f"{config.num_hidden_layers}, {config.hidden_size}, "
+        f"{config.intermediate_size} ({config.mlp}, {config.norm})",
+        "context": f"{config.max_position_embeddings:,} tokens",
+        "vocabulary": f"{config.vocab_size or 0:,}",
+        "attention": config.attention["name"],
+        "arrangement of the layers": config.layers.name,
+        **{key: getattr(attention, key) for key in _WIDTHS if hasattr(attention, key)},
+    }
+    if (window := window_of(layers)) is not None:
+        full = [str(idx) for idx, layer in enumerate(layers) if layer.window is None]
+        all_seen = f"; layers {', '.join(full)} (from 0) see all tokens" if full else ""
+        facts["windows"] = f"the newest {window:,} tokens, the query's own included{all_seen}"
+        sinks = any(layer.sinks for layer in layers)
+        facts["sinks"] = "one per head of the layers with a window" if sinks else "none"
+    if config.position_embedding == "learned":
+        return facts | {"positions": "learned"}
+    by_position: dict[str, list[str]] = {}
+    for idx, layer in enumerate(layers):
+        position = "none" if layer.theta is None else f"RoPE, theta {layer.theta:g}"
+        by_position.setdefault(position, []).append(str(idx))
+    for position, of in by_position.items():
+        where = f" in layers {', '.join(of)} (from 0)" if len(by_position) > 1 else ""
+        facts[f"positions{where}"] = position
+    return facts
 
 
 def _data_facts(prepared: PreparedData, origin: Origin) -> dict[str, Any]:
@@ -169,39 +199,18 @@ def _data_facts(prepared: PreparedData, origin: Origin) -> dict[str, Any]:
     return facts
 
 
-def _quality(config: GPTConfig, prepared: PreparedData, origin: Origin) -> str:
-    summary = origin.summary
-    perplexity, bits = (summary.get(f"validation_{key}") for key in ("perplexity", "bits_per_byte"))
-    if origin.conversion or perplexity is None or bits is None:
-        return (
-            "Not measured as it is here. `python eval_model.py hf=path/to/this/folder "
-            f"data_folder=data/prepared/{prepared.folder.name}` of kvlab measures it."
-        )
-    context = origin.recorded.get("eval.context") or config.max_position_embeddings
-    stride = origin.recorded.get("eval.stride") or context
-    counts = prepared.splits[VALIDATION]
-    overfit = ""
-    if summary.get("overfit_batches"):
-        overfit = " It memorised a few sequences, so that these numbers say nothing."
-    return (
-        f"Validation perplexity {perplexity:.3f}, {bits:.4f} bits per byte, at the end of the "
-        f"training, with float32 weights: {counts.tokens - 1:,} tokens of "
-        f"{as_code(prepared.name)}'s validation split ({counts.words:,} words, "
-        f"{counts.utf8_bytes:,} bytes), each scored once, in windows of {context} tokens with "
-        f"stride {stride}. Of perplexities only those with this tokenizer and text compare; bits "
-        f"per byte compare across tokenizers on this text.{overfit}"
-    )
-
-
 def _cache_facts(config: GPTConfig, origin: Origin, agreement: Agreement) -> dict[str, Any]:
-    context = config.max_position_embeddings
+    context, curve = config.max_position_embeddings, cache_curve(config)
+    growth = f"{curve.slope:,}"
+    if curve.plateau:
+        growth += f" up to {curve.plateau:,} tokens, then {curve.slope_beyond:,}"
     by_formula = {name: kv_cache_bytes(config, context, dtype) for name, dtype in DTYPES.items()}
     of_mha = by_formula["float32"] / (context * mha_cache_bytes_per_token(config))
     listed = ", ".join(f"{size:,} in {name}" for name, size in by_formula.items())
     facts = {
         f"bytes of a sequence of {context:,} tokens by kvlab's formula": f"{listed}; {of_mha:.3f} "
         "of multi-head attention's",
-        "bytes per token by that formula": f"{cache_growth(config)} in float32",
+        "bytes per token by that formula": f"{growth} in float32",
     }
     measured = origin.summary.get("kv_cache_bytes_measured")
     if measured is not None and not origin.conversion:
@@ -215,19 +224,3 @@ def _cache_facts(config: GPTConfig, origin: Origin, agreement: Agreement) -> dic
         f"says {kv_cache_bytes(config, tokens):,}"
     )
     return facts
-
-
-def _checked(agreement: Agreement) -> str:
-    return (
-        f"transformers loaded this folder and gave, for {agreement.documents} texts of the "
-        f"validation split, kvlab's logits at all {agreement.positions:,} positions (largest "
-        f"difference {agreement.difference:.1e}, rounding allows {agreement.tolerance:.1e}), and "
-        f"its `generate` with its own cache the same {agreement.new_tokens} tokens of greedy "
-        "text. Both computed in float32 with the weights as they are stored here."
-    )
-
-
-def _list(facts: Mapping[str, Any] | list[str]) -> str:
-    if isinstance(facts, list):
-        return "\n".join(f"- {fact}" for fact in facts)
-    return "\n".join(f"- {key}: {as_code(value)}" for key, value in facts.items())
