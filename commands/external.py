@@ -15,7 +15,8 @@ from launch.errors import ConfigError
 from launch.failures import USER_ERRORS
 from launch.schemas import EvalConfig
 from launch.terminal import announce
-from measuring.external import Origin, Text, evaluate_external, texts_of
+from measuring.external import evaluate_external
+from measuring.external_text import Reader, Text, texts_of
 from measuring.rows import EvaluatedRun
 from measuring.tasks import answers_of
 from modeling.gpt import GPT
@@ -106,14 +107,14 @@ def _evaluate_one_external(
     )
     found = []
     for text in texts:
-        origin = Origin(
+        reader = Reader(
             name=name_on(source.label, text, texts),
             kind=source.kind,
             tokenizer=source.tokenizer,
             tokenizer_sha256=source.tokenizer_sha256,
             end_of_document=source.end_of_document,
         )
-        found.append(evaluate_external(origin, model, text, config.split, config.eval, device))
+        found.append(evaluate_external(reader, model, text, config.split, config.eval, device))
     if tasks is None:
         return found
     answers, protocol, notes = _answers(config, tasks, source, model)

@@ -28,7 +28,8 @@ from launch.failures import USER_ERRORS
 from launch.typed import for_hydra
 from measuring.errors import EvaluationError
 from measuring.evaluate import evaluate_run
-from measuring.external import Origin, Text, evaluate_external, texts_of
+from measuring.external import evaluate_external
+from measuring.external_text import Reader, Text, texts_of
 from measuring.perplexity import windows
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
@@ -44,9 +45,9 @@ UNTIMED = DecodeSettings(batch_sizes=[])
 SETTINGS = EvalSettings(decode_speed=UNTIMED)
 
 
-def origin_of(folder, name="hf:them"):
+def reader_of(folder, name="hf:them"):
     found = find(str(folder))
-    return Origin(name, found.kind, found.tokenizer, found.tokenizer_sha256, found.end_of_document)
+    return Reader(name, found.kind, found.tokenizer, found.tokenizer_sha256, found.end_of_document)
 
 
 def evaluated_run(tmp_path, prepared, settings=SETTINGS, name="run", **changes):
@@ -55,7 +56,7 @@ def evaluated_run(tmp_path, prepared, settings=SETTINGS, name="run", **changes):
 
 
 def measured(folder, model, text, settings=SETTINGS, name="hf:them"):
-    return evaluate_external(origin_of(folder, name), model, text, "validation", settings, CPU)
+    return evaluate_external(reader_of(folder, name), model, text, "validation", settings, CPU)
 
 
 def decoder_only(name):
@@ -356,9 +357,9 @@ def test_a_text_is_scored_once_and_read_as_its_reader_reads(tmp_path, prepared, 
         other, row=other.row | {"protocol": other.row["protocol"] | {"context": 7}}
     )
     (text,) = texts_of([longer, *runs], "validation")
-    reading, context = text.as_read_by(origin_of(exported))
+    reading, context = text.as_read_by(reader_of(exported))
     assert (reading.tokenizer_sha256, context) == (prepared.tokenizer_sha256, 32)
-    stranger = dataclasses.replace(origin_of(exported), tokenizer_sha256="d" * 64)
+    stranger = dataclasses.replace(reader_of(exported), tokenizer_sha256="d" * 64)
     assert text.as_read_by(stranger)[1] == 7
     longer.prepared.splits = {
         "validation": dataclasses.replace(prepared.splits["validation"], words=1)
