@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.prepared import PreparedData
 from interop.conversion.convert import Conversion, convert
-from interop.exporting.export import Source, export, require_free_place
+from interop.exporting.export import Exportable, export, require_free_place
 from interop.exporting.model_card import Origin
 from interop.importing.folder import read_stock
 from interop.importing.initial_model import require_same_tokenizer
@@ -48,25 +48,25 @@ def main(config: ExportConfig) -> None:
     )
 
 
-def _of_run(config: ExportConfig, name: str) -> Source:
+def _of_run(config: ExportConfig, name: str) -> Exportable:
     run = find_run(config.runs_path, name, complain)
     loaded = load_run(run, torch.device("cpu"), complain)
     summary, recorded = run.read_summary() or {}, read_configuration(run.config_path)
     origin = Origin(run.name, is_run=True, summary=summary, recorded=recorded)
-    return Source(loaded.model.config, loaded.model.state_dict(), loaded.prepared, origin)
+    return Exportable(loaded.model.config, loaded.model.state_dict(), loaded.prepared, origin)
 
 
-def _of_folder(config: ExportConfig) -> Source:
+def _of_folder(config: ExportConfig) -> Exportable:
     folder = Path(str(config.hf)).expanduser()
     prepared = PreparedData(Path(str(config.data_folder)).expanduser())
     stock = read_stock(folder)
     model, weights = from_stock(stock.config, stock.weights)
     what_to_do = "name data in data_folder that was prepared with the folder's tokenizer"
     require_same_tokenizer(folder, model, prepared, "hf", what_to_do)
-    return Source(model, weights, prepared, Origin(folder.resolve().name, is_run=False))
+    return Exportable(model, weights, prepared, Origin(folder.resolve().name, is_run=False))
 
 
-def _converted(source: Source, config: ExportConfig) -> Source:
+def _converted(source: Exportable, config: ExportConfig) -> Exportable:
     asked = Conversion(
         str(config.convert),
         config.num_key_value_heads,
@@ -79,7 +79,7 @@ def _converted(source: Source, config: ExportConfig) -> Source:
     return dataclasses.replace(source, config=model, weights=weights, origin=origin)
 
 
-def _calibration(source: Source, num_tokens: int) -> Tensor | None:
+def _calibration(source: Exportable, num_tokens: int) -> Tensor | None:
     """Return windows from all over the training split, [n, length]; None if none are asked for."""
     if num_tokens == 0:
         return None

@@ -43,7 +43,7 @@ _CARD_NAME = "README.md"
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Exportable:
     """A model that is to be written.
 
     Args:
@@ -86,7 +86,7 @@ def require_free_place(out: Path) -> None:
         raise InteropError(f"out ({out}) is there already; name another folder, or remove it")
 
 
-def export(source: Source, out: Path, dtype: str, device: torch.device) -> Exported:
+def export(source: Exportable, out: Path, dtype: str, device: torch.device) -> Exported:
     """Write a model for transformers, load it there, and compare the two.
 
     The folder is written beside its place and gets its name once the model that transformers loads

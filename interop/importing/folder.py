@@ -1,17 +1,23 @@
 """Reading a folder of transformers: config.json, safetensors and the tokenizer."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 from torch import Tensor
 
 from data.file_kinds import pointer_at
 from data.tokenizer import load_pretrained, sha256_of_tokenizer
+from files.disk import one_line
+from files.errors import RunError
 from files.regular_file import read_regular_file, require_regular_file
 from files.strict_json import load_strict
+from files.typed_json import typed
 from interop.errors import InteropError
 from interop.stock import Stock
 
+T = TypeVar("T")
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 _INDEX_NAME = "model.safetensors.index.json"
@@ -51,7 +57,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is a run, not a folder of transformers; write one of it with "
             f"python export_model.py run={folder.resolve().name} out=FOLDER"
         )
-    config = _read_object(folder, CONFIG_NAME)
+    config = _read_json(folder / CONFIG_NAME, dict[str, Any])
     # transformers follows it, also to an index that leaves the folder.
     if config.get("transformers_weights") is not None:
         raise InteropError(
@@ -80,43 +86,45 @@ def weight_files(folder: Path) -> list[str]:
     """Return the names of the files that hold the weights.
 
     Raises:
-        InteropError: If there are none, or the index names what is not in the folder.
+        InteropError: If there are none, or the index names a file outside the folder.
     """
     if (folder / WEIGHTS_NAME).exists():
         return [WEIGHTS_NAME]
-    if not (folder / _INDEX_NAME).exists():
+    index = folder / _INDEX_NAME
+    if not index.exists():
         raise InteropError(
             f"{folder} has no {WEIGHTS_NAME} and no {_INDEX_NAME}; weights that are pickled "
             "(pytorch_model.bin) are not read: save the model with transformers once more"
         )
-    names = _read_object(folder, _INDEX_NAME).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise InteropError(f"{folder / _INDEX_NAME} has no weight_map")
-    for name in names.values():
-        if (
-            not isinstance(name, str)
-            or Path(name).name != name
-            or not name.endswith(".safetensors")
-        ):
-            raise InteropError(
-                f"{folder / _INDEX_NAME}: {str(name)[:60]!r} is no safetensors file in that folder"
-            )
-    return sorted(set(names.values()))
+    names = sorted(set(_read_json(index, _Index).weight_map.values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors") or "\0" in name:
+            raise InteropError(f"{index}: {name[:60]!r} is no safetensors file in that folder")
+    return names
 
 
-def _read_object(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
+@dataclass(frozen=True)
+class _Index:
+    weight_map: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
+
+
+def _read_json(path: Path, kind: type[T]) -> T:
+    """Read a JSON file, which may be a link, as in the cache of the Hub.
+
+    Raises:
+        InteropError: If it is missing, damaged or of another shape.
+    """
     try:
         value = load_strict(read_regular_file(path.resolve(), _MAX_JSON_BYTES))
     except OSError as error:
         raise InteropError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        why = pointer_at(path) or f"is not valid JSON ({reason})"
+        why = pointer_at(path) or f"is not valid JSON ({one_line(error)[:200]})"
         raise InteropError(f"{path} {why}") from error
-    if not isinstance(value, dict):
-        raise InteropError(f"{path} must hold a JSON object, not a {type(value).__name__}")
-    return value
+    try:
+        return typed(value, kind, path)
+    except RunError as error:
+        raise InteropError(str(error)) from error
 
 
 def _read_weights(folder: Path, name: str) -> dict[str, Tensor]:
@@ -128,9 +136,8 @@ def _read_weights(folder: Path, name: str) -> dict[str, Tensor]:
         require_regular_file(path.resolve())
         return load_file(path)
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())[:200]
-        raise InteropError(f"cannot read {path}: {reason}") from error
+        raise InteropError(f"cannot read {path}: {one_line(error)[:200]}") from error
     except SafetensorError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         why = pointer_at(path) or f"is not a safetensors file, or is cut off ({reason})"
         raise InteropError(f"{path} {why}") from error

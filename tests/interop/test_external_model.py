@@ -282,7 +282,7 @@ REFUSED = {
     "adapter": (lambda path: (path / "adapter_config.json").write_text("{}"), "is an adapter"),
     "no config": (lambda path: (path / "config.json").unlink(), "cannot read .*config.json"),
     "broken config": (spoil_config("{"), "config.json is not valid JSON"),
-    "list": (spoil_config("[]"), "config.json must hold a JSON object"),
+    "list": (spoil_config("[]"), "config.json is damaged: expected object"),
     "pickled": (spoil_pickled, "has no model.safetensors"),
     "index of elsewhere": (spoil_index, "'../model.safetensors' is no safetensors file in"),
     "weights of another name": (

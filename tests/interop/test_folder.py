@@ -109,6 +109,15 @@ def no_map(folder):
     (folder / "model.safetensors.index.json").write_text("{}")
 
 
+def empty_map(folder):
+    sharded(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+
+
+def number_in_map(folder):
+    sharded(folder, {"a": 3})
+
+
 def missing_shard(folder):
     sharded(folder)
     (folder / "model-2.safetensors").unlink()
@@ -124,7 +133,7 @@ def twice(folder):
     [
         (without_config, "cannot read .*config.json: No such file"),
         (broken_config, "config.json is not valid JSON"),
-        (list_as_config, "config.json must hold a JSON object, not a list"),
+        (list_as_config, r"config.json is damaged: expected object, got array at \$"),
         (pickled, "no model.safetensors.*pickled .* are not read"),
         (cut_off, "model.safetensors is not a safetensors file, or is cut off"),
         (pointer, "model.safetensors is a Git LFS pointer.*git lfs pull"),
@@ -133,7 +142,9 @@ def twice(folder):
         (no_file, "cannot read .*model.safetensors: it is not a regular file"),
         (elsewhere, "'../model-1.safetensors' is no safetensors file in that folder"),
         (other_kind, "'pytorch_model.bin' is no safetensors file in that folder"),
-        (no_map, "has no weight_map"),
+        (no_map, "index.json is damaged: .*weight_map"),
+        (empty_map, r"index.json is damaged: .*\$.weight_map"),
+        (number_in_map, r"index.json is damaged: expected str, got int at \$.weight_map.a"),
         (missing_shard, "cannot read .*model-2.safetensors: No such file"),
         (twice, "model-2.safetensors holds a once more"),
     ],
