@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interop.errors import InteropError
+from harness.errors import TaskError
 from modeling.config import SamplingSettings
 from modeling.generate import generate, left_pad
 from modeling.gpt import GPT
@@ -56,13 +56,13 @@ class TokenScorer:
                 where both do not fit the model's.
 
         Raises:
-            InteropError: If a continuation has no token, or more than the model's context.
+            TaskError: If a continuation has no token, or more than the model's context.
         """
         # What differs in the last token only is computed once: one-token answers of a question.
         inputs: dict[tuple[int, ...], list[int]] = {}
         for index, (context, continuation) in enumerate(pairs):
             if not 0 < len(continuation) <= self.context:
-                raise InteropError(
+                raise TaskError(
                     f"a continuation of {len(continuation)} tokens cannot be scored by a model "
                     f"with a context of {self.context}; leave its task out of eval.tasks"
                 )
@@ -169,7 +169,6 @@ def language_model(
         def __init__(self) -> None:
             super().__init__()
             self.scorer = TokenScorer(model, batch_size)
-            self.eos = tokenizer.id_to_token(end_of_document_id)
 
         @property
         def eot_token_id(self) -> int:
@@ -220,44 +219,55 @@ def language_model(
             texts = [""] * len(requests)
             for indices in by_options.values():
                 prompts = [requests[index].args[0] for index in indices]
-                found = self._continued(prompts, requests[indices[0]].args[1])
+                wanted = normalize_gen_kwargs(requests[indices[0]].args[1], MAX_NEW_TOKENS)
+                stops = [*wanted.pop("until"), tokenizer.id_to_token(end_of_document_id)]
+                found = _continued(
+                    *(self.scorer, tokenizer, prompts, stops, end_of_document_id), wanted
+                )
                 for index, text in zip(indices, found, strict=True):
-                    texts[index] = text
+                    texts[index] = postprocess_generated_text(text, stops, None)
             return texts
 
-        def _continued(self, prompts: list[str], options: dict[str, Any]) -> list[str]:
-            """Continue prompts that share their `generation_kwargs`."""
-            wanted: dict[str, Any] = dict(normalize_gen_kwargs(options, MAX_NEW_TOKENS))
-            stops = [*wanted.pop("until"), self.eos]
-            max_new_tokens, settings = wanted.pop("max_gen_toks"), _sampling(wanted)
-            if not 0 < max_new_tokens < self.max_length:
-                raise InteropError(
-                    f"generation_kwargs.max_gen_toks is {max_new_tokens} ({MAX_NEW_TOKENS} where a "
-                    f"task gives none), which with a prompt does not fit a context of "
-                    f"{self.max_length}; leave the task out of eval.tasks"
-                )
-
-            def text_of(tokens: Tokens) -> str:
-                text: str = tokenizer.decode(tokens)
-                return text
-
-            tokens = self.scorer.continuations(
-                [self.tok_encode(prompt) or [self.eot_token_id] for prompt in prompts],
-                max_new_tokens,
-                settings,
-                self.eot_token_id,
-                lambda tokens: any(stop and stop in text_of(tokens) for stop in stops),
-            )
-            return [postprocess_generated_text(text_of(some), stops, None) for some in tokens]
-
     return KvlabLM()
+
+
+def _continued(
+    scorer: TokenScorer,
+    tokenizer: "Tokenizer",
+    prompts: list[str],
+    stops: list[str],
+    end: int,
+    wanted: dict[str, Any],
+) -> list[str]:
+    """Continue prompts until a stop, by normalised `generation_kwargs` without it.
+
+    Raises:
+        TaskError: If there is no room, or the sampler has no such setting.
+    """
+    max_new_tokens, settings = wanted.pop("max_gen_toks"), _sampling(wanted)
+    if not 0 < max_new_tokens < scorer.context:
+        raise TaskError(
+            f"generation_kwargs.max_gen_toks is {max_new_tokens} ({MAX_NEW_TOKENS} where a "
+            f"task gives none), which with a prompt does not fit a context of "
+            f"{scorer.context}; leave the task out of eval.tasks"
+        )
+
+    def is_done(tokens: Tokens) -> bool:
+        text = tokenizer.decode(tokens)
+        return any(stop and stop in text for stop in stops)
+
+    encoded = [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
+    found = scorer.continuations(
+        [ids or [end] for ids in encoded], max_new_tokens, settings, end, is_done
+    )
+    return [tokenizer.decode(tokens) for tokens in found]
 
 
 def _sampling(options: dict[str, Any]) -> SamplingSettings:
     """Return what a task's `generation_kwargs`, normalised, say of how tokens are chosen.
 
     Raises:
-        InteropError: If they ask for what kvlab's sampler does not have, or for nonsense.
+        TaskError: If they ask for what kvlab's sampler does not have, or for nonsense.
     """
     temperature = float(options.pop("temperature", 0.0))
     # The harness has set it to 0 for `false` alone; transformers takes 0 for that, too.
@@ -265,11 +275,11 @@ def _sampling(options: dict[str, Any]) -> SamplingSettings:
     top_k = options.pop("top_k", _TOP_K) or None  # 0 and null keep all
     top_p = options.pop("top_p", None)
     if options:
-        raise InteropError(
+        raise TaskError(
             f"generation_kwargs.{', '.join(options)}: kvlab's sampler has do_sample, temperature, "
             "top_k and top_p; leave the task out of eval.tasks"
         )
     settings = SamplingSettings(temperature, top_k, 1.0 if top_p is None else top_p)
     if problems := settings.problems():
-        raise InteropError(f"generation_kwargs: {'; '.join(problems)}")
+        raise TaskError(f"generation_kwargs: {'; '.join(problems)}")
     return settings

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from files.regular_file import read_regular_file
-from interop.errors import InteropError
+from harness.errors import TaskError
 from settings.data import is_hub_name
 
 LOCAL_BUILDERS = ("json", "csv", "parquet", "text")
@@ -32,7 +34,12 @@ _GROUP = {"group", "group_alias", "aggregate_metric_list"}
 _FEWSHOT = _DOCUMENT | {"sampler", "split", "samples", "fewshot_indices"}
 DATASET_KEYS = ("dataset_path", "dataset_name", "dataset_kwargs")
 """Where a task has its documents from."""
-_DATASET = {"data_files", "field", "delimiter", "column_names", "revision"}
+_BELOW = {
+    # lm_eval hands them, as arguments, to what makes a task's data.
+    "metadata": {"version"},
+    "fewshot_config": _FEWSHOT,
+    "dataset_kwargs": {"data_files", "field", "delimiter", "column_names", "revision"},
+}
 # What only a function, a class, another file or a program can be given for.
 _CODE = {
     *("class", "custom_dataset", "process_docs", "process_results", "use_prompt"),
@@ -44,6 +51,25 @@ _PLAIN_TAGS = {
 }
 
 
+class _Metadata(msgspec.Struct):
+    version: str | int | float | None = None
+
+
+class _Filters(msgspec.Struct):
+    filter: list[dict[str, Any]] | None = None
+
+
+class _Shape(msgspec.Struct):
+    """What a task file says in lists and mappings; all else is lm_eval's to read."""
+
+    task: str | list[str | dict[str, Any]] | None = None
+    metadata: _Metadata | None = None
+    fewshot_config: dict[str, Any] | None = None
+    dataset_kwargs: dict[str, Any] | None = None
+    metric_list: list[dict[str, Any]] | None = None
+    filter_list: list[_Filters] | None = None
+
+
 def read_task_files(folder: Path) -> list[dict[str, Any]]:
     """Read the tasks and groups of a folder's *.yaml, includes put in.
 
@@ -51,11 +77,11 @@ def read_task_files(folder: Path) -> list[dict[str, Any]]:
         folder: Searched with the folders below it.
 
     Raises:
-        InteropError: If a file cannot be read, is not plain YAML, brings code or has a key that a
+        TaskError: If a file cannot be read, is not plain YAML, brings code or has a key that a
             task file must not have: naming the file and the key.
     """
     if not folder.is_dir():
-        raise InteropError(f"eval.task_folder: no such folder: {folder}")
+        raise TaskError(f"eval.task_folder: no such folder: {folder}")
     folder = folder.resolve()
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for path in sorted(folder.rglob("*.yaml")):
@@ -65,14 +91,14 @@ def read_task_files(folder: Path) -> list[dict[str, Any]]:
             continue
         where = path.relative_to(folder).as_posix()
         if not isinstance(name, str):
-            raise InteropError(f"eval.task_folder: {where}: its task or group must be a name")
+            raise TaskError(f"eval.task_folder: {where}: its task or group must be a name")
         if name in found:
-            raise InteropError(
+            raise TaskError(
                 f"eval.task_folder: {where} and {found[name][0]} both hold '{name}'; rename one"
             )
         found[name] = where, config
     if not found:
-        raise InteropError(f"eval.task_folder: there is no *.yaml with a task in {folder}")
+        raise TaskError(f"eval.task_folder: there is no *.yaml with a task in {folder}")
     return [config for _, config in found.values()]
 
 
@@ -127,10 +153,10 @@ class _File:
             merged |= _File(path, self._folder).with_includes(seen)
         return merged | self._config
 
-    def _refusal(self, reason: str) -> InteropError:
-        return InteropError(f"{self._where}: {reason}")
+    def _refusal(self, reason: str) -> TaskError:
+        return TaskError(f"{self._where}: {reason}")
 
-    def _code(self, key: str) -> InteropError:
+    def _code(self, key: str) -> TaskError:
         return self._refusal(
             f"{key}: it brings or fetches code, and code of a task file is never run; write the "
             "task with templates and lm_eval's own metrics and filters"
@@ -145,7 +171,7 @@ class _File:
                 if tag not in _PLAIN_TAGS:
                     raise self._code(f"{key or 'its root'} ({tag})")
             return yaml.safe_load(text)
-        except InteropError:
+        except TaskError:
             raise
         # A date that does not exist is a ValueError.
         except (yaml.YAMLError, ValueError) as error:
@@ -168,25 +194,23 @@ class _File:
     def _check(self, config: Mapping[Any, Any]) -> None:
         """Check a task, a group or a member of one, and make its data files absolute."""
         self._require_keys(config, _TASK | _GROUP, "")
-        members = config.get("task")
-        for member in members if isinstance(members, list) else []:
+        try:
+            shape = msgspec.convert({**config}, _Shape, strict=True)
+        except msgspec.ValidationError as error:
+            raise self._refusal(str(error).replace("`", "")) from error
+        for member in config["task"] if isinstance(shape.task, list) else []:
             if isinstance(member, dict):
                 self._check(member)
                 member = member.get("group") or member.get("task")
             if not isinstance(member, str):
                 raise self._refusal("task: a group's members are names, or have a task or group")
-        metadata = self._mapping(config, "metadata")
-        # lm_eval hands them, as arguments, to what makes a task's data.
-        self._require_keys(metadata, {"version"}, "metadata.")
-        if not isinstance(metadata.get("version"), str | int | float | None):
-            raise self._refusal("metadata.version must be a number or a text")
-        fewshot = self._mapping(config, "fewshot_config")
-        self._require_keys(fewshot, _FEWSHOT, "fewshot_config.")
+        for key, known in _BELOW.items():
+            self._require_keys(config.get(key) or {}, known, f"{key}.")
         self._check_dataset(config)
-        for metric in self._mappings(config, "metric_list"):
+        for metric in shape.metric_list or []:
             self._require_no_code(metric, "metric_list.")
-        for filters in self._mappings(config, "filter_list"):
-            for step in self._mappings(filters, "filter"):
+        for filters in shape.filter_list or []:
+            for step in filters.filter or []:
                 self._require_no_code(step, "filter_list.filter.")
                 if step.get("function") == "custom":
                     raise self._code("filter_list.filter.function (custom)")
@@ -199,8 +223,7 @@ class _File:
                 f"dataset_path ({path}) must be a name on the Hub, or one of "
                 f"{', '.join(LOCAL_BUILDERS)} with dataset_kwargs.data_files"
             )
-        options = self._mapping(config, "dataset_kwargs")
-        self._require_keys(options, _DATASET, "dataset_kwargs.")
+        options = config.get("dataset_kwargs") or {}
         files = options.get("data_files")
         if isinstance(files, dict):
             options["data_files"] = {split: self._local(some) for split, some in files.items()}
@@ -238,20 +261,6 @@ class _File:
         for key, value in config.items():
             if key in _CODE and value not in (None, False):
                 raise self._code(f"{prefix}{key}")
-
-    def _mapping(self, config: Mapping[Any, Any], key: str) -> dict[Any, Any]:
-        value = config.get(key)
-        if value is not None and not isinstance(value, dict):
-            raise self._refusal(f"{key} must hold keys and values")
-        return value or {}
-
-    def _mappings(self, config: Mapping[Any, Any], key: str) -> list[dict[Any, Any]]:
-        value = config.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise self._refusal(f"{key} must be a list of keys and values")
-        return value
 
 
 def _tags(node: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ import traceback
 
 from data.errors import DataError
 from files.errors import RunError, WriteFailed
+from harness.errors import TaskError
 from interop.errors import ExportMismatch, InteropError
 from launch.errors import ConfigError
 from launch.terminal import complain
@@ -23,7 +24,7 @@ _LONGEST_WAIT_SECONDS = 60.0
 
 USER_ERRORS = (
     *(ConfigError, DataError, EvaluationError, InteropError, ModelConfigError, RunError),
-    TrainingError,
+    *(TaskError, TrainingError),
 )
 # By class name, which is what one rank knows of another's error; 1 for all others.
 STATUS_OF = {error.__name__: EXIT_BAD_INPUT for error in USER_ERRORS} | {

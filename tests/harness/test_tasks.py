@@ -13,11 +13,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import harness.tasks
 from data.tokenizer import bytes_tokenizer, vocab_size_of
-from harness import tasks as harness
+from harness import lm_eval_setup, members
+from harness.errors import TaskError
 from harness.model import TokenScorer, language_model
 from harness.tasks import load_tasks
-from interop.errors import InteropError
 from modeling.config import SamplingSettings
 from modeling.generate import generate
 from tests.measuring.models import model
@@ -108,7 +109,7 @@ def test_what_the_context_was_too_short_for_is_counted(gpt):
 
 @pytest.mark.parametrize("length", [0, 41])
 def test_a_continuation_of_no_token_or_too_many_is_told(gpt, length):
-    with pytest.raises(InteropError, match=rf"continuation of {length} tokens.*context of 40"):
+    with pytest.raises(TaskError, match=rf"continuation of {length} tokens.*context of 40"):
         TokenScorer(gpt, 8).log_likelihoods([([1], [2] * length)])
 
 
@@ -217,7 +218,7 @@ def test_a_text_ends_where_it_spells_the_token_that_ends_a_document(gpt, tokeniz
 )
 def test_what_the_sampler_cannot_do_is_told(gpt, tokenizer, options, said):
     asked = language_model(gpt, tokenizer, END, 2)
-    with pytest.raises(InteropError, match=said):
+    with pytest.raises(TaskError, match=said):
         asked.generate_until(requests(("a", options)))
 
 
@@ -307,7 +308,7 @@ ESCAPES = [
 def test_a_template_cannot_leave_its_sandbox(tmp_path, monkeypatch, gpt, tokenizer, template, key):
     monkeypatch.chdir(tmp_path)
     folder = write_task(tmp_path / "tasks", **{key: template})
-    with pytest.raises(InteropError, match=r"is unsafe|undefined"):  # loaded, or asked
+    with pytest.raises(TaskError, match=r"is unsafe|undefined"):  # loaded, or asked
         load_tasks(["mine"], folder).score(gpt, tokenizer, END, 4)
     assert not list(tmp_path.rglob("MARK"))
 
@@ -329,7 +330,7 @@ def test_a_template_cannot_leave_its_sandbox(tmp_path, monkeypatch, gpt, tokeniz
 )
 def test_what_a_task_file_got_wrong_is_told_in_a_line(tmp_path, gpt, tokenizer, changes, said):
     folder = write_task(tmp_path / "tasks", **changes)
-    with pytest.raises(InteropError, match=said) as error:
+    with pytest.raises(TaskError, match=said) as error:
         load_tasks(["mine"], folder).score(gpt, tokenizer, END, 4)
     assert "\n" not in str(error.value)
     assert not (folder / "MARK").exists()
@@ -339,12 +340,12 @@ def test_a_groups_own_member_brings_no_metric_of_the_hub(tmp_path):
     folder = write_task(tmp_path / "tasks")
     member = {"task": "mine", "metric_list": [{"metric": "./evil"}]}
     (folder / "group.yaml").write_text(json.dumps({"group": "all", "task": [member]}))
-    with pytest.raises(InteropError, match=r"metric \./evil from the Hub"):
+    with pytest.raises(TaskError, match=r"metric \./evil from the Hub"):
         load_tasks(["all"], folder)
 
 
 def test_what_was_set_for_the_harness_is_set_back(monkeypatch, tasks, gpt, tokenizer):
-    before = dict(harness.os.environ)
+    before = dict(lm_eval_setup.os.environ)
     stand_in = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("evaluate", None))
     monkeypatch.setitem(sys.modules, "evaluate", stand_in)
     tasks.score(gpt, tokenizer, END, 4)
@@ -352,11 +353,11 @@ def test_what_was_set_for_the_harness_is_set_back(monkeypatch, tasks, gpt, token
     monkeypatch.delitem(sys.modules, "evaluate")
     tasks.score(gpt, tokenizer, END, 4)
     assert "evaluate" not in sys.modules
-    assert dict(harness.os.environ) == before
+    assert dict(lm_eval_setup.os.environ) == before
 
 
 def test_a_task_twice_is_told():
-    with pytest.raises(InteropError, match="'tiny_choice' is asked for twice, by tiny_tag too"):
+    with pytest.raises(TaskError, match="'tiny_choice' is asked for twice, by tiny_tag too"):
         load_tasks(["tiny_choice", "tiny_tag"], TASKS)
 
 
@@ -367,8 +368,8 @@ def test_a_missing_or_other_lm_eval_is_told(monkeypatch, version):
             raise metadata.PackageNotFoundError(name)
         return version
 
-    monkeypatch.setattr(harness.metadata, "version", installed)
-    with pytest.raises(InteropError, match=r'pip install "lm_eval==0\.4\.13"') as error:
+    monkeypatch.setattr(lm_eval_setup.metadata, "version", installed)
+    with pytest.raises(TaskError, match=r'pip install "lm_eval==0\.4\.13"') as error:
         load_tasks(["tiny_choice"], TASKS)
     assert (version or "none") in str(error.value)
 
@@ -377,20 +378,20 @@ def test_a_missing_accelerate_is_told_before_anything_is_run(monkeypatch, tasks)
     def installed(name):
         if name == "accelerate":
             raise metadata.PackageNotFoundError(name)
-        return harness.VERSION
+        return lm_eval_setup.VERSION
 
-    harness.require_accelerate()
-    monkeypatch.setattr(harness.metadata, "version", installed)
-    with pytest.raises(InteropError, match=r'pip install "lm_eval==0\.4\.13" accelerate') as error:
+    lm_eval_setup.require_accelerate()
+    monkeypatch.setattr(lm_eval_setup.metadata, "version", installed)
+    with pytest.raises(TaskError, match=r'pip install "lm_eval==0\.4\.13" accelerate') as error:
         tasks.score_pretrained(None, None, 4)
     assert "\n" not in str(error.value)
 
 
 def test_the_version_that_is_asked_for_is_the_pinned_one():
     pinned = (ROOT / "requirements-dev.txt").read_text()
-    assert f"lm_eval=={harness.VERSION}\n" in pinned
-    assert f'"lm_eval=={harness.VERSION}"' in (ROOT / "pyproject.toml").read_text()
-    assert f"lm_eval=={harness.VERSION}" in (ROOT / "settings/evaluation.py").read_text()
+    assert f"lm_eval=={lm_eval_setup.VERSION}\n" in pinned
+    assert f'"lm_eval=={lm_eval_setup.VERSION}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"lm_eval=={lm_eval_setup.VERSION}" in (ROOT / "settings/evaluation.py").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -412,8 +413,8 @@ def installed():
     ],
 )
 def test_tasks_of_lm_eval_run_no_code_of_others_and_need_their_data(installed, name, said):
-    with pytest.raises(InteropError, match=said) as error:
-        harness._load(name, installed)
+    with pytest.raises(TaskError, match=said) as error:
+        harness.tasks._load(name, installed)
     assert "\n" not in str(error.value)
 
 
@@ -430,8 +431,8 @@ def manager_of(path, *files):
 
 @pytest.mark.parametrize("name", ["ruler_fwe", "niah_single_2", "ruler"])
 def test_a_task_whose_data_a_function_makes_is_refused(tmp_path, name):
-    with pytest.raises(InteropError, match=r"made by a function.*run code of the Hub"):
-        harness._load(name, manager_of(tmp_path))
+    with pytest.raises(TaskError, match=r"made by a function.*run code of the Hub"):
+        harness.tasks._load(name, manager_of(tmp_path))
 
 
 OTHER_DATA = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "x.json"}}}
@@ -447,8 +448,8 @@ OTHER_DATA = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": 
     ],
 )
 def test_a_group_cannot_bring_such_a_task_in(tmp_path, group):
-    with pytest.raises(InteropError, match="made by a function"):
-        harness._load("mine", manager_of(tmp_path, {"group": "mine"} | group))
+    with pytest.raises(TaskError, match="made by a function"):
+        harness.tasks._load("mine", manager_of(tmp_path, {"group": "mine"} | group))
 
 
 @pytest.mark.parametrize(
@@ -465,8 +466,8 @@ def test_a_group_cannot_bring_such_a_task_in(tmp_path, group):
 )
 def test_a_task_of_lm_eval_has_its_own_data(tmp_path, group):
     other = {"group": "other", "task": ["arc_challenge"]}
-    with pytest.raises(InteropError, match=r"dataset_.* of 'arc_.*', a task of lm_eval's, is chan"):
-        harness._load("mine", manager_of(tmp_path, {"group": "mine"} | group, other))
+    with pytest.raises(TaskError, match=r"dataset_.* of 'arc_.*', a task of lm_eval's, is chan"):
+        harness.tasks._load("mine", manager_of(tmp_path, {"group": "mine"} | group, other))
 
 
 @pytest.mark.parametrize(
@@ -481,17 +482,17 @@ def test_a_task_of_lm_eval_has_its_own_data(tmp_path, group):
 )
 def test_what_a_group_sets_for_its_members_is_looked_at(tmp_path, group):
     other = {"task": "other", "metric_list": [{"metric": "acc"}]}
-    with pytest.raises(InteropError, match=r"metric \./evil from the Hub"):
-        harness._load("mine", manager_of(tmp_path, {"group": "mine"} | group, other))
+    with pytest.raises(TaskError, match=r"metric \./evil from the Hub"):
+        harness.tasks._load("mine", manager_of(tmp_path, {"group": "mine"} | group, other))
 
 
 def test_a_users_group_may_hold_tasks_of_lm_eval_and_its_own(tmp_path):
     own = {"task": "own", "metric_list": [{"metric": "acc"}], **OTHER_DATA}
-    members = [{"task": "arc_easy", "num_fewshot": 2}, "own", {"task": "new", **OTHER_DATA}]
-    manager = manager_of(tmp_path, {"group": "mine", "task": members}, own)
-    leaves = [*harness._leaves("mine", manager)]
+    several = [{"task": "arc_easy", "num_fewshot": 2}, "own", {"task": "new", **OTHER_DATA}]
+    manager = manager_of(tmp_path, {"group": "mine", "task": several}, own)
+    leaves = [*members.leaves_of("mine", manager)]
     for leaf in leaves:
-        harness._require_own_data(leaf)
+        members.require_own_data(leaf)
     assert [leaf.name for leaf in leaves] == ["arc_easy", "own", "new"]
     assert leaves[0].config["num_fewshot"] == 2
     assert leaves[0].config["dataset_path"] == "allenai/ai2_arc"
@@ -506,14 +507,14 @@ def test_a_users_group_may_hold_tasks_of_lm_eval_and_its_own(tmp_path):
     ],
 )
 def test_a_metric_is_fetched_unless_lm_eval_or_the_task_has_it(metric, is_fetched):
-    with pytest.raises(InteropError) if is_fetched else contextlib.nullcontext():
-        harness._require_no_code("one", {"metric_list": [metric]})
-    harness._require_no_code("one", {"metric_list": [metric], "process_results": "a.function"})
+    with pytest.raises(TaskError) if is_fetched else contextlib.nullcontext():
+        members.require_no_code("one", {"metric_list": [metric]})
+    members.require_no_code("one", {"metric_list": [metric], "process_results": "a.function"})
 
 
 def test_an_unknown_name_is_told_with_near_ones(installed):
-    with pytest.raises(InteropError, match=r"no task, group or tag 'helaswag'.*hellaswag"):
-        harness._require_known("helaswag", installed)
+    with pytest.raises(TaskError, match=r"no task, group or tag 'helaswag'.*hellaswag"):
+        harness.tasks._require_known("helaswag", installed)
 
 
 @pytest.mark.slow
