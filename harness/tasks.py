@@ -35,7 +35,8 @@ from harness.members import (
 )
 from harness.model import language_model
 from harness.task_files import read_task_files, write_copies
-from interop.transformers_model import LOGITS_AT_ONCE, silenced
+from interop.library import silenced
+from interop.transformers_model import LOGITS_AT_ONCE
 from modeling.gpt import GPT
 
 if TYPE_CHECKING:

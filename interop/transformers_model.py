@@ -1,6 +1,5 @@
 """A causal language model in transformers' own class, measured by kvlab's protocol."""
 
-import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -9,54 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import DataError
-from data.hub import explain
 from interop.errors import InteropError
+from interop.library import in_one_line, refusal, silenced
 from modeling.generate import PREFILL_CHUNK
 from modeling.kv_cache import storage_bytes
-from tracking.failures import is_out_of_memory
 
-_KEY = "hf"
 LOGITS_AT_ONCE = 2**27
 """Of a forward pass: 512 MiB in float32."""
 _LOGITS_OF_A_SOFTMAX = 2**22
 _DECODED = 4
 """Tokens decoded behind the prompt before a cache is measured."""
-
-
-@contextlib.contextmanager
-def silenced() -> Iterator[None]:
-    """Silence transformers, which would print what a folder brings."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def refusal(name: str, why: str) -> InteropError:
-    """Return what to raise about a model, by the name that it was given by."""
-    return InteropError(f"{_KEY} ({name!r}): {why}")
-
-
-@contextlib.contextmanager
-def in_one_line(name: str) -> Iterator[None]:
-    """Turn what the libraries raise about a foreign folder into one line."""
-    try:
-        with silenced():
-            yield
-    except (InteropError, DataError):
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise refusal(name, " ".join(explain(error).split())) from error
 
 
 class TransformersModel:

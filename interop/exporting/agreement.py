@@ -13,7 +13,8 @@ from data.inspection import split_documents
 from data.prepared import PreparedData
 from data.sources import VALIDATION
 from interop.errors import ExportMismatch
-from interop.transformers_model import live_bytes, silenced
+from interop.library import silenced
+from interop.transformers_model import live_bytes
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.generate import generate
 from modeling.gpt import GPT

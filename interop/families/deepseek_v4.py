@@ -6,7 +6,7 @@ block; the weights that this takes are dead. Its RoPE rotates dimension 2j toget
 the last dimensions of queries and of the head that is key and value (see `families.deepseek`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,8 +41,14 @@ from modeling.config import GPTConfig, LayersConfig
 
 # A window that no text fills, since every layer of the class has one.
 _NO_WINDOW = 2**20
-_OPEN, _IS_OPEN = 1e4, 1e3
-"""What hyper-connections are biased with, and at least: the sigmoid of either is 1."""
+_OPEN = 1e4
+"""What hyper-connections are biased with: its sigmoid is 1."""
+_PARTS = {
+    "hc": "hyper-connections",
+    ".mlp.": "mixture of experts",
+    "o_b_proj": "low-rank output projection",
+}
+"""By a part of the names of weights that do nothing: what they would do otherwise."""
 _MULTIPLE = 8
 """Numbers of bfloat16 in the 16 bytes that PyTorch's matmul of experts asks for."""
 _SIZES = ("head_dim", "q_lora_rank")
@@ -220,37 +226,20 @@ def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
     return gpt_config(read, _FIELDS, attention, "shared_kv", layers=layers)
 
 
-def _not_neutral(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """Name the weights of parts that kvlab does not have and that do something, and the part."""
-    for name, tensor in weights.items():
-        module, _, last = name.rpartition(".")
-        part = module.rpartition(".")[2]
-        if part.endswith("_hc") or part == "hc_head":
-            is_base = last.endswith("base")
-            rest = tensor[1:] if is_base else tensor
-            is_neutral = last.endswith("scale") or not rest.any()
-            if not is_neutral or (is_base and not (tensor[:1] >= _IS_OPEN).all()):
-                yield name, "hyper-connections"
-        elif name.endswith(".experts.down_proj") and tensor.any():
-            yield name, "mixture of experts"
-        elif part == "o_b_proj":
-            rows = torch.eye(tensor.shape[0], dtype=tensor.dtype, device=tensor.device)
-            if not torch.equal(tensor, rows):
-                yield name, "low-rank output projection"
-
-
 def read_weights(read: Any, config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return kvlab's state dict.
 
     Raises:
         InteropError: Naming weights of a part that kvlab does not have and that do something.
     """
-    for name, what in _not_neutral(weights):
-        raise InteropError(f"weights {name[:100]}: kvlab has no {what}")
-    dead = set(_dead(config, {"embed_tokens.weight": weights["model.embed_tokens.weight"]}))
-    if config.layers.sinks:
-        dead -= {sinks_name(idx) for idx in range(read.num_hidden_layers)}
+    dead = _dead(config, {"embed_tokens.weight": weights["model.embed_tokens.weight"]})
+    sinks = {sinks_name(idx) for idx in range(read.num_hidden_layers)}
+    for name in sorted(dead.keys() - sinks):
+        # Another dtype may have rounded them.
+        if not torch.allclose(weights[name].float(), dead[name].float(), rtol=0.01, atol=0.0):
+            what = next(what for part, what in _PARTS.items() if part in name)
+            raise InteropError(f"weights {name[:100]}: kvlab has no {what}")
+    alive = weights.keys() - (dead.keys() - sinks if config.layers.sinks else dead.keys())
     attention = attention_config(config.attention)
     assert isinstance(attention, SharedKVAttentionConfig)
-    alive = {name: tensor for name, tensor in weights.items() if name not in dead}
-    return _table(attention).to_ours(alive)
+    return _table(attention).to_ours({name: weights[name] for name in weights if name in alive})

@@ -17,8 +17,9 @@ from data.hub_watch import watched
 from data.tokenizer import load_pretrained, sha256_of_tokenizer
 from interop.errors import InteropError
 from interop.importing.folder import read_config, read_stock, weight_files
+from interop.library import in_one_line, refusal
 from interop.stock import from_stock
-from interop.transformers_model import TransformersModel, in_one_line, refusal
+from interop.transformers_model import TransformersModel
 from modeling.gpt import GPT
 from settings.data import is_hub_name
 
@@ -221,34 +222,32 @@ def load(found: HuggingFaceModel, device: torch.device) -> "TransformersModel":
             local_files_only=True,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told here, by name
+            ignore_mismatched_sizes=True,  # reported below, by name
         )
         loaded, info = whole
-        if mismatched := sorted(info["mismatched_keys"]):
-            key, theirs, wanted = mismatched[0]
-            raise refusal(
-                found.described,
-                f"its weights have {key} as {list(theirs)}, and {type(loaded).__name__} as "
-                f"config.json describes it needs {list(wanted)}",
-            )
-        if missing := sorted(info["missing_keys"]):
-            raise refusal(
-                found.described,
-                f"its weights lack {missing[0]} and {len(missing) - 1} others of "
-                f"{type(loaded).__name__}; this is not a whole causal language model",
-            )
-        if surplus := sorted(set(info["unexpected_keys"]) - _masks(info["unexpected_keys"])):
-            raise refusal(
-                found.described,
-                f"{surplus[0]} and {len(surplus) - 1} others of its weights have no place in "
-                f"{type(loaded).__name__} as config.json describes it",
-            )
+        if problem := _unlike(type(loaded).__name__, info):
+            raise refusal(found.described, problem)
         # How a folder wishes to be sampled from is no part of what is measured, and may name code.
         loaded.generation_config = GenerationConfig()
         model = TransformersModel(loaded.to(device).eval())
         _require_vocabulary(found, model.vocab_size)
         model.require_causal(found.described)
     return model
+
+
+def _unlike(name: str, info: dict[str, Any]) -> str | None:
+    """Say how a folder's weights are not those of a class, if they are not."""
+    described = f"{name} as config.json describes it"
+    if mismatched := sorted(info["mismatched_keys"]):
+        key, theirs, wanted = mismatched[0]
+        return f"its weights have {key} as {list(theirs)}, and {described} needs {list(wanted)}"
+    if missing := sorted(info["missing_keys"]):
+        others = f"{missing[0]} and {len(missing) - 1} others"
+        return f"its weights lack {others} of {name}; this is not a whole causal language model"
+    if surplus := sorted(set(info["unexpected_keys"]) - _masks(info["unexpected_keys"])):
+        others = f"{surplus[0]} and {len(surplus) - 1} others"
+        return f"{others} of its weights have no place in {described}"
+    return None
 
 
 def _masks(names: Iterable[str]) -> set[str]:
