@@ -50,7 +50,7 @@ class Leaf(NamedTuple):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What the layers come to."""
+        """The configuration that the layers make together."""
         return {key: value for config, _ in self.layers for key, value in config.items()}
 
 
@@ -109,7 +109,7 @@ def _package() -> Path:
 def require_own_data(leaf: Leaf) -> None:
     """Refuse functions that make data, data of a user's file for lm_eval's functions, and strays.
 
-    Functions that make data load tokenizers with the code beside them, those of lm_eval's tasks
+    Functions that make data load tokenizers with code from their folder, those of lm_eval's tasks
     trust what a document says, and a file may not have the working folder read.
 
     Raises:
@@ -169,7 +169,7 @@ def require_no_code(task: str, config: Mapping[str, Any]) -> None:
 
 
 def is_local(config: Mapping[str, Any]) -> bool:
-    """Tell whether a task's documents are on this machine; an address may be among the files."""
+    """Return whether a task's documents are on this machine; an address may be among the files."""
     files = (config.get("dataset_kwargs") or {}).get("data_files")
     is_file = config.get("dataset_path") in LOCAL_BUILDERS and bool(files)
     return is_file and "://" not in str(files)

@@ -102,7 +102,7 @@ class TokenScorer:
             is_done: Says of the tokens produced so far that more change nothing.
 
         Returns:
-            The new tokens of each; one that ended before others of its batch may go on behind.
+            The new tokens of each; some may have more behind their end.
         """
         room = self.context - max_new_tokens
         self.num_cut += sum(len(prompt) > room for prompt in prompts)

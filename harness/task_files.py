@@ -235,7 +235,7 @@ class _File:
             )
 
     def _local(self, files: Any) -> list[str]:
-        """Return data files as absolute paths in the folder, given from beside the task file."""
+        """Return data files as absolute paths in the folder, given relative to the task file."""
         found = []
         for name in files if isinstance(files, list) else [files]:
             # "://" and "::" are addresses and chains of fsspec, which datasets would follow.

@@ -167,7 +167,7 @@ def load_tasks(
 
     Args:
         names: Of tasks, groups or tags.
-        task_folder: Task files besides lm_eval's own; None for none.
+        task_folder: Task files in addition to lm_eval's own; None for none.
         num_fewshot: Examples before each question, where a task does not insist on none; None
             leaves it to the task.
         limit: The first documents of each task that are asked; None for all.

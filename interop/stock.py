@@ -1,6 +1,6 @@
 """From kvlab's modules to the classes of transformers that compute the same, and back.
 
-A layout renames, permutes, joins or copies weights; none is changed, so that the way there and back
+A family renames, permutes, joins or copies weights; none is changed, so that the way there and back
 gives the same bits (but for latent attention without positions, see `interop.families.deepseek`).
 """
 
@@ -145,7 +145,7 @@ def _expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
         InteropError: If torch knows no tensor as large.
     """
     try:
-        # On this device all that a layout makes besides is without memory, too.
+        # On this device nothing that a family makes takes memory, either.
         with torch.device("meta"):
             return _shapes(to_stock(config, _without_weights(config)).weights)
     except (OverflowError, RuntimeError, TypeError) as error:  # for sizes of more than 64 bits
@@ -158,7 +158,7 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _without_leftovers(weights: Mapping[str, Tensor], is_tied: bool) -> dict[str, Tensor]:
-    """Leave out what older versions stored besides: RoPE's frequencies, a tied projection.
+    """Leave out what older versions also stored: RoPE's frequencies, a tied projection.
 
     Raises:
         InteropError: If that projection is not the embedding.

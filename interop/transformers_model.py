@@ -14,7 +14,7 @@ from modeling.generate import PREFILL_CHUNK
 from modeling.kv_cache import storage_bytes
 
 LOGITS_AT_ONCE = 2**27
-"""Of a forward pass: 512 MiB in float32."""
+"""Most logits of a forward pass: 512 MiB in float32."""
 _LOGITS_OF_A_SOFTMAX = 2**22
 _DECODED = 4
 """Tokens decoded behind the prompt before a cache is measured."""
@@ -48,8 +48,8 @@ class TransformersModel:
         layers = getattr(config, "no_rope_layers", None) or getattr(
             config, "layer_rope_theta", None
         )
-        is_told = not layers or any(layers)
-        self.positions = ("RoPE" if is_told else "none") if has_rope else "own"
+        has_rope_somewhere = not layers or any(layers)
+        self.positions = ("RoPE" if has_rope_somewhere else "none") if has_rope else "own"
         self.is_bound = not has_rope and self.max_position_embeddings is not None
         self.window: int | None = getattr(config, "sliding_window", None)
         self.num_parameters: int = sum(weight.numel() for weight in model.parameters())
@@ -129,7 +129,7 @@ class TransformersModel:
         prompt = torch.zeros(
             batch_size, context_length - num_new, dtype=torch.long, device=self.device
         )
-        # What a model keeps elsewhere, a recurrent state in its modules say, is in no cache.
+        # A state that a model keeps in its modules, as recurrent ones may, is in no cache.
         _cache_of(self._forward(prompt[:, :1]), self._cache)
         with silenced():
             output = self.model.generate(
@@ -164,7 +164,7 @@ class TransformersModel:
         A step takes as long at any position.
 
         Raises:
-            InteropError: If the model cannot be told positions.
+            InteropError: If the model takes no positions.
         """
         known = self.max_position_embeddings
         if not self.is_bound or known is None or last <= known:
@@ -193,7 +193,7 @@ class TransformersModel:
 class DecodeStep:
     """One decoding step that can be repeated: a full cache of transformers' own class.
 
-    A cache that cannot be put back, of a recurrent layer say, goes on growing instead.
+    A cache that cannot be cropped, of a recurrent layer for example, keeps growing instead.
 
     Args:
         model: In evaluation mode.
@@ -291,7 +291,7 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
 def _count_its_own_layers(model: Any) -> None:
     """Let a cache have as many layers as a decoder that is taken alone, of BART say.
 
-    The number of layers that such a configuration gives to transformers' cache is the encoder's.
+    The number of layers that its configuration gives to transformers' cache is the encoder's.
     """
     for module in model.modules():
         config = getattr(module, "config", None)

@@ -41,7 +41,7 @@ class Reader:
         return self.tokenizer.token_to_id(self.end_of_document)
 
     def has_tokenizer_of(self, prepared: PreparedData) -> bool:
-        """Tell whether it reads a corpus as it was prepared."""
+        """Return whether it reads a corpus as it was prepared."""
         same = prepared.tokenizer_sha256 == self.tokenizer_sha256
         return same and prepared.end_of_document_id == self.end_of_document_id
 

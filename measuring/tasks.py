@@ -53,8 +53,8 @@ def answers_of(
     try:
         found, notes = ask()
     except (ValueError, MemoryError, RuntimeError) as error:
-        is_told = isinstance(error, ValueError) or is_out_of_memory(error)
-        if not is_told or not settings.perplexity:
+        is_expected = isinstance(error, ValueError) or is_out_of_memory(error)
+        if not is_expected or not settings.perplexity:
             raise
         return {}, [f"{name} has no results of tasks: {' '.join(str(error).split())}"]
     return {"tasks": found}, notes

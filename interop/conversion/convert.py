@@ -83,7 +83,7 @@ def convert(
     if type(now) is not GroupedQueryAttentionConfig:
         raise InteropError(
             f"convert={asked.attention} takes a model with multi-head or grouped-query attention, "
-            f"not attention={config.attention['name']}; choose such a run"
+            f"not attention={config.attention['name']}; choose a run with one of those"
         )
     attentions = layer_configs(config)
     refuse(arrangement_problems(config, attentions))
@@ -266,7 +266,7 @@ def _of_text(model: GPT, tokens: Tensor, rows: int = 8) -> Inputs:
 
 
 def _drawn(model: GPT) -> Inputs:
-    """Return inputs that only the norm before each attention tells of: no direction is likelier.
+    """Return inputs of which only the norm before them is known: no direction is likelier.
 
     What a norm gets is drawn from a normal distribution, with the same random numbers each time.
     """

@@ -72,7 +72,7 @@ class Factors:
     query: Tensor
 
     def weights(self, up: Tensor, h: int, g: int, d: int) -> Weights:
-        """Return what a `LatentAttention` has besides o_proj.
+        """Return the weights of a `LatentAttention` other than o_proj's.
 
         Args:
             up: [g (d + v), c], as `self.up`, from the latents that it really gets.

@@ -190,7 +190,7 @@ def _compare_logits(ours: GPT, theirs: Any, text: Tensor) -> tuple[float, float]
 def _compare_greedy(ours: GPT, theirs: Any, prompt: Tensor, new: int, tolerance: float) -> int:
     """Compare greedy texts up to the document's end; return how many tokens were equal.
 
-    Where two tokens are as likely as rounding can tell, either may come next, and what follows is
+    Where two tokens are equally likely up to rounding, either may come next, and what follows is
     another text: nothing is compared beyond.
 
     Raises:

@@ -89,7 +89,7 @@ def require_free_place(out: Path) -> None:
 def export(source: Exportable, out: Path, dtype: str, device: torch.device) -> Exported:
     """Write a model for transformers, load it there, and compare the two.
 
-    The folder is written beside its place and gets its name once the model that transformers loads
+    The folder is written next to its place and gets its name once the model that transformers loads
     from it gives the logits of kvlab's, which holds the same rounded weights in float32, and its
     own `generate` with its own cache kvlab's greedy text.
 

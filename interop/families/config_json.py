@@ -22,7 +22,7 @@ FIELDS = {
     },
     "norm_eps": "rms_norm_eps",
 }
-"""Of kvlab's model, and of config.json in the families that spell it as Llama."""
+"""Fields of kvlab's model, and their keys in config.json where Llama's spelling is followed."""
 _SIZES = (
     *("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),

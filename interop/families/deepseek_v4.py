@@ -1,7 +1,7 @@
 """The attention of DeepSeek-V4 (shared_kv), in its class with all else made neutral.
 
 DeepSeek-V4 has hyper-connections, a mixture of experts and a low-rank output projection as well.
-With one stream, one expert of zeros beside the shared one, and an identity, they compute kvlab's
+With one stream, one expert of zeros next to the shared one, and an identity, they compute kvlab's
 block; the weights that this takes are dead. Its RoPE rotates dimension 2j together with 2j + 1, on
 the last dimensions of queries and of the head that is key and value (see `families.deepseek`).
 """

@@ -123,7 +123,7 @@ def read_layers(read: Any, weights: Mapping[str, Tensor]) -> list[Layer]:
 
     Args:
         read: The configuration, by transformers.
-        weights: The state dict, which alone tells whether Granite's sinks do anything.
+        weights: The state dict, which alone decides whether Granite's sinks do anything.
 
     Raises:
         InteropError: Naming the key that contradicts another, or that kvlab has no layer for.
@@ -162,7 +162,7 @@ def stored_sinks(read: Any) -> dict[str, tuple[int, ...]]:
 
 
 def is_idle(sinks: Tensor | None) -> bool:
-    """Tell whether a softmax is the same without these sinks, or there are none."""
+    """Return whether a softmax is the same without these sinks, or there are none."""
     if sinks is None or not sinks.is_floating_point():  # refused later, by its name
         return True
     return bool((sinks.float() <= _IDLE_SINK).all())
@@ -257,7 +257,7 @@ def arranged(layers: Sequence[Layer]) -> Arrangement:
     """Arrange layers: full ones at every p-th place, bases of RoPE by kind or by a pattern.
 
     Raises:
-        InteropError: If full layers stand elsewhere.
+        InteropError: If full layers are at other places.
     """
     window = window_of(layers)
     settings: dict[str, Any] = {"window": window, "sinks": any(layer.sinks for layer in layers)}

@@ -86,7 +86,7 @@ def weight_files(folder: Path) -> list[str]:
     """Return the names of the files that hold the weights.
 
     Raises:
-        InteropError: If there are none, or the index names a file outside the folder.
+        InteropError: If there are none, or the index names a file that is not in the folder.
     """
     if (folder / WEIGHTS_NAME).exists():
         return [WEIGHTS_NAME]

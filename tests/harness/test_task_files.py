@@ -116,7 +116,7 @@ def test_what_an_included_file_brings_is_refused_too(folder):
         ("a: b: c", "is not YAML"),
     ],
 )
-def test_what_cannot_be_a_task_is_told_in_a_line(folder, lines, said):
+def test_what_cannot_be_a_task_is_one_line(folder, lines, said):
     key = lines.partition(":")[0]
     (folder / "link.json").symlink_to(folder.parent / "outside.yaml")
     others = [kept for kept in PLAIN.splitlines() if not kept.startswith(f"{key}:")]
@@ -124,7 +124,7 @@ def test_what_cannot_be_a_task_is_told_in_a_line(folder, lines, said):
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "x", "task: [a]\n", "group: g\ntask: [3]\n"])
-def test_a_file_without_a_task_is_told(folder, text):
+def test_a_file_without_a_task_is_refused(folder, text):
     refusal(folder, text)
 
 
@@ -138,7 +138,7 @@ def test_a_link_a_pipe_and_bytes_are_refused(folder):
         read_task_files(folder)
 
 
-def test_an_empty_folder_none_and_two_of_a_name_are_told(folder):
+def test_an_empty_folder_none_and_two_of_a_name_are_refused(folder):
     with pytest.raises(TaskError, match=r"no \*.yaml with a task"):
         read_task_files(folder)
     with pytest.raises(TaskError, match="no such folder"):

@@ -108,7 +108,7 @@ def test_what_the_context_was_too_short_for_is_counted(gpt):
 
 
 @pytest.mark.parametrize("length", [0, 41])
-def test_a_continuation_of_no_token_or_too_many_is_told(gpt, length):
+def test_a_continuation_of_no_token_or_too_many_is_refused(gpt, length):
     with pytest.raises(TaskError, match=rf"continuation of {length} tokens.*context of 40"):
         TokenScorer(gpt, 8).log_likelihoods([([1], [2] * length)])
 
@@ -216,7 +216,7 @@ def test_a_text_ends_where_it_spells_the_token_that_ends_a_document(gpt, tokeniz
         ({"max_gen_toks": 4, "do_sample": True, "temperature": 1, "top_p": 2}, "top_p"),
     ],
 )
-def test_what_the_sampler_cannot_do_is_told(gpt, tokenizer, options, said):
+def test_what_the_sampler_cannot_do_is_refused(gpt, tokenizer, options, said):
     asked = language_model(gpt, tokenizer, END, 2)
     with pytest.raises(TaskError, match=said):
         asked.generate_until(requests(("a", options)))
@@ -262,7 +262,7 @@ def test_tasks_have_results_by_metric(tasks, gpt, tokenizer):
     assert tasks.score(wide, tokenizer, END, 4)[1] == []
 
 
-def test_a_limit_and_few_shot_examples_are_taken_and_told(gpt, tokenizer):
+def test_a_limit_and_few_shot_examples_are_taken_and_reported(gpt, tokenizer):
     tasks = load_tasks(["tiny_tag"], TASKS, num_fewshot=2, limit=2)
     assert "limited to the first 2 documents" in tasks.protocol
     found, _ = tasks.score(gpt, tokenizer, END, 4)
@@ -274,7 +274,7 @@ def test_a_limit_and_few_shot_examples_are_taken_and_told(gpt, tokenizer):
 
 
 def write_task(folder, **changes):
-    """A task file beside a module that would leave a mark."""
+    """A task file next to a module that would leave a mark."""
     folder.mkdir()
     (folder / "evil.py").write_text(f"open({str(folder / 'MARK')!r}, 'w')\nf = print\n")
     (folder / "documents.json").write_text('{"question": "q", "answer": 0, "n": 1}\n' * 2)
@@ -328,20 +328,12 @@ def test_a_template_cannot_leave_its_sandbox(tmp_path, monkeypatch, gpt, tokeniz
         ({"doc_to_target": ["0"]}, "mine|tasks"),
     ],
 )
-def test_what_a_task_file_got_wrong_is_told_in_a_line(tmp_path, gpt, tokenizer, changes, said):
+def test_what_a_task_file_got_wrong_is_one_line(tmp_path, gpt, tokenizer, changes, said):
     folder = write_task(tmp_path / "tasks", **changes)
     with pytest.raises(TaskError, match=said) as error:
         load_tasks(["mine"], folder).score(gpt, tokenizer, END, 4)
     assert "\n" not in str(error.value)
     assert not (folder / "MARK").exists()
-
-
-def test_a_groups_own_member_brings_no_metric_of_the_hub(tmp_path):
-    folder = write_task(tmp_path / "tasks")
-    member = {"task": "mine", "metric_list": [{"metric": "./evil"}]}
-    (folder / "group.yaml").write_text(json.dumps({"group": "all", "task": [member]}))
-    with pytest.raises(TaskError, match=r"metric \./evil from the Hub"):
-        load_tasks(["all"], folder)
 
 
 def test_what_was_set_for_the_harness_is_set_back(monkeypatch, tasks, gpt, tokenizer):
@@ -356,13 +348,13 @@ def test_what_was_set_for_the_harness_is_set_back(monkeypatch, tasks, gpt, token
     assert dict(lm_eval_setup.os.environ) == before
 
 
-def test_a_task_twice_is_told():
+def test_a_task_twice_is_refused():
     with pytest.raises(TaskError, match="'tiny_choice' is asked for twice, by tiny_tag too"):
         load_tasks(["tiny_choice", "tiny_tag"], TASKS)
 
 
 @pytest.mark.parametrize("version", [None, "0.4.9"])
-def test_a_missing_or_other_lm_eval_is_told(monkeypatch, version):
+def test_a_missing_or_other_lm_eval_is_refused(monkeypatch, version):
     def installed(name):
         if version is None:
             raise metadata.PackageNotFoundError(name)
@@ -374,7 +366,7 @@ def test_a_missing_or_other_lm_eval_is_told(monkeypatch, version):
     assert (version or "none") in str(error.value)
 
 
-def test_a_missing_accelerate_is_told_before_anything_is_run(monkeypatch, tasks):
+def test_a_missing_accelerate_is_refused_before_anything_is_run(monkeypatch, tasks):
     def installed(name):
         if name == "accelerate":
             raise metadata.PackageNotFoundError(name)
@@ -473,6 +465,7 @@ def test_a_task_of_lm_eval_has_its_own_data(tmp_path, group):
 @pytest.mark.parametrize(
     "group",
     [
+        {"task": [{"task": "other", "metric_list": [{"metric": "./evil"}]}]},
         {"task": ["other"], "metric_list": [{"metric": "./evil"}]},
         {
             "metric_list": [{"metric": "./evil"}],
@@ -512,7 +505,7 @@ def test_a_metric_is_fetched_unless_lm_eval_or_the_task_has_it(metric, is_fetche
     members.require_no_code("one", {"metric_list": [metric], "process_results": "a.function"})
 
 
-def test_an_unknown_name_is_told_with_near_ones(installed):
+def test_an_unknown_name_is_refused_with_near_ones(installed):
     with pytest.raises(TaskError, match=r"no task, group or tag 'helaswag'.*hellaswag"):
         harness.tasks._require_known("helaswag", installed)
 

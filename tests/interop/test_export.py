@@ -195,30 +195,33 @@ def test_where_something_is_nothing_is_written(write_run, export, tmp_path):
     assert "model.safetensors" in left_in(tmp_path / "empty")
 
 
-def one_weight_off(monkeypatch):
-    save = interop.exporting.export.save_file
+def saved_weights(change):
+    """Write other weights than those that were asked for."""
 
-    def corrupted(weights, path, metadata):
-        name = "model.layers.1.self_attn.o_proj.weight"
-        changed = weights[name].clone()
-        changed[3, 2] += 0.01
-        save(weights | {name: changed}, path, metadata=metadata)
+    def spoil(monkeypatch):
+        save = interop.exporting.export.save_file
 
-    monkeypatch.setattr(interop.exporting.export, "save_file", corrupted)
+        def changed(weights, path, metadata):
+            save(change(weights), path, metadata=metadata)
 
+        monkeypatch.setattr(interop.exporting.export, "save_file", changed)
 
-def one_weight_missing(monkeypatch):
-    save = interop.exporting.export.save_file
-
-    def short(weights, path, metadata):
-        kept = {name: t for name, t in weights.items() if "1.mlp.up_proj" not in name}
-        save(kept, path, metadata=metadata)
-
-    monkeypatch.setattr(interop.exporting.export, "save_file", short)
+    return spoil
 
 
-def half_split_order(monkeypatch):
-    monkeypatch.setattr(interop.families.deepseek, "interleaved", torch.arange)
+def one_weight_off(weights):
+    name = "model.layers.1.self_attn.o_proj.weight"
+    changed = weights[name].clone()
+    changed[3, 2] += 0.01
+    return weights | {name: changed}
+
+
+def one_weight_missing(weights):
+    return {name: tensor for name, tensor in weights.items() if "1.mlp.up_proj" not in name}
+
+
+def replaced(module, name, value):
+    return lambda monkeypatch: monkeypatch.setattr(module, name, value)
 
 
 def another_tokenizer(monkeypatch):
@@ -242,14 +245,8 @@ def another_text(monkeypatch):
     monkeypatch.setattr(interop.exporting.agreement, "generate", other)
 
 
-def sinks_of_zero(monkeypatch):
-    monkeypatch.setattr(interop.families.llama, "NO_SINK", 0.0)
-
-
 def other_keys(**changes):
     def spoil(monkeypatch):
-        to_stock = interop.exporting.export.to_stock
-
         def changed(config, weights):
             stock = to_stock(config, weights)
             return dataclasses.replace(stock, config=stock.config | changes)
@@ -266,12 +263,16 @@ KINDS = ["full_attention", "sliding_attention"]
 @pytest.mark.parametrize(
     ("name", "spoil", "message"),
     [
-        ("mla", one_weight_off, DIFFER),
-        ("mla", one_weight_missing, r"did not find the weights .*missing_keys.*up_proj"),
-        ("mla", half_split_order, DIFFER),
+        ("mla", saved_weights(one_weight_off), DIFFER),
+        (
+            "mla",
+            saved_weights(one_weight_missing),
+            r"did not find the weights .*missing_keys.*up_proj",
+        ),
+        ("mla", replaced(interop.families.deepseek, "interleaved", torch.arange), DIFFER),
         ("mla", another_tokenizer, "tokenizer encodes .* otherwise than kvlab's"),
         ("mla", another_text, "generate continues a prompt of .* from its new token 4 on"),
-        ("gqa_sinks", sinks_of_zero, DIFFER),
+        ("gqa_sinks", replaced(interop.families.llama, "NO_SINK", 0.0), DIFFER),
         ("gqa_sinks", other_keys(sliding_window=6), DIFFER),
         ("gqa_window_full", other_keys(layer_types=KINDS * 2), DIFFER),
         ("gqa_window_full", other_keys(no_rope_layers=[0, 1] * 2), DIFFER),
@@ -349,7 +350,7 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     assert left_in(tmp_path) == sorted({"out"} | kept)
 
 
-def test_a_place_that_cannot_be_read_is_told_in_one_line(tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     def refuse(folder):
         raise PermissionError(13, "Permission denied", str(folder))
 
@@ -445,41 +446,17 @@ def test_the_card_of_a_training_that_began_with_other_weights_says_so(prepared, 
     assert "- tokens trained (after that start): `96`" in further
 
 
-def test_the_card_of_a_model_without_positions_counts_the_zeros(write_run, export):
-    write_run(config_of("mla_nope"), finished=False)
-    card = (export() / "README.md").read_text()
-    assert "that formula: `96 in float32" in card  # 2 layers x 12 x 4 bytes
-    assert (
-        "own cache: `5,376 for 48 tokens in float32, for which kvlab's formula says 4,608`" in card
-    )
-    assert "caches 2 elements more" in card
-    assert "the training had not finished" in card
-    assert "Not measured" in card
-
-
-def test_the_card_says_that_tied_keys_are_there_twice(write_run, export):
-    write_run(config_of("gqa_tied"))
-    card = (export() / "README.md").read_text()
+CARDS = {
+    "mla_nope": [
+        "that formula: `96 in float32",  # 2 layers x 12 x 4 bytes
+        "own cache: `5,376 for 48 tokens in float32, for which kvlab's formula says 4,608`",
+        *("caches 2 elements more", "the training had not finished", "Not measured"),
+    ],
     # 2 layers x 2 heads x 8 x 4 bytes, and twice as much.
-    for fact in ("that formula: `128 in", "own cache: `12,288 for", "says 6,144`", "is a copy of"):
-        assert fact in card, fact
-
-
-def test_the_card_counts_the_dead_weights_of_deepseek_v4(write_run, export):
-    model = write_run(config_of("shared_kv"))
-    out = export()
-    stored = sum(tensor.numel() for tensor in read_stock(out).weights.values())
-    dead = stored - sum(parameter.numel() for parameter in model.parameters())
-    card = (out / "README.md").read_text()
+    "gqa_tied": ["that formula: `128 in", "own cache: `12,288 for", "says 6,144`", "is a copy of"],
     # 2 layers x 12 x 4 bytes, and twice as much.
-    for fact in (f"{dead:,} of the stored", "that formula: `96 in", "`9,216 for", "says 4,608`"):
-        assert fact in card, fact
-
-
-def test_the_card_says_how_layers_differ_and_what_that_does_to_the_cache(write_run, export):
-    write_run(config_of("gqa_sinks"))
-    card = (export() / "README.md").read_text()
-    for fact in (
+    "shared_kv": ["that formula: `96 in", "`9,216 for", "says 4,608`"],
+    "gqa_sinks": [
         *("arrangement of the layers: `window_full`", "sinks: `one per head of the layers"),
         "windows: `the newest 5 tokens, the query's own included; layers 1, 3 (from 0) see all",
         *("positions in layers 0, 2 (from 0): `RoPE", "positions in layers 1, 3 (from 0): `none`"),
@@ -487,8 +464,21 @@ def test_the_card_says_how_layers_differ_and_what_that_does_to_the_cache(write_r
         "48 tokens by kvlab's formula: `13,568 in float32",
         "bytes per token by that formula: `512 up to 5 tokens, then 256 in float32`",
         *("own cache: `13,568 for 48 tokens", "where the model has none they are -10000"),
-    ):
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_card_says_what_is_special(name, write_run, export):
+    model = write_run(config_of(name), finished=name != "mla_nope")
+    out = export()
+    card = (out / "README.md").read_text()
+    for fact in CARDS[name]:
         assert fact in card, fact
+    if name == "shared_kv":
+        stored = sum(tensor.numel() for tensor in read_stock(out).weights.values())
+        dead = stored - sum(parameter.numel() for parameter in model.parameters())
+        assert f"{dead:,} of the stored" in card
 
 
 def test_a_model_that_no_class_expresses_leaves_nothing(write_run, export, tmp_path):

@@ -96,7 +96,7 @@ def no_file(folder):
     (folder / "model.safetensors").mkdir()
 
 
-def elsewhere(folder):
+def out_of_the_folder(folder):
     sharded(folder, {"a": "../model-1.safetensors"})
 
 
@@ -140,7 +140,7 @@ def twice(folder):
         (config_as_pointer, "config.json is a Git LFS pointer.*git lfs pull"),
         (empty, "model.safetensors is not a safetensors file, or is cut off"),
         (no_file, "cannot read .*model.safetensors: it is not a regular file"),
-        (elsewhere, "'../model-1.safetensors' is no safetensors file in that folder"),
+        (out_of_the_folder, "'../model-1.safetensors' is no safetensors file in that folder"),
         (other_kind, "'pytorch_model.bin' is no safetensors file in that folder"),
         (no_map, "index.json is damaged: .*weight_map"),
         (empty_map, r"index.json is damaged: .*\$.weight_map"),

@@ -147,7 +147,7 @@ def train(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_from_the_folder(train, llama, tmp_path):
+def test_a_training_starts_from_the_folder(train, llama, tmp_path):
     folder = tmp_path / "models" / "tiny-llama"
     shutil.copytree(llama, folder)
     hardly = ("init_from=models/tiny-llama", "optim.learning_rate=1e-9", "optim.name=adamw")
@@ -160,7 +160,7 @@ def test_a_training_goes_on_from_the_folder(train, llama, tmp_path):
     run = tmp_path / "runs" / "tiny-llama-tiny-seed0"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["attention"] == "gqa"
-    # Nothing was learned at such a rate: what is validated is what the folder holds.
+    # Nothing was learned at this rate: what is validated is what the folder holds.
     model = GPT(dataclasses.replace(initial_model(llama, ASKED).config, max_position_embeddings=64))
     model.load_state_dict(initial_model(llama, ASKED).weights)
     state = json.loads(next(run.glob("checkpoints/*/state.json")).read_text())
@@ -173,13 +173,13 @@ def test_a_training_goes_on_from_the_folder(train, llama, tmp_path):
     for checkpoint in (run / "checkpoints").iterdir():
         checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.damaged"))
     (run / "summary.json").unlink()
-    anew = train(*hardly)
-    assert anew.returncode == 0, anew.stderr
-    assert "begins with the weights in models/tiny-llama" in anew.stdout
+    trained = train(*hardly)
+    assert trained.returncode == 0, trained.stderr
+    assert "begins with the weights in models/tiny-llama" in trained.stdout
     again = json.loads((run / "summary.json").read_text())
     assert again["validation_nll"] == summary["validation_nll"]
 
-    # Elsewhere it is the same model; changed it is not; and without it the run is finished still.
+    # In another place it is the same model; changed it is not; without it the run stays finished.
     hardly = (f"init_from={folder}", *hardly[1:])
     again = train(*hardly)
     assert again.returncode == 0, again.stderr
@@ -194,7 +194,7 @@ def test_a_training_goes_on_from_the_folder(train, llama, tmp_path):
     gone = train(*hardly)
     assert gone.returncode == 0, gone.stderr
     assert "is finished" in gone.stdout
-    # One that goes on has its weights from its checkpoint.
+    # A resumed one has its weights from its checkpoint.
     (run / "summary.json").unlink()
     resumed = train(*hardly)
     assert resumed.returncode == 0, resumed.stderr
@@ -219,14 +219,6 @@ def test_every_rate_of_fair_lr_begins_with_the_folder(train, llama, tmp_path):
     assert len({config["optim.learning_rate"] for config in recorded}) >= 3
     # Not the first loss of random weights, which is that of guessing.
     assert abs(first[0] - math.log(300)) > 0.5
-
-
-@pytest.mark.slow
-def test_a_folder_that_is_not_there_is_one_line(train):
-    done = train("init_from=nowhere")
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
-    assert "there is no folder nowhere" in line
 
 
 def test_widths_are_not_changed_of_a_model_that_is_there():
@@ -258,12 +250,18 @@ def test_weights_that_change_before_they_are_read_are_refused(llama, tmp_path):
         weights()
 
 
-@pytest.mark.slow
-def test_data_that_the_folder_does_not_know_is_not_trained_on(train, llama):
-    done = train(f"init_from={llama}", "tokenizer=bytes")
-    assert done.returncode == 2
-    assert "are not those of the model in" in done.stderr
-    assert f"set tokenizer=pretrained tokenizer.path={llama}" in done.stderr
+def test_a_missing_folder_or_data_that_it_does_not_know_is_not_trained_on(
+    llama, tmp_path, prepared
+):
+    with pytest.raises(InteropError, match=r"^there is no folder nowhere$"):
+        begun_with(Path("nowhere"), tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(llama, other)
+    built = build_tokenizer(TokenizerSettings(name="bytes", kind="bytes"), [])
+    save_tokenizer(built.tokenizer, built.end_of_document, other)
+    way_out = rf"not those of the model in .*; set tokenizer=pretrained tokenizer.path={other}"
+    with pytest.raises(InteropError, match=way_out):
+        train_model._require_its_tokenizer(str(other), ASKED, prepared)
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,7 @@ NOT_EXPORTABLE = {
         NOPE,
         "attention=shared_kv without RoPE: .*qk_rope_head_dim=2 or more",
     ),
-    "shared beside full": (
+    "shared with full": (
         SHARED,
         layers("window_full", window=5, full_every=2),
         "layers=window_full with attention=shared_kv: .*layers=uniform or layers=window",
@@ -568,7 +568,7 @@ NOT_IMPORTABLE = {
 
 @needs_transformers
 @pytest.mark.parametrize("name", NOT_IMPORTABLE)
-def test_a_foreign_configuration_that_kvlab_cannot_follow_is_refused_by_its_key(name):
+def test_an_external_configuration_that_kvlab_cannot_follow_is_refused_by_its_key(name):
     model_type, fields, message = NOT_IMPORTABLE[name]
     with pytest.raises(InteropError, match=message) as caught:
         from_stock({"model_type": model_type} | fields, {})
@@ -616,7 +616,7 @@ def test_parts_of_deepseek_v4_that_do_something_are_refused_by_name(name, messag
 
 
 @needs_transformers
-def test_what_decides_nothing_costs_nothing_in_a_foreign_configuration():
+def test_what_decides_nothing_costs_nothing_in_an_external_configuration():
     model = random_gpt(config_of("classic_mha"))
     stock = to_stock(model.config, model.state_dict())
     # A table in place of the class's own, and labels that would be counted out.
@@ -635,7 +635,7 @@ def test_a_model_is_compared_with_its_weights_without_memory_for_its_size():
 
 
 @needs_transformers
-def test_foreign_weights_are_those_of_the_configuration():
+def test_external_weights_are_those_of_the_configuration():
     model = random_gpt(config_of("mha"))
     stock = to_stock(model.config, model.state_dict())
     config, weights = stock.config, stock.weights

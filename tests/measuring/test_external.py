@@ -1,4 +1,4 @@
-"""External models beside runs: the same text, a card of their own tokens, the same tables."""
+"""External models and runs: the same text, a card of their own tokens, the same tables."""
 
 import dataclasses
 import json
@@ -111,7 +111,7 @@ def test_a_model_whose_cache_cannot_be_measured_keeps_its_perplexity(name, tmp_p
     assert them.row["perplexity"] > 1
     assert them.row["kv_cache_bytes_measured"] is None
     assert "its cache and its decoding could not be measured" in them.notes[-1]
-    # Beside models with a cache, in every table and plot.
+    # Together with models with a cache, in every table and plot.
     llamas = saved(llama(), tmp_path / "llama")
     with_cache = measured(llamas, TransformersModel(llama()), text, settings, "hf:llama")
     groups = compare([them, with_cache], None)
@@ -256,44 +256,39 @@ def test_another_tokenizer_reads_the_same_documents(with_bytes, tmp_path, prepar
     )
 
 
-def test_a_tokenizer_that_does_not_give_the_text_back_is_told_of(tmp_path, prepared):
-    from tokenizers import normalizers
-
-    lossy = bytes_tokenizer()
-    lossy.normalizer = normalizers.Replace("function", "")
-    folder = saved(llama(), tmp_path / "lossy", lossy)
-    them = measured(folder, TransformersModel(llama()), Text([(prepared, 32)]))
-    documents = prepared.splits["validation"].documents
-    assert f"does not give back {documents} of {documents} documents" in them.notes[0]
-    assert them.row["reads_whole_text"] is False
-
-
-def test_a_space_before_the_text_is_no_loss(tmp_path, prepared):
-    from tokenizers import normalizers
-
-    spacious = bytes_tokenizer()
-    spacious.normalizer = normalizers.Prepend(" ")
-    folder = saved(llama(), tmp_path / "spacious", spacious)
-    them = measured(folder, TransformersModel(llama()), Text([(prepared, 32)]))
-    assert them.notes == []
-    assert them.row["reads_whole_text"]
-
-
-def test_spaces_that_a_text_begins_with_are_part_of_it(tmp_path):
-    from tokenizers import normalizers
-
+@pytest.fixture
+def indented(tmp_path):
+    """A corpus of one document that begins with spaces."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for name in ("train", "validation"):
         (corpus / f"{name}-0.txt").write_text("    return None\n" * 20)
     data = DataSettings("indented", "local", path=str(corpus), prepared_dir=str(tmp_path / "data"))
-    prepared = prepare(data, TokenizerSettings(name="bytes", kind="bytes"), quiet)
-    stripping = bytes_tokenizer()
-    stripping.normalizer = normalizers.Strip(left=True, right=False)
-    folder = saved(llama(), tmp_path / "stripping", stripping)
+    return prepare(data, TokenizerSettings(name="bytes", kind="bytes"), quiet)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "arguments", "corpus", "is_whole"),
+    [
+        ("Replace", {"pattern": "function", "content": ""}, "prepared", False),
+        ("Prepend", {"prepend": " "}, "prepared", True),  # a space before a text is no loss
+        ("Strip", {"left": True, "right": False}, "indented", False),  # all spaces of a text are
+    ],
+)
+def test_a_tokenizer_that_does_not_give_the_text_back_is_reported(
+    normalizer, arguments, corpus, is_whole, tmp_path, request
+):
+    from tokenizers import normalizers
+
+    prepared, tokenizer = request.getfixturevalue(corpus), bytes_tokenizer()
+    tokenizer.normalizer = getattr(normalizers, normalizer)(**arguments)
+    folder = saved(llama(), tmp_path / "other", tokenizer)
     them = measured(folder, TransformersModel(llama()), Text([(prepared, 32)]))
-    assert "does not give back 1 of 1 documents" in them.notes[0]
-    assert them.row["reads_whole_text"] is False
+    assert them.row["reads_whole_text"] is is_whole
+    documents = prepared.splits["validation"].documents
+    lost = [f"does not give back {documents} of {documents} documents"]
+    assert len(them.notes) == (0 if is_whole else 1)
+    assert all(line in note for line, note in zip(lost, them.notes, strict=False))
 
 
 def test_text_that_a_prepared_tokenizer_lost_is_refused(with_bytes, prepared, monkeypatch):
@@ -310,7 +305,7 @@ def test_text_that_a_prepared_tokenizer_lost_is_refused(with_bytes, prepared, mo
         ({}, 16, llama, (16, 16, 16)),
         ({}, 64, llama, (32, 32, 32)),  # it was made for 32
         ({}, None, mamba, (40, 40, 40)),
-        ({"context": 48, "stride": 24}, 16, llama, (48, 24, 32)),  # RoPE goes on
+        ({"context": 48, "stride": 24}, 16, llama, (48, 24, 32)),  # RoPE has no end
         ({"cache_context": 48}, 16, llama, (16, 16, 48)),
         ({"stride": 8}, 64, gpt2, (32, 8, 32)),
     ],
@@ -379,7 +374,7 @@ def _another(prepared, tokenizer_sha256):
 
 
 @pytest.fixture
-def beside(tmp_path, prepared, exported, with_bytes):
+def several(tmp_path, prepared, exported, with_bytes):
     """A run of two seeds, the same model as an external one, and one that reads bytes."""
     settings = EvalSettings(
         decode_speed=DecodeSettings([1], [4, 40], rounds=1, steps=1), batch_size=128
@@ -392,8 +387,8 @@ def beside(tmp_path, prepared, exported, with_bytes):
     return settings, [first, second, exported_one, bytes_one]
 
 
-def test_an_external_model_is_a_variant_of_its_own(beside):
-    _, runs = beside
+def test_an_external_model_is_a_variant_of_its_own(several):
+    _, runs = several
     ours, theirs = compare(runs, "mqa", is_one_study=True)  # another card of theirs is no matter
     variants = {variant.label: variant.result for variant in ours.variants}
     assert variants["mqa"]["seeds"] == [3, 4]
@@ -422,8 +417,8 @@ def test_an_external_model_is_a_variant_of_its_own(beside):
         compare([runs[0], other, *runs[2:]], None, is_one_study=True)
 
 
-def test_an_external_model_can_be_the_baseline(beside):
-    _, runs = beside
+def test_an_external_model_can_be_the_baseline(several):
+    _, runs = several
     (group,) = compare(runs[:3], "hf:llama")
     run = next(variant for variant in group.variants if variant.label == "mqa")
     assert run.result["baseline"] == "hf:them"
@@ -431,8 +426,8 @@ def test_an_external_model_can_be_the_baseline(beside):
 
 
 @pytest.mark.slow
-def test_decoding_is_timed_in_the_same_turns_and_reported(beside, tmp_path):
-    settings, runs = beside
+def test_decoding_is_timed_in_the_same_turns_and_reported(several, tmp_path):
+    settings, runs = several
     groups = compare(runs, None)
     folder = new_report(tmp_path, "first", groups, {})
     add_decode_speed(groups, settings, CPU, _refuse)
@@ -469,8 +464,8 @@ def _refuse(line):
 
 
 @pytest.mark.slow
-def test_a_point_that_a_model_cannot_be_timed_at_is_missing_for_it_alone(beside, tmp_path):
-    settings, runs = beside
+def test_a_point_that_a_model_cannot_be_timed_at_is_missing_for_it_alone(several, tmp_path):
+    settings, runs = several
 
     class Short:
         device = CPU
@@ -516,7 +511,7 @@ def rows_of(report):
 
 
 @pytest.mark.slow
-def test_the_command_measures_models_beside_runs(
+def test_the_command_measures_models_with_runs(
     evaluate, exported, with_bytes, tmp_path, prepared, capsys
 ):
     write_run(tmp_path / "runs", prepared)
@@ -541,7 +536,7 @@ def test_without_runs_a_prepared_folder_gives_the_text(
 ):
     with pytest.raises(ConfigError, match=r"no finished run .*data_folder=FOLDER"):
         evaluate(f"hf={with_bytes}")
-    same_name = saved(llama(), tmp_path / "elsewhere" / "with-bytes")
+    same_name = saved(llama(), tmp_path / "other" / "with-bytes")
     rows = rows_of(evaluate(f"hf=[{with_bytes},{same_name}]", f"data_folder={prepared.folder}"))
     assert set(rows) == {f"hf:{with_bytes}", f"hf:{same_name}"}
     assert {row["seed"] for row in rows.values()} == {None}
@@ -583,8 +578,8 @@ def test_tasks_that_fail_do_not_cost_a_model_its_perplexity(
     (row,) = rows_of(report).values()
     assert row["perplexity"] > 1
     assert "tasks" not in row
-    told = "hf:with-bytes has no results of tasks: eval.tasks: too long"
-    assert told in (report / "report.md").read_text()
+    reported = "hf:with-bytes has no results of tasks: eval.tasks: too long"
+    assert reported in (report / "report.md").read_text()
     with pytest.raises(ConfigError, match="too long"):
         evaluate(*asked, "eval.perplexity=false")
 
@@ -593,7 +588,7 @@ def test_tasks_that_fail_do_not_cost_a_model_its_perplexity(
     ("asked", "message"),
     [("split=test", "test"), ("eval.baseline=mha", "eval.baseline=mha is the attention of none")],
 )
-def test_a_text_or_a_baseline_that_is_not_there_is_told_before_anything_is_scored(
+def test_a_text_or_a_baseline_that_is_not_there_is_refused_before_anything_is_scored(
     asked, message, evaluate, with_bytes, prepared, monkeypatch
 ):
     monkeypatch.setattr("commands.evaluate.evaluate_external_models", None)
