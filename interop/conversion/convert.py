@@ -19,13 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from interop.conversion.latent import (
-    Weights,
-    factorise,
-    least_squares,
-    normalised,
-    projections,
-)
+from interop.conversion.latent import Weights, factorise, least_squares, normalised, projections
 from interop.errors import InteropError
 from interop.families.config_json import refuse
 from interop.families.layers import arrangement_problems

@@ -193,8 +193,7 @@ def load_into_kvlab(
             config, weights = from_stock(stock.config, stock.weights)
         except InteropError as error:
             raise refusal(
-                found.described,
-                f"{error}; hf_modules=transformers measures it all the same",
+                found.described, f"{error}; hf_modules=transformers measures it all the same"
             ) from error
         if decode_path is not None:
             config.attention = config.attention | {"decode_path": decode_path}

@@ -110,11 +110,7 @@ EXPORTABLE = {
         layers("window_full", **WINDOWS, full_rope=False, sinks=True),
         "GraniteSWAForCausalLM",
     ),
-    "classic_tied": (
-        MQA | SIX | {"name": "mqa_tied"},
-        CLASSIC,
-        "GPTBigCodeForCausalLM",
-    ),
+    "classic_tied": (MQA | SIX | {"name": "mqa_tied"}, CLASSIC, "GPTBigCodeForCausalLM"),
     "mla": (LATENT, {}, "DeepseekV3ForCausalLM"),
     "mla_untied": (LATENT, {"tie_word_embeddings": False}, "DeepseekV3ForCausalLM"),
     "mla_query_latent": (

@@ -283,15 +283,9 @@ REFUSED = {
         "transformers_weights names a file of weights",
     ),
     "no numbers": (spoil_numbers, "logits that are not finite"),
-    "quantised": (
-        changed(quantization_config={"quant_method": "x"}),
-        "quantised",
-    ),
+    "quantised": (changed(quantization_config={"quant_method": "x"}), "quantised"),
     "unknown": (changed(model_type="nothing"), "nothing"),
-    "no language model": (
-        changed(model_type="t5"),
-        "no causal language model of the kind 't5'",
-    ),
+    "no language model": (changed(model_type="t5"), "no causal language model of the kind 't5'"),
     "no head": (spoil_head, "its weights lack lm_head.weight"),
     "another shape": (
         changed(intermediate_size=44),

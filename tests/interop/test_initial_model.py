@@ -207,10 +207,7 @@ def test_a_training_starts_from_the_folder(train, llama, tmp_path):
 def test_every_rate_of_fair_lr_begins_with_the_folder(train, llama, tmp_path):
     done = train(f"init_from={llama}", "fair_lr=true", "trainer.log_every_steps=1")
     assert done.returncode == 0, done.stderr
-    runs = [
-        *(tmp_path / "runs" / "lr_grid").iterdir(),
-        tmp_path / "runs" / "tiny-llama-tiny-seed0",
-    ]
+    runs = [*(tmp_path / "runs" / "lr_grid").iterdir(), tmp_path / "runs" / "tiny-llama-tiny-seed0"]
     assert len(runs) == 4
     first = [read_metrics(run / "metrics.jsonl")[0]["train/loss"] for run in runs]
     assert len(set(first)) == 1

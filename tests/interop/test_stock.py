@@ -170,24 +170,26 @@ GRANITE = FOUR | {
     **{"sliding_window": 5, "layer_types": [S, F] * 2},
     "attention_multiplier": (M / H) ** -0.5,
 }
+BASES = {
+    **dict.fromkeys(("llama", "mistral", "ministral", "qwen3", "smollm3"), LLAMA),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), DEEPSEEK),
+    **{"granite_swa": GRANITE, "deepseek_v4": V4, "gpt2": GPT2, "gpt_bigcode": GPT2},
+}
+# name: model_type, what differs from its base, attention
 OF_TRANSFORMERS = {
-    "llama": ("llama", LLAMA | ROPE, "mha"),
-    "llama_gqa": ("llama", LLAMA | {"num_key_value_heads": 2, "rope_theta": 500.0}, "gqa"),
+    "llama": ("llama", ROPE, "mha"),
+    "llama_gqa": ("llama", {"num_key_value_heads": 2, "rope_theta": 500.0}, "gqa"),
     "llama_mqa": (
         "llama",
-        LLAMA | {"num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True},
+        {"num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": True},
         "mqa",
     ),
-    "llama_biases": ("llama", LLAMA | {"attention_bias": True, "mlp_bias": True}, "mha"),
-    "mistral": ("mistral", LLAMA | {"num_key_value_heads": 2, "sliding_window": None}, "gqa"),
-    "qwen3": ("qwen3", LLAMA | {"num_key_value_heads": 2, "head_dim": 8}, "gqa"),
-    "smollm3": ("smollm3", LLAMA | {"num_key_value_heads": 2, "no_rope_layers": [0, 0]}, "gqa"),
-    "smollm3_rope": (
-        "smollm3",
-        LLAMA | {"num_key_value_heads": 2, "no_rope_layers": [1, 1]},
-        "gqa",
-    ),
-    "mistral_windows": ("mistral", LLAMA | {"num_key_value_heads": 2, "sliding_window": 5}, "gqa"),
+    "llama_biases": ("llama", {"attention_bias": True, "mlp_bias": True}, "mha"),
+    "mistral": ("mistral", {"num_key_value_heads": 2, "sliding_window": None}, "gqa"),
+    "qwen3": ("qwen3", {"num_key_value_heads": 2, "head_dim": 8}, "gqa"),
+    "smollm3": ("smollm3", {"num_key_value_heads": 2, "no_rope_layers": [0, 0]}, "gqa"),
+    "smollm3_rope": ("smollm3", {"num_key_value_heads": 2, "no_rope_layers": [1, 1]}, "gqa"),
+    "mistral_windows": ("mistral", {"num_key_value_heads": 2, "sliding_window": 5}, "gqa"),
     # Which transformers loads as Ministral.
     "mistral_kinds": ("mistral", FOUR | {"sliding_window": 5, "layer_types": [S, F] * 2}, "gqa"),
     "ministral": ("ministral", FOUR | {"sliding_window": 5, "layer_types": [S, S, F, S]}, "gqa"),
@@ -204,28 +206,24 @@ OF_TRANSFORMERS = {
         FOUR | WINDOWED | {"no_rope_layers": [0, 1, 1, 1, 9]},
         "gqa",
     ),
-    "granite": ("granite_swa", GRANITE | {"layer_rope_theta": [1e4, 0] * 2}, "gqa"),
+    "granite": ("granite_swa", {"layer_rope_theta": [1e4, 0] * 2}, "gqa"),
     "granite_bases": (
         "granite_swa",
-        GRANITE | {"layer_rope_theta": [1e4, 1e6, 500.0, 0], "tie_word_embeddings": False},
+        {"layer_rope_theta": [1e4, 1e6, 500.0, 0], "tie_word_embeddings": False},
         "gqa",
     ),
-    "granite_full": ("granite_swa", GRANITE | {"layer_types": [F] * 4, "mlp_bias": True}, "gqa"),
-    "deepseek_v3": ("deepseek_v3", DEEPSEEK | ROPE, "mla"),
-    "deepseek_v3_half_split": ("deepseek_v3", DEEPSEEK | {"rope_interleave": False}, "mla"),
-    "deepseek_v3_query_latent": (
-        "deepseek_v3",
-        DEEPSEEK | {"q_lora_rank": 14, "attention_bias": True},
-        "mla",
-    ),
+    "granite_full": ("granite_swa", {"layer_types": [F] * 4, "mlp_bias": True}, "gqa"),
+    "deepseek_v3": ("deepseek_v3", ROPE, "mla"),
+    "deepseek_v3_half_split": ("deepseek_v3", {"rope_interleave": False}, "mla"),
+    "deepseek_v3_query_latent": ("deepseek_v3", {"q_lora_rank": 14, "attention_bias": True}, "mla"),
     "deepseek_v3_query_latent_half_split": (
         "deepseek_v3",
-        DEEPSEEK | {"q_lora_rank": 14, "attention_bias": True, "rope_interleave": False},
+        {"q_lora_rank": 14, "attention_bias": True, "rope_interleave": False},
         "mla",
     ),
-    "deepseek_v2": ("deepseek_v2", DEEPSEEK | {"mlp_bias": True}, "mla"),
-    "gpt2": ("gpt2", GPT2, "mha"),
-    "gpt_bigcode": ("gpt_bigcode", GPT2 | {"n_inner": 33}, "mqa"),
+    "deepseek_v2": ("deepseek_v2", {"mlp_bias": True}, "mla"),
+    "gpt2": ("gpt2", {}, "mha"),
+    "gpt_bigcode": ("gpt_bigcode", {"n_inner": 33}, "mqa"),
 }
 
 
@@ -235,7 +233,8 @@ OF_TRANSFORMERS = {
 def test_kvlab_gives_the_logits_of_a_model_of_transformers(name):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model_type, fields, attention = OF_TRANSFORMERS[name]
+    model_type, changes, attention = OF_TRANSFORMERS[name]
+    fields = BASES[model_type] | changes
     # As transformers takes it from a folder.
     is_ministral = model_type == "mistral" and "layer_types" in fields
     built = AutoConfig.for_model("ministral" if is_ministral else model_type, **fields)
@@ -414,40 +413,37 @@ def test_weights_of_another_model_are_refused():
             to_stock(config, changed)
 
 
+# name: model_type, what differs from its base, message
 NOT_IMPORTABLE = {
-    "another family": (
-        "llama",
-        LLAMA | {"model_type": "gemma"},
-        "model_type .'gemma'.*llama, mistral",
-    ),
+    "another family": ("llama", {"model_type": "gemma"}, "model_type .'gemma'.*llama, mistral"),
     "no family": ("llama", {"model_type": ["llama"]}, r"model_type .*llama"),
     "yarn": (
         "llama",
-        LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
         "rope_scaling.*yarn.*must be default",
     ),
     "old linear": (
         "llama",
-        LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
         "linear.*must be default",
     ),
     "partial": (
         "llama",
-        LLAMA | {"rope_parameters": ROPE["rope_parameters"] | {"partial_rotary_factor": 0.5}},
+        {"rope_parameters": ROPE["rope_parameters"] | {"partial_rotary_factor": 0.5}},
         r"partial_rotary_factor \(0.5",
     ),
-    "older partial": ("llama", LLAMA | {"partial_rotary_factor": 0.5}, r"partial_rotary_factor"),
-    "theta": ("llama", LLAMA | {"rope_theta": "a"}, r"rope_theta \(a\) must be a number"),
-    "activation": ("llama", LLAMA | {"hidden_act": "gelu"}, r"hidden_act \(gelu\) must be silu"),
-    "quantized": ("llama", LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config"),
-    "window of one": ("mistral", LLAMA | {"sliding_window": 1}, r"sliding_window \(1\) must be"),
+    "older partial": ("llama", {"partial_rotary_factor": 0.5}, r"partial_rotary_factor"),
+    "theta": ("llama", {"rope_theta": "a"}, r"rope_theta \(a\) must be a number"),
+    "activation": ("llama", {"hidden_act": "gelu"}, r"hidden_act \(gelu\) must be silu"),
+    "quantized": ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
+    "window of one": ("mistral", {"sliding_window": 1}, r"sliding_window \(1\) must be"),
     "no window": (
         "ministral",
         FOUR | {"sliding_window": None, "layer_types": [S] * 4},
         r"sliding_window \(None\) must be a whole number of at least 2",
     ),
-    "llama window": ("llama", LLAMA | {"sliding_window": 5}, "sliding_window: Llama's class sees"),
-    "llama kinds": ("llama", LLAMA | {"layer_types": [S, F]}, "layer_types: Llama's class sees"),
+    "llama window": ("llama", {"sliding_window": 5}, "sliding_window: Llama's class sees"),
+    "llama kinds": ("llama", {"layer_types": [S, F]}, "layer_types: Llama's class sees"),
     "qwen window": (
         "qwen3",
         FOUR | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
@@ -455,7 +451,7 @@ NOT_IMPORTABLE = {
     ),
     "unused window": (
         "qwen3",
-        LLAMA | {"layer_types": [S, F], "sliding_window": 5},
+        {"layer_types": [S, F], "sliding_window": 5},
         "use_sliding_window is not true, but layer_types names",
     ),
     "unused window of smollm3": (
@@ -465,39 +461,35 @@ NOT_IMPORTABLE = {
     ),
     "chunks": (
         "granite_swa",
-        GRANITE | {"layer_types": ["chunked_attention"] * 4},
+        {"layer_types": ["chunked_attention"] * 4},
         "layer_types: kvlab has no 'chunked_attention' layers",
     ),
     "kinds of other layers": ("ministral", FOUR | {"layer_types": [F]}, "layer_types|cannot read"),
     "granite as it is by default": (
         "granite_swa",
-        GRANITE | {"layer_types": None},
+        {"layer_types": None},
         r"layer_types: the full_attention layers are \[0\]",
     ),
     "few bases": (
         "granite_swa",
-        GRANITE | {"layer_rope_theta": [1e4]},
+        {"layer_rope_theta": [1e4]},
         "layer_rope_theta has 1 entries, and the model 4 layers",
     ),
-    "a base": ("granite_swa", GRANITE | {"layer_rope_theta": [0.5] * 4}, r"rope_theta \(0.5\)"),
+    "a base": ("granite_swa", {"layer_rope_theta": [0.5] * 4}, r"rope_theta \(0.5\)"),
     **{
-        key: ("granite_swa", GRANITE | {key: 2.0}, rf"{key} \(2.0\) must be")
+        key: ("granite_swa", {key: 2.0}, rf"{key} \(2.0\) must be")
         for key in ("embedding_multiplier", "logits_scaling", "residual_multiplier")
     },
-    "a negative width": ("granite_swa", GRANITE | {"head_dim": -1}, "head_dim .-1. must be at"),
-    "scores": ("granite_swa", GRANITE | {"attention_multiplier": 1.0}, "attention_multiplier"),
-    "few": ("smollm3", LLAMA | {"no_rope_layers": [0]}, "transformers cannot read it"),
-    "experts": ("deepseek_v3", DEEPSEEK | {"first_k_dense_replace": 1}, "first_k_dense_replace"),
-    "experts of v2": ("deepseek_v2", DEEPSEEK | {"first_k_dense_replace": 0}, "mixture of experts"),
-    "heads": (
-        "deepseek_v3",
-        DEEPSEEK | {"num_key_value_heads": 2},
-        "num_key_value_heads.*must be 4",
-    ),
-    "odd rope": ("deepseek_v3", DEEPSEEK | {"qk_rope_head_dim": 5}, "even rotary dimension"),
-    "no rope": ("deepseek_v3", DEEPSEEK | {"qk_rope_head_dim": 0}, "qk_rope_head_dim"),
+    "a negative width": ("granite_swa", {"head_dim": -1}, "head_dim .-1. must be at"),
+    "scores": ("granite_swa", {"attention_multiplier": 1.0}, "attention_multiplier"),
+    "few": ("smollm3", {"no_rope_layers": [0]}, "transformers cannot read it"),
+    "experts": ("deepseek_v3", {"first_k_dense_replace": 1}, "first_k_dense_replace"),
+    "experts of v2": ("deepseek_v2", {"first_k_dense_replace": 0}, "mixture of experts"),
+    "heads": ("deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads.*must be 4"),
+    "odd rope": ("deepseek_v3", {"qk_rope_head_dim": 5}, "even rotary dimension"),
+    "no rope": ("deepseek_v3", {"qk_rope_head_dim": 0}, "qk_rope_head_dim"),
     **{
-        key: ("deepseek_v4", V4 | {key: value}, message)
+        key: ("deepseek_v4", {key: value}, message)
         for key, value, message in (
             ("hc_mult", 4, r"hc_mult \(4\) must be 1: kvlab has no hyper-connections"),
             ("hc_eps", 1e-6, "hc_eps .*hyper-connections"),
@@ -519,50 +511,46 @@ NOT_IMPORTABLE = {
             ("mlp_layer_types", ["moe", "hash_moe"], "mlp_layer_types: kvlab has no 'hash_moe'"),
         )
     },
-    "tanh": ("gpt2", GPT2 | {"activation_function": "gelu_new"}, "activation_function .gelu_new"),
-    "scale": ("gpt2", GPT2 | {"scale_attn_weights": False}, "scale_attn_weights"),
-    "by layer's number": (
-        "gpt2",
-        GPT2 | {"scale_attn_by_inverse_layer_idx": True},
-        "inverse_layer_idx",
-    ),
-    "cross": ("gpt2", GPT2 | {"add_cross_attention": True}, "add_cross_attention"),
-    "several heads": ("gpt_bigcode", GPT2 | {"multi_query": False}, "multi_query"),
-    "no heads": ("gpt2", GPT2 | {"n_head": 0}, "num_attention_heads and hidden_size must be at"),
-    "division": ("llama", LLAMA | {"num_attention_heads": 0}, "transformers cannot read it"),
-    "type": ("llama", LLAMA | {"hidden_size": "24"}, "transformers cannot read it.*hidden_size"),
+    "tanh": ("gpt2", {"activation_function": "gelu_new"}, "activation_function .gelu_new"),
+    "scale": ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights"),
+    "by layer's number": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx"),
+    "cross": ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
+    "several heads": ("gpt_bigcode", {"multi_query": False}, "multi_query"),
+    "no heads": ("gpt2", {"n_head": 0}, "num_attention_heads and hidden_size must be at"),
+    "division": ("llama", {"num_attention_heads": 0}, "transformers cannot read it"),
+    "type": ("llama", {"hidden_size": "24"}, "transformers cannot read it.*hidden_size"),
     "endless": (
         "qwen3",
-        LLAMA | {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 10**9},
         r"number of layers \(1000000000\) must be from 1 to 1000",
     ),
-    "endless by its older name": ("gpt2", GPT2 | {"n_layer": 10**9}, "must be from 1 to 1000"),
+    "endless by its older name": ("gpt2", {"n_layer": 10**9}, "must be from 1 to 1000"),
     "no layers": (
         "smollm3",
-        LLAMA | {"num_hidden_layers": 0, "no_rope_layers": []},
+        {"num_hidden_layers": 0, "no_rope_layers": []},
         r"number of layers \(0\) must be from 1",
     ),
     "layers that are no number": (
         "llama",
-        LLAMA | {"num_hidden_layers": "2"},
+        {"num_hidden_layers": "2"},
         r"number of layers \(2\) must be from 1",
     ),
     "no number of dense layers": (
         "deepseek_v3",
-        DEEPSEEK | {"first_k_dense_replace": None},
+        {"first_k_dense_replace": None},
         r"first_k_dense_replace \(None\) must be a whole number",
     ),
-    "no width of values": ("deepseek_v3", DEEPSEEK | {"v_head_dim": None}, r"v_head_dim \(None\)"),
+    "no width of values": ("deepseek_v3", {"v_head_dim": None}, r"v_head_dim \(None\)"),
     "no context": (
         "gpt2",
-        GPT2 | {"max_position_embeddings": [1]},
+        {"max_position_embeddings": [1]},
         r"max_position_embeddings \(\[1\]\) must be a whole number",
     ),
-    "by layer": ("llama", LLAMA | {"per_layer_config": {"0": {}}}, "per_layer_config"),
-    "both ways": ("llama", LLAMA | {"is_causal": False}, r"is_causal \(False\) must be True"),
-    "large": ("llama", LLAMA | {"vocab_size": 2**62}, "a model that is too large"),
-    "larger": ("llama", LLAMA | {"intermediate_size": 10**30}, "a model that is too large"),
-    "epsilon": ("llama", LLAMA | {"rms_norm_eps": 0.0}, "norm_eps"),
+    "by layer": ("llama", {"per_layer_config": {"0": {}}}, "per_layer_config"),
+    "both ways": ("llama", {"is_causal": False}, r"is_causal \(False\) must be True"),
+    "large": ("llama", {"vocab_size": 2**62}, "a model that is too large"),
+    "larger": ("llama", {"intermediate_size": 10**30}, "a model that is too large"),
+    "epsilon": ("llama", {"rms_norm_eps": 0.0}, "norm_eps"),
 }
 
 
@@ -571,7 +559,7 @@ NOT_IMPORTABLE = {
 def test_an_external_configuration_that_kvlab_cannot_follow_is_refused_by_its_key(name):
     model_type, fields, message = NOT_IMPORTABLE[name]
     with pytest.raises(InteropError, match=message) as caught:
-        from_stock({"model_type": model_type} | fields, {})
+        from_stock({"model_type": model_type} | BASES[model_type] | fields, {})
     assert "\n" not in str(caught.value)
 
 
