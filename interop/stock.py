@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from interop.errors import InteropError
-from interop.families import deepseek, deepseek_v4, gpt2, llama
+from interop.families import Family, deepseek, deepseek_v4, gpt2, llama
 from interop.families.config_json import as_transformers_reads, refuse, require
 from interop.families.layers import arrangement_problems, stored_sinks, with_values
 from modeling.arrangement import layer_configs
@@ -24,7 +24,7 @@ from settings.dtypes import DTYPE_NAMES
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 """What weights can be written in."""
 _READABLE = (*DTYPES.values(), torch.float64)
-_FAMILIES: dict[str, tuple[Any, str]] = {
+_FAMILIES: dict[str, tuple[Family, str]] = {
     "llama": (llama, "LlamaForCausalLM"),
     "mistral": (llama, "MistralForCausalLM"),
     "ministral": (llama, "MinistralForCausalLM"),
@@ -76,7 +76,7 @@ def to_stock(config: GPTConfig, weights: Mapping[str, Tensor]) -> Stock:
     attention_of = {"own": config.attention, **config.layers.attentions}
     pattern = (config.layers.pattern or ["own"])[: config.num_hidden_layers]
     names = {attention_of[name]["name"] for name in pattern}
-    family: Any = llama
+    family: Family = llama
     if names <= _LATENT:
         family = deepseek
     elif names == {"shared_kv"}:
@@ -90,7 +90,8 @@ def to_stock(config: GPTConfig, weights: Mapping[str, Tensor]) -> Stock:
         )
     elif config.position_embedding == "learned" and config.norm == "layer_norm":
         family = gpt2
-    keys, theirs = family.to_stock(config, attentions, with_values(weights))
+    refuse([*arrangement_problems(config, attentions), *family.problems(config, attentions)])
+    keys, theirs = family.write(config, attentions, with_values(weights))
     return Stock(keys | {"architectures": [_FAMILIES[keys["model_type"]][1]]}, theirs)
 
 

@@ -18,14 +18,12 @@ from interop.families.config_json import (
     FIELDS,
     attention_fields,
     gpt_config,
-    refuse,
     require,
     rope_block_problems,
     rope_theta_of,
     unlike,
     written_as_llama,
 )
-from interop.families.layers import arrangement_problems
 from interop.families.weights import WeightTable, by_head
 from modeling.attention import LatentAttentionConfig, attention_config
 from modeling.config import GPTConfig
@@ -37,22 +35,15 @@ _LATENT_NORM_EPS = 1e-6
 _ZERO_ROPE_HEAD_DIM = 2
 
 
-def to_stock(
+def write(
     config: GPTConfig, attentions: Sequence[LatentAttentionConfig], weights: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return config.json and weights of DeepSeek-V3, or V2.
 
-    Args:
-        config: The model.
-        attentions: One a layer.
-        weights: Its state dict.
-
     Raises:
-        InteropError: If they do not express the model.
+        InteropError: If weights had to be rounded once more.
     """
     attention = attentions[0]
-    problems = rope_block_problems(config) + arrangement_problems(config, attentions)
-    refuse(problems + _problems(config, attentions))
     keys = written_as_llama(config, attention, _SIZES) | {
         "num_key_value_heads": config.num_attention_heads,
         "qk_rope_head_dim": attention.qk_rope_head_dim or _ZERO_ROPE_HEAD_DIM,
@@ -70,8 +61,9 @@ def to_stock(
     return keys, _table(attention).to_theirs(weights)
 
 
-def _problems(config: GPTConfig, attentions: Sequence[LatentAttentionConfig]) -> list[str]:
-    found = []
+def problems(config: GPTConfig, attentions: Sequence[LatentAttentionConfig]) -> list[str]:
+    """Return why none of them expresses a model."""
+    found = rope_block_problems(config)
     if any(attention.sliding_window is not None for attention in attentions):
         found.append(
             f"layers.window={config.layers.window} with latent attention: no stock class keeps a "
@@ -167,11 +159,7 @@ def _with_zero_rope(
 
 
 def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
-    """Return the model that a configuration of this family describes.
-
-    Raises:
-        InteropError: Naming the key that kvlab's modules cannot follow.
-    """
+    """Return the model that a configuration describes."""
     del weights
     require(read, "hidden_act", "silu", "kvlab's gated MLP is SwiGLU")
     why = "every head of a latent attention has keys and values of its own"

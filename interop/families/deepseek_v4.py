@@ -18,22 +18,13 @@ from interop.families.config_json import (
     attention_fields,
     default_theta,
     gpt_config,
-    refuse,
     require,
     rope_block_problems,
     unlike,
     written_as_llama,
 )
 from interop.families.deepseek import interleaved
-from interop.families.layers import (
-    NO_SINK,
-    SLIDING,
-    arrangement_problems,
-    is_idle,
-    layers_of,
-    sinks_name,
-    window_of,
-)
+from interop.families.layers import NO_SINK, SLIDING, is_idle, layers_of, sinks_name, window_of
 from interop.families.weights import WeightTable, by_head
 from modeling.attention import attention_config
 from modeling.attention.shared_kv import SharedKVAttentionConfig
@@ -64,21 +55,10 @@ _WHY = {
 }
 
 
-def to_stock(
+def write(
     config: GPTConfig, attentions: Sequence[SharedKVAttentionConfig], weights: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return config.json and weights of DeepSeek-V4.
-
-    Args:
-        config: The model.
-        attentions: One a layer.
-        weights: Its state dict.
-
-    Raises:
-        InteropError: If it does not express the model.
-    """
-    problems = rope_block_problems(config) + arrangement_problems(config, attentions)
-    refuse(problems + _problems(config, attentions))
+    """Return config.json and weights of DeepSeek-V4."""
     attention, layers = attentions[0], config.num_hidden_layers
     d, r = attention.head_dim, attention.qk_rope_head_dim
     # The class rounds head_dim times this down, for some widths to r - 1.
@@ -109,8 +89,9 @@ def _largest(dtype: torch.dtype) -> float:
     return float(min(torch.finfo(dtype).max, torch.finfo(torch.float32).max))
 
 
-def _problems(config: GPTConfig, attentions: Sequence[SharedKVAttentionConfig]) -> list[str]:
-    attention, found = attentions[0], []
+def problems(config: GPTConfig, attentions: Sequence[SharedKVAttentionConfig]) -> list[str]:
+    """Return why it does not express a model."""
+    attention, found = attentions[0], rope_block_problems(config)
     if any(each.qk_rope_head_dim == 0 for each in attentions):
         found.append(
             "attention=shared_kv without RoPE: DeepSeek-V4 rotates at least two dimensions; train "
@@ -182,11 +163,7 @@ def _dead(config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
-    """Return the model that a configuration of this family describes.
-
-    Raises:
-        InteropError: Naming the key or the weights that kvlab's modules cannot follow.
-    """
+    """Return the model that a configuration describes."""
     require(read, "hidden_act", "silu", "kvlab's gated MLP is SwiGLU")
     for key, value in _NEUTRAL.items():
         require(read, key, value, _WHY.get(key, "kvlab's module has it so"))

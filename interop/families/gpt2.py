@@ -11,15 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interop.families.config_json import (
-    gpt_config,
-    head_count_name,
-    refuse,
-    require,
-    unlike,
-    written,
-)
-from interop.families.layers import arrangement_problems
+from interop.families.config_json import gpt_config, head_count_name, require, unlike, written
 from interop.families.weights import WeightTable
 from modeling.attention import GroupedQueryAttentionConfig
 from modeling.config import GPTConfig
@@ -55,30 +47,13 @@ _WEIGHTS = WeightTable(
 )
 
 
-def to_stock(
+def write(
     config: GPTConfig,
     attentions: Sequence[GroupedQueryAttentionConfig],
     weights: Mapping[str, Tensor],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return config.json and weights of GPT-2 or GPTBigCode.
-
-    Args:
-        config: The model.
-        attentions: One a layer.
-        weights: Its state dict.
-
-    Raises:
-        InteropError: If they do not express the model.
-    """
+    """Return config.json and weights of GPT-2 or GPTBigCode."""
     attention = attentions[0]
-    problems = arrangement_problems(config, attentions)
-    if any(each.sliding_window is not None for each in attentions):
-        problems.append(
-            f"layers.window={config.layers.window} with positions that are learned at the input: "
-            "GPT-2's layers see all tokens; train with layers=uniform, or with RoPE and "
-            "block=modern"
-        )
-    refuse([*problems, *_problems(config, attention)])
     is_multi_head = attention.num_key_value_heads == config.num_attention_heads
     keys = written(
         config,
@@ -104,8 +79,15 @@ def to_stock(
 _MULTI_QUERY = {"model_type": "gpt_bigcode", "multi_query": True}
 
 
-def _problems(config: GPTConfig, attention: GroupedQueryAttentionConfig) -> list[str]:
-    found = []
+def problems(config: GPTConfig, attentions: Sequence[GroupedQueryAttentionConfig]) -> list[str]:
+    """Return why neither expresses a model."""
+    attention, found = attentions[0], []
+    if any(each.sliding_window is not None for each in attentions):
+        found.append(
+            f"layers.window={config.layers.window} with positions that are learned at the input: "
+            "GPT-2's layers see all tokens; train with layers=uniform, or with RoPE and "
+            "block=modern"
+        )
     if config.mlp == "swiglu":
         found.append(
             "model.mlp=swiglu with positions that are learned at the input; train with RoPE "

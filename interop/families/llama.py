@@ -16,7 +16,6 @@ from interop.families.config_json import (
     attention_fields,
     gpt_config,
     head_count_name,
-    refuse,
     require,
     rope_block_problems,
     rope_theta_of,
@@ -27,7 +26,6 @@ from interop.families.layers import (
     NO_SINK,
     Layer,
     arranged,
-    arrangement_problems,
     layers_of,
     read_layers,
     sinks_name,
@@ -46,24 +44,13 @@ _GRANITE_NEUTRAL = dict.fromkeys(
 )
 
 
-def to_stock(
+def write(
     config: GPTConfig,
     attentions: Sequence[GroupedQueryAttentionConfig],
     weights: Mapping[str, Tensor],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return config.json and weights of Llama, Qwen3, SmolLM3 or Granite.
-
-    Args:
-        config: The model.
-        attentions: One a layer.
-        weights: Its state dict.
-
-    Raises:
-        InteropError: If none of them expresses the model.
-    """
+    """Return config.json and weights of Llama, Qwen3, SmolLM3 or Granite."""
     layers = layers_of(attentions)
-    problems = rope_block_problems(config) + arrangement_problems(config, attentions)
-    refuse(problems + _problems(config, attentions, layers))
     attention = next((each for each in attentions if each.qk_rope_head_dim), attentions[0])
     keys = written_as_llama(config, attention, ("num_key_value_heads", "head_dim"))
     window = window_of(layers)
@@ -108,10 +95,10 @@ def _with_sinks(
     } | dict(weights)
 
 
-def _problems(
-    config: GPTConfig, attentions: Sequence[GroupedQueryAttentionConfig], layers: Sequence[Layer]
-) -> list[str]:
-    attention, found = attentions[0], []
+def problems(config: GPTConfig, attentions: Sequence[GroupedQueryAttentionConfig]) -> list[str]:
+    """Return why none of them expresses a model."""
+    layers, found = layers_of(attentions), rope_block_problems(config)
+    attention = attentions[0]
     d = attention.head_dim
     for r in sorted({each.qk_rope_head_dim for each in attentions} - {0, d}):
         found += unlike("model.attention.qk_rope_head_dim", r, d, "RoPE on a part of each head")
@@ -143,11 +130,7 @@ def _problems(
 
 
 def read_config(read: Any, weights: Mapping[str, Tensor]) -> GPTConfig:
-    """Return the model that a configuration of this family describes.
-
-    Raises:
-        InteropError: Naming the key that kvlab's modules cannot follow.
-    """
+    """Return the model that a configuration describes."""
     require(read, "hidden_act", "silu", "kvlab's gated MLP is SwiGLU")
     width = getattr(read, "head_dim", None) or read.hidden_size // read.num_attention_heads
     arrangement = arranged(read_layers(read, weights))
