@@ -1,5 +1,6 @@
 """Reading a folder of transformers: config.json, safetensors and the tokenizer."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -98,7 +99,8 @@ def weight_files(folder: Path) -> list[str]:
         )
     names = sorted(set(_read_json(index, _Index).weight_map.values()))
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors") or "\0" in name:
+        is_plain = Path(name).name == name and name.isprintable()
+        if not is_plain or not name.endswith(".safetensors"):
             raise InteropError(f"{index}: {name[:60]!r} is no safetensors file in that folder")
     return names
 
@@ -115,7 +117,7 @@ def _read_json(path: Path, kind: type[T]) -> T:
         InteropError: If it is missing, damaged or of another shape.
     """
     try:
-        value = load_strict(read_regular_file(path.resolve(), _MAX_JSON_BYTES))
+        value = load_strict(read_regular_file(_target(path), _MAX_JSON_BYTES))
     except OSError as error:
         raise InteropError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -127,13 +129,18 @@ def _read_json(path: Path, kind: type[T]) -> T:
         raise InteropError(str(error)) from error
 
 
+def _target(path: Path) -> Path:
+    """Return what a link leads to; `Path.resolve` raises where that is itself."""
+    return Path(os.path.realpath(path))
+
+
 def _read_weights(folder: Path, name: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / name
     try:
-        require_regular_file(path.resolve())
+        require_regular_file(_target(path))
         return load_file(path)
     except OSError as error:
         raise InteropError(f"cannot read {path}: {one_line(error)[:200]}") from error

@@ -118,6 +118,15 @@ def number_in_map(folder):
     sharded(folder, {"a": 3})
 
 
+def unprintable(folder):
+    sharded(folder, {"a": "\ud800.safetensors"})
+
+
+def loop(folder):
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("config.json")
+
+
 def missing_shard(folder):
     sharded(folder)
     (folder / "model-2.safetensors").unlink()
@@ -145,6 +154,8 @@ def twice(folder):
         (no_map, "index.json is damaged: .*weight_map"),
         (empty_map, r"index.json is damaged: .*\$.weight_map"),
         (number_in_map, r"index.json is damaged: expected str, got int at \$.weight_map.a"),
+        (unprintable, r"'\\ud800.safetensors' is no safetensors file in that folder"),
+        (loop, "cannot read .*config.json: it is a symbolic link"),
         (missing_shard, "cannot read .*model-2.safetensors: No such file"),
         (twice, "model-2.safetensors holds a once more"),
     ],
