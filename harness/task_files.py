@@ -5,6 +5,7 @@ fetches metrics from the Hub and runs them. So it never sees these files: what w
 here is written, as plain values, to a folder of copies.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,12 +147,19 @@ class _File:
         merged: dict[str, Any] = {}
         includes = self._config.pop("include", None) or []
         for name in includes if isinstance(includes, list) else [includes]:
-            is_path = isinstance(name, str) and "\0" not in name
-            path = Path(self._path.parent, name).resolve() if is_path else None
-            if path is None or not path.is_relative_to(self._folder):
+            path = self._inside(name)
+            if path is None:
                 raise self._refusal(f"include: {name} is no file of the folder")
             merged |= _File(path, self._folder).with_includes(seen)
         return merged | self._config
+
+    def _inside(self, name: Any) -> Path | None:
+        """Return a file of the folder, given relative to this one; None if it is not in there."""
+        if not isinstance(name, str) or "\0" in name:
+            return None
+        # `Path.resolve` raises where a link leads to itself.
+        path = Path(os.path.realpath(self._path.parent / name))
+        return path if path.is_relative_to(self._folder) else None
 
     def _refusal(self, reason: str) -> TaskError:
         return TaskError(f"{self._where}: {reason}")
@@ -167,9 +175,10 @@ class _File:
 
         try:
             self._require_short(yaml.parse(text, Loader=yaml.SafeLoader))
-            for key, tag in _tags(yaml.compose(text, Loader=yaml.SafeLoader), ""):
-                if tag not in _PLAIN_TAGS:
-                    raise self._code(f"{key or 'its root'} ({tag})")
+            for key, node in _nodes(yaml.compose(text, Loader=yaml.SafeLoader), ""):
+                if node.tag not in _PLAIN_TAGS:
+                    raise self._code(f"{key or 'its root'} ({node.tag})")
+                str(node.value).encode()  # an escape may stand for half a letter
             return yaml.safe_load(text)
         except TaskError:
             raise
@@ -243,8 +252,8 @@ class _File:
                 raise self._refusal(
                     f"dataset_kwargs.data_files ({name}) must be files on this machine"
                 )
-            path = Path(self._path.parent, name).resolve()
-            if not path.is_relative_to(self._folder):
+            path = self._inside(name)
+            if path is None:
                 raise self._refusal(f"dataset_kwargs.data_files: {name} is no file of the folder")
             if not path.is_file():
                 raise self._refusal(f"dataset_kwargs.data_files: no such file: {path}")
@@ -263,17 +272,17 @@ class _File:
                 raise self._code(f"{prefix}{key}")
 
 
-def _tags(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yield the tag of every node, and the dotted key that it is at."""
+def _nodes(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield every node, and the dotted key that it is at."""
     import yaml
 
     if node is None:  # an empty file
         return
-    yield key, node.tag
+    yield key, node
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
-            yield from _tags(name, key)
-            yield from _tags(value, f"{key}.{name.value}".lstrip("."))
+            yield from _nodes(name, key)
+            yield from _nodes(value, f"{key}.{name.value}".lstrip("."))
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _tags(item, key)
+            yield from _nodes(item, key)

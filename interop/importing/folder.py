@@ -117,7 +117,7 @@ def _read_json(path: Path, kind: type[T]) -> T:
         InteropError: If it is missing, damaged or of another shape.
     """
     try:
-        value = load_strict(read_regular_file(_target(path), _MAX_JSON_BYTES))
+        value = load_strict(read_regular_file(link_target(path), _MAX_JSON_BYTES))
     except OSError as error:
         raise InteropError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -129,7 +129,7 @@ def _read_json(path: Path, kind: type[T]) -> T:
         raise InteropError(str(error)) from error
 
 
-def _target(path: Path) -> Path:
+def link_target(path: Path) -> Path:
     """Return what a link leads to; `Path.resolve` raises where that is itself."""
     return Path(os.path.realpath(path))
 
@@ -140,7 +140,7 @@ def _read_weights(folder: Path, name: str) -> dict[str, Tensor]:
 
     path = folder / name
     try:
-        require_regular_file(_target(path))
+        require_regular_file(link_target(path))
         return load_file(path)
     except OSError as error:
         raise InteropError(f"cannot read {path}: {one_line(error)[:200]}") from error

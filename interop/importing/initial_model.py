@@ -11,7 +11,13 @@ from torch import Tensor
 from data.prepared import PreparedData
 from files.regular_file import sha256_of_file
 from interop.errors import InteropError
-from interop.importing.folder import CONFIG_NAME, read_stock, tokenizer_sha256
+from interop.importing.folder import (
+    CONFIG_NAME,
+    link_target,
+    read_stock,
+    tokenizer_sha256,
+    weight_files,
+)
 from interop.stock import from_stock
 from modeling.config import GPTConfig
 
@@ -66,8 +72,8 @@ def initial_model(folder: Path, asked: GPTConfig) -> InitialModel:
 def sha256_of_model(folder: Path) -> str:
     """Return the hash of a folder's config.json and weights."""
     digest = hashlib.sha256()
-    for path in [folder / CONFIG_NAME, *sorted(folder.glob("*.safetensors"))]:
-        digest.update(sha256_of_file(path).encode())
+    for name in [CONFIG_NAME, *weight_files(folder)]:
+        digest.update(sha256_of_file(link_target(folder / name)).encode())
     return digest.hexdigest()
 
 

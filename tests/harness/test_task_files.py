@@ -101,6 +101,8 @@ def test_what_an_included_file_brings_is_refused_too(folder):
         ("dataset_kwargs: {data_files: {test: /etc/hosts}}", "/etc/hosts is no file of the folder"),
         ("dataset_kwargs: {data_files: [../outside.yaml]}", "../outside.yaml is no file of the"),
         ("dataset_kwargs: {data_files: link.json}", "link.json is no file of the folder"),
+        ("dataset_kwargs: {data_files: loop.json}", "no such file"),
+        ('doc_to_text: "\\ud800"', "is not YAML"),
         ("metadata: {version: 1, tokenizer: folder}", "metadata.tokenizer: a task file may not"),
         ("metadata: {version: [1]}", "got array - at $.metadata.version"),
         ("task: [{task: other, metadata: {pretrained: folder}}]", "metadata.pretrained"),
@@ -119,6 +121,7 @@ def test_what_an_included_file_brings_is_refused_too(folder):
 def test_what_cannot_be_a_task_is_one_line(folder, lines, said):
     key = lines.partition(":")[0]
     (folder / "link.json").symlink_to(folder.parent / "outside.yaml")
+    (folder / "loop.json").symlink_to("loop.json")
     others = [kept for kept in PLAIN.splitlines() if not kept.startswith(f"{key}:")]
     assert said in refusal(folder, "\n".join([*others, lines]))
 
@@ -133,6 +136,10 @@ def test_a_link_a_pipe_and_bytes_are_refused(folder):
     with pytest.raises(TaskError, match="symbolic link"):
         read_task_files(folder)
     (folder / "mine.yaml").unlink()
+    (folder / "loop").symlink_to("loop")
+    (folder / "mine.yaml").write_text(PLAIN + "include: loop\n")
+    with pytest.raises(TaskError, match="loop: it cannot be read .*symbolic link"):
+        read_task_files(folder)
     (folder / "mine.yaml").write_bytes(b"task: \xff\n")
     with pytest.raises(TaskError, match="not UTF-8"):
         read_task_files(folder)

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from data.tokenizer import build_tokenizer, save_tokenizer
 from interop.errors import InteropError
 from interop.importing.folder import read_stock, tokenizer_sha256
+from interop.importing.initial_model import sha256_of_model
 from settings.data import TokenizerSettings
 
 CONFIG = {"model_type": "llama", "hidden_size": 8}
@@ -54,6 +55,7 @@ def test_links_are_followed_as_in_the_cache_of_the_hub(folder, tmp_path):
     for path in folder.iterdir():
         (snapshot / path.name).symlink_to(path)
     assert_read(snapshot)
+    assert sha256_of_model(snapshot) == sha256_of_model(folder)
 
 
 def without_config(folder):
