@@ -41,7 +41,7 @@ class Leaf(NamedTuple):
     Functions are the names of lm_eval's, for nothing is imported yet.
 
     Attributes:
-        name: Of the task.
+        name: The task's.
         layers: Configurations, later ones win, and whether lm_eval brings them.
     """
 
@@ -64,7 +64,7 @@ def leaves_of(
     """Yield the tasks behind a name, or a group's member.
 
     Args:
-        member: That.
+        member: The name, or what the group says of a member.
         manager: Knows the names.
         is_of_harness: Whether a file of lm_eval's holds the member.
         changes: What the groups above set for all their members; later ones win.

@@ -96,7 +96,7 @@ class TokenScorer:
 
         Args:
             prompts: At least a token each; cut on the left where they leave too little room.
-            max_new_tokens: Of each; less than the model's context.
+            max_new_tokens: Most new tokens of each; less than the model's context.
             settings: How tokens are chosen.
             stop_token: Ends a continuation.
             is_done: Says of the tokens produced so far that more change nothing.
@@ -154,7 +154,7 @@ def language_model(
 
     Args:
         model: In evaluation mode.
-        tokenizer: Of its training; text that looks like a special token is encoded as text.
+        tokenizer: That of its training; text that looks like a special token is encoded as text.
         end_of_document_id: What a text without context is scored after, and what ends a text.
         batch_size: Sequences computed together, but for what is sampled; does not change the
             result.

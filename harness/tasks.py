@@ -58,7 +58,7 @@ class Tasks:
         protocol: How the results of `score` come about, in one line.
 
     Attributes:
-        protocol: That.
+        protocol: How the results of `score` come about, in one line.
         protocol_of_transformers: The same of `score_pretrained`.
     """
 
@@ -76,8 +76,8 @@ class Tasks:
 
         Args:
             model: In evaluation mode.
-            tokenizer: Of its training.
-            end_of_document_id: Of the token that ends a document.
+            tokenizer: That of its training.
+            end_of_document_id: The id of the token that ends a document.
             batch_size: Sequences computed together; does not change the result.
 
         Returns:
@@ -166,7 +166,7 @@ def load_tasks(
     """Find and load tasks with their data.
 
     Args:
-        names: Of tasks, groups or tags.
+        names: Names of tasks, groups or tags.
         task_folder: Task files in addition to lm_eval's own; None for none.
         num_fewshot: Examples before each question, where a task does not insist on none; None
             leaves it to the task.

@@ -47,7 +47,7 @@ class Stock:
     """A model as transformers holds it.
 
     Args:
-        config: Of config.json, with "architectures" and "model_type".
+        config: The keys of config.json, with "architectures" and "model_type".
         weights: The state dict; a tied output projection is not in it.
     """
 
@@ -101,7 +101,7 @@ def from_stock(
     """Load a model of transformers into kvlab's modules.
 
     Args:
-        config: Of config.json, in the spelling of transformers 5 or older.
+        config: The keys of config.json, in the spelling of transformers 5 or older.
         weights: The state dict, with or without a tied output projection.
 
     Returns:

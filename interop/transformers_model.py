@@ -27,14 +27,14 @@ class TransformersModel:
         model: In evaluation mode, float32.
 
     Attributes:
-        model: That.
+        model: The model of transformers.
         vocab_size: Number of token ids that it embeds.
         max_position_embeddings: Tokens of the longest text it was made for; None if it says none.
         positions: "RoPE", "none" where no layer of a family with RoPE has it, or "own".
         is_bound: Whether it cannot be shown more than `max_position_embeddings`.
         window: Tokens that its window layers see, if it has any; None if it names none.
         num_parameters: Each once.
-        weight_bytes: Of the weights that a decoding step reads: not what is looked up.
+        weight_bytes: Bytes of the weights that a decoding step reads: not what is looked up.
     """
 
     def __init__(self, model: Any) -> None:
@@ -201,11 +201,11 @@ class DecodeStep:
         context: Tokens of each that the cache holds before the step, random ones.
 
     Attributes:
-        batch: That.
-        context: That.
-        cache_bytes: Of the live cache before the first step.
+        batch: Sequences.
+        context: Tokens of each.
+        cache_bytes: Bytes of the live cache before the first step.
         cache_bytes_read: That, as if each layer read what it stores alone.
-        weight_bytes: Of the weights that a step reads.
+        weight_bytes: Bytes of the weights that a step reads.
         beyond_trained: Whether the model was made for shorter contexts only.
     """
 

@@ -95,8 +95,8 @@ def evaluate_external(
         reader: Its name and its tokenizer.
         model: In evaluation mode; in another library's modules or in kvlab's.
         text: What to score.
-        split: Of it.
-        settings: How.
+        split: Its split.
+        settings: How to score it.
         device: Where the model is.
 
     Raises:

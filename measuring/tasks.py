@@ -41,7 +41,7 @@ def answers_of(
 
     Args:
         ask: Runs them, as `TaskScorer.score`.
-        name: Of the model.
+        name: The model's name.
         settings: Whether there is anything but the tasks.
 
     Returns:

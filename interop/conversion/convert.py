@@ -62,7 +62,7 @@ def convert(
     """Return a model with another attention, and all else as it was.
 
     Args:
-        config: Of a model with multi-head or grouped-query attention; its layers may have windows,
+        config: A model with multi-head or grouped-query attention; its layers may have windows,
             sinks and RoPE of their own where it becomes gqa or mqa.
         weights: Its state dict.
         asked: Which attention.

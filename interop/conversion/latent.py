@@ -103,8 +103,8 @@ def factorise(
     """Find the rotated key, the latent, and the queries for both.
 
     Args:
-        projections: Of the attention that there is.
-        now: Its configuration.
+        projections: The weights of the present attention.
+        now: The configuration of that attention.
         target: The latent attention's.
         second_moment: [m, m], E[x x^T] of its inputs x.
         context: Tokens, over which the mean of what RoPE does is taken where it is left out.

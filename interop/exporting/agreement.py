@@ -63,7 +63,7 @@ def compare(
 
     Args:
         folder: What was written.
-        config: Of kvlab's model.
+        config: The configuration of kvlab's model.
         weights: Its state dict, rounded as it was written.
         prepared: The texts.
         device: Where both compute, in float32.

@@ -47,7 +47,7 @@ class Exportable:
     """A model that is to be written.
 
     Args:
-        config: Of the model.
+        config: The model.
         weights: Its state dict.
         prepared: Data whose tokenizer is the model's, and whose validation texts the two are
             compared on.
@@ -97,7 +97,7 @@ def export(source: Exportable, out: Path, dtype: str, device: torch.device) -> E
         source: What to write.
         out: The folder, which must not be there, or be empty: `require_free_place` says so before
             a model is loaded. Folders above it are made.
-        dtype: Of the written weights: a key of `DTYPES`.
+        dtype: That of the written weights: a key of `DTYPES`.
         device: Where the two are compared.
 
     Raises:
@@ -223,7 +223,7 @@ def _write_tokenizer(folder: Path, prepared: PreparedData, context: int) -> None
     """Write the data's tokenizer such that AutoTokenizer encodes as kvlab does.
 
     Args:
-        folder: Of the model, whose config.json is there.
+        folder: The model's, which holds config.json already.
         prepared: The data.
         context: Most tokens of a text.
     """

@@ -52,7 +52,7 @@ class Origin:
     Args:
         name: The run's name, or the folder's.
         is_run: Whether kvlab trained it.
-        summary: Of the run; empty where it has not finished, or there is none.
+        summary: summary.json of the run; empty where it has not finished, or there is none.
         recorded: The run's configuration with dotted keys.
         conversion: What its attention was made from after the training, if it was.
     """
@@ -82,10 +82,10 @@ def model_card(
 
     Args:
         stock: What was written.
-        config: Of kvlab's model.
+        config: The configuration of kvlab's model.
         prepared: The data that it was trained on, or compared on.
         origin: Where the model comes from.
-        dtype: Of the written weights.
+        dtype: That of the written weights.
         agreement: How the two compared.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

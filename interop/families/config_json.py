@@ -133,8 +133,8 @@ def written_as_llama(
     """Return the same for a family that spells it as Llama.
 
     Args:
-        config: Of the model.
-        attention: Of a layer with RoPE, if any has it.
+        config: The model.
+        attention: That of a layer with RoPE, if any has it.
         sizes: Fields of the attention that config.json has by the same name.
         fields: As for `written`.
     """

@@ -15,7 +15,7 @@ class WeightTable:
         names: Parts of kvlab's names, and what the class calls them.
         orders: By module of an attention: the dimension whose entries stand in another order, and
             where each of the class's entries comes from.
-        prefix: Of all names but the output projection's.
+        prefix: What all names begin with but the output projection's.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)

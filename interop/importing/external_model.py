@@ -180,7 +180,7 @@ def load_into_kvlab(
     """Load a model of a family that kvlab's own modules can express into them, in float32.
 
     Args:
-        found: Which.
+        found: The model.
         device: Where it goes.
         decode_path: How it reads its cache; see `model.attention.decode_path`.
 

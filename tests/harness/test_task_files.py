@@ -138,7 +138,7 @@ def test_a_link_a_pipe_and_bytes_are_refused(folder):
     (folder / "mine.yaml").unlink()
     (folder / "loop").symlink_to("loop")
     (folder / "mine.yaml").write_text(PLAIN + "include: loop\n")
-    with pytest.raises(TaskError, match="loop: it cannot be read .*symbolic link"):
+    with pytest.raises(TaskError, match=r"loop: it cannot be read .*symbolic link"):
         read_task_files(folder)
     (folder / "mine.yaml").write_bytes(b"task: \xff\n")
     with pytest.raises(TaskError, match="not UTF-8"):
