@@ -421,62 +421,37 @@ def manager_of(path, *files):
     return lm_eval.tasks.TaskManager(include_path=some, include_defaults=False)
 
 
-@pytest.mark.parametrize("name", ["ruler_fwe", "niah_single_2", "ruler"])
-def test_a_task_whose_data_a_function_makes_is_refused(tmp_path, name):
-    with pytest.raises(TaskError, match=r"made by a function.*run code of the Hub"):
-        harness.tasks._load(name, manager_of(tmp_path))
-
-
 OTHER_DATA = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "x.json"}}}
+EVIL, PLAIN = ({"metric_list": [{"metric": name}]} for name in ("./evil", "acc"))
+OF_FUNCTION = r"made by a function.*run code of the Hub"
+OF_OTHERS = r"dataset_.* of 'arc_.*', a task of lm_eval's, is chan"
+OF_THE_HUB = r"metric \./evil from the Hub"
 
 
 @pytest.mark.parametrize(
-    "group",
+    ("said", "group"),
     [
-        {"task": [{"task": "ruler_fwe", **OTHER_DATA}]},
-        {"task": [{"task": "ruler_fwe", "custom_dataset": None, **OTHER_DATA}]},
-        {"task": [{"task": "ruler", "metadata": {"version": 1}}]},  # a group, by `task`
-        {"task": [{"group": "inner", "task": ["ruler_fwe"]}]},
+        *((OF_FUNCTION, {"task": [name]}) for name in ("ruler_fwe", "niah_single_2", "ruler")),
+        (OF_FUNCTION, {"task": [{"task": "ruler_fwe", **OTHER_DATA}]}),
+        (OF_FUNCTION, {"task": [{"task": "ruler_fwe", "custom_dataset": None, **OTHER_DATA}]}),
+        (OF_FUNCTION, {"task": [{"task": "ruler", "metadata": {"version": 1}}]}),  # a group
+        (OF_FUNCTION, {"task": [{"group": "inner", "task": ["ruler_fwe"]}]}),
+        (OF_OTHERS, {"task": [{"task": "arc_easy", **OTHER_DATA}]}),
+        (OF_OTHERS, {"task": [{"task": "arc_easy", "dataset_name": "other"}]}),
+        (OF_OTHERS, {"task": ["arc_easy"], **OTHER_DATA}),
+        (OF_OTHERS, {"task": [{"group": "inner", "task": ["arc_easy"], **OTHER_DATA}]}),
+        (OF_OTHERS, {"task": [{"group": "inner", "task": ["arc_easy"]}], **OTHER_DATA}),
+        (OF_OTHERS, {"task": [{"task": "ai2_arc", **OTHER_DATA}]}),  # a tag
+        (OF_OTHERS, {"task": [{"task": "other", **OTHER_DATA}]}),
+        (OF_THE_HUB, {"task": [{"task": "plain", **EVIL}]}),
+        (OF_THE_HUB, {"task": ["plain"], **EVIL}),
+        (OF_THE_HUB, {"task": [{"group": "inner", "task": ["plain"], **PLAIN}], **EVIL}),
     ],
 )
-def test_a_group_cannot_bring_such_a_task_in(tmp_path, group):
-    with pytest.raises(TaskError, match="made by a function"):
-        harness.tasks._load("mine", manager_of(tmp_path, {"group": "mine"} | group))
-
-
-@pytest.mark.parametrize(
-    "group",
-    [
-        {"task": [{"task": "arc_easy", **OTHER_DATA}]},
-        {"task": [{"task": "arc_easy", "dataset_name": "other"}]},
-        {"task": ["arc_easy"], **OTHER_DATA},
-        {"task": [{"group": "inner", "task": ["arc_easy"], **OTHER_DATA}]},
-        {"task": [{"group": "inner", "task": ["arc_easy"]}], **OTHER_DATA},
-        {"task": [{"task": "ai2_arc", **OTHER_DATA}]},  # a tag
-        {"task": [{"task": "other", **OTHER_DATA}]},
-    ],
-)
-def test_a_task_of_lm_eval_has_its_own_data(tmp_path, group):
-    other = {"group": "other", "task": ["arc_challenge"]}
-    with pytest.raises(TaskError, match=r"dataset_.* of 'arc_.*', a task of lm_eval's, is chan"):
-        harness.tasks._load("mine", manager_of(tmp_path, {"group": "mine"} | group, other))
-
-
-@pytest.mark.parametrize(
-    "group",
-    [
-        {"task": [{"task": "other", "metric_list": [{"metric": "./evil"}]}]},
-        {"task": ["other"], "metric_list": [{"metric": "./evil"}]},
-        {
-            "metric_list": [{"metric": "./evil"}],
-            "task": [{"group": "inner", "task": ["other"], "metric_list": [{"metric": "acc"}]}],
-        },
-    ],
-)
-def test_what_a_group_sets_for_its_members_is_looked_at(tmp_path, group):
-    other = {"task": "other", "metric_list": [{"metric": "acc"}]}
-    with pytest.raises(TaskError, match=r"metric \./evil from the Hub"):
-        harness.tasks._load("mine", manager_of(tmp_path, {"group": "mine"} | group, other))
+def test_a_group_brings_in_no_code_and_no_other_data(tmp_path, said, group):
+    others = {"group": "other", "task": ["arc_challenge"]}, {"task": "plain", **PLAIN}
+    with pytest.raises(TaskError, match=said):
+        harness.tasks._load("mine", manager_of(tmp_path, {"group": "mine"} | group, *others))
 
 
 def test_a_users_group_may_hold_tasks_of_lm_eval_and_its_own(tmp_path):

@@ -14,7 +14,7 @@ import transformers
 from exportable import GQA, NO_ROPE_THERE, gpt_config, layers, random_gpt
 from safetensors.torch import load_file, save_file
 
-from commands.initial_model import with_initial_model
+from commands.initial_model import require_its_tokenizer, with_initial_model
 from data.errors import DataError
 from data.prepared import PreparedData
 from data.tokenizer import build_tokenizer, save_tokenizer
@@ -258,7 +258,7 @@ def test_a_missing_folder_or_data_that_it_does_not_know_is_not_trained_on(
     save_tokenizer(built.tokenizer, built.end_of_document, other)
     way_out = rf"not those of the model in .*; set tokenizer=pretrained tokenizer.path={other}"
     with pytest.raises(InteropError, match=way_out):
-        train_model._require_its_tokenizer(str(other), ASKED, prepared)
+        require_its_tokenizer(str(other), ASKED, prepared)
 
 
 @pytest.mark.parametrize(
