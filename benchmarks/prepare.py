@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.pipeline import prepare  # noqa: E402
-from data.python_source import python_files  # noqa: E402
+from data.sources.python_library import python_files  # noqa: E402
 from settings.data import DataSettings, TokenizerSettings  # noqa: E402
 
 PROCESSES = 2

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data.opening import opening
+from data.documents import opening
 from launch.runs import find_run
 from launch.schemas import GenerateConfig
 from launch.terminal import complain, is_read, say

@@ -1,1 +1,1 @@
-"""Text to tokenizer to token shards to batches."""
+"""Text to tokenizer to token shards to batches: sources, tokenizing, shards, batches."""

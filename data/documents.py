@@ -1,15 +1,20 @@
 """The documents of a prepared split: how large they are, and what a reader calls them."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data.inspection import split_documents
 from data.prepared import PreparedData
-from data.python_source import python_files
+from data.sources.python_library import python_files
+from data.splits import VALIDATION
 from guards.printable import printable
 
+_TOKENS = 64
+_WORDS = 3
+_CHARACTERS = 24
 _BEGINNING = 40
 """Characters shown of a text whose file is not known."""
 
@@ -94,3 +99,18 @@ def _python_files(source: dict[str, Any], text: str) -> Iterator[str]:
 def _beginning(text: str) -> str:
     words = " ".join(printable(text).split())
     return words if len(words) <= _BEGINNING else f"{words[:_BEGINNING].rstrip()}..."
+
+
+def opening(prepared: PreparedData) -> str:
+    """Return the first words of the validation split, at least one character.
+
+    Raises:
+        DataError: If the split is not what was written.
+    """
+    stream = prepared.stream(VALIDATION)
+    ids = stream.window(0, min(_TOKENS, len(stream))).tolist()
+    # A character of several bytes may be cut at the end.
+    text = prepared.tokenizer().decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+    words = re.match(rf"\s*(?:\S+\s+){{0,{_WORDS - 1}}}\S+", text)
+    found = words.group(0).lstrip() if words else ""
+    return found[:_CHARACTERS] if len(found) > 2 * _CHARACTERS else found or text or " "

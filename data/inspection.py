@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data.encoding import digest
 from data.prepared import PreparedData
-from data.shards import TokenStream
-from data.sources import TRAIN
+from data.shards.stream import TokenStream
+from data.splits import TRAIN
+from data.tokenizing.encoding import digest
 from guards.printable import printable
 
 _CHUNK_TOKENS = 2**20

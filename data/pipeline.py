@@ -13,23 +13,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.baselines import MAX_COUNTED_TOKENS, count_baselines
 from data.disk import cannot_write
 from data.errors import DataError
-from data.journal import Journal
-from data.manifest import MANIFEST, label_of, write_manifest
-from data.notes import left_over, notes_on, too_little
-from data.packing import Packer, Source
 from data.prepared import FORMAT_VERSION, TOKENIZER_FOLDER, PreparedData
-from data.shards import Tokens, TokenStream, token_dtype
-from data.sources import TEST, TRAIN, VALIDATION, open_corpus, source_identity
-from data.tokenizer import (
+from data.preparing.count_models import MAX_COUNTED_TOKENS, count_baselines
+from data.preparing.journal import Journal
+from data.preparing.messages import left_over, notes_on, too_little
+from data.preparing.packing import Packer, Source
+from data.shards.manifest import MANIFEST, write_manifest
+from data.shards.stream import TokenStream
+from data.sources.open_corpus import open_corpus, source_identity
+from data.splits import TEST, TRAIN, VALIDATION, label_of
+from data.tokenizing.pretrained import build_tokenizer
+from data.tokenizing.tokenizer import (
     TOKENIZER_FILES,
-    build_tokenizer,
+    Tokens,
     end_of_document_id,
     first_bytes,
     load_tokenizer,
     save_tokenizer,
+    token_dtype,
     vocab_size_of,
 )
 from files.regular_file import read_regular_file, sha256_of_file

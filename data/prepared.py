@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError
-from data.manifest import SplitCounts, label_of, read_manifest
-from data.shards import Shard, TokenStream, token_dtype
-from data.sources import TRAIN, VALIDATION
-from data.tokenizer import TOKENIZER_FILES, load_tokenizer
+from data.shards.manifest import SplitCounts, read_manifest
+from data.shards.shard import Shard
+from data.shards.stream import TokenStream
+from data.splits import TRAIN, VALIDATION, label_of
+from data.tokenizing.tokenizer import TOKENIZER_FILES, load_tokenizer, token_dtype
 from files.regular_file import require_regular_file, sha256_of_file
 
 if TYPE_CHECKING:

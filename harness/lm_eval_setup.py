@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.hub import explain
+from data.hub.connection import explain
 from harness.errors import TaskError
 from modeling.errors import ModelConfigError
 

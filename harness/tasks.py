@@ -220,8 +220,8 @@ def _require_known(name: str, manager: "TaskManager") -> None:
 
 def _load(name: str, manager: "TaskManager") -> Mapping[str, Any]:
     """Load what a name stands for, once it is known to bring no code."""
-    from data.hub import check_reachable
-    from data.hub_watch import watched
+    from data.hub.connection import check_reachable
+    from data.hub.watch import watched
 
     leaves = [*leaves_of(name, manager)]
     for leaf in leaves:

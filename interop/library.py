@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from data.errors import DataError
-from data.hub import explain
+from data.hub.connection import explain
 from interop.errors import InteropError
 from tracking.failures import is_out_of_memory
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from data.tokenizer import END_OF_TEXT, bytes_tokenizer, save_tokenizer
+from data.tokenizing.tokenizer import END_OF_TEXT, bytes_tokenizer, save_tokenizer
 
 VOCAB = 257  # of the tokenizer of bytes
 HEADS = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32}

@@ -463,7 +463,7 @@ def test_without_any_run_the_command_that_trains_one_is_said(tmp_path):
 
 
 def test_a_sample_of_another_corpus_begins_with_its_own_words(prepared):
-    from data.opening import opening
+    from data.documents import opening
 
     text = opening(prepared)
     assert "def f1200(x): return".startswith(" ".join(text.split()))

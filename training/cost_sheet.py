@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.batches import TrainingWindows
 from data.prepared import PreparedData
-from data.shards import token_dtype
+from data.tokenizing.tokenizer import token_dtype
 from files.disk import free_bytes
 from files.sizes import in_units
 from modeling.accounting import training_flops_per_token

@@ -80,7 +80,8 @@ def stand_in(
         return Unprepared(data.name, tokenizer.vocab_size)
     path = str(tokenizer.path)
     if Path(path).expanduser().is_dir():
-        from data.tokenizer import load_pretrained, vocab_size_of
+        from data.tokenizing.pretrained import load_pretrained
+        from data.tokenizing.tokenizer import vocab_size_of
 
         built = load_pretrained(path).tokenizer
         return Unprepared(data.name, vocab_size_of(built))

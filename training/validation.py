@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from data.opening import opening
+from data.documents import opening
 from data.prepared import PreparedData
 from measuring.perplexity import Score, score
 from measuring.windows import windows_for

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.inspection import split_documents
 from data.prepared import PreparedData
-from data.sources import VALIDATION
+from data.splits import VALIDATION
 from interop.errors import ExportMismatch
 from interop.library import silenced
 from interop.transformers_model import live_bytes

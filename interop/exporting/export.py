@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.prepared import TOKENIZER_FOLDER, PreparedData
-from data.tokenizer import TOKENIZER_FILES
+from data.tokenizing.tokenizer import TOKENIZER_FILES
 from files.atomic import write_json, write_text
 from files.disk import require_free_bytes, write_failure
 from files.regular_file import read_regular_file

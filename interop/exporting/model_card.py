@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.prepared import PreparedData
-from data.sources import TRAIN, VALIDATION
+from data.splits import TRAIN, VALIDATION
 from guards.printable import as_code
 from interop.exporting.agreement import Agreement
 from interop.families.layers import layers_of, window_of

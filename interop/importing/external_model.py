@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data.file_kinds import pointer_at
-from data.hub import check_reachable, is_offline, resolve
-from data.hub_watch import watched
-from data.tokenizer import load_pretrained, sha256_of_tokenizer
+from data.hub.connection import check_reachable, is_offline, resolve
+from data.hub.watch import watched
+from data.sources.file_kinds import pointer_at
+from data.tokenizing.pretrained import load_pretrained
+from data.tokenizing.tokenizer import sha256_of_tokenizer
 from interop.errors import InteropError
 from interop.importing.folder import read_config, read_stock, weight_files
 from interop.library import in_one_line, refusal

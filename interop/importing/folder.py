@@ -8,8 +8,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from torch import Tensor
 
-from data.file_kinds import pointer_at
-from data.tokenizer import load_pretrained, sha256_of_tokenizer
+from data.sources.file_kinds import pointer_at
+from data.tokenizing.pretrained import load_pretrained
+from data.tokenizing.tokenizer import sha256_of_tokenizer
 from files.disk import one_line
 from files.errors import RunError
 from files.regular_file import read_regular_file, require_regular_file

@@ -13,7 +13,7 @@ from comparing.across_tokenizers import across_tokenizers
 from comparing.statistics import text_interval
 from comparing.variants import compare
 from data.pipeline import prepare
-from data.tokenizer import save_tokenizer
+from data.tokenizing.tokenizer import save_tokenizer
 from measuring.evaluate import evaluate_run
 from measuring.perplexity import Score
 from measuring.rows import EvaluatedRun

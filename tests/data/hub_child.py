@@ -18,11 +18,11 @@ NAME = "kvlab-tests/stories"
 
 READ = f"""
 import json, sys, time
-import data.hub_watch
+import data.hub.watch
 from data.errors import DataError
-from data.hub_source import open_hub
+from data.sources.hub_dataset import open_hub
 from settings.data import DataSettings
-from data.tokenizer import load_pretrained
+from data.tokenizing.pretrained import load_pretrained
 
 def corpus(changes, commit=None):
     values = {{"name": "x", "source": "hub", "path": "{NAME}", **changes}}

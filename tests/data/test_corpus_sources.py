@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from texts import sentences
 
 from data.errors import DataError
-from data.file_kinds import foreign_kind
-from data.local_files import split_of_name
-from data.python_source import python_files
-from data.sources import Document, join_rows, open_corpus, split_by_hash
+from data.sources.corpus import Document, join_rows
+from data.sources.file_kinds import foreign_kind
+from data.sources.local_files import split_of_name
+from data.sources.open_corpus import open_corpus
+from data.sources.python_library import python_files
+from data.splits import split_by_hash
 from settings.data import DataSettings
 
 

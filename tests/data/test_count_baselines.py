@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from data import baselines
-from data.baselines import CountModel, count_baselines
-from data.shards import TokenStream
+from data.preparing import count_models
+from data.preparing.count_models import CountModel, count_baselines
+from data.shards.stream import TokenStream
 
 
 def stream(tmp_path, name, tokens, vocab_size=3):
@@ -46,9 +46,9 @@ def test_chunks_and_cap_change_nothing_else(tmp_path, monkeypatch):
         stream(tmp_path, "validation", tokens[200:], 5),
     )
     whole = count_baselines(train, validation, 5)
-    monkeypatch.setattr(baselines, "_CHUNK_TOKENS", 7)
+    monkeypatch.setattr(count_models, "_CHUNK_TOKENS", 7)
     assert count_baselines(train, validation, 5) == pytest.approx(whole)
-    monkeypatch.setattr(baselines, "MAX_COUNTED_TOKENS", 50)
+    monkeypatch.setattr(count_models, "MAX_COUNTED_TOKENS", 50)
     capped = count_baselines(train, validation, 5)
     assert capped["counted_train_tokens"] == 50
     assert capped == pytest.approx(

@@ -17,12 +17,16 @@ import numpy as np
 import pytest
 from texts import sentences
 
-from data import encoding, journal, local_source, packing, pipeline, shards
+from data import pipeline
 from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
-from data.sources import Document
-from data.tokenizer import END_OF_TEXT
+from data.preparing import journal, packing
+from data.shards.stream import TokenStream
+from data.sources.corpus import Document
+from data.sources.local_formats import read_rows
+from data.tokenizing import encoding
+from data.tokenizing.tokenizer import END_OF_TEXT
 from files.sealed import sealed, unsealed
 from settings.data import DataSettings, TokenizerSettings
 
@@ -194,8 +198,11 @@ def test_exception_midway_leaves_nothing(local, byte_level, corpus, quiet, monke
 HARNESS = """
 import json, os, signal, sys
 import datasets
-from data import encoding, journal, local_source, packing, pipeline
-from settings.data import DataSettings, TokenizerSettings
+from data import pipeline
+from data.preparing import journal, packing
+from data.tokenizing import encoding
+from settings.data import DataSettings
+from settings.data import TokenizerSettings
 
 packing._BATCH_CHARACTERS = 150
 data, tokenizer, moments = json.loads(sys.argv[1])
@@ -293,13 +300,13 @@ def test_going_on_reads_no_file_again_that_was_done(
     assert any("kept in" in line and "goes on there" in line for line in lines)
     assert_nothing_looks_finished(folder)
     read = []
-    rows = local_source.read_rows
+    rows = read_rows
 
     def noted(file, *rest):
         read.append(file.relative)
         return rows(file, *rest)
 
-    monkeypatch.setattr(local_source, "read_rows", noted)
+    monkeypatch.setattr("data.sources.local.read_rows", noted)
     lines = []
     prepare(settings, byte_level, lines.append)
     assert lines[0].startswith("going on preparing")
@@ -645,7 +652,7 @@ def test_corpus_too_small_for_a_validation_split_says_what_to_do(
 
 def test_lone_surrogate_names_its_document(local, byte_level, corpus, quiet, monkeypatch):
     monkeypatch.setattr(
-        "data.local_source.read_rows", lambda *_: iter([Document("a\ud800", "file row 3")])
+        "data.sources.local.read_rows", lambda *_: iter([Document("a\ud800", "file row 3")])
     )
     with pytest.raises(DataError, match="file row 3: character 1 is half of a surrogate pair"):
         prepare(local(), byte_level, quiet)
@@ -769,7 +776,7 @@ def test_token_outside_the_vocabulary_is_refused_when_the_stream_is_opened(prepa
     with pytest.raises(DataError, match=r"train-00001\.npy holds token 60000 at position 520"):
         again.stream("train")
     # Without hashes it is found in the window that holds it.
-    stream = shards.TokenStream([prepared.folder / "train-00000.npy", path], 257)
+    stream = TokenStream([prepared.folder / "train-00000.npy", path], 257)
     stream.window(510, 10)
     with pytest.raises(DataError, match=r"train-00001\.npy holds token 60000 at position 520"):
         stream.window(510, 11)
@@ -792,7 +799,7 @@ def test_manifest_says_what_was_read_and_how(prepared):
 
 def test_importing_data_loads_no_heavy_library():
     code = (
-        "import sys, data.pipeline; from settings.data import *;"
+        "import sys, data.pipeline; from data.settings import *;"
         "data.pipeline.prepared_folder(DataSettings('x', 'python_stdlib', prepared_dir='p'),"
         "TokenizerSettings('x', 'bpe'));"
         "print({'torch', 'datasets', 'transformers', 'tokenizers'} & set(sys.modules))"

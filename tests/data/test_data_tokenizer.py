@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from texts import sentences
 
 from data.errors import DataError
-from data.tokenizer import (
+from data.tokenizing.pretrained import build_tokenizer
+from data.tokenizing.tokenizer import (
     END_OF_TEXT,
-    build_tokenizer,
     bytes_tokenizer,
     cut_long_runs,
     end_of_document_id,

@@ -8,7 +8,7 @@ import pytest
 import data.documents
 from data.documents import document_bytes, document_names
 from data.pipeline import prepare
-from data.python_source import PythonFile
+from data.sources.python_library import PythonFile
 from settings.data import DataSettings, TokenizerSettings
 
 TEXTS = ["a", "no\ttwo\nlines <b>\x1b[31m", "é" * 50]

@@ -7,11 +7,11 @@ from texts import sentences
 
 pytestmark = pytest.mark.slow
 
-# What data/hub_watch.py has as 60 s, and what importing the libraries and the steps before may add.
+# What data/hub/watch.py has as 60 s, and what importing the libraries and the steps before may add.
 SILENCE_S, SLACK_S = 3.0, 25.0
 SETUP = f"""
-import data.hub_watch
-data.hub_watch.SILENCE_S = {SILENCE_S}
+import data.hub.watch
+data.hub.watch.SILENCE_S = {SILENCE_S}
 # Downloads are written, and resumed, by pieces of this size; the library has 10 MB.
 import huggingface_hub.constants
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1024

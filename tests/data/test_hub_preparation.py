@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 PREPARE = """
 import json, sys
-from data import packing
+from data.preparing import packing
 from data.errors import DataError
 from data.pipeline import prepare
 from settings.data import DataSettings, TokenizerSettings

@@ -6,7 +6,12 @@ import pytest
 from hub_child import read
 from hub_stand_in import COMMITS, Fault, stand_in
 
-from data.tokenizer import END_OF_TEXT, TOKENIZER_FILES, bytes_tokenizer, save_tokenizer
+from data.tokenizing.tokenizer import (
+    END_OF_TEXT,
+    TOKENIZER_FILES,
+    bytes_tokenizer,
+    save_tokenizer,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +40,7 @@ def test_hub_tokenizers_are_pinned_and_failures_are_explained(tmp_path, files):
         Fault("GET /t/silent/resolve/.*tokenizer.json", "stall"),
     ]
     models = {f"t/{name}": dict(files) for name in names if name != "nothing"}
-    setup = "import data.hub_watch\ndata.hub_watch.SILENCE_S = 4.0\n"
+    setup = "import data.hub.watch\ndata.hub.watch.SILENCE_S = 4.0\n"
     with stand_in(models=models, faults=faults) as hub:
         results = load(hub.endpoint, tmp_path, *(f"t/{name}" for name in names), setup=setup)
     expected = bytes_tokenizer().encode("Ab").ids

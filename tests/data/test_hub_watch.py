@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-import data.hub_watch
-from data.hub_watch import watched
+import data.hub.watch
+from data.hub.watch import watched
 
 
 def test_work_on_this_machine_is_no_silence(monkeypatch):
-    monkeypatch.setattr(data.hub_watch, "SILENCE_S", 0.1)
+    monkeypatch.setattr(data.hub.watch, "SILENCE_S", 0.1)
     assert watched("dataset 'a/b'", lambda: time.sleep(0.8) or 5, "other") == 5
 
 

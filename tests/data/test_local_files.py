@@ -14,11 +14,11 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from data import hub_source
 from data.errors import DataError
-from data.local_files import split_of_name
 from data.pipeline import prepare
-from data.sources import open_corpus
+from data.sources import hub_dataset
+from data.sources.local_files import split_of_name
+from data.sources.open_corpus import open_corpus
 from settings.data import DataSettings
 
 
@@ -152,7 +152,7 @@ def test_values_of_hub_rows_are_written_likewise(local, streaming):
     rows = datasets.Dataset(pa.table(columns))
     rows = rows.to_iterable_dataset() if streaming else rows
     template = "|".join(f"{{{name}}}" for name in columns)
-    (found,) = hub_source._rows(rows, "split x", local(text_template=template))
+    (found,) = hub_dataset._rows(rows, "split x", local(text_template=template))
     assert found.text == "|".join(written for _, _, written in PARQUET_VALUES)
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from data.permutation import Permutation
+from data.batches import Permutation
 
 
 @settings(max_examples=80, deadline=None)

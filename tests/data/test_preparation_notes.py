@@ -13,12 +13,12 @@ from texts import sentences
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from data.errors import DataError
-from data.losses import Losses, gives_back_all
-from data.manifest import share_of
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
-from data.sources import TRAIN, split_by_hash
-from data.tokenizer import bytes_tokenizer, save_tokenizer
+from data.shards.manifest import share_of
+from data.splits import TRAIN, split_by_hash
+from data.tokenizing.round_trip import Losses, gives_back_all
+from data.tokenizing.tokenizer import bytes_tokenizer, save_tokenizer
 from settings.data import TokenizerSettings
 
 ROOT = Path(__file__).parents[2]

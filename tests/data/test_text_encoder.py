@@ -8,8 +8,8 @@ from test_data_tokenizer import TEXT
 from texts import sentences
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
-from data import encoding
-from data.encoding import (
+from data.tokenizing import encoding
+from data.tokenizing.encoding import (
     BatchEncoder,
     LoneSurrogateError,
     TextEncoder,
@@ -17,7 +17,7 @@ from data.encoding import (
     encode_in_order,
     encodes_piece_by_piece,
 )
-from data.tokenizer import (
+from data.tokenizing.tokenizer import (
     END_OF_TEXT,
     bytes_tokenizer,
     load_tokenizer,

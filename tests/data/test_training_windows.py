@@ -7,7 +7,7 @@ import torch
 
 from data.batches import MIXTURE_BLOCK, TrainingWindows, read_ahead
 from data.errors import DataError
-from data.shards import TokenStream
+from data.shards.stream import TokenStream
 
 CONTEXT = 7
 RECORDED = [12, 6, 8, 9, 0, 2, 5, 7, 3, 10, 1, 11, 4, 8, 12, 7, 9, 1, 4, 2, 6, 0, 11, 3, 10, 5]

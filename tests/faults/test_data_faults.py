@@ -19,13 +19,17 @@ import filelock
 import numpy as np
 import pytest
 
-from data import packing, pipeline, shards
+from data import pipeline
 from data.batches import TrainingWindows
 from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
-from data.shards import TokenStream
-from data.tokenizer import load_pretrained, load_tokenizer
+from data.preparing import packing
+from data.shards import shard
+from data.shards import stream as shard_stream
+from data.shards.stream import TokenStream
+from data.tokenizing.pretrained import load_pretrained
+from data.tokenizing.tokenizer import load_tokenizer
 from files.sealed import sealed, unsealed
 from settings.data import DataSettings, TokenizerSettings
 
@@ -231,13 +235,13 @@ def test_what_training_reads_last_is_refused_first(folder, name):
 
 def test_a_shard_is_hashed_once_while_it_stays_the_same(folder, monkeypatch):
     verified = []
-    verify = shards.Shard.verify
+    verify = shard.Shard.verify
 
     def noted(self, *rest):
         verified.append(self._path.name)
         verify(self, *rest)
 
-    monkeypatch.setattr(shards.Shard, "verify", noted)
+    monkeypatch.setattr(shard.Shard, "verify", noted)
     path = folder / "validation-00000.npy"
     for file in folder.glob("*.npy"):
         os.utime(file, (10**9, 10**9))
@@ -257,7 +261,7 @@ def test_a_shard_is_hashed_once_while_it_stays_the_same(folder, monkeypatch):
 
 def test_hashing_a_shard_takes_little_memory(tmp_path):
     tokens = np.zeros(2**24, np.uint16)
-    entry = shards.write_array(tmp_path / "x.npy", tokens)
+    entry = shard.write_array(tmp_path / "x.npy", tokens)
     del tokens
     tracemalloc.start()
     try:
@@ -280,7 +284,7 @@ def test_a_shard_cut_short_in_use_is_an_error_and_no_dead_process(folder):
 
 @pytest.mark.parametrize("change", ["exchanged", "removed", "unreadable"])
 def test_a_shard_exchanged_in_use_is_noticed_when_it_is_opened_again(folder, monkeypatch, change):
-    monkeypatch.setattr(shards, "_MAX_OPEN", 1)
+    monkeypatch.setattr(shard_stream, "_MAX_OPEN", 1)
     stream = PreparedData(folder).stream("train")
     stream.window(0, 10)
     path = folder / "train-00001.npy"
@@ -574,15 +578,15 @@ def overrides(corpus, **changes):
 # Small batches, so that there is something to do for several processes; and time to interrupt.
 SLOWLY = """
 import runpy, sys, time
-from data import packing
+from data.preparing import packing
 packing._BATCH_CHARACTERS = 2000
 commit = packing.Packer._commit
 def slowly(self):
     commit(self)
     time.sleep(0.05)
 packing.Packer._commit = slowly
-sys.argv[0] = "prepare_data.py"
-runpy.run_module("prepare_data", run_name="__main__")
+sys.argv[0] = "data.prepare"
+runpy.run_module("data.prepare", run_name="__main__")
 """
 
 

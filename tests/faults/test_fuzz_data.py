@@ -12,11 +12,12 @@ import pytest
 from mutations import mutated_bytes, mutated_json
 
 from data.errors import DataError
-from data.journal import Journal
 from data.pipeline import prepare
 from data.prepared import PreparedData
-from data.shards import Shard, TokenStream, write_array
-from data.tokenizer import end_of_document_id, load_tokenizer
+from data.preparing.journal import Journal
+from data.shards.shard import Shard, write_array
+from data.shards.stream import TokenStream
+from data.tokenizing.tokenizer import end_of_document_id, load_tokenizer
 from files.sealed import sealed, unsealed
 from settings.data import DataSettings, TokenizerSettings
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data.tokenizer import bytes_tokenizer, load_tokenizer, save_tokenizer, vocab_size_of
+from data.tokenizing.tokenizer import bytes_tokenizer, load_tokenizer, save_tokenizer, vocab_size_of
 from harness.model import language_model
 from harness.tasks import Tasks, load_tasks
 from interop.stock import to_stock

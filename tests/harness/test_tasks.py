@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import harness.tasks
-from data.tokenizer import bytes_tokenizer, vocab_size_of
+from data.tokenizing.tokenizer import bytes_tokenizer, vocab_size_of
 from harness import lm_eval_setup, members
 from harness.errors import TaskError
 from harness.model import TokenScorer, language_model

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import interop.importing.external_model
 import interop.transformers_model
-from data.tokenizer import END_OF_TEXT, TOKENIZER_FILES, bytes_tokenizer, save_tokenizer
+from data.tokenizing.tokenizer import END_OF_TEXT, TOKENIZER_FILES, bytes_tokenizer, save_tokenizer
 from interop.errors import InteropError
 from interop.importing.external_model import find, load, load_into_kvlab
 from interop.transformers_model import TransformersModel, live_bytes

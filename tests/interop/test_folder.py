@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data.tokenizer import build_tokenizer, save_tokenizer
+from data.tokenizing.pretrained import build_tokenizer
+from data.tokenizing.tokenizer import save_tokenizer
 from interop.errors import InteropError
 from interop.importing.folder import read_stock, tokenizer_sha256
 from interop.importing.initial_model import sha256_of_model

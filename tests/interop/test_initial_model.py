@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from commands.initial_model import require_its_tokenizer, with_initial_model
 from data.errors import DataError
 from data.prepared import PreparedData
-from data.tokenizer import build_tokenizer, save_tokenizer
+from data.tokenizing.pretrained import build_tokenizer
+from data.tokenizing.tokenizer import save_tokenizer
 from interop.errors import InteropError
 from interop.importing.initial_model import (
     initial_model,

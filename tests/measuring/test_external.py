@@ -17,7 +17,7 @@ from comparing.decode_speed import add_decode_speed
 from comparing.variants import compare
 from data.pipeline import prepare
 from data.prepared import TOKENIZER_FOLDER
-from data.tokenizer import TOKENIZER_FILES, bytes_tokenizer, load_tokenizer
+from data.tokenizing.tokenizer import TOKENIZER_FILES, bytes_tokenizer, load_tokenizer
 from interop.errors import InteropError
 from interop.importing.external_model import find, load, load_into_kvlab
 from interop.stock import to_stock

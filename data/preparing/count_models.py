@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data.shards import TokenStream
+from data.shards.stream import TokenStream
 
 # More would hardly change the estimate.
 MAX_COUNTED_TOKENS = 20_000_000

@@ -6,18 +6,22 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from data.disk import write_bytes_synced
 from data.errors import DataError
-from data.file_kinds import pointer_at
 from files.regular_file import read_regular_file
 from files.strict_json import read_json_object
-from settings.data import TokenizerSettings, is_hub_name
+from settings.data import TokenizerSettings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from tokenizers.models import Model
+
+Tokens = npt.NDArray[np.integer[Any]]
 
 END_OF_TEXT = "<|endoftext|>"
 # Where a text may be cut: no match of GPT-2's pattern goes from a non-space to a space.
@@ -110,90 +114,6 @@ def cut_long_runs(texts: Iterable[str]) -> Iterator[str]:
         yield text[start:]
 
 
-class BuiltTokenizer(NamedTuple):
-    """A tokenizer, the token that ends documents, and the commit if it comes from the Hub."""
-
-    tokenizer: "Tokenizer"
-    end_of_document: str
-    commit: str | None = None
-
-
-def load_pretrained(path: str, key: str = "tokenizer.path") -> BuiltTokenizer:
-    """Load a fast tokenizer from the Hub or a folder; its code, if it has any, is not run.
-
-    Args:
-        path: A folder, or a name of the Hub.
-        key: The setting that names it, for messages.
-
-    Raises:
-        DataError: If it cannot be found or reached, is not a fast one, or has no eos token.
-    """
-    from data.hub import cached_commit, check_reachable, explain, is_offline, resolve
-    from data.hub_watch import watched
-
-    folder = Path(path).expanduser()
-    is_local = folder.is_dir()
-    what, alternative = f"tokenizer {path!r}", f"use a folder on this machine in {key}"
-    commit = None
-    if not is_local:
-        if not is_hub_name(path):
-            raise DataError(f"{key}: no such folder: {path}")
-        check_reachable(what, alternative)
-        if is_offline():
-            commit = cached_commit("model", path, "main")
-        else:
-            commit = resolve("model", path, None, key, alternative)
-
-    def load() -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(
-            str(folder) if is_local else path, revision=commit or "main", trust_remote_code=False
-        )
-
-    try:
-        wrapped = load() if is_local else watched(what, load, alternative)
-    except DataError:
-        raise
-    except BaseException as error:
-        if not _is_of_the_library(error):
-            raise
-        if is_local:
-            why = _why_not(folder, explain(error, folder))
-            raise DataError(f"{key} ({path!r}): cannot load a tokenizer: {why}") from error
-        where = " from the local cache (HF_HUB_OFFLINE=1)" if is_offline() else ""
-        raise DataError(
-            f"{key} ({path!r}): cannot load a tokenizer{where}: {explain(error)}"
-        ) from error
-    if not wrapped.is_fast:
-        raise DataError(f"{key} ({path!r}): this tokenizer has no fast version")
-    if wrapped.eos_token is None:
-        raise DataError(f"{key} ({path!r}): this tokenizer has no eos_token to end documents with")
-    tokenizer = wrapped.backend_tokenizer
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    # It would add tokens such as <s>, which the prepared text does not have.
-    tokenizer.post_processor = None
-    return BuiltTokenizer(tokenizer, wrapped.eos_token, commit)
-
-
-def build_tokenizer(settings: TokenizerSettings, texts: Iterable[str]) -> BuiltTokenizer:
-    """Build or load the tokenizer that the settings name.
-
-    Args:
-        settings: Kind, size and path.
-        texts: Training documents; read for kind bpe only.
-
-    Raises:
-        DataError: If a pretrained tokenizer cannot be used.
-    """
-    if settings.kind == "pretrained":
-        return load_pretrained(str(settings.path))
-    if settings.kind == "bytes":
-        return BuiltTokenizer(bytes_tokenizer(), END_OF_TEXT)
-    return BuiltTokenizer(train_bpe(texts, settings), END_OF_TEXT)
-
-
 def save_tokenizer(tokenizer: "Tokenizer", end_of_document: str, folder: Path) -> None:
     """Write the files that transformers' AutoTokenizer opens.
 
@@ -243,7 +163,8 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     return tokenizer
 
 
-def _is_of_the_library(error: BaseException) -> bool:
+def is_of_the_library(error: BaseException) -> bool:
+    """Tell an error of the tokenizer library from Ctrl-C and the like."""
     # What panics in Rust is no Exception, and its class cannot be imported.
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
@@ -255,21 +176,12 @@ def _parsed(text: str, path: Path) -> "Tokenizer":
         tokenizer = Tokenizer.from_str(text)
         ids = tokenizer.get_vocab(with_added_tokens=True).values()
     except BaseException as error:
-        if not _is_of_the_library(error):
+        if not is_of_the_library(error):
             raise
         raise DataError(f"{path} is not a tokenizer ({error})") from error
     if not ids:
         raise DataError(f"{path} is not a tokenizer (its vocabulary is empty)")
     return tokenizer
-
-
-def _why_not(folder: Path, otherwise: str) -> str:
-    """Say what keeps a folder's tokenizer from being loaded: a file that is a pointer, or else."""
-    for path in sorted(folder.iterdir()):
-        # Weights may be pointers: nobody reads them here.
-        if path.suffix in (".json", ".txt", ".model") and (kind := pointer_at(path)):
-            return f"{path} {kind}"
-    return otherwise
 
 
 def end_of_document_id(folder: Path) -> int:
@@ -295,6 +207,11 @@ def end_of_document_id(folder: Path) -> int:
 def vocab_size_of(tokenizer: "Tokenizer") -> int:
     """Return one more than the largest id, which is what an embedding needs."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest of uint16 and uint32 that holds every id below `vocab_size`."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def split_long(text: str, max_characters: int = 2**20) -> Iterator[str]:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from data.disk import write_bytes_synced
 from data.errors import DataError
-from data.sources import TRAIN, VALIDATION
-from data.tokenizer import TOKENIZER_FILES
+from data.splits import TRAIN, VALIDATION, label_of
+from data.tokenizing.tokenizer import TOKENIZER_FILES
 from files.sealed import sealed, unsealed
 from files.strict_json import read_json_object
 from files.synced import fsync_folder
@@ -26,11 +26,6 @@ _MAX_BYTES = 2**29
 _MAX_VOCABULARY = 2**32
 
 Value = TypeVar("Value")
-
-
-def label_of(split: str, corpus: str) -> str:
-    """Name a split of one of the corpora that are mixed; `corpus` is '' where there is only one."""
-    return f"{split}.{corpus}" if corpus else split
 
 
 def share_of(lost: int, whole: int) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.manifest import label_of, share_of
-from data.packing import Source
-from data.sources import TEST, TRAIN, VALIDATION
+from data.preparing.packing import Source
+from data.shards.manifest import share_of
+from data.splits import TEST, TRAIN, VALIDATION, label_of
 
 # Fewer documents give no interval.
 MIN_DOCUMENTS = 10

@@ -5,17 +5,18 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from data.compressed import compression_of
 from data.errors import DataError
-from data.local_files import (
+from data.sources.compressed import compression_of
+from data.sources.corpus import Corpus, Document, Part, join_rows
+from data.sources.local_files import (
     LocalFile,
     find_files,
     missing_of_series,
     shortened,
 )
-from data.local_formats import read_rows
-from data.rows import RowTexts
-from data.sources import TRAIN, Corpus, Document, Part, choose_splits, join_rows
+from data.sources.local_formats import read_rows
+from data.sources.rows import RowTexts
+from data.splits import TRAIN, choose_splits
 from files.regular_file import sha256_of_file
 from settings.data import DataSettings, is_utf8
 

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.encoding import Encoded, LoneSurrogateError, encode_in_order, num_cores
 from data.errors import DataError
-from data.journal import Journal
-from data.manifest import SplitCounts, label_of
-from data.shards import ShardWriter, Tokens
-from data.sources import TEST, TRAIN, VALIDATION, Corpus, Document, Part
+from data.preparing.journal import Journal
+from data.shards.manifest import SplitCounts
+from data.shards.shard import ShardWriter
+from data.sources.corpus import Corpus, Document, Part
+from data.splits import TEST, TRAIN, VALIDATION, label_of
+from data.tokenizing.encoding import Encoded, LoneSurrogateError, encode_in_order, num_cores
+from data.tokenizing.tokenizer import Tokens
 from files.sizes import in_units
 from settings.data import DataSettings
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.hub_watch import the_watch, watched
+from data.hub.watch import the_watch, watched
 
 # The library's own retries take 23 s without DNS and 396 s on a silent connection.
 _TIMEOUT_S = 5.0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.errors import DataError
-from data.sources import Document
+from data.sources.corpus import Document
 from settings.data import DataSettings
 
 # Rows may be books: a thousand of half a megabyte would not be little memory.

@@ -7,7 +7,8 @@ from typing import Any
 
 from data.disk import write_bytes_synced
 from data.errors import DataError
-from data.shards import Shard, Tokens, write_array
+from data.shards.shard import Shard, write_array
+from data.tokenizing.tokenizer import Tokens
 from files.regular_file import sha256_of_file
 from files.sealed import sealed, unsealed
 from files.strict_json import read_json_object

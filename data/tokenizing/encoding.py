@@ -16,9 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
-from data.losses import Losses, gives_back_all
-from data.shards import Tokens, token_dtype
-from data.tokenizer import CUT, end_of_document_id, load_tokenizer, split_long, vocab_size_of
+from data.tokenizing.round_trip import Losses, gives_back_all
+from data.tokenizing.tokenizer import (
+    CUT,
+    Tokens,
+    end_of_document_id,
+    load_tokenizer,
+    split_long,
+    token_dtype,
+    vocab_size_of,
+)
 from guards.parent import end_with_parent
 
 if TYPE_CHECKING:
@@ -137,7 +144,7 @@ class BatchEncoder:
     """Documents to tokens, in one process.
 
     Args:
-        tokenizer_folder: What `data.tokenizer.save_tokenizer` wrote.
+        tokenizer_folder: What `data.tokenizing.tokenizer.save_tokenizer` wrote.
     """
 
     def __init__(self, tokenizer_folder: Path) -> None:

@@ -6,10 +6,10 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from data.compressed import COMPRESSED, compression_of
 from data.errors import DataError
-from data.file_kinds import HEAD_BYTES, foreign_kind
-from data.sources import TEST, TRAIN, VALIDATION
+from data.sources.compressed import COMPRESSED, compression_of
+from data.sources.file_kinds import HEAD_BYTES, foreign_kind
+from data.splits import TEST, TRAIN, VALIDATION
 from settings.data import DataSettings
 
 _FORMATS = {

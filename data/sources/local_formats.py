@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.compressed import compression_of, open_bytes
 from data.errors import DataError
-from data.file_kinds import HEAD_BYTES, foreign_kind, is_markup, pointer_at, undecodable
-from data.local_files import LocalFile
-from data.rows import ROWS_AT_ONCE, JsonFloat, JsonInteger, RowTexts, as_narrow
-from data.sources import Document
+from data.sources.compressed import compression_of, open_bytes
+from data.sources.corpus import Document
+from data.sources.file_kinds import HEAD_BYTES, foreign_kind, is_markup, pointer_at, undecodable
+from data.sources.local_files import LocalFile
+from data.sources.rows import ROWS_AT_ONCE, JsonFloat, JsonInteger, RowTexts, as_narrow
 from settings.data import DataSettings
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.hub import cached_commit, check_reachable, explain, is_offline, resolve
-from data.hub_watch import watched
-from data.rows import ROWS_AT_ONCE, RowTexts, as_narrow
-from data.sources import Corpus, Document, Part, choose_splits, join_rows
+from data.hub.connection import cached_commit, check_reachable, explain, is_offline, resolve
+from data.hub.watch import watched
+from data.sources.corpus import Corpus, Document, Part, join_rows
+from data.sources.rows import ROWS_AT_ONCE, RowTexts, as_narrow
+from data.splits import choose_splits
 from settings.data import DataSettings
 
 _ALTERNATIVE = "use local files with data=local data.path=..."

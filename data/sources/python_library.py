@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.errors import DataError
-from data.sources import TRAIN, VALIDATION, Corpus, Document, Part, split_by_hash
+from data.sources.corpus import Corpus, Document, Part
+from data.splits import TRAIN, VALIDATION, split_by_hash
 from settings.data import DataSettings
 
 _SKIPPED_FOLDERS = {"__pycache__", "test", "tests", "idle_test"}

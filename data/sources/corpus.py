@@ -1,17 +1,12 @@
 """Corpora: documents by split, whatever the source."""
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from data.errors import DataError
-from settings.data import DataSettings
-
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
-# Counted up when the same files are read as other text.
-_LOCAL_READER = 2
+from data.splits import TEST, TRAIN, VALIDATION, split_by_hash
 
 
 class Document(NamedTuple):
@@ -100,12 +95,6 @@ class Corpus:
                 )
 
 
-def split_by_hash(key: bytes, validation_fraction: float) -> str:
-    """Choose train or validation from a key alone, so that neither order nor size matters."""
-    value = int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
-    return VALIDATION if value < validation_fraction * 2**64 else TRAIN
-
-
 def join_rows(
     rows: Iterable[Document], document_start: str | None, line_end: str = "\n"
 ) -> Iterator[Document]:
@@ -139,83 +128,3 @@ def join_rows(
         blank = blank and not text.strip()
     if lines:
         yield Document("".join(lines), where)
-
-
-def choose_splits(settings: DataSettings, available: Iterable[str]) -> dict[str, str | None]:
-    """Map the source's split names to ours.
-
-    Args:
-        settings: Names of the training and validation split.
-        available: The names that the source has.
-
-    Returns:
-        Source name to "train", "validation" or "test"; the training split maps to None where
-        validation documents are to be taken from it. Splits that are not used are left out.
-
-    Raises:
-        DataError: If a split that was asked for is missing.
-    """
-    names = list(available)
-    if settings.train_split not in names:
-        raise DataError(
-            f"data.train_split ({settings.train_split!r}) is not in {settings.path}; "
-            f"its splits are {', '.join(names)}"
-        )
-    chosen: dict[str, str | None] = {settings.train_split: TRAIN}
-    if settings.validation_split in names:
-        chosen[str(settings.validation_split)] = VALIDATION
-    elif settings.validation_split in (None, VALIDATION):
-        chosen[settings.train_split] = None
-    else:
-        raise DataError(
-            f"data.validation_split ({settings.validation_split!r}) is not in {settings.path}; "
-            f"its splits are {', '.join(names)}; null takes data.validation_fraction of the "
-            "training documents"
-        )
-    if TEST in names and TEST not in chosen:
-        chosen[TEST] = TEST
-    return chosen
-
-
-def open_corpus(settings: DataSettings, commit: str | None = None) -> Corpus:
-    """Open the source that the settings name.
-
-    Args:
-        settings: Where the text comes from.
-        commit: Of a Hub dataset, what an interrupted preparation read; in place of the revision.
-
-    Raises:
-        DataError: If it cannot be found, reached or understood.
-    """
-    if settings.source == "local":
-        from data.local_source import open_local
-
-        return open_local(settings)
-    if settings.source == "hub":
-        from data.hub_source import open_hub
-
-        return open_hub(settings, commit)
-    from data.python_source import open_python
-
-    return open_python(settings)
-
-
-def source_identity(settings: DataSettings) -> Any:
-    """Return what, besides the settings, determines the documents; quick, reads no text.
-
-    Raises:
-        DataError: If a local path does not exist or holds no usable file.
-    """
-    if settings.source == "local":
-        from data.local_files import find_files
-
-        files = [
-            [file.relative, file.path.stat().st_size, file.path.stat().st_mtime_ns]
-            for file in find_files(settings).used
-        ]
-        return {"files": files, "reader": _LOCAL_READER}
-    if settings.source == "hub":
-        return None
-    from data.python_source import python_identity
-
-    return python_identity(settings.source)

@@ -1,0 +1,1 @@
+"""One preparation: documents through a tokenizer into shards, resumable at any moment."""

@@ -1,0 +1,1 @@
+"""Token shards: the files of a prepared corpus and its manifest."""

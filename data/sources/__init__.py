@@ -1,0 +1,1 @@
+"""Text: the corpora that there are, as documents by split."""

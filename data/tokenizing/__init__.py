@@ -1,0 +1,1 @@
+"""Text to token ids: building, storing and running tokenizers."""
