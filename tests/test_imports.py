@@ -71,19 +71,56 @@ def test_imports_go_one_way(name):
         assert not forbidden, f"{path.relative_to(ROOT)} imports {forbidden}"
 
 
-def test_the_rooms_of_training_import_one_way():
-    rooms = {"machine": set(), "recipe": {"machine"}}
-    rooms["ranks"] = {*rooms["recipe"], "recipe"}
-    rooms["endurance"] = {*rooms["ranks"], "ranks"}
-    folders = {path.parent.name for path in (ROOT / "training").glob("*/__init__.py")}
-    assert folders == rooms.keys()
-    at_the_front = {"errors"}
-    for room, below in rooms.items():
-        for path in modules(f"training/{room}"):
-            nodes = ast.walk(ast.parse(path.read_text()))
-            named = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
-            of_training = {name.split(".")[1] for name in named if name.startswith("training.")}
-            assert of_training <= {*at_the_front, *below, room}, path.relative_to(ROOT)
+# The folders of a package, each with the ones that it may import; and what all share, at the front.
+ROOMS = {
+    "training": (("machine", "recipe", "ranks", "endurance"), {"errors"}),
+    "data": (
+        ("hub", "sources", "tokenizing", "shards", "preparing"),
+        {"errors", "splits", "disk"},
+    ),
+}
+
+
+def modules_imported(path):
+    """What a file imports, also inside functions, as whole names; not what only types need."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_the_rooms_of_a_package_import_one_way(package):
+    rooms, at_the_front = ROOMS[package]
+    folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+    assert folders == set(rooms)
+    for number, room in enumerate(rooms):
+        for path in modules(f"{package}/{room}"):
+            names = [name.split(".") for name in modules_imported(path)]
+            seen = {name[1] for name in names if name[0] == package and len(name) > 1}
+            assert seen <= {*at_the_front, *rooms[: number + 1]}, path.relative_to(ROOT)
+    for name in at_the_front:
+        for whole in modules_imported(ROOT / package / f"{name}.py"):
+            assert not whole.startswith(tuple(f"{package}.{room}" for room in rooms)), name
+
+
+def test_no_module_imports_one_that_imports_it():
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in everything()
+    }
+    unresolved = {name: set(modules_imported(path)) & set(paths) for name, path in paths.items()}
+    # What imports nothing that is left is left out, until only circles are left.
+    while free := [name for name, others in unresolved.items() if not others & set(unresolved)]:
+        for name in free:
+            del unresolved[name]
+    assert not unresolved
 
 
 def test_modeling_imports_torch_and_the_standard_library_only():
@@ -159,7 +196,7 @@ for name in ("AutoModel", "AutoModelForCausalLM"):
 MAY_IMPORT_BY_NAME = {
     "modeling/attention/base.py",
     "modeling/reference/registry.py",
-    "data/hub_watch.py",
+    "data/hub/watch.py",
 }
 
 
