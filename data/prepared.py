@@ -3,10 +3,10 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data.errors import DataError
-from data.shards.manifest import SplitCounts, read_manifest
+from data.shards.manifest import read_manifest
 from data.shards.shard import Shard
 from data.shards.stream import TokenStream
 from data.splits import TRAIN, VALIDATION, label_of
@@ -48,19 +48,18 @@ class PreparedData:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        manifest = read_manifest(self.folder)
-        self.name: str = manifest.name
-        self.vocab_size: int = manifest.vocab_size
-        self.end_of_document_id: int = manifest.end_of_document_id
-        self._tokenizer_hashes = manifest.tokenizer_sha256
-        self.tokenizer_sha256: str = manifest.tokenizer_sha256[TOKENIZER_FILES[0]]
-        self.source: dict[str, Any] = manifest.source
-        self.baselines: dict[str, float] = manifest.baselines
-        self.leaks: dict[str, int] = manifest.leaks
-        self.dropped_leaks: bool = manifest.dropped_leaks
-        self.weights: dict[str, float] = manifest.weights
-        self.splits: dict[str, SplitCounts] = manifest.splits
-        self._shards = manifest.shards
+        manifest, self.source = read_manifest(self.folder)
+        self.name = manifest.name
+        self.vocab_size = manifest.tokenizer.vocab_size
+        self.end_of_document_id = manifest.tokenizer.end_of_document_id
+        self._tokenizer_hashes = {key: manifest.tokenizer.sha256[key] for key in TOKENIZER_FILES}
+        self.tokenizer_sha256 = self._tokenizer_hashes[TOKENIZER_FILES[0]]
+        self.baselines = manifest.baselines
+        self.leaks = manifest.leaks
+        self.dropped_leaks = manifest.settings.data.drop_leaked_documents
+        self.weights = manifest.weights
+        self.splits = {split: entry.counts for split, entry in manifest.splits.items()}
+        self._shards = {split: entry.shards for split, entry in manifest.splits.items()}
         self._check_files()
 
     @property

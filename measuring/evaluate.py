@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from data.prepared import SplitCounts
-from data.shards.manifest import share_of
+from data.shards.manifest import SplitCounts, share_of
 from data.shards.stream import TokenStream
 from measuring.kv_cache import measure_generation_memory, measure_kv_cache, require_closed_form
 from measuring.numerics import device_class, trained_with

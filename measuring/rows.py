@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from data.prepared import PreparedData, SplitCounts
+from data.prepared import PreparedData
+from data.shards.manifest import SplitCounts
 from measuring.decode import Decodable
 from measuring.perplexity import Score
 from modeling.arrangement import layer_configs

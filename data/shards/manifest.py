@@ -1,20 +1,22 @@
 """The manifest of a prepared corpus: what it states, field by field."""
 
 import json
-import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any
+
+import msgspec
 
 from data.disk import write_bytes_synced
 from data.errors import DataError
 from data.splits import TRAIN, VALIDATION, label_of
 from data.tokenizing.tokenizer import TOKENIZER_FILES
+from files.errors import RunError
 from files.sealed import sealed, unsealed
 from files.strict_json import read_json_object
 from files.synced import fsync_folder
+from files.typed_json import typed
 
 MANIFEST = "manifest.json"
 # Of the manifest alone: the name and the fingerprint of prepared data do not depend on it.
@@ -24,8 +26,12 @@ _UNSEALED_VERSION = 2
 # It lists every source file; a million of them fit.
 _MAX_BYTES = 2**29
 _MAX_VOCABULARY = 2**32
+_BASELINES = ("unigram_perplexity", "bigram_perplexity", "counted_train_tokens")
 
-Value = TypeVar("Value")
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+# An integer stays one: the fingerprint is of the numbers as they are written.
+Positive = Annotated[int, msgspec.Meta(gt=0)] | Annotated[float, msgspec.Meta(gt=0)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 def share_of(lost: int, whole: int) -> str:
@@ -47,50 +53,116 @@ class SplitCounts:
             were; 0 also where a folder was prepared before they were measured.
     """
 
-    documents: int
-    tokens: int
-    utf8_bytes: int
-    words: int
-    lost_bytes: int = 0
+    documents: Count
+    tokens: Count
+    utf8_bytes: Count
+    words: Count
+    lost_bytes: Count = 0
 
 
-class ShardEntry(NamedTuple):
+class ShardEntry(msgspec.Struct, frozen=True):
     """A shard's file name, number of tokens and sha256."""
 
     file: str
-    tokens: int
-    sha256: str
+    tokens: Count
+    sha256: Sha256
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[^/\\\x00]+\.npy", self.file):
+            raise ValueError(f"{self.file!r} lies outside the folder or is no .npy file")
 
 
-@dataclass(frozen=True)
-class Manifest:
+@dataclass(frozen=True, kw_only=True)
+class SplitEntry(SplitCounts):
+    """The size of a split and its files, in order."""
+
+    shards: list[ShardEntry]
+
+    def __post_init__(self) -> None:
+        if self.lost_bytes > self.utf8_bytes:
+            raise ValueError(f"{self.lost_bytes} of {self.utf8_bytes} bytes cannot be lost")
+        # An empty text is no document, and each one has its end.
+        if min(self.tokens, self.utf8_bytes) < self.documents:
+            raise ValueError(
+                f"{self.tokens} tokens and {self.utf8_bytes} bytes cannot hold "
+                f"{self.documents} documents"
+            )
+
+    @property
+    def counts(self) -> SplitCounts:
+        """The split's size."""
+        sizes = {key: getattr(self, key) for key in SplitCounts.__dataclass_fields__}
+        return SplitCounts(**sizes)
+
+
+class TokenizerEntry(msgspec.Struct, frozen=True):
+    """The tokenizer's size, the token after each document, and its files' hashes by name."""
+
+    vocab_size: Annotated[int, msgspec.Meta(le=_MAX_VOCABULARY)]
+    end_of_document_id: Count
+    sha256: dict[str, Sha256]
+
+    def __post_init__(self) -> None:
+        if self.end_of_document_id >= self.vocab_size:
+            raise ValueError(
+                f"end_of_document_id {self.end_of_document_id} is not below vocab_size "
+                f"{self.vocab_size}"
+            )
+        _require(self.sha256, *TOKENIZER_FILES)
+
+
+class _Revisions(msgspec.Struct, kw_only=True):
+    commit: str | None = None
+    revision: str | None = None
+
+
+class _Source(_Revisions, kw_only=True):
+    source: str
+    corpora: dict[str, _Revisions] = {}
+
+
+class _DataSettings(msgspec.Struct):
+    drop_leaked_documents: bool
+
+
+class _Settings(msgspec.Struct):
+    data: _DataSettings
+
+
+class Manifest(msgspec.Struct, frozen=True):
     """What a manifest states, each value of its type and in its range.
 
     Attributes:
         name: The corpus' label.
-        source: What was read.
-        vocab_size: Number of token ids.
-        end_of_document_id: Token after each document.
-        tokenizer_sha256: Hashes of the tokenizer's files, by name.
+        source: What was read, the part of it that is checked.
+        settings: How, the part of it that is used again.
+        tokenizer: By what it became tokens.
         weights: Share of each corpus of a mixture in training.
-        splits: Sizes by split.
-        shards: Files by split, in order.
+        splits: Files and sizes by split.
         leaks: Documents of one split that are also in another.
-        dropped_leaks: Whether those of the training split were left out.
         baselines: Perplexities of count models on the validation split.
     """
 
     name: str
-    source: dict[str, Any]
-    vocab_size: int
-    end_of_document_id: int
-    tokenizer_sha256: dict[str, str]
-    weights: dict[str, float]
-    splits: dict[str, SplitCounts]
-    shards: dict[str, list[ShardEntry]]
-    leaks: dict[str, int]
-    dropped_leaks: bool
-    baselines: dict[str, float]
+    source: _Source
+    settings: _Settings
+    tokenizer: TokenizerEntry
+    weights: dict[str, Positive]
+    splits: dict[str, SplitEntry]
+    leaks: dict[str, Count]
+    baselines: dict[str, Positive]
+
+    def __post_init__(self) -> None:
+        for corpus in ("", *self.weights):
+            _require(self.splits, *(label_of(split, corpus) for split in (TRAIN, VALIDATION)))
+        if not self.splits[VALIDATION].documents:
+            raise ValueError("the validation split holds no document")
+        _require(self.baselines, *_BASELINES)
+
+
+def _require(entries: dict[str, Any], *keys: str) -> None:
+    if missing := [key for key in keys if key not in entries]:
+        raise ValueError(f"{missing[0]!r} is missing")
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
@@ -113,8 +185,8 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     new.replace(folder / MANIFEST)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check a manifest.
+def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
+    """Read and check a manifest; return it with the whole description of the source.
 
     Raises:
         DataError: If it is missing or anything in it is not what was written, or is of a wrong
@@ -127,150 +199,15 @@ def read_manifest(folder: Path) -> Manifest:
         version = content.get("format_version")
         if type(version) is not int or version not in (_UNSEALED_VERSION, MANIFEST_VERSION):
             raise DataError(f"{path} has format {version}, not {MANIFEST_VERSION}; {again}")
-        return _manifest(content if version == _UNSEALED_VERSION else unsealed(content))
+        content = content if version == _UNSEALED_VERSION else unsealed(content)
+        return typed(content, Manifest, path), content["source"]
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: {folder} is no prepared corpus") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); {again}") from error
+    except RunError as error:
+        raise DataError(f"{error}; {again}") from error
     except DataError:
         raise
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); {again}") from error
-
-
-def _manifest(content: dict[str, Any]) -> Manifest:
-    tokenizer = _get(content, "tokenizer", _mapping)
-    vocab_size = _get(tokenizer, "vocab_size", _whole_number)
-    end = _get(tokenizer, "end_of_document_id", _whole_number)
-    if not end < vocab_size <= _MAX_VOCABULARY:
-        raise ValueError(f"'end_of_document_id' {end} is not below 'vocab_size' {vocab_size}")
-    hashes = _get(tokenizer, "sha256", _mapping)
-    settings = _get(_get(content, "settings", _mapping), "data", _mapping)
-    splits = _get(content, "splits", _mapping_of(_mapping))
-    weights = _get(content, "weights", _mapping_of(_positive))
-    for name in ("", *weights):
-        for split in (TRAIN, VALIDATION):
-            _get(splits, label_of(split, name), _mapping)
-    baselines = _get(content, "baselines", _mapping_of(_positive))
-    for key in ("unigram_perplexity", "bigram_perplexity", "counted_train_tokens"):
-        _get(baselines, key, _positive)
-    return Manifest(
-        name=_get(content, "name", _text),
-        source=_get(content, "source", _source),
-        vocab_size=vocab_size,
-        end_of_document_id=end,
-        tokenizer_sha256={name: _get(hashes, name, _sha256) for name in TOKENIZER_FILES},
-        weights=weights,
-        splits={split: _counts(split, entry) for split, entry in splits.items()},
-        shards={
-            split: [_shard(_mapping(shard)) for shard in _get(entry, "shards", _list)]
-            for split, entry in splits.items()
-        },
-        leaks=_get(content, "leaks", _mapping_of(_whole_number)),
-        dropped_leaks=_get(settings, "drop_leaked_documents", _truth),
-        baselines=baselines,
-    )
-
-
-def _counts(split: str, entry: dict[str, Any]) -> SplitCounts:
-    entry = {"lost_bytes": 0, **entry}
-    counts = SplitCounts(
-        **{key: _get(entry, key, _whole_number) for key in SplitCounts.__dataclass_fields__}
-    )
-    if counts.lost_bytes > counts.utf8_bytes:
-        raise ValueError(
-            f"split {split!r} states {counts.lost_bytes} lost of {counts.utf8_bytes} bytes"
-        )
-    # An empty text is no document, and each one has its end.
-    if min(counts.tokens, counts.utf8_bytes) < counts.documents:
-        raise ValueError(
-            f"split {split!r} states {counts.documents} documents in {counts.tokens} tokens and "
-            f"{counts.utf8_bytes} bytes"
-        )
-    if split == VALIDATION and not counts.documents:
-        raise ValueError(f"split {split!r} holds no document")
-    return counts
-
-
-def _shard(entry: dict[str, Any]) -> ShardEntry:
-    name = _get(entry, "file", _text)
-    if not re.fullmatch(r"[^/\\\x00]+\.npy", name):
-        raise ValueError(f"shard {name!r} lies outside the folder or is no .npy file")
-    return ShardEntry(name, _get(entry, "tokens", _whole_number), _get(entry, "sha256", _sha256))
-
-
-def _source(value: object) -> dict[str, Any]:
-    source = _mapping(value)
-    corpora = _mapping_of(_mapping)(source.get("corpora", {}))
-    _get(source, "source", _text)
-    for one in (source, *corpora.values()):
-        for key in ("commit", "revision"):
-            if one.get(key) is not None:
-                _get(one, key, _text)
-    return source
-
-
-def _get(holder: dict[str, Any], key: str, check: Callable[[object], Value]) -> Value:
-    """Return a value of the right type.
-
-    Raises:
-        ValueError: If it is missing or of another type; with the key.
-    """
-    if key not in holder:
-        raise ValueError(f"{key!r} is missing")
-    try:
-        return check(holder[key])
-    except ValueError as error:
-        raise ValueError(f"{key!r}: {error}") from error
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"a text is needed, not {type(value).__name__}")
-    return value
-
-
-def _sha256(value: object) -> str:
-    if not re.fullmatch("[0-9a-f]{64}", _text(value)):
-        raise ValueError("this is no sha256")
-    return _text(value)
-
-
-def _truth(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"true or false is needed, not {type(value).__name__}")
-    return value
-
-
-def _whole_number(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError("a whole number, at least 0, is needed")
-    return value
-
-
-def _positive(value: object) -> float:
-    # Not a comparison with 0 alone: an integer may be too large for a float.
-    if type(value) is float and 0 < value < math.inf:
-        return value
-    if type(value) is int and 0 < value < 2**63:
-        return value
-    raise ValueError("a number above 0 is needed")
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"a list is needed, not {type(value).__name__}")
-    return value
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"an object is needed, not {type(value).__name__}")
-    return value
-
-
-def _mapping_of(check: Callable[[object], Value]) -> Callable[[object], dict[str, Value]]:
-    def checked(value: object) -> dict[str, Value]:
-        return {key: _get(_mapping(value), key, check) for key in _mapping(value)}
-
-    return checked

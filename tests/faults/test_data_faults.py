@@ -312,19 +312,34 @@ def test_a_wrong_width_for_the_vocabulary_is_refused(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m["splits"]["validation"].update(utf8_bytes=0), "10 documents in .* 0 bytes"),
-        (lambda m: m["splits"]["train"].update(documents=10**6), "1000000 documents in"),
+        (
+            lambda m: m["splits"]["validation"].update(utf8_bytes=0),
+            "hold 10 documents at .*validation",
+        ),
+        (
+            lambda m: m["splits"]["train"].update(documents=10**6),
+            "hold 1000000 documents at .*train",
+        ),
         (lambda m: m["splits"].pop("validation"), "'validation' is missing"),
-        (lambda m: m["tokenizer"].update(vocab_size="257"), "'vocab_size': a whole number"),
-        (lambda m: m["tokenizer"].update(end_of_document_id=257), "not below 'vocab_size' 257"),
-        (lambda m: m["baselines"].update(bigram_perplexity=None), "'bigram_perplexity': a number"),
-        (lambda m: m["source"].update(corpora=[1]), "'source': an object is needed, not list"),
-        (lambda m: m.update(weights={"one": True}), "'weights': 'one': a number above 0"),
+        (
+            lambda m: m["tokenizer"].update(vocab_size="257"),
+            "expected int, got str at .*vocab_size",
+        ),
+        (lambda m: m["tokenizer"].update(end_of_document_id=257), "not below vocab_size 257"),
+        (
+            lambda m: m["baselines"].update(bigram_perplexity=None),
+            "got null at .*bigram_perplexity",
+        ),
+        (
+            lambda m: m["source"].update(corpora=[1]),
+            "got array at .*source.corpora",
+        ),
+        (lambda m: m.update(weights={"one": True}), r"got bool at \$\.weights\.one"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused_by_key(folder, change, message):
     forge(folder, change)
-    with pytest.raises(DataError, match=rf"manifest\.json is damaged .*{message}"):
+    with pytest.raises(DataError, match=rf"manifest\.json is damaged: .*{message}"):
         PreparedData(folder)
 
 
