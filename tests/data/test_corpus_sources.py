@@ -8,10 +8,9 @@ from functools import partial
 import datasets
 import pyarrow.parquet
 import pytest
-import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from texts import sentences
+from texts import sentences, zstandard
 
 from data.errors import DataError
 from data.sources.corpus import Document, join_rows
@@ -182,7 +181,7 @@ COMPRESS = {
     "gz": gzip.compress,
     "bz2": bz2.compress,
     "xz": lzma.compress,
-    "zst": lambda data: zstandard.ZstdCompressor().compress(data),
+    "zst": zstandard,
 }
 
 
