@@ -108,27 +108,17 @@ def _heading(prepared: PreparedData) -> str:
 
 
 def _sizes(prepared: PreparedData) -> str:
-    from tabulate import tabulate
-
-    rows = [
-        [
-            split,
-            f"{counts.documents:,}",
-            f"{counts.tokens:,}",
-            f"{counts.utf8_bytes:,}",
-            f"{counts.words:,}",
-            f"{counts.tokens / counts.utf8_bytes:.3f}" if counts.utf8_bytes else "",
-            f"{counts.tokens / counts.words:.3f}" if counts.words else "",
-            prepared.num_shards[split],
-        ]
-        for split, counts in prepared.splits.items()
-    ]
     headers = ("split", "documents", "tokens", "UTF-8 bytes", "words", "tokens/byte")
-    return tabulate(
-        rows,
-        (*headers, "tokens/word", "shards"),
-        disable_numparse=True,
-        colalign=("left", *["right"] * 7),
+    rows = [[*headers, "tokens/word", "shards"]]
+    for split, counts in prepared.splits.items():
+        sizes = (counts.documents, counts.tokens, counts.utf8_bytes, counts.words)
+        ratios = (f"{counts.tokens / unit:.3f}" if unit else "" for unit in sizes[2:])
+        shards = str(prepared.num_shards[split])
+        rows.append([split, *(f"{size:,}" for size in sizes), *ratios, shards])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     )
 
 
