@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import DataError
-from data.shards.manifest import read_manifest
+from data.shards.manifest import FORMAT_VERSION, TOKENIZER_FOLDER, read_manifest
 from data.shards.shard import Shard
 from data.shards.stream import TokenStream
 from data.splits import TRAIN, VALIDATION, label_of
@@ -15,10 +15,6 @@ from files.regular_file import require_regular_file, sha256_of_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-# Of the tokens: part of a prepared folder's name and of the fingerprint, which results state.
-FORMAT_VERSION = 2
-TOKENIZER_FOLDER = "tokenizer"
 
 
 class PreparedData:

@@ -76,7 +76,7 @@ ROOMS = {
     "training": (("machine", "recipe", "ranks", "endurance"), {"errors"}),
     "data": (
         ("hub", "sources", "tokenizing", "shards", "preparing"),
-        {"errors", "splits", "disk"},
+        {"errors", "splits"},
     ),
 }
 

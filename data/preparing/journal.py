@@ -1,18 +1,20 @@
-"""What a preparation has done so far, so that an interrupted one goes on where it was."""
+"""What a preparation has done so far, so that an interrupted one can be resumed."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.disk import write_bytes_synced
 from data.errors import DataError
 from data.shards.shard import Shard, write_array
 from data.tokenizing.tokenizer import Tokens
 from files.regular_file import sha256_of_file
 from files.sealed import sealed, unsealed
 from files.strict_json import read_json_object
-from files.synced import fsync_folder
+from files.synced import fsync_folder, write_synced
+
+# The state of a preparation and its arrays.
+Begun = tuple[dict[str, Any], dict[str, Tokens]]
 
 _NAME = "journal.json"
 _ARRAYS = "journal-"
@@ -44,7 +46,7 @@ class Journal:
             arrays: By name.
 
         Raises:
-            DataError: If the disk is full; the former record is then still there.
+            OSError: If it cannot be written; the former record is then still there.
         """
         self._number += 1
         written = {}
@@ -58,7 +60,7 @@ class Journal:
         record = {"number": self._number, "state": state, "arrays": recorded}
         text = json.dumps(sealed(record))
         new = self._folder / f"{_NAME}.new"
-        write_bytes_synced(new, text.encode())
+        write_synced(new, text.encode())
         # The files that it names must be durable before it is.
         fsync_folder(self._folder)
         new.replace(self._folder / _NAME)
@@ -68,7 +70,7 @@ class Journal:
                 (self._folder / entry["file"]).unlink(missing_ok=True)
         self._written = written
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Tokens]] | None:
+    def load(self) -> Begun | None:
         """Return the last commit's state and arrays; what was written after it is written again.
 
         Returns:
@@ -96,7 +98,7 @@ class Journal:
         except OSError as error:
             raise DataError(
                 f"{self._folder} holds an interrupted preparation that cannot be read ({error}); "
-                "make it readable, or delete it to begin anew"
+                "make it readable, or delete it to start over"
             ) from error
         return state, arrays
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.preparing.packing import Source
 from data.shards.manifest import share_of
-from data.splits import TEST, TRAIN, VALIDATION, label_of
+from data.sources.corpus import Corpus
+from data.splits import TEST, TRAIN, VALIDATION
 
 # Fewer documents give no interval.
 MIN_DOCUMENTS = 10
@@ -16,20 +16,20 @@ Splits = dict[str, dict[str, Any]]
 
 
 def notes_on(
-    sources: Sequence[Source], splits: Splits, num_empty: int, tokenizer: str
+    corpora: Sequence[Corpus], splits: Splits, num_empty: int, tokenizer: str
 ) -> Iterator[str]:
     """Yield lines for the user.
 
     Args:
-        sources: What was read.
+        corpora: What was read.
         splits: What became of it, by label, as the manifest has it.
         num_empty: Rows and files without text.
         tokenizer: Its name.
     """
-    for source in sources:
-        yield from _on_split(source, splits)
+    for corpus in corpora:
+        yield from _on_split(corpus, splits)
     # Every installation of Python has such files; its packages, too.
-    if num_empty and any(source.settings.source in ("local", "hub") for source in sources):
+    if num_empty and any(corpus.settings.source in ("local", "hub") for corpus in corpora):
         rows = "empty row or file is" if num_empty == 1 else "empty rows or files are"
         yield f"{num_empty:,} {rows} left out: no text in them"
     for split in (TRAIN, VALIDATION, TEST):
@@ -43,16 +43,16 @@ def notes_on(
             )
 
 
-def _on_split(source: Source, splits: Splits) -> Iterator[str]:
+def _on_split(corpus: Corpus, splits: Splits) -> Iterator[str]:
     """Say where a validation split that was taken by hash is not what was asked for."""
-    if all(part.split is not None for part in source.corpus.parts):
+    if not corpus.is_split_by_hash:
         return
-    train, validation = (splits[label_of(name, source.name)] for name in (TRAIN, VALIDATION))
-    asked = source.settings.validation_fraction
+    train, validation = (splits[corpus.label(split)] for split in (TRAIN, VALIDATION))
+    asked = corpus.settings.validation_fraction
     share = validation["utf8_bytes"] / (train["utf8_bytes"] + validation["utf8_bytes"])
     number = train["documents"] + validation["documents"]
     # With a limit, training text was left out.
-    is_limited = source.settings.max_train_tokens is not None
+    is_limited = corpus.settings.max_train_tokens is not None
     is_far = not is_limited and not asked / 2 <= share <= asked * 2
     if not is_far and validation["documents"] >= MIN_DOCUMENTS:
         return
@@ -61,18 +61,14 @@ def _on_split(source: Source, splits: Splits) -> Iterator[str]:
     can_be_raised = enough <= 0.2 and share < 3 * validation["documents"] / number
     yield (
         f"warning: validation is {validation['documents']} of {number} documents and {share:.1%} "
-        f"of the bytes, where {_key(source)}.validation_fraction asks for {asked:.1%}; an interval "
+        f"of the bytes, where {corpus.key}.validation_fraction asks for {asked:.1%}; an interval "
         f"needs at least {MIN_DOCUMENTS} documents: "
-        + (f"raise it to {enough:.2g}" if can_be_raised else _more_documents(source))
+        + (f"raise it to {enough:.2g}" if can_be_raised else _more_documents(corpus))
     )
 
 
-def _key(source: Source) -> str:
-    return f"data.corpora.{source.name}" if source.name else "data"
-
-
-def _more_documents(source: Source) -> str:
-    key, start = f"{_key(source)}.document_start", source.settings.document_start
+def _more_documents(corpus: Corpus) -> str:
+    key, start = f"{corpus.key}.document_start", corpus.settings.document_start
     more = (
         f"split long files into documents with {key}"
         if start is None
@@ -81,28 +77,28 @@ def _more_documents(source: Source) -> str:
     return f"{more}, or name files to hold out (such as train.txt and validation.txt in one folder)"
 
 
-def too_little(split: str, source: Source, num_read: int) -> str:
+def too_little(split: str, corpus: Corpus, num_read: int) -> str:
     """Say why a split has no text, and what to do.
 
     Args:
         split: Its name.
-        source: What it should have been taken from.
-        num_read: Documents with text in all sources.
+        corpus: What it should have been taken from.
+        num_read: Documents with text in all corpora.
     """
-    settings, key = source.settings, _key(source)
-    if num_read == 0 or all(part.split is not None for part in source.corpus.parts):
+    settings = corpus.settings
+    if num_read == 0 or not corpus.is_split_by_hash:
         what = settings.path or settings.name
-        return f"{key}.source {settings.source} ({what}): no text for split {split}"
+        return f"{corpus.key}.source {settings.source} ({what}): no text for split {split}"
     # Of fewer documents a larger fraction holds out one or two, which may be most of the text.
     is_few = num_read < 1 / settings.validation_fraction or num_read < MIN_DOCUMENTS
     remedy = "" if is_few else "lower it, " if split == TRAIN else "raise it, "
     if split != TRAIN and settings.max_train_tokens is not None:
         # At which reading ends.
-        remedy += f"raise {key}.max_train_tokens ({settings.max_train_tokens}), "
+        remedy += f"raise {corpus.key}.max_train_tokens ({settings.max_train_tokens}), "
     documents = "1 document" if num_read == 1 else f"{num_read} documents"
     return (
-        f"{key}.validation_fraction ({settings.validation_fraction}) of {documents} left none for "
-        f"{'training' if split == TRAIN else split}: {remedy}{_more_documents(source)}"
+        f"{corpus.key}.validation_fraction ({settings.validation_fraction}) of {documents} left "
+        f"none for {'training' if split == TRAIN else split}: {remedy}{_more_documents(corpus)}"
     )
 
 

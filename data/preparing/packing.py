@@ -1,22 +1,21 @@
-"""Every document of the sources, once, in order, into the token shards of its split."""
+"""Every document of the corpora, once, in order, into the token shards of its split."""
 
 import dataclasses
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from data.errors import DataError
-from data.preparing.journal import Journal
+from data.preparing.journal import Begun, Journal
 from data.shards.manifest import SplitCounts
 from data.shards.shard import ShardWriter
 from data.sources.corpus import Corpus, Document, Part
-from data.splits import TEST, TRAIN, VALIDATION, label_of
-from data.tokenizing.encoding import Encoded, LoneSurrogateError, encode_in_order, num_cores
+from data.splits import TEST, TRAIN, VALIDATION
+from data.tokenizing.encoding import Encoded, encode_in_order, num_cores
 from data.tokenizing.tokenizer import Tokens
 from files.sizes import in_units
 from settings.data import DataSettings
@@ -25,28 +24,42 @@ from settings.data import DataSettings
 _BATCH_CHARACTERS = 2**20
 
 
-class Source(NamedTuple):
-    """A corpus, its settings, and its name among several that are mixed ('' where there is one)."""
+@dataclasses.dataclass(slots=True)
+class _Read(Document):
+    """A document, its split, and how far the corpora were read with it."""
 
-    name: str
-    settings: DataSettings
-    corpus: Corpus
-
-
-class Position(NamedTuple):
-    """How far the sources are read: parts before this one, and documents of this one."""
-
-    part: int = 0
-    documents: int = 0
-
-
-class _Waiting(NamedTuple):
-    """A document that is being encoded."""
-
-    position: Position
     split: str
-    document: Document
+    part: int
+    number: int  # of the document in its part, from 1
     num_empty: int
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a preparation is.
+
+    Attributes:
+        documents: Taken from each part; those that are empty left out.
+        part: Parts before this one are done.
+        number: And so many documents of this one.
+        num_empty: Rows and files without text up to there.
+        leaks: Documents of one split that are, character for character, in another one.
+    """
+
+    documents: list[int]
+    part: int = 0
+    number: int = 0
+    num_empty: int = 0
+    leaks: dict[str, int] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(
+            (f"{TRAIN} in {TEST}", f"{TRAIN} in {VALIDATION}", f"{VALIDATION} in {TEST}"), 0
+        )
+    )
+
+    @property
+    def num_read(self) -> int:
+        """Documents that were not empty."""
+        return sum(self.documents)
 
 
 class Packer:
@@ -56,99 +69,81 @@ class Packer:
 
     Args:
         folder: Where the shards go.
-        sources: What is read.
+        corpora: What is read.
         settings: Of the whole preparation: shard size, workers, whether leaks are dropped.
         dtype: Of the tokens.
         journal: Records every whole shard.
-        base_state: What the journal records besides.
+        base_state: What the journal records as well.
         begun: What the journal holds of an interrupted preparation.
         say: Takes lines for the user.
 
     Attributes:
-        num_read: Documents that were not empty.
-        num_empty: Rows and files without text, which are left out.
-        leaks: Documents of one split that are, character for character, in another one.
+        progress: How far it is.
+        num_empty: Rows and files without text read so far, which are left out.
     """
 
     def __init__(
         self,
         folder: Path,
-        sources: list[Source],
+        corpora: list[Corpus],
         settings: DataSettings,
         dtype: np.dtype[Any],
         journal: Journal,
         base_state: dict[str, Any],
-        begun: tuple[dict[str, Any], dict[str, Tokens]] | None,
+        begun: Begun | None,
         say: Callable[[str], None],
     ) -> None:
         self._folder = folder
-        self._sources = sources
+        self._corpora = corpora
         self._settings = settings
         self._dtype = dtype
         self._journal = journal
         self._base_state = base_state
         self._say = say
-        self._units = [(source, part) for source in sources for part in source.corpus.parts]
+        self._units = [(corpus, part) for corpus in corpora for part in corpus.parts]
         self._units.sort(key=lambda unit: _held_out_first(*unit))
-        self._position = Position()
-        self._counts: dict[str, dict[str, int]] = {}
-        self._writers: dict[str, ShardWriter] = {}
-        self._held_out: dict[str, set[int]] = {TEST: set(), VALIDATION: set()}
-        self._held_out_arrays: dict[str, Tokens] = dict.fromkeys(
-            self._held_out, np.empty(0, np.uint64)
-        )
-        self._full: set[str] = set()
-        self.num_read = self.num_empty = self._empty_so_far = 0
-        self._documents = [0] * len(self._units)  # taken from each of them
-        self.leaks = {f"{TRAIN} in {split}": 0 for split in (TEST, VALIDATION)}
-        self.leaks[f"{VALIDATION} in {TEST}"] = 0
         state, arrays = begun or ({}, {})
-        for source in sources:
-            for split in source.corpus.splits:
-                self._open_split(label_of(split, source.name), state, arrays)
-            self._note_limit(source)
-        if "position" in state:
-            self._position = Position(*state["position"])
-            self.num_read = state["num_read"]
-            self.num_empty = self._empty_so_far = state.get("num_empty", 0)
-            self._documents = state["documents"]
-            self.leaks = state["leaks"]
-            for split, known in self._held_out.items():
-                self._held_out_arrays[split] = arrays[f"held_out-{split}"]
-                known |= set(self._held_out_arrays[split].tolist())
-
-    def _open_split(self, label: str, state: dict[str, Any], arrays: dict[str, Tokens]) -> None:
-        done = state.get("splits", {}).get(label, {})
-        none = dict.fromkeys(("documents", "utf8_bytes", "words", "lost_bytes"), 0)
-        self._counts[label] = none | done.get("counts", {})
-        self._writers[label] = ShardWriter(
-            self._folder,
-            label,
-            self._dtype,
-            self._settings.shard_tokens,
-            done.get("shards", ()),
-            arrays.get(f"tail-{label}"),
-        )
+        self.progress = Progress(**state.get("progress", {"documents": [0] * len(self._units)}))
+        self.num_empty = self.progress.num_empty
+        self._writers = {
+            label: ShardWriter(
+                folder,
+                label,
+                dtype,
+                settings.shard_tokens,
+                state.get("splits", {}).get(label, {}),
+                arrays.get(f"tail-{label}"),
+            )
+            for corpus in corpora
+            for label in map(corpus.label, corpus.splits)
+        }
+        # Hashes of the documents of each held-out split, and what the journal has of them.
+        self._held_out_arrays: dict[str, Tokens] = {
+            split: arrays.get(f"held_out-{split}", np.empty(0, np.uint64))
+            for split in (TEST, VALIDATION)
+        }
+        self._held_out = {
+            split: set(array.tolist()) for split, array in self._held_out_arrays.items()
+        }
 
     def run(self, tokenizer_folder: Path) -> dict[str, dict[str, Any]]:
         """Read, encode and write everything that is not written yet.
 
         Returns:
-            By label (`data.prepared.label_of`) the counts of SplitCounts and the list of shards.
+            By label (`data.splits.label_of`) the counts of SplitCounts and the list of shards.
 
         Raises:
-            DataError: If a document cannot be read or encoded, or there is no room on the disk.
+            DataError: If a document cannot be read or encoded, or does not fit on the disk.
+            OSError: If a shard cannot be written.
         """
         from tqdm import tqdm
 
-        waiting: deque[list[_Waiting]] = deque()
-        encoded = encode_in_order(self._batches(waiting), tokenizer_folder, self._num_workers())
-        done = sum(counts["utf8_bytes"] for counts in self._counts.values())
+        encoded = encode_in_order(self._batches(), tokenizer_folder, self._num_workers())
         # disable=None: no bar where the output is not a terminal.
         with (
             closing(encoded),
             tqdm(
-                initial=done,
+                initial=sum(writer.counts["utf8_bytes"] for writer in self._writers.values()),
                 unit="B",
                 unit_scale=True,
                 desc="encoding",
@@ -156,117 +151,95 @@ class Packer:
                 dynamic_ncols=True,
             ) as bar,
         ):
-            is_first = True
-            while True:
-                try:
-                    batch = next(encoded, None)
-                except LoneSurrogateError as error:
-                    raise _surrogate(waiting[0][error.args[0]].document, error.args[1]) from error
-                if batch is None:
-                    break
-                if is_first:
+            for number, (documents, batch) in enumerate(encoded):
+                if number == 0:
                     bar.total = self._expected_bytes(batch)
-                    is_first = False
-                documents = waiting.popleft()
-                wrote_shard = self._add(documents, batch)
-                self._position = documents[-1].position
-                self._empty_so_far = documents[-1].num_empty
-                if wrote_shard:
+                if self._add(documents, batch):
                     self._commit()
                 bar.update(int(batch.utf8_bytes.sum()))
-        for writer in self._writers.values():
-            writer.finish()
-        return {
-            label: {
-                **dataclasses.asdict(SplitCounts(tokens=writer.num_tokens, **self._counts[label])),
-                "shards": writer.shards,
-            }
-            for label, writer in self._writers.items()
-        }
+        return {label: _finished(writer) for label, writer in self._writers.items()}
 
-    def documents_of(self, source: Source) -> list[int]:
-        """Return how many documents, empty ones left out, each part of a source has given."""
-        given = {
-            id(part): number for (_, part), number in zip(self._units, self._documents, strict=True)
-        }
-        return [given[id(part)] for part in source.corpus.parts]
+    def documents_of(self, corpus: Corpus) -> list[int]:
+        """Return how many documents, empty ones left out, each part of a corpus has given."""
+        units = zip(self._units, self.progress.documents, strict=True)
+        given = {id(part): number for (_, part), number in units}
+        return [given[id(part)] for part in corpus.parts]
 
     def _num_workers(self) -> int:
         """Choose as many processes as asked for, or as there are cores and batches for."""
         if self._settings.num_workers is not None:
             return self._settings.num_workers
-        sizes = [source.corpus.text_bytes for source in self._sources]
+        sizes = [corpus.text_bytes for corpus in self._corpora]
         if None in sizes:
             return num_cores()
         batches = sum(size or 0 for size in sizes) // _BATCH_CHARACTERS
         return max(1, min(num_cores(), batches))
 
-    def _batches(self, waiting: deque[list[_Waiting]]) -> Iterator[list[str]]:
-        """Read on from the position; what is yielded to be encoded is noted in `waiting`."""
-        batch: list[_Waiting] = []
+    def _batches(self) -> Iterator[list[_Read]]:
+        """Read on from where the progress is."""
+        batch: list[_Read] = []
         num_characters = 0
-        for index in range(self._position.part, len(self._units)):
-            source, part = self._units[index]
-            if self._is_full(source, part):
+        begun, done = self.progress.part, self.progress.number
+        for index, (corpus, part) in enumerate(self._units):
+            if index < begun or self._is_full(corpus, part):
                 continue
-            done = self._position.documents if index == self._position.part else 0
             for number, document in enumerate(part.read(), start=1):
-                if number <= done:
+                if index == begun and number <= done:
                     continue
                 if not document.text:
                     self.num_empty += 1
                     continue
-                split = source.corpus.split_of(part, document)
-                batch.append(_Waiting(Position(index, number), split, document, self.num_empty))
+                split = corpus.split_of(part, document)
+                batch.append(
+                    _Read(document.text, document.where, split, index, number, self.num_empty)
+                )
                 num_characters += len(document.text)
                 if num_characters >= _BATCH_CHARACTERS:
-                    waiting.append(batch)
-                    yield [one.document.text for one in batch]
+                    yield batch
                     batch, num_characters = [], 0
-                    if self._is_full(source, part):
+                    if self._is_full(corpus, part):
                         break
         if batch:
-            waiting.append(batch)
-            yield [one.document.text for one in batch]
+            yield batch
 
-    def _add(self, documents: list[_Waiting], encoded: Encoded) -> bool:
+    def _add(self, documents: Sequence[_Read], encoded: Encoded) -> bool:
         """Write a batch; return whether it filled a shard."""
-        wrote_shard = False
+        progress, wrote_shard = self.progress, False
         ends = np.cumsum(encoded.lengths)
         starts = ends - encoded.lengths
-        for index, (position, split, *_) in enumerate(documents):
-            source, part = self._units[position.part]
+        for index, document in enumerate(documents):
+            corpus, part = self._units[document.part]
             # Whatever was read beyond the limit is left out: how far that is depends on timing.
-            if self._is_full(source, part):
+            if self._is_full(corpus, part):
                 continue
-            self.num_read += 1
-            self._documents[position.part] += 1
-            if self._leaks(split, int(encoded.digests[index])) and (
-                split == TRAIN and self._settings.drop_leaked_documents
+            progress.documents[document.part] += 1
+            if self._leaks(document.split, int(encoded.digests[index])) and (
+                document.split == TRAIN and self._settings.drop_leaked_documents
             ):
                 continue
-            label = label_of(split, source.name)
-            tokens = encoded.tokens[starts[index] : ends[index]]
-            wrote_shard |= self._writers[label].add(tokens)
-            counts = self._counts[label]
-            counts["documents"] += 1
-            counts["utf8_bytes"] += int(encoded.utf8_bytes[index])
-            counts["words"] += int(encoded.words[index])
-            counts["lost_bytes"] += int(encoded.lost_bytes[index])
-            if source.settings.count_line_ends_as_words:
-                counts["words"] += int(encoded.lines[index])
-            self._note_limit(source)
+            writer = self._writers[corpus.label(document.split)]
+            wrote_shard |= writer.add(encoded.tokens[starts[index] : ends[index]])
+            words = encoded.words[index]
+            if corpus.settings.count_line_ends_as_words:
+                words += encoded.lines[index]
+            writer.counts.update(
+                documents=1,
+                utf8_bytes=int(encoded.utf8_bytes[index]),
+                words=int(words),
+                lost_bytes=int(encoded.lost_bytes[index]),
+            )
+        last = documents[-1]
+        progress.part, progress.number, progress.num_empty = last.part, last.number, last.num_empty
         return wrote_shard
 
-    def _is_full(self, source: Source, part: Part) -> bool:
+    def _is_full(self, corpus: Corpus, part: Part) -> bool:
         """Tell whether nothing more is wanted of a part: its training split has its limit."""
-        return part.split in (TRAIN, None) and source.name in self._full
-
-    def _note_limit(self, source: Source) -> None:
-        limit = source.settings.max_train_tokens
-        writer = self._writers.get(label_of(TRAIN, source.name))
-        if limit is not None and writer is not None and writer.num_tokens >= limit:
-            self._full.add(source.name)
+        limit = corpus.settings.max_train_tokens
+        return (
+            limit is not None
+            and part.split in (TRAIN, None)
+            and self._writers[corpus.label(TRAIN)].num_tokens >= limit
+        )
 
     def _leaks(self, split: str, digest: int) -> bool:
         """Tell whether a document is in a split held out from it too, and count it."""
@@ -276,26 +249,16 @@ class Packer:
                 known.add(digest)
                 break
             if digest in known:
-                self.leaks[f"{split} in {held_out}"] += 1
+                self.progress.leaks[f"{split} in {held_out}"] += 1
                 found = True
         return found
 
     def _commit(self) -> None:
-        splits = {
-            label: {"counts": self._counts[label], "shards": writer.shards}
-            for label, writer in self._writers.items()
-        }
         state = self._base_state | {
-            "position": self._position,
-            "num_read": self.num_read,
-            "num_empty": self._empty_so_far,
-            "documents": self._documents,
-            "leaks": self.leaks,
-            "splits": splits,
+            "progress": dataclasses.asdict(self.progress),
+            "splits": {label: writer.state for label, writer in self._writers.items()},
         }
-        arrays: dict[str, Tokens] = {
-            f"tail-{label}": writer.tail for label, writer in self._writers.items()
-        }
+        arrays = {f"tail-{label}": writer.tail for label, writer in self._writers.items()}
         for split, known in self._held_out.items():
             if len(self._held_out_arrays[split]) != len(known):
                 self._held_out_arrays[split] = np.fromiter(sorted(known), np.uint64, len(known))
@@ -303,7 +266,7 @@ class Packer:
         self._journal.commit(state, arrays)
 
     def _expected_bytes(self, first: Encoded) -> int | None:
-        """Estimate the text there is to encode; None if a source cannot tell.
+        """Estimate the text there is to encode; None if a corpus cannot tell.
 
         Raises:
             DataError: If its tokens do not fit on the disk, with the estimate and what is free;
@@ -311,8 +274,8 @@ class Packer:
         """
         tokens_per_byte = len(first.tokens) / int(first.utf8_bytes.sum())
         expected, is_known = 0.0, True
-        for source in self._sources:
-            size, limit = source.corpus.text_bytes, source.settings.max_train_tokens
+        for corpus in self._corpora:
+            size, limit = corpus.text_bytes, corpus.settings.max_train_tokens
             bounds = [] if size is None else [float(size)]
             bounds += [] if limit is None else [limit / tokens_per_byte]
             expected += min(bounds, default=0.0)
@@ -328,21 +291,21 @@ class Packer:
                 f"fit in the {in_units(free)} free at {self._folder.parent}; free space, set "
                 "data.prepared_dir to another disk, or lower data.max_train_tokens"
             )
-            if all(source.corpus.text_bytes_are_known for source in self._sources):
+            if all(corpus.text_bytes_are_known for corpus in self._corpora):
                 raise DataError(problem)
-            self._say(f"{problem}. The size of the text is a guess, so this goes on")
+            self._say(f"{problem}. The size of the text is a guess, so preparation continues")
         return int(expected) if is_known else None
 
 
-def _held_out_first(source: Source, part: Part) -> tuple[int, float]:
+def _finished(writer: ShardWriter) -> dict[str, Any]:
+    writer.finish()
+    counts = {key: writer.counts[key] for key in ("documents", "utf8_bytes", "words", "lost_bytes")}
+    sizes = SplitCounts(tokens=writer.num_tokens, **counts)
+    return {**dataclasses.asdict(sizes), "shards": writer.shards}
+
+
+def _held_out_first(corpus: Corpus, part: Part) -> tuple[int, float]:
     # Among parts that are split by hash, what the largest share holds out the others hold out too
     # or train on: then it is found.
     order = {TEST: 0, VALIDATION: 1, None: 2, TRAIN: 3}[part.split]
-    return order, -source.corpus.validation_fraction if part.split is None else 0.0
-
-
-def _surrogate(document: Document, character: int) -> DataError:
-    return DataError(
-        f"{document.where}: character {character} is half of a surrogate pair, which UTF-8 "
-        "cannot hold; correct or remove it"
-    )
+    return order, -corpus.settings.validation_fraction if part.split is None else 0.0

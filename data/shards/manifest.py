@@ -8,16 +8,18 @@ from typing import Annotated, Any
 
 import msgspec
 
-from data.disk import write_bytes_synced
 from data.errors import DataError
 from data.splits import TRAIN, VALIDATION, label_of
 from data.tokenizing.tokenizer import TOKENIZER_FILES
 from files.errors import RunError
 from files.sealed import sealed, unsealed
 from files.strict_json import read_json_object
-from files.synced import fsync_folder
+from files.synced import fsync_folder, write_synced
 from files.typed_json import typed
 
+# Of the tokens: part of a prepared folder's name and of the fingerprint, which results state.
+FORMAT_VERSION = 2
+TOKENIZER_FOLDER = "tokenizer"
 MANIFEST = "manifest.json"
 # Of the manifest alone: the name and the fingerprint of prepared data do not depend on it.
 MANIFEST_VERSION = 3
@@ -173,14 +175,13 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
         content: All of it but the version and its own hash.
 
     Raises:
-        DataError: If there is no room.
-        OSError: If the folder may not be written to.
+        OSError: If it cannot be written.
     """
     whole = sealed({"format_version": MANIFEST_VERSION, **content})
     text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
     new = folder / f"{MANIFEST}.new"
     # A file's name may hold bytes that are no text.
-    write_bytes_synced(new, text.encode("utf-8", "backslashreplace"))
+    write_synced(new, text.encode("utf-8", "backslashreplace"))
     fsync_folder(folder)
     new.replace(folder / MANIFEST)
 

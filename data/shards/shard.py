@@ -5,18 +5,20 @@ import hashlib
 import os
 import stat
 import weakref
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
-from data.disk import write_bytes_synced
 from data.errors import DataError
 from data.tokenizing.tokenizer import Tokens
 from files.regular_file import sha256_of_file
+from files.synced import write_synced
 
 # Tokens are of the first two, a journal's hashes of the third; in this machine's order of bytes.
 _DTYPES = tuple(np.dtype(kind) for kind in (np.uint16, np.uint32, np.uint64))
@@ -36,11 +38,12 @@ class ShardWriter:
         split: Beginning of their names.
         dtype: Of the tokens.
         shard_tokens: Tokens per file.
-        shards: What an interrupted writer had written.
-        tail: The tokens behind those shards that it had not written yet.
+        begun: The `state` of an interrupted writer.
+        tail: The tokens behind its shards that it had not written yet.
 
     Attributes:
         shards: File, number of tokens and sha256 of what is written.
+        counts: Documents, bytes and words added so far.
         num_tokens: Tokens added so far.
     """
 
@@ -50,10 +53,11 @@ class ShardWriter:
         split: str,
         dtype: np.dtype[Any],
         shard_tokens: int,
-        shards: Sequence[dict[str, Any]] = (),
+        begun: Mapping[str, Any] = MappingProxyType({}),
         tail: Tokens | None = None,
     ) -> None:
-        self.shards = list(shards)
+        self.shards: list[dict[str, Any]] = list(begun.get("shards", ()))
+        self.counts = Counter(begun.get("counts", {}))
         self._folder = folder
         self._split = split
         self._dtype = dtype
@@ -61,6 +65,11 @@ class ShardWriter:
         self._pending: list[Tokens] = [] if tail is None else [tail]
         self._num_pending = 0 if tail is None else len(tail)
         self.num_tokens = sum(shard["tokens"] for shard in self.shards) + self._num_pending
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What another writer needs, with the tail, to continue."""
+        return {"counts": self.counts, "shards": self.shards}
 
     @property
     def tail(self) -> Tokens:
@@ -76,7 +85,7 @@ class ShardWriter:
             Whether a shard was written.
 
         Raises:
-            DataError: If the disk is full.
+            OSError: If one cannot be written.
         """
         self._pending.append(tokens)
         self._num_pending += len(tokens)
@@ -106,10 +115,10 @@ def write_array(path: Path, tokens: Tokens) -> dict[str, Any]:
     """Write a .npy file; return its number of tokens and its sha256.
 
     Raises:
-        DataError: If the disk is full.
+        OSError: If it cannot be written.
     """
     # Not np.save: on a full disk ndarray.tofile raises an error without its errno.
-    write_bytes_synced(path, _npy_header(tokens), tokens.view(np.uint8).data)
+    write_synced(path, _npy_header(tokens), tokens.view(np.uint8).data)
     return {"tokens": len(tokens), "sha256": sha256_of_file(path)}
 
 

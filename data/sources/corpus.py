@@ -3,13 +3,15 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.errors import DataError
-from data.splits import TEST, TRAIN, VALIDATION, split_by_hash
+from data.splits import TEST, TRAIN, VALIDATION, label_of, split_by_hash
+from settings.data import DataSettings
 
 
-class Document(NamedTuple):
+@dataclass(slots=True)
+class Document:
     """A text and where it was found, for messages."""
 
     text: str
@@ -34,8 +36,9 @@ class Corpus:
     """Documents by split.
 
     Attributes:
+        settings: What it was opened with.
         parts: What there is to read; reading all of them reads each document once.
-        validation_fraction: Share of a part without split that goes to validation.
+        name: Its name among several that are mixed; '' where there is one.
         description: What was read, for the manifest: source, path, configuration, revision, files.
         notes: Lines the user should see, such as files that are not used.
         text_bytes: UTF-8 bytes of all texts, as far as that can be told before reading them.
@@ -44,8 +47,9 @@ class Corpus:
             the number of documents taken from each.
     """
 
+    settings: DataSettings
     parts: list[Part]
-    validation_fraction: float
+    name: str = ""
     description: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     text_bytes: int | None = None
@@ -64,19 +68,33 @@ class Corpus:
         return self.description | (self.account(documents) if self.account else {})
 
     @property
+    def key(self) -> str:
+        """Where its settings stand, for messages."""
+        return f"data.corpora.{self.name}" if self.name else "data"
+
+    @property
+    def is_split_by_hash(self) -> bool:
+        """Whether some documents are held out by their hash."""
+        return any(part.split is None for part in self.parts)
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits: train and validation, and test where the source has it."""
         named = {part.split for part in self.parts}
-        if None in named:
+        if self.is_split_by_hash:
             named |= {TRAIN, VALIDATION}
         return tuple(split for split in (TRAIN, VALIDATION, TEST) if split in named)
+
+    def label(self, split: str) -> str:
+        """Name one of its splits among those of all corpora."""
+        return label_of(split, self.name)
 
     def split_of(self, part: Part, document: Document) -> str:
         """Tell where a document of one of the parts goes."""
         if part.split is not None:
             return part.split
         key = document.text.encode("utf-8", "surrogatepass")
-        return split_by_hash(key, self.validation_fraction)
+        return split_by_hash(key, self.settings.validation_fraction)
 
     def documents(self, split: str) -> Iterator[str]:
         """Yield the texts of one split.
@@ -117,13 +135,14 @@ def join_rows(
     lines: list[str] = []
     where = ""
     blank = True
-    for text, row_where in rows:
+    for row in rows:
+        text = row.text
         seen = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
         if lines and not blank and starts.match(seen):
             yield Document("".join(lines), where)
             lines, blank = [], True
         if not lines:
-            where = row_where
+            where = row.where
         lines.append(text if text.endswith("\n") else text + line_end)
         blank = blank and not text.strip()
     if lines:

@@ -174,12 +174,12 @@ def open_hub(settings: DataSettings, commit: str | None = None) -> Corpus:
     sizes = [_text_bytes(splits[name], name, settings) for name in chosen]
     known = builder.hash if re.fullmatch("[0-9a-f]{40}", builder.hash or "") else None
     return Corpus(
+        settings=settings,
         parts=[
             part
             for name, split in chosen.items()
             for part in _parts(splits[name], name, split, settings)
         ],
-        validation_fraction=settings.validation_fraction,
         text_bytes=None if None in sizes else sum(size or 0 for size in sizes),
         text_bytes_are_known=not settings.streaming,
         description={

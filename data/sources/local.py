@@ -99,10 +99,10 @@ def open_local(settings: DataSettings) -> Corpus:
         return {"files": entries}
 
     return Corpus(
+        settings=settings,
         # A part for each file: formats may differ, an error names its file, and what is done is
         # not read again.
         parts=[Part(chosen[name], partial(_documents, file, settings)) for file, name in used],
-        validation_fraction=settings.validation_fraction,
         description={
             "source": "local",
             "path": settings.path,

@@ -9,11 +9,12 @@ from settings.data import DataSettings
 _LOCAL_READER = 2
 
 
-def open_corpus(settings: DataSettings, commit: str | None = None) -> Corpus:
+def open_corpus(settings: DataSettings, name: str = "", commit: str | None = None) -> Corpus:
     """Open the source that the settings name.
 
     Args:
         settings: Where the text comes from.
+        name: Of the corpus among several that are mixed.
         commit: Of a Hub dataset, what an interrupted preparation read; in place of the revision.
 
     Raises:
@@ -22,14 +23,17 @@ def open_corpus(settings: DataSettings, commit: str | None = None) -> Corpus:
     if settings.source == "local":
         from data.sources.local import open_local
 
-        return open_local(settings)
-    if settings.source == "hub":
+        corpus = open_local(settings)
+    elif settings.source == "hub":
         from data.sources.hub_dataset import open_hub
 
-        return open_hub(settings, commit)
-    from data.sources.python_library import open_python
+        corpus = open_hub(settings, commit)
+    else:
+        from data.sources.python_library import open_python
 
-    return open_python(settings)
+        corpus = open_python(settings)
+    corpus.name = name
+    return corpus
 
 
 def source_identity(settings: DataSettings) -> Any:

@@ -94,8 +94,8 @@ def open_python(settings: DataSettings) -> Corpus:
         by_split[split].append(file)
     listing = "".join(f"{file.relative}\t{file.num_bytes}\n" for file in files)
     return Corpus(
+        settings=settings,
         parts=[Part(split, partial(_documents, some)) for split, some in by_split.items()],
-        validation_fraction=settings.validation_fraction,
         description={
             "source": settings.source,
             "python": platform.python_version(),

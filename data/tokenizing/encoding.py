@@ -7,15 +7,17 @@ import os
 import re
 import signal
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from data.errors import DataError
+from data.sources.corpus import Document
 from data.tokenizing.round_trip import Losses, gives_back_all
 from data.tokenizing.tokenizer import (
     CUT,
@@ -38,6 +40,8 @@ _ASCII_PRETOKEN = re.compile(
 )
 _MAX_REMEMBERED = 2**17
 _MAX_REMEMBERED_LENGTH = 64
+
+D = TypeVar("D", bound=Document)
 
 
 class Encoded(NamedTuple):
@@ -203,34 +207,36 @@ def num_cores() -> int:
 
 
 def encode_in_order(
-    batches: Iterable[Sequence[str]], tokenizer_folder: Path, num_workers: int
-) -> Generator[Encoded, None, None]:
-    """Encode batches in worker processes and yield the results in the order of the batches.
+    batches: Iterable[Sequence[D]], tokenizer_folder: Path, num_workers: int
+) -> Generator[tuple[Sequence[D], Encoded], None, None]:
+    """Encode batches in worker processes and yield each with its result, in their order.
 
     A corpus of one batch, or one worker, is encoded in this process. At most two batches per
     worker are read ahead.
 
     Raises:
-        LoneSurrogateError: As in BatchEncoder.
-        DataError: If a worker process was killed.
+        DataError: If a text holds half of a surrogate pair, or a worker process was killed.
     """
     batches = iter(batches)
     first = list(islice(batches, 2))
     if num_workers == 1 or len(first) < 2:
-        yield from map(BatchEncoder(tokenizer_folder), chain(first, batches))
+        encoder = BatchEncoder(tokenizer_folder)
+        for batch in chain(first, batches):
+            yield batch, _checked(batch, partial(encoder, _texts(batch)))
         return
     import loky
 
     # Not multiprocessing: its processes import the caller's script again.
     pool = loky.ProcessPoolExecutor(num_workers, initializer=_start_worker, initargs=(os.getpid(),))
     try:
-        waiting: deque[Any] = deque()
+        waiting: deque[tuple[Sequence[D], Any]] = deque()
         for batch in chain(first, batches):
-            waiting.append(_submitted(pool, tokenizer_folder, batch))
+            waiting.append((batch, _submitted(pool, tokenizer_folder, _texts(batch))))
             if len(waiting) >= 2 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+                done, encoded = waiting.popleft()
+                yield done, _checked(done, encoded.result)
+        for done, encoded in waiting:
+            yield done, _checked(done, encoded.result)
     except loky.BrokenProcessPool as error:
         raise DataError(
             "a process that encodes text was killed, perhaps for want of memory; rerun the same "
@@ -238,6 +244,22 @@ def encode_in_order(
         ) from error
     finally:
         pool.shutdown(wait=True, kill_workers=True)
+
+
+def _texts(batch: Sequence[Document]) -> list[str]:
+    return [document.text for document in batch]
+
+
+def _checked(batch: Sequence[Document], result: Callable[[], Encoded]) -> Encoded:
+    """Return the result of a batch, or name the document of it that cannot be encoded."""
+    try:
+        return result()
+    except LoneSurrogateError as error:
+        index, character = error.args
+        raise DataError(
+            f"{batch[index].where}: character {character} is half of a surrogate pair, which UTF-8 "
+            "cannot hold; correct or remove it"
+        ) from error
 
 
 def _submitted(pool: Any, tokenizer_folder: Path, batch: Sequence[str]) -> Any:

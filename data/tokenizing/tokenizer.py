@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from data.disk import write_bytes_synced
 from data.errors import DataError
 from files.regular_file import read_regular_file
 from files.strict_json import read_json_object
+from files.synced import write_synced
 from settings.data import TokenizerSettings
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def save_tokenizer(tokenizer: "Tokenizer", end_of_document: str, folder: Path) -
     """Write the files that transformers' AutoTokenizer opens.
 
     Raises:
-        DataError: If the disk is full.
+        OSError: If they cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -131,7 +131,7 @@ def save_tokenizer(tokenizer: "Tokenizer", end_of_document: str, folder: Path) -
     }
     contents = (_as_stored(tokenizer), (json.dumps(config, indent=2) + "\n").encode())
     for name, content in zip(TOKENIZER_FILES, contents, strict=True):
-        write_bytes_synced(folder / name, content)
+        write_synced(folder / name, content)
 
 
 def sha256_of_tokenizer(tokenizer: "Tokenizer") -> str:

@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 from texts import sentences
 
-from data import pipeline
 from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
 from data.prepared import PreparedData
-from data.preparing import journal, packing
+from data.preparing import journal, packing, preparation
 from data.shards.stream import TokenStream
 from data.sources.corpus import Document
 from data.sources.local_formats import read_rows
@@ -115,7 +114,7 @@ def test_same_input_gives_the_same_bytes(local, byte_level, corpus, quiet, tmp_p
 
 
 def test_preparing_again_does_nothing(local, byte_level, prepared, monkeypatch):
-    monkeypatch.setattr(pipeline, "open_corpus", lambda _: pytest.fail("read the corpus again"))
+    monkeypatch.setattr(preparation, "open_corpus", lambda *_: pytest.fail("read the corpus again"))
     again = prepare(local(shard_tokens=500), byte_level)
     assert again.fingerprint == prepared.fingerprint
 
@@ -187,7 +186,7 @@ def test_exception_midway_leaves_nothing(local, byte_level, corpus, quiet, monke
     def fail(*_):
         raise RuntimeError("midway")
 
-    monkeypatch.setattr(pipeline, "count_baselines", fail)
+    monkeypatch.setattr(preparation, "count_baselines", fail)
     with pytest.raises(RuntimeError, match="midway"):
         prepare(local(), byte_level, quiet)
     folder = prepared_folder(local(), byte_level)
@@ -199,7 +198,7 @@ HARNESS = """
 import json, os, signal, sys
 import datasets
 from data import pipeline
-from data.preparing import journal, packing
+from data.preparing import journal, packing, preparation
 from data.tokenizing import encoding
 from settings.data import DataSettings
 from settings.data import TokenizerSettings
@@ -262,7 +261,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
     moments = [1, 4, 9, 13, 18, 22, 27, 31, 38, 45, 60, 10**6]
     kills, said = killed(local(**changes), tokenizer, moments)
     assert kills >= 5
-    assert any(line.startswith("going on preparing") for line in said)
+    assert any(line.startswith("resuming the preparation of") for line in said)
     again = prepare(local(**changes), tokenizer, lambda _: pytest.fail("was not complete"))
     assert file_bytes(again.folder) == file_bytes(undisturbed.folder)
     assert [p.name for p in again.folder.parent.iterdir() if p.suffix != ".lock"] == [
@@ -297,7 +296,7 @@ def test_going_on_reads_no_file_again_that_was_done(
     settings = local(shard_tokens=400, num_workers=1)
     lines = interrupted(monkeypatch, settings, byte_level, after_shards=6)
     folder = prepared_folder(settings, byte_level)
-    assert any("kept in" in line and "goes on there" in line for line in lines)
+    assert any("kept in" in line and "the same command resumes it" in line for line in lines)
     assert_nothing_looks_finished(folder)
     read = []
     rows = read_rows
@@ -309,7 +308,7 @@ def test_going_on_reads_no_file_again_that_was_done(
     monkeypatch.setattr("data.sources.local.read_rows", noted)
     lines = []
     prepare(settings, byte_level, lines.append)
-    assert lines[0].startswith("going on preparing")
+    assert lines[0].startswith("resuming the preparation of")
     assert read
     assert set(read) < {f"train-{number}.jsonl" for number in range(4)}
 
@@ -410,7 +409,7 @@ def test_neither_interruptions_nor_processes_change_a_byte_of_any_source(
         with monkeypatch.context() as patch:
             patch.setattr(packing, "_BATCH_CHARACTERS", 130)
             redone = prepare(changed, byte_level, lines.append)
-        assert lines[0].startswith("going on preparing")
+        assert lines[0].startswith("resuming the preparation of")
         assert file_bytes(redone.folder) == file_bytes(undisturbed.folder)
         shutil.rmtree(redone.folder)
 
@@ -426,7 +425,7 @@ def test_a_complete_preparation_that_was_not_renamed_is_not_done_again(
         with pytest.raises(DataError, match=r"cannot write .*went away.*data\.prepared_dir"):
             prepare(local(), byte_level, lambda _: None)
     assert_nothing_looks_finished(prepared_folder(local(), byte_level))
-    monkeypatch.setattr(pipeline, "open_corpus", lambda *_: pytest.fail("read the corpus again"))
+    monkeypatch.setattr(preparation, "open_corpus", lambda *_: pytest.fail("read the corpus again"))
     prepare(local(), byte_level, lambda _: None).verify()
 
 
@@ -439,11 +438,11 @@ def test_what_cannot_be_read_is_not_deleted(local, byte_level, corpus, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(journal, "sha256_of_file", fail)
-        with pytest.raises(DataError, match=r"cannot be read .*delete it to begin anew"):
+        with pytest.raises(DataError, match=r"cannot be read .*delete it to start over"):
             prepare(settings, byte_level, quiet)
     lines = []
     prepare(settings, byte_level, lines.append)
-    assert lines[0].startswith("going on preparing")
+    assert lines[0].startswith("resuming the preparation of")
 
 
 def test_a_new_file_of_no_use_does_not_end_what_was_begun(
@@ -454,7 +453,7 @@ def test_a_new_file_of_no_use_does_not_end_what_was_begun(
     (tmp_path / "corpus" / ".DS_Store").write_text("x")
     lines = []
     prepare(settings, byte_level, lines.append)
-    assert lines[0].startswith("going on preparing")
+    assert lines[0].startswith("resuming the preparation of")
 
 
 def test_what_another_state_of_the_source_left_is_named(local, byte_level, corpus, monkeypatch):
@@ -602,7 +601,7 @@ def test_second_preparer_waits_and_finds_it_done(local, byte_level, corpus, tmp_
     folder.parent.mkdir()
     lock = filelock.FileLock(folder.with_name(folder.name + ".lock"))
     lock.acquire()
-    monkeypatch.setattr(pipeline, "open_corpus", lambda _: pytest.fail("prepared it again"))
+    monkeypatch.setattr(preparation, "open_corpus", lambda *_: pytest.fail("prepared it again"))
     lines, results = [], []
     waiting = threading.Thread(
         target=lambda: results.append(prepare(local(), byte_level, lines.append))
@@ -622,7 +621,7 @@ def test_full_disk_is_named_and_cleaned_up(local, byte_level, corpus, quiet):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     try:
-        with pytest.raises(DataError, match=r"no room to write .*partial.*data\.prepared_dir"):
+        with pytest.raises(DataError, match=r"cannot write .*partial.*free.*data\.prepared_dir"):
             prepare(local(), byte_level, quiet)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

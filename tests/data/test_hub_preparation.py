@@ -69,12 +69,12 @@ def test_a_streamed_preparation_goes_on_behind_the_files_it_has_finished(tmp_pat
     with stand_in({NAME: files}, faults=broken) as hub:
         lines = prepare(hub.endpoint, tmp_path)
         assert lines[-1].startswith(f"refused: {NAME}: reading split train file 3 of 3 failed")
-        assert any("the same command goes on there" in line for line in lines)
+        assert any("the same command resumes it" in line for line in lines)
         broken.clear()
         hub.faults.clear()
         before = len(hub.requests)
         lines = prepare(hub.endpoint, tmp_path)
-        assert lines[0].startswith("going on preparing")
+        assert lines[0].startswith("resuming the preparation of")
         asked = [request for request in hub.requests[before:] if request.startswith("GET")]
         assert any("train-00002" in request for request in asked)
         # For the names of its columns, which datasets takes from the first file.

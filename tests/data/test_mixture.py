@@ -92,7 +92,7 @@ def test_tokenizer_sees_every_corpus(mixture, monkeypatch):
         seen.extend(texts)
         raise DataError("seen enough")
 
-    monkeypatch.setattr("data.pipeline.build_tokenizer", note)
+    monkeypatch.setattr("data.preparing.preparation.build_tokenizer", note)
     tokenizer = dataclasses.replace(BPE, max_training_bytes=400)
     with pytest.raises(DataError, match="seen enough"):
         prepare(mixture, tokenizer, quiet)

@@ -8,6 +8,7 @@ from test_data_tokenizer import TEXT
 from texts import sentences
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
+from data.sources.corpus import Document
 from data.tokenizing import encoding
 from data.tokenizing.encoding import (
     BatchEncoder,
@@ -165,10 +166,11 @@ def test_results_come_in_order_and_reading_is_never_far_ahead(folder):
     def batches():
         for number in range(40):
             read.append(number)
-            yield [f"text {number}"] * (1 + 50 * (number % 3))
+            yield [Document(f"text {number}", "")] * (1 + 50 * (number % 3))
 
     tokenizer = load_tokenizer(folder)
-    for number, encoded in enumerate(encode_in_order(batches(), folder, 2)):
+    for number, (batch, encoded) in enumerate(encode_in_order(batches(), folder, 2)):
+        assert len(batch) == len(encoded.lengths)
         document = encoded.tokens[: encoded.lengths[0] - 1]
         assert tokenizer.decode(document.tolist()) == f"text {number}"
         assert len(read) <= number + 4
@@ -177,5 +179,5 @@ def test_results_come_in_order_and_reading_is_never_far_ahead(folder):
 
 def test_small_corpus_starts_no_process(folder, monkeypatch):
     monkeypatch.setattr("loky.ProcessPoolExecutor", lambda *_, **__: pytest.fail("started"))
-    assert len(list(encode_in_order([["a"]], folder, 8))) == 1
+    assert len(list(encode_in_order([[Document("a", "")]], folder, 8))) == 1
     assert list(encode_in_order([], folder, 8)) == []
