@@ -10,7 +10,7 @@ from data.errors import DataError
 from data.hub.connection import cached_commit, check_reachable, explain, is_offline, resolve
 from data.hub.watch import watched
 from data.sources.corpus import Corpus, Document, Part, join_rows
-from data.sources.rows import ROWS_AT_ONCE, RowTexts, as_narrow
+from data.sources.rows import ROWS_AT_ONCE, RowTexts, rows_of
 from data.splits import choose_splits
 from settings.data import DataSettings
 
@@ -37,10 +37,7 @@ def _rows(rows: Any, name: str, settings: DataSettings) -> Iterator[Document]:
     kinds = {column: getattr(kind, "dtype", None) for column, kind in (rows.features or {}).items()}
     try:
         for batch in _batches(rows, texts.columns, settings):
-            written = {
-                column: as_narrow(values, kinds.get(column)) for column, values in batch.items()
-            }
-            yield from texts.of_batch(written)
+            yield from map(texts.of_row, rows_of(batch, kinds))
     except DataError:
         raise
     except Exception as error:

@@ -8,18 +8,15 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.errors import DataError
 from data.sources.compressed import compression_of, open_bytes
 from data.sources.corpus import Document
 from data.sources.file_kinds import HEAD_BYTES, foreign_kind, is_markup, pointer_at, undecodable
 from data.sources.local_files import LocalFile
-from data.sources.rows import ROWS_AT_ONCE, JsonFloat, JsonInteger, RowTexts, as_narrow
+from data.sources.rows import ROWS_AT_ONCE, RowTexts, Written, rows_of
 from settings.data import DataSettings
-
-if TYPE_CHECKING:
-    import pyarrow
 
 _CHUNK_BYTES = 2**20
 _MARK = "\ufeff"
@@ -115,9 +112,9 @@ def _json(path: Path, settings: DataSettings, columns: list[str]) -> Iterator[di
     decoder = json.JSONDecoder(
         # A tab in a text is against the standard, and meant.
         strict=False,
-        parse_int=JsonInteger,
-        parse_float=JsonFloat,
-        parse_constant=JsonFloat,
+        parse_int=Written,
+        parse_float=Written,
+        parse_constant=Written,
     )
     with _decoded(path, settings, "\n") as lines:
         is_first = True
@@ -206,9 +203,7 @@ def _csv(path: Path, settings: DataSettings, columns: list[str]) -> Iterator[dic
             for row in rows:
                 if row and header is None:
                     header = row
-                    for column in columns:
-                        if row.count(column) > 1:
-                            raise DataError(f"{path} has more than one column {column!r}")
+                    _refuse_twins(path, header, columns)
                 elif row and header is not None:
                     if len(row) != len(header):
                         raise DataError(
@@ -225,12 +220,19 @@ def _csv(path: Path, settings: DataSettings, columns: list[str]) -> Iterator[dic
             ) from error
 
 
+def _refuse_twins(path: Path, there: list[str], columns: list[str]) -> None:
+    for column in columns:
+        if there.count(column) > 1:
+            raise DataError(f"{path} has more than one column {column!r}")
+
+
 def _parquet(path: Path, settings: DataSettings, columns: list[str]) -> Iterator[dict[str, Any]]:
     del settings
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
         there = file.schema_arrow.names
+        _refuse_twins(path, there, columns)
         # Without them, a row has what its message names.
         asked = columns if set(columns) <= set(there) else None
         if asked is None:
@@ -238,16 +240,8 @@ def _parquet(path: Path, settings: DataSettings, columns: list[str]) -> Iterator
             return
         # Else whole row groups with all columns are in memory.
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=asked, use_threads=False):
-            yield from _written_rows(batch, asked)
-
-
-def _written_rows(batch: "pyarrow.RecordBatch", columns: list[str]) -> Iterator[dict[str, Any]]:
-    values = []
-    for column in columns:
-        array = batch.column(column)
-        values.append(as_narrow(array.to_pylist(), _NARROW.get(str(array.type))))
-    for row in zip(*values, strict=True):
-        yield dict(zip(columns, row, strict=True))
+            types = {field.name: _NARROW.get(str(field.type)) for field in batch.schema}
+            yield from rows_of(batch.to_pydict(), types)
 
 
 def _locate(path: Path, settings: DataSettings, error: UnicodeDecodeError) -> str:

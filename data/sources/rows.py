@@ -3,7 +3,7 @@
 import datetime
 import decimal
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data.errors import DataError
@@ -16,20 +16,6 @@ ROWS_AT_ONCE = 128
 
 class Written(str):
     """A number as its file writes it, digit for digit; not a text."""
-
-    __slots__ = ()
-    kind = "float"
-
-
-class JsonInteger(Written):
-    """A whole number of a JSON file."""
-
-    __slots__ = ()
-    kind = "int"
-
-
-class JsonFloat(Written):
-    """Any other number of a JSON file."""
 
     __slots__ = ()
 
@@ -84,15 +70,6 @@ class RowTexts:
         )
         return Document(text, where)
 
-    def of_batch(self, batch: dict[str, list[Any]]) -> Iterator[Document]:
-        """Yield the texts of a batch of rows, column -> values.
-
-        Raises:
-            DataError: As `of_row`.
-        """
-        for row in zip(*batch.values(), strict=True):
-            yield self.of_row(dict(zip(batch, row, strict=True)))
-
 
 def bad_text(value: Any, *, allow_numbers: bool = False) -> str | None:
     """Say what is wrong with a value of a text column; None if nothing.
@@ -104,7 +81,7 @@ def bad_text(value: Any, *, allow_numbers: bool = False) -> str | None:
     if value is None:
         return "is null"
     if isinstance(value, Written):
-        return None if allow_numbers else f"is {value.kind}, not a string"
+        return None if allow_numbers else "is a number, not a string"
     if isinstance(value, str):
         return None
     numbers = int | float | decimal.Decimal | datetime.date | datetime.time
@@ -124,18 +101,22 @@ def as_written(value: Any) -> str:
     return str(value)
 
 
-def as_narrow(values: list[Any], dtype: str | None) -> list[Any]:
-    """Return the values of a column of narrow numbers as these are written.
+def rows_of(
+    columns: dict[str, list[Any]], types: Mapping[str, str | None]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table, column -> value; narrow numbers as these are written.
 
     0.1 as a float32 is 0.10000000149011612 as Python's float.
 
     Args:
-        values: Of one column.
-        dtype: float32 or float16; another or None leaves the values as they are.
+        columns: Their values.
+        types: Of the columns; float32 and float16 are written so.
     """
-    if dtype not in ("float32", "float16"):
-        return values
     import numpy as np
 
-    kind = np.dtype(dtype).type
-    return [value if value is None else Written(str(kind(value))) for value in values]
+    for column, values in columns.items():
+        if types.get(column) in ("float32", "float16"):
+            kind = np.dtype(types[column]).type
+            columns[column] = [v if v is None else Written(str(kind(v))) for v in values]
+    for row in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, row, strict=True))

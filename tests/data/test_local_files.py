@@ -299,6 +299,14 @@ def test_text_that_a_wide_encoding_would_make_nonsense_is_refused(read, content,
         read("a.txt", content, encoding=encoding)
 
 
+def test_a_column_that_is_there_twice_is_refused(tmp_path, local):
+    (tmp_path / "corpus").mkdir()
+    table = pa.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "corpus" / "a.parquet")
+    with pytest.raises(DataError, match="more than one column 'text'"):
+        next(open_corpus(local()).parts[0].read())
+
+
 def test_an_encoding_is_refused_for_parquet(tmp_path, local):
     (tmp_path / "corpus").mkdir()
     pyarrow.parquet.write_table(pa.table({"text": ["a"]}), tmp_path / "corpus" / "a.parquet")
