@@ -20,7 +20,7 @@ class Permutation:
     """A pseudorandom permutation of 0 .. size - 1.
 
     A Feistel network permutes the numbers of 2 w bits, whatever its round function; what falls
-    outside the range is permuted again until it falls inside. Memory does not grow with the size.
+    beyond the range is permuted again until it does not. Memory does not grow with the size.
 
     Args:
         size: At least 1, at most 2^62.
@@ -47,8 +47,8 @@ class Permutation:
             raise IndexError(f"index {values.max()} of a permutation of {self._size}")
         values = self._shuffled(values)
         # The domain is less than four times the range: a few rounds bring all inside.
-        while (outside := values >= self._size).any():
-            values[outside] = self._shuffled(values[outside])
+        while (beyond := values >= self._size).any():
+            values[beyond] = self._shuffled(values[beyond])
         return values.astype(np.int64)
 
     def _shuffled(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -15,7 +15,7 @@ _DEADLINE_S = 9.0
 
 
 def is_offline() -> bool:
-    """Tell whether HF_HUB_OFFLINE asks to use the local cache only."""
+    """Return whether HF_HUB_OFFLINE asks to use the local cache only."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
@@ -65,11 +65,11 @@ def resolve(kind: str, path: str, revision: str | None, key: str, alternative: s
         kind: "dataset" or "model".
         path: The repository's name.
         revision: Branch, tag or commit; None: the newest.
-        key: The setting that names the repository, for messages; its revision is beside it.
+        key: The setting that names the repository, for messages; its revision has the same prefix.
         alternative: How to do without the Hub, for messages.
 
     Raises:
-        DataError: If there is no such repository or revision, or it may not be read.
+        DataError: If there is no such repository or revision, or reading it is not allowed.
     """
     from huggingface_hub import HfApi
 

@@ -37,7 +37,7 @@ class Watch:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew: nothing is awaited and nothing failed."""
+        """Start over: nothing is awaited and nothing failed."""
         with self._lock:
             self._round += 1
             self._awaited, self._heard, self.failure = 0, time.monotonic(), ""
@@ -234,7 +234,7 @@ def watched(what: str, call: Callable[[], Any], alternative: str) -> Any:
             if watch.silence() > SILENCE_S:
                 raise DataError(
                     f"{what}: nothing came from the Hub at {constants.ENDPOINT} for {SILENCE_S:g} s"
-                    f" ({watch.failure or 'no answer'}); try again later, which goes on with what "
+                    f" ({watch.failure or 'no answer'}); try again later, which continues with what "
                     f"the cache already has, or {alternative}"
                 )
     except BaseException:

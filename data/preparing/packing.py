@@ -233,7 +233,7 @@ class Packer:
         return wrote_shard
 
     def _is_full(self, corpus: Corpus, part: Part) -> bool:
-        """Tell whether nothing more is wanted of a part: its training split has its limit."""
+        """Return whether nothing more is wanted of a part: its training split has its limit."""
         limit = corpus.settings.max_train_tokens
         return (
             limit is not None
@@ -242,7 +242,7 @@ class Packer:
         )
 
     def _leaks(self, split: str, digest: int) -> bool:
-        """Tell whether a document is in a split held out from it too, and count it."""
+        """Return whether a document is in a split held out from it too, and count it."""
         found = False
         for held_out, known in self._held_out.items():
             if held_out == split:

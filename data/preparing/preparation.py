@@ -51,7 +51,7 @@ def content_of(data: DataSettings) -> dict[str, Any]:
     for some in (settings, *settings["corpora"].values()):
         for key in _NOT_CONTENT:
             del some[key]
-        # Names of folders that were prepared before there was such a key stay what they are.
+        # Names of folders that were prepared before this key existed stay what they are.
         if some["source"] != "local":
             del some["encoding"]
     return settings
@@ -82,7 +82,7 @@ class Preparation:
         self._journal = Journal(folder)
 
     def has_whole_shards(self) -> bool:
-        """Tell whether there is anything worth keeping, now that the preparation has failed."""
+        """Return whether there is anything worth keeping, now that the preparation has failed."""
         try:
             begun = self._journal.load()
         except DataError:

@@ -71,7 +71,7 @@ class ShardEntry(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[^/\\\x00]+\.npy", self.file):
-            raise ValueError(f"{self.file!r} lies outside the folder or is no .npy file")
+            raise ValueError(f"{self.file!r} is not in the folder or is no .npy file")
 
 
 @dataclass(frozen=True, kw_only=True)

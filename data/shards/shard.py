@@ -189,8 +189,8 @@ class Shard:
             position: Of the first token in its split, for the message.
 
         Raises:
-            DataError: If the file is not what was written, or holds something outside the
-                vocabulary.
+            DataError: If the file is not what was written, or holds an id that is not in
+                the vocabulary.
         """
         digest = hashlib.sha256(self._bytes(0, self._begin))
         at_once = _CHUNK_BYTES // self.dtype.itemsize
@@ -210,7 +210,7 @@ class Shard:
             shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(
                 header, _MAX_HEADER_BYTES
             )
-        # The header is a Python literal, and a bad one raises whatever the parser does.
+        # The header is a Python literal, and a bad one raises anything.
         except Exception as error:
             self._refuse(f"its header is damaged: {error}", error)
         if dtype not in _DTYPES or is_fortran or len(shape) != 1:
@@ -244,7 +244,7 @@ class Shard:
 def require_in_vocabulary(
     tokens: npt.NDArray[np.integer[Any]], vocab_size: int, path: Path, position: int
 ) -> None:
-    """Refuse an id outside the vocabulary.
+    """Refuse an id that is not in the vocabulary.
 
     Args:
         tokens: Ids.
@@ -259,5 +259,5 @@ def require_in_vocabulary(
         first = int(np.argmax(tokens >= vocab_size))
         raise DataError(
             f"{path} holds token {tokens[first]} at position {position + first} of its split, "
-            f"outside the vocabulary of {vocab_size}; delete {path.parent} and prepare again"
+            f"but the vocabulary has {vocab_size} ids; delete {path.parent} and prepare again"
         )

@@ -12,7 +12,7 @@ from data.errors import DataError
 from data.shards.shard import Identity, Shard, require_in_vocabulary
 
 _MAX_OPEN = 64
-# Longer than any file system's clock needs to tell two moments apart.
+# Longer than a tick of any file system's clock.
 _TICK_NS = 3 * 10**9
 
 # Shards that this process has found to be what was written, with the hash and the vocabulary.
@@ -72,7 +72,7 @@ class TokenStream:
                         f"shard {self._paths[k]} was changed while it was in use; restore it, or "
                         f"delete {self._paths[k].parent} and prepare again"
                     )
-                # Some network file systems number their files anew.
+                # Some network file systems renumber their files.
                 self._verify(shard, self._sha256[k], self._starts[k])
                 self._identities[k] = shard.identity
             self._open[k] = shard
@@ -90,7 +90,7 @@ class TokenStream:
 
         Raises:
             IndexError: If the window does not lie inside the stream.
-            DataError: If a shard holds an id outside the vocabulary, or was cut short or exchanged
+            DataError: If a shard holds an id that is not in the vocabulary, or was cut short or exchanged
                 since the stream was opened.
         """
         if start < 0 or length < 0 or start + length > len(self):

@@ -41,7 +41,7 @@ class Corpus:
         name: Its name among several that are mixed; '' where there is one.
         description: What was read, for the manifest: source, path, configuration, revision, files.
         notes: Lines the user should see, such as files that are not used.
-        text_bytes: UTF-8 bytes of all texts, as far as that can be told before reading them.
+        text_bytes: UTF-8 bytes of all texts, as far as known before reading them.
         text_bytes_are_known: Whether that is of the texts alone, and not a guess.
         account: Adds to the description, once all is read, what is known of each part then: takes
             the number of documents taken from each.
@@ -90,7 +90,7 @@ class Corpus:
         return label_of(split, self.name)
 
     def split_of(self, part: Part, document: Document) -> str:
-        """Tell where a document of one of the parts goes."""
+        """Return where a document of one of the parts goes."""
         if part.split is not None:
             return part.split
         key = document.text.encode("utf-8", "surrogatepass")

@@ -62,7 +62,7 @@ _BINARY_CONTROLS = bytes({*range(32), 127} - {8, 9, 10, 11, 12, 13, 27})
 
 
 def foreign_kind(head: bytes, encoding: str = "utf-8") -> str | None:
-    """Tell what a file is that is named like text, JSON, CSV or parquet and is something else.
+    """Say what a file is that is named like text, JSON, CSV or parquet and is something else.
 
     Args:
         head: Its first HEAD_BYTES bytes, unpacked where its name says that it is compressed.
@@ -91,7 +91,7 @@ def foreign_kind(head: bytes, encoding: str = "utf-8") -> str | None:
 
 
 def pointer_kind(head: bytes) -> str | None:
-    """Tell a file that version control left in another one's place; as `foreign_kind`."""
+    """Say whether version control left a file in another one's place; as `foreign_kind`."""
     if _LFS.match(head):
         return "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
     if _ANNEX.fullmatch(head):
@@ -100,7 +100,7 @@ def pointer_kind(head: bytes) -> str | None:
 
 
 def pointer_at(path: Path) -> str | None:
-    """Tell whether a file is such a pointer; as `foreign_kind`. None if it cannot be read."""
+    """Return whether a file is such a pointer; as `foreign_kind`. None if it cannot be read."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         return pointer_kind(file.read(HEAD_BYTES))
     return None
@@ -149,7 +149,7 @@ def _eastern(head: bytes) -> str | None:
         return None
     for encoding in ("utf-16-le", "utf-16-be"):
         text = head[: len(head) // 2 * 2].decode(encoding, "replace")
-        # Bytes of other encodings, taken in pairs, are many things besides.
+        # Bytes of other encodings, taken in pairs, are many other things, too.
         share = len(_EASTERN_OR_PLAIN.findall(text)) / len(text)
         if share > 0.98 and _EASTERN.search(text) and _EASTERN_STOPS.search(text):
             return encoding
@@ -190,5 +190,5 @@ def _is_binary(sample: bytes) -> bool:
 
 
 def is_markup(head: bytes) -> bool:
-    """Tell whether a file begins like a page of HTML or XML, such as a download's error page."""
+    """Return whether a file begins like a page of HTML or XML, such as a download's error page."""
     return _MARKUP.match(head) is not None

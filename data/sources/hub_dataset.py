@@ -58,7 +58,7 @@ def _shard(rows: Any, index: int, name: str, settings: DataSettings) -> Iterator
 
 def _parts(rows: Any, name: str, split: str | None, settings: DataSettings) -> list[Part]:
     name = f"split {name}"
-    # A document made of several rows may go on in the next file.
+    # A document made of several rows may continue in the next file.
     if not settings.streaming or settings.document_start is not None or rows.num_shards < 2:
         return [Part(split, partial(_documents, rows, name, settings))]
     return [
@@ -105,10 +105,10 @@ def _require_cached(builder: Any, path: str, revision: str) -> Any:
     if commit is not None and builder.hash.startswith(commit):
         return builder
     if commit is not None:
-        # datasets offers the newest copy only; an older one lies beside it.
+        # datasets offers the newest copy only; an older one may be next to it.
         newest = Path(builder.cache_dir)
         for copy in newest.parent.glob(f"{commit}*/"):
-            # Beside it may lie one that was broken off: COMMIT.incomplete.
+            # So may one whose download broke off: COMMIT.incomplete.
             if not re.fullmatch("[0-9a-f]{40}", copy.name):
                 continue
             return type(builder)(

@@ -58,7 +58,7 @@ def _format_of(path: Path) -> str | None:
 
 
 def split_of_name(relative: str) -> str:
-    """Tell the split from a file's path inside its folder.
+    """Return the split by a file's path inside its folder.
 
     A split's keyword (train, training; validation, valid, val, dev; test, testing, eval,
     evaluation) in any case counts where it is a whole word of the file's name, that is next to its

@@ -50,7 +50,7 @@ def read_rows(file: LocalFile, settings: DataSettings) -> Iterator[Document]:
         raise DataError(f"{file.path}: {_locate(file.path, settings, error)}") from error
     except RecursionError as error:
         raise DataError(f"{file.path}: row {texts.num_rows + 1} is nested too deeply") from error
-    # A damaged archive raises whatever its library does.
+    # A damaged archive raises anything.
     except Exception as error:
         raise DataError(f"{file.path}: {_explain(file, error)}") from error
     if texts.num_rows == 0:
@@ -128,7 +128,7 @@ def _json(path: Path, settings: DataSettings, columns: list[str]) -> Iterator[di
             try:
                 values = _values(text, decoder)
             except json.JSONDecodeError as error:
-                # An object that goes on in the next line.
+                # An object that continues in the next line.
                 if is_first and error.pos >= len(text.rstrip()):
                     yield from _json_objects(text + lines.read(), number, path, decoder)
                     return

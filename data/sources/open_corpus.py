@@ -37,7 +37,7 @@ def open_corpus(settings: DataSettings, name: str = "", commit: str | None = Non
 
 
 def source_identity(settings: DataSettings) -> Any:
-    """Return what, besides the settings, determines the documents; quick, reads no text.
+    """Return what determines, with the settings, the documents; quick, reads no text.
 
     Raises:
         DataError: If a local path does not exist or holds no usable file.

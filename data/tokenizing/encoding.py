@@ -128,7 +128,7 @@ class TextEncoder:
 
 
 def encodes_piece_by_piece(tokenizer: "Tokenizer") -> bool:
-    """Tell whether a tokenizer is a byte-level BPE with GPT-2's pattern and nothing before it."""
+    """Return whether a tokenizer is a byte-level BPE with GPT-2's pattern and nothing before it."""
     described = json.loads(tokenizer.to_str())
     before = described["pre_tokenizer"] or {}
     return (
@@ -239,8 +239,8 @@ def encode_in_order(
             yield done, _checked(done, encoded.result)
     except loky.BrokenProcessPool as error:
         raise DataError(
-            "a process that encodes text was killed, perhaps for want of memory; rerun the same "
-            f"command to go on, with fewer of them: data.num_workers={max(1, num_workers // 2)}"
+            "a process that encodes text was killed, perhaps for lack of memory; rerun the same "
+            f"command to resume, with fewer of them: data.num_workers={max(1, num_workers // 2)}"
         ) from error
     finally:
         pool.shutdown(wait=True, kill_workers=True)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def gives_back_all(tokenizer: "Tokenizer") -> bool:
-    """Tell whether a tokenizer is byte-level, changes nothing before, and has all 256 bytes."""
+    """Return whether a tokenizer is byte-level, changes nothing before, and has all 256 bytes."""
     from tokenizers import pre_tokenizers
 
     described = json.loads(tokenizer.to_str())

@@ -164,7 +164,7 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
 
 
 def is_of_the_library(error: BaseException) -> bool:
-    """Tell an error of the tokenizer library from Ctrl-C and the like."""
+    """Return whether the library raised this, and not Ctrl-C or the like."""
     # What panics in Rust is no Exception, and its class cannot be imported.
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 

@@ -703,7 +703,7 @@ DAMAGES = {
         lambda f: edit_manifest(
             f, lambda m: m["splits"]["train"]["shards"][0].update(file="../x.npy")
         ),
-        "outside the folder",
+        "is not in the folder",
     ),
     "tokenizer missing": (
         lambda f: (f / "tokenizer" / "tokenizer.json").unlink(),
