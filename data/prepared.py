@@ -1,7 +1,9 @@
 """A prepared corpus on disk: reading and checking what the pipeline wrote."""
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,14 +104,12 @@ class PreparedData:
                 f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}"
             )
         shards = self._shards[split]
-        try:
+        with self._named():
             return TokenStream(
                 [self.folder / shard.file for shard in shards],
                 self.vocab_size,
                 [shard.sha256 for shard in shards],
             )
-        except DataError as error:
-            raise self._broken(error) from error
 
     def training_streams(self) -> dict[str, tuple[TokenStream, float]]:
         """Open the training tokens of each corpus by its name, with its share in training.
@@ -148,51 +148,49 @@ class PreparedData:
         for shards in self._shards.values():
             position = 0
             for entry in shards:
-                try:
+                with self._named():
                     shard = Shard(self.folder / entry.file)
                     shard.verify(entry.sha256, self.vocab_size, position)
-                except DataError as error:
-                    raise self._broken(error) from error
                 position += entry.tokens
 
     def _check_tokenizer(self) -> None:
         for name, sha256 in self._tokenizer_hashes.items():
             path = self.folder / TOKENIZER_FOLDER / name
-            try:
-                found = sha256_of_file(path)
-            except OSError as error:
-                raise self._broken(f"{path} cannot be read ({error.strerror})") from error
-            if found != sha256:
-                raise self._broken(f"{path} is not what was written (sha256 differs)")
+            with self._named(path):
+                if sha256_of_file(path) != sha256:
+                    raise DataError(f"{path} is not what was written (sha256 differs)")
 
     def _check_files(self) -> None:
         """Look at every file without reading it."""
         dtype = token_dtype(self.vocab_size)
         for split, shards in self._shards.items():
             for entry in shards:
-                path = self.folder / entry.file
-                try:
-                    shard = Shard(path)
-                except DataError as error:
-                    raise self._broken(error) from error
-                if len(shard) != entry.tokens or shard.dtype != dtype:
-                    raise self._broken(
-                        f"shard {path} holds {len(shard)} {shard.dtype} instead of "
-                        f"{entry.tokens} {dtype}"
+                with self._named():
+                    shard = Shard(self.folder / entry.file)
+                    if len(shard) != entry.tokens or shard.dtype != dtype:
+                        raise DataError(
+                            f"shard {self.folder / entry.file} holds {len(shard)} {shard.dtype} "
+                            f"instead of {entry.tokens} {dtype}"
+                        )
+            total, stated = sum(entry.tokens for entry in shards), self.splits[split].tokens
+            with self._named():
+                if total != stated:
+                    raise DataError(
+                        f"the shards of split {split} hold {total} tokens instead of {stated}"
                     )
-            total = sum(entry.tokens for entry in shards)
-            if total != self.splits[split].tokens:
-                raise self._broken(
-                    f"the shards of split {split} hold {total} tokens instead of "
-                    f"{self.splits[split].tokens}"
-                )
         for name in TOKENIZER_FILES:
             path = self.folder / TOKENIZER_FOLDER / name
-            try:
+            with self._named(path):
                 require_regular_file(path)
-            except OSError as error:
-                raise self._broken(f"{path} cannot be read ({error.strerror})") from error
 
-    def _broken(self, what: object) -> DataError:
+    @contextlib.contextmanager
+    def _named(self, path: Path | None = None) -> Iterator[None]:
+        """Say of an error in which file it is and what to do."""
         again = f"delete {self.folder} and prepare again"
-        return DataError(str(what) if again in str(what) else f"{what}; {again}")
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); {again}") from error
+        except DataError as error:
+            what = str(error)
+            raise DataError(what if again in what else f"{what}; {again}") from error

@@ -234,8 +234,8 @@ def watched(what: str, call: Callable[[], Any], alternative: str) -> Any:
             if watch.silence() > SILENCE_S:
                 raise DataError(
                     f"{what}: nothing came from the Hub at {constants.ENDPOINT} for {SILENCE_S:g} s"
-                    f" ({watch.failure or 'no answer'}); try again later, which continues with what "
-                    f"the cache already has, or {alternative}"
+                    f" ({watch.failure or 'no answer'}); try again later, which continues "
+                    f"with what the cache has, or {alternative}"
                 )
     except BaseException:
         watch.closed.set()

@@ -90,8 +90,8 @@ class TokenStream:
 
         Raises:
             IndexError: If the window does not lie inside the stream.
-            DataError: If a shard holds an id that is not in the vocabulary, or was cut short or exchanged
-                since the stream was opened.
+            DataError: If a shard holds an id that is not in the vocabulary, or was cut short or
+                exchanged since the stream was opened.
         """
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"window [{start}, {start + length}) of a stream of {len(self)}")

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from data.tokenizing.round_trip import Losses, gives_back_all
 from data.tokenizing.tokenizer import (
     CUT,
     Tokens,
+    byte_level_parts,
     end_of_document_id,
     load_tokenizer,
     split_long,
@@ -129,18 +129,12 @@ class TextEncoder:
 
 def encodes_piece_by_piece(tokenizer: "Tokenizer") -> bool:
     """Return whether a tokenizer is a byte-level BPE with GPT-2's pattern and nothing before it."""
-    described = json.loads(tokenizer.to_str())
-    before = described["pre_tokenizer"] or {}
+    described = byte_level_parts(tokenizer)
     return (
-        described["model"]["type"] == "BPE"
+        described is not None
+        and described["pre_tokenizer"].get("use_regex", True)
         and not described["model"].get("dropout")
-        and described["normalizer"] is None
-        and described["truncation"] is None
-        and described["padding"] is None
-        and before.get("type") == "ByteLevel"
-        and before.get("use_regex", True)
-        and not before["add_prefix_space"]
-        and all(token["special"] for token in described["added_tokens"])
+        and described["truncation"] is described["padding"] is None
     )
 
 

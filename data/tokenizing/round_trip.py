@@ -4,6 +4,8 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from data.tokenizing.tokenizer import byte_level_parts
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -12,15 +14,10 @@ def gives_back_all(tokenizer: "Tokenizer") -> bool:
     """Return whether a tokenizer is byte-level, changes nothing before, and has all 256 bytes."""
     from tokenizers import pre_tokenizers
 
-    described = json.loads(tokenizer.to_str())
-    before, after = described["pre_tokenizer"] or {}, described["decoder"] or {}
+    described = byte_level_parts(tokenizer)
     return (
-        described["model"]["type"] == "BPE"
-        and described["normalizer"] is None
-        and before.get("type") == "ByteLevel"
-        and not before["add_prefix_space"]
-        and after.get("type") == "ByteLevel"
-        and all(token["special"] for token in described["added_tokens"])
+        described is not None
+        and (described["decoder"] or {}).get("type") == "ByteLevel"
         and set(pre_tokenizers.ByteLevel.alphabet()) <= described["model"]["vocab"].keys()
     )
 

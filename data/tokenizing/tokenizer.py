@@ -184,6 +184,20 @@ def _parsed(text: str, path: Path) -> "Tokenizer":
     return tokenizer
 
 
+def byte_level_parts(tokenizer: "Tokenizer") -> dict[str, Any] | None:
+    """Return the parts of a byte-level BPE that changes nothing before; None of another kind."""
+    described: dict[str, Any] = json.loads(tokenizer.to_str())
+    before = described["pre_tokenizer"] or {}
+    is_one = (
+        described["model"]["type"] == "BPE"
+        and described["normalizer"] is None
+        and before.get("type") == "ByteLevel"
+        and not before["add_prefix_space"]
+        and all(token["special"] for token in described["added_tokens"])
+    )
+    return described if is_one else None
+
+
 def end_of_document_id(folder: Path) -> int:
     """Return the id of the token that ends each document.
 
