@@ -149,7 +149,7 @@ def test_slow_libraries_are_imported_where_used(package):
         ("launch.schemas", {"torch", "hydra", *HEAVY}),
         ("launch.run", {"torch", *HEAVY}),
         ("training.loop", HEAVY | {"hydra"}),
-        ("data.pipeline", {"torch", *HEAVY}),
+        ("data.pipeline", {"torch", "tokenizers", *HEAVY}),
     ],
 )
 def test_start_up_does_not_wait_for_what_it_does_not_use(module, absent):

@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from texts import sentences
+from texts import quiet, sentences, tokens_of
 
 from data.batches import TrainingWindows
 from data.errors import DataError
@@ -11,10 +11,6 @@ from data.prepared import PreparedData
 from settings.data import DataSettings, TokenizerSettings
 
 BPE = TokenizerSettings(name="bpe", kind="bpe", vocab_size=300)
-
-
-def quiet(_):
-    pass
 
 
 @pytest.fixture
@@ -40,11 +36,6 @@ def mixture(local, tmp_path):
         prepared_dir=str(tmp_path / "prepared"),
         shard_tokens=600,
     )
-
-
-def tokens_of(prepared, split):
-    stream = prepared.stream(split)
-    return stream.window(0, len(stream))
 
 
 def test_each_corpus_keeps_its_splits_and_their_union_is_all_of_them(mixture):

@@ -14,7 +14,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
-from data.prepared import PreparedData
 from data.shards.manifest import share_of
 from data.splits import TRAIN, split_by_hash
 from data.tokenizing.round_trip import Losses, gives_back_all
@@ -181,13 +180,3 @@ def test_what_a_tokenizer_loses_is_said_and_stored(lossy, lines):
     assert f"{share} of the bytes of validation" in warnings[1]
     manifest = json.loads((lossy.folder / "manifest.json").read_text())
     assert manifest["splits"]["validation"]["lost_bytes"] == counts.lost_bytes
-
-
-def test_a_manifest_without_lost_bytes_is_read(lossy):
-    path = lossy.folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["content_sha256"]
-    for split in manifest["splits"].values():
-        del split["lost_bytes"]
-    path.write_text(json.dumps(manifest | {"format_version": 2}))
-    assert PreparedData(lossy.folder).splits["validation"].lost_bytes == 0

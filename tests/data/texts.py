@@ -1,6 +1,10 @@
-"""Little documents for the tests of data."""
+"""Little documents, and what tests of prepared data do with a folder."""
+
+import json
 
 import pyarrow
+
+from files.sealed import sealed, unsealed
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
@@ -16,3 +20,32 @@ def sentences(count, start=0):
 def zstandard(data):
     """Compress bytes as one Zstandard frame."""
     return pyarrow.compress(data, codec="zstd", asbytes=True)
+
+
+def quiet(_):
+    """Take a line for the user."""
+
+
+def tokens_of(prepared, split):
+    """All tokens of a split."""
+    stream = prepared.stream(split)
+    return stream.window(0, len(stream))
+
+
+def file_bytes(folder):
+    """The content of every file, by its name."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def forge(folder, change):
+    """Change a manifest and give it the hash of the changed content."""
+    manifest = unsealed(json.loads((folder / "manifest.json").read_text()))
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
+
+
+def flip(path, at=-2):
+    """Flip a bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)

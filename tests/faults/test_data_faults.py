@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -30,8 +31,8 @@ from data.shards import stream as shard_stream
 from data.shards.stream import TokenStream
 from data.tokenizing.pretrained import load_pretrained
 from data.tokenizing.tokenizer import load_tokenizer
-from files.sealed import sealed, unsealed
 from settings.data import DataSettings, TokenizerSettings
+from tests.data.texts import file_bytes, flip, forge, quiet
 
 ROOT = Path(__file__).parents[2]
 BYTES = TokenizerSettings(name="bytes", kind="bytes")
@@ -48,14 +49,6 @@ def settings_for(folder, **changes):
     values = {"name": "test", "source": "local", "path": str(folder / "corpus")}
     values |= {"prepared_dir": str(folder / "prepared"), "shard_tokens": 200, "num_workers": 1}
     return DataSettings(**(values | changes))
-
-
-def quiet(_):
-    pass
-
-
-def file_bytes(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -90,19 +83,6 @@ def read_everything(folder):
     streams = [prepared.stream(split) for split in prepared.splits]
     tokens = [stream.window(0, len(stream)).tolist() for stream in streams]
     return prepared.fingerprint, tokens, prepared.tokenizer().get_vocab()
-
-
-def forge(folder, change):
-    """Change a manifest and give it the hash of the changed content."""
-    manifest = unsealed(json.loads((folder / "manifest.json").read_text()))
-    change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
-
-
-def flip(path, at=-2):
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
 
 
 def as_link(path):
@@ -309,9 +289,92 @@ def test_a_wrong_width_for_the_vocabulary_is_refused(folder):
         PreparedData(folder)
 
 
+def save_instead(tokens, **options):
+    return lambda folder: np.save(folder / "train-00000.npy", tokens, **options)
+
+
+DAMAGES_OF_A_FOLDER = {
+    "another size": (save_instead(np.zeros(3, np.uint16)), "holds 3 uint16 instead of 200 uint16"),
+    "another type": (save_instead(np.zeros(200, np.uint32)), "200 uint32 instead of 200 uint16"),
+    "signed": (save_instead(np.zeros(200, np.int64)), r"\(200,\) int64 instead of a row of whole"),
+    "pickle": (save_instead(np.array([{}], object), allow_pickle=True), "00000.npy cannot be read"),
+    "edited by hand": (
+        lambda f: (f / "manifest.json").write_text(
+            (f / "manifest.json").read_text().replace('"utf8_bytes": ', '"utf8_bytes": 1')
+        ),
+        "manifest.json is damaged .*does not have the content_sha256",
+    ),
+    "another format": (lambda f: forge(f, lambda m: m.update(format_version=0)), "format 0, not 3"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES_OF_A_FOLDER)
+def test_a_folder_that_is_not_what_was_written_is_refused_when_it_is_opened(folder, damage):
+    inflict, message = DAMAGES_OF_A_FOLDER[damage]
+    inflict(folder)
+    with pytest.raises(DataError, match=rf"{message}.*delete {folder} and prepare again"):
+        PreparedData(folder)
+
+
+def test_a_folder_prepared_before_manifests_had_a_hash_is_read_and_verified(genuine, folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["content_sha256"]
+    for split in manifest["splits"].values():
+        del split["lost_bytes"]  # which are newer still
+    path.write_text(json.dumps(manifest | {"format_version": 2}))
+    again = PreparedData(folder)
+    assert again.fingerprint == genuine.fingerprint
+    assert again.splits["validation"].lost_bytes == 0
+    again.verify()
+    path.write_text(json.dumps(manifest))  # a present one has its hash
+    with pytest.raises(DataError, match="damaged"):
+        PreparedData(folder)
+
+
+def test_the_fingerprint_is_of_shards_tokenizer_and_weights_alone(genuine):
+    """Published results state it: another format of the manifest must not change it."""
+    manifest = json.loads((genuine.folder / "manifest.json").read_text())
+    content = {
+        "format_version": 2,
+        "tokenizer": manifest["tokenizer"]["sha256"]["tokenizer.json"],
+        "weights": {},
+        "shards": {
+            split: [shard["sha256"] for shard in entry["shards"]]
+            for split, entry in manifest["splits"].items()
+        },
+    }
+    text = json.dumps(content, sort_keys=True)
+    assert genuine.fingerprint == hashlib.sha256(text.encode()).hexdigest()
+
+
+def outside_the_vocabulary(folder):
+    path = folder / "train-00001.npy"
+    tokens = np.load(path, allow_pickle=False)
+    tokens[[20, 30]] = 60_000
+    np.save(path, tokens)
+
+
+def test_a_token_outside_the_vocabulary_is_named_with_its_position(folder):
+    outside_the_vocabulary(folder)
+    message = r"train-00001\.npy holds token 60000 at position 220"
+    with pytest.raises(DataError, match=message):
+        PreparedData(folder).stream("train")
+    # Without hashes it is found in the window that holds it.
+    stream = TokenStream([folder / f"train-0000{i}.npy" for i in (0, 1)], 257)
+    stream.window(210, 10)
+    with pytest.raises(DataError, match=message):
+        stream.window(210, 11)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda m: m.pop("tokenizer"), "missing required field tokenizer"),
+        (
+            lambda m: m["splits"]["train"]["shards"][0].update(file="../x.npy"),
+            r"'\.\./x\.npy' is not in the folder or is no \.npy file at .*shards\[0\]",
+        ),
         (
             lambda m: m["splits"]["validation"].update(utf8_bytes=0),
             "hold 10 documents at .*validation",
@@ -368,8 +431,6 @@ def test_a_batch_larger_than_the_data_reads_it_again(tmp_path):
 
 
 def test_the_manifest_has_size_hash_and_documents_of_each_file(genuine):
-    import hashlib
-
     corpus = Path(genuine.source["path"])
     assert {entry["file"] for entry in genuine.source["files"]} == {
         "train.jsonl",
@@ -381,6 +442,10 @@ def test_the_manifest_has_size_hash_and_documents_of_each_file(genuine):
         assert entry["bytes"] == len(data)
         assert entry["documents"] == data.count(b"\n")
         assert entry["documents"] == genuine.splits[entry["split"]].documents
+    manifest = json.loads((genuine.folder / "manifest.json").read_text())
+    assert manifest["settings"]["tokenizer"]["kind"] == "bytes"
+    assert set(manifest["created_by"]) == {"python", "datasets", "tokenizers"}
+    assert 1 < genuine.baselines["bigram_perplexity"] < genuine.baselines["unigram_perplexity"]
 
 
 def test_a_series_with_a_hole_is_named(tmp_path):
@@ -561,6 +626,7 @@ def test_one_that_waits_says_for_whom_and_says_it_again(corpus, monkeypatch):
     assert f"process {os.getpid()} on " in lines[0]
     assert lines[0].endswith(f" prepares {folder}; waiting for it")
     assert results[0].folder == folder
+    assert not any(line.startswith("preparing") for line in lines)
 
 
 def test_a_lock_without_a_holder_is_waited_for_all_the_same(corpus, monkeypatch):
@@ -701,13 +767,6 @@ def test_of_two_processes_that_prepare_at_once_one_waits(tmp_path):
         dataclasses.replace(settings, prepared_dir=str(tmp_path / "other")), BYTES, quiet
     )
     assert file_bytes(redone.folder) == file_bytes(undisturbed.folder)
-
-
-def outside_the_vocabulary(folder):
-    path = folder / "train-00001.npy"
-    tokens = np.load(path, allow_pickle=False)
-    tokens[[20, 30]] = 60_000
-    np.save(path, tokens)
 
 
 @pytest.mark.slow
