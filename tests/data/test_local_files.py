@@ -4,6 +4,7 @@ import bz2
 import datetime
 import decimal
 import gzip
+import io
 import json
 import os
 import zipfile
@@ -15,7 +16,6 @@ import pytest
 from texts import zstandard
 
 from data.errors import DataError
-from data.pipeline import prepare
 from data.sources import hub_dataset
 from data.sources.local_files import split_of_name
 from data.sources.open_corpus import open_corpus
@@ -62,17 +62,6 @@ def test_a_document_start_sees_every_end_of_a_line(read, end):
     text = f"ACT 1{end}x{end}ACT 2{end}y ACT 3"
     found = read("a.txt", text, document_start="^ACT [0-9]\n?$")
     assert found == [f"ACT 1{end}x{end}", f"ACT 2{end}y ACT 3"]
-
-
-def test_bytes_and_words_are_those_of_the_files(local, byte_level, tmp_path):
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    contents = [f"one two\r\nthree {i}\r\n".encode() * 50 for i in range(40)]
-    for i, content in enumerate(contents):
-        (folder / f"{i}.txt").write_bytes(content)
-    prepared = prepare(local(), byte_level, lambda _: None)
-    assert sum(s.utf8_bytes for s in prepared.splits.values()) == sum(map(len, contents))
-    assert sum(s.words for s in prepared.splits.values()) == 40 * 50 * 4
 
 
 EARLY = '"x": null, "n": 1, "l": [1], "o": {"a": 1}, "d": "2021-03-01"'
@@ -189,7 +178,24 @@ def test_these_are_read(read, name, content, texts):
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 WIDE = "Größe und Länge,\neine Zeile und noch eine\n"
 EAST = "\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u6211\u4eec\u53bb\u516c\u56ed\u3002\n" * 9
+NINE = "".join(json.dumps({"text": letter}) + "\n" for letter in "abcdefghi")
+CUT = io.BytesIO()
+pyarrow.parquet.write_table(pa.table({"text": ["a"] * 50}), CUT)
 FOREIGN = [
+    ("a.jsonl", NINE + '{"text": "x\n' + NINE, "line 10: "),
+    ("a.jsonl", NINE[:-5], "line 9: "),
+    ("a.jsonl.gz", gzip.compress(NINE.encode() + b"{broken\n"), "line 10: "),
+    ("a.jsonl", NINE.encode() + b'{"text": "\xe9"}\n', "line 10 is not UTF-8"),
+    ("a.txt", b"\xe9t\xe9\n", "line 1 is not UTF-8"),
+    ("a.jsonl", "", "is empty"),
+    ("a.jsonl", "\n\n", "holds no rows"),
+    ("a.jsonl", NINE + '{"text": 2}', "row 10: 'text' is a number, not a string"),
+    ("a.jsonl", NINE + '{"text": null}', "row 10: 'text' is null"),
+    ("a.jsonl", NINE + '{"text": "\\ud800"}', "line 10: 'text' holds half of a surrogate pair"),
+    ("a.jsonl", '{"body": "a", "id": 1}\n', "no column 'text'; its columns are body, id"),
+    ("a.json", '[\n{"text": "a"},\n{"text": }\n]', "line 3: "),
+    ("a.parquet", "PAR1 no", "cannot be read as parquet"),
+    ("a.parquet", CUT.getvalue()[:-10], "cannot be read as parquet"),
     ("a.txt", LFS, "Git LFS pointer.*git lfs pull"),
     ("a.jsonl", LFS, "git lfs pull"),
     ("a.txt", LFS.replace("git-lfs", "hawser"), "git lfs pull"),
@@ -223,7 +229,6 @@ FOREIGN = [
     ("a.tsv", 'id\ttext\n1\t"a"b\n', r"line 2: '\\t' expected"),
     ("a.csv", "text,text\na,b\n", "has more than one column 'text'"),
     ("a.jsonl", "{}\n", "has no column 'text'; it has none: set data.text_column"),
-    ("a.csv", "id\n1\n", "no column 'text'; its columns are id"),
 ]
 
 
@@ -232,7 +237,7 @@ FOREIGN = [
 def test_what_is_not_text_is_named_with_a_way_out(read, name, content, message, invalid):
     if invalid == "replace" and "not UTF-8" in message:
         pytest.skip("asked for")
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DataError, match=rf"/read/{name}\b.*{message}") as caught:
         read(name, content, invalid_utf8=invalid)
     assert "invalid_utf8" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -324,11 +329,14 @@ def test_what_is_no_text_encoding_is_refused(name):
 
 
 NAMES = {
-    "test": "Test.txt|test1.jsonl|test set.txt|eval/a.txt|EVAL-2/b.txt|my.testing.txt|a test/b.txt|"
-    "evaluation_9.txt|2021test.txt",
-    "validation": "dev.jsonl|dev/a.txt|Dev-clean/1.txt|VAL.TXT|my_valid2.txt|validation set/y.txt",
-    "train": "contest.txt|latest.txt|evaluate_x.txt|developer.txt|devices.txt|value.txt|tests.txt|"
-    "training/x.txt|validity.txt|attest/a.txt|medieval.txt|trainer.txt",
+    "test": "my_test_part2.txt|test/a.txt|Test.txt|test1.jsonl|test set.txt|eval/a.txt|"
+    "EVAL-2/b.txt|my.testing.txt|a test/b.txt|evaluation_9.txt|2021test.txt",
+    "validation": "validation-00000-of-00001.parquet|wiki.valid.txt|val.txt|"
+    "c4-validation.00000-of-00008.json.gz|dev.jsonl|dev/a.txt|Dev-clean/1.txt|VAL.TXT|"
+    "my_valid2.txt|validation set/y.txt",
+    "train": "train.jsonl.zst|extra.jsonl|latest-values.txt|contest.txt|latest.txt|evaluate_x.txt|"
+    "developer.txt|devices.txt|value.txt|tests.txt|training/x.txt|validity.txt|"
+    "attest/a.txt|medieval.txt|trainer.txt",
 }
 
 
@@ -338,17 +346,26 @@ def test_documented_keywords_say_the_split_in_any_case(split):
     assert set(found.values()) == {split}, found
 
 
-def test_an_archive_a_pipe_and_an_unknown_type_have_a_way_out(tmp_path, local):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nosuchdir", "no such file or folder: nosuchdir"),
+        ("~nobody-of-that-name/x", r"data\.path: "),
+        ("a" * 5000, r"data\.path: "),
+        ("{}/zipped", r"no file to read .*\.parquet.*found a\.zip; unpack"),
+        ("{}/zipped/a.zip", r"a\.zip .*an archive; unpack it and set data\.path"),
+        ("{}/book", r"unknown type; known are .*plain text: \.txt"),
+        ("{}/book.pdf", r"book\.pdf is of unknown type; it is a PDF"),
+        ("{}/fifo", r"is a pipe, .*write it to a file first"),
+    ],
+)
+def test_a_path_that_cannot_be_read_has_a_way_out(tmp_path, local, monkeypatch, path, message):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("contacted the Hub"))
+    (tmp_path / "zipped").mkdir()
+    with zipfile.ZipFile(tmp_path / "zipped" / "a.zip", "w") as archive:
         archive.writestr("a.txt", "x")
-    with pytest.raises(DataError, match=r"a\.zip .*an archive; unpack it and set data\.path"):
-        open_corpus(local(path=str(tmp_path / "a.zip")))
     (tmp_path / "book").write_text("x")
-    with pytest.raises(DataError, match=r"unknown type; known are .*plain text: \.txt"):
-        open_corpus(local(path=str(tmp_path / "book")))
     (tmp_path / "book.pdf").write_bytes(b"%PDF-1.7\n")
-    with pytest.raises(DataError, match=r"book\.pdf is of unknown type; it is a PDF"):
-        open_corpus(local(path=str(tmp_path / "book.pdf")))
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(DataError, match=r"is a pipe, .*write it to a file first"):
-        open_corpus(local(path=str(tmp_path / "fifo")))
+    with pytest.raises(DataError, match=message):
+        open_corpus(local(path=path.format(tmp_path)))
