@@ -5,7 +5,9 @@ import json
 import pyarrow
 
 from files.sealed import sealed, unsealed
+from settings.data import DataSettings, TokenizerSettings
 
+BYTES = TokenizerSettings(name="bytes", kind="bytes")
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
 
@@ -49,3 +51,31 @@ def flip(path, at=-2):
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
+
+
+def write_corpus(folder, words, number):
+    """Write so many documents to train on, and a quarter of that to validate on, as JSON lines."""
+    folder.mkdir(parents=True)
+    for split, count in (("train", number), ("validation", number // 4)):
+        rows = [json.dumps({"text": f"{words} {split} {i:04d}"}) + "\n" for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(rows))
+
+
+def settings_for(folder, **changes):
+    """Settings for FOLDER/corpus, prepared in FOLDER/prepared."""
+    values = {"name": "test", "source": "local", "path": str(folder / "corpus")}
+    values |= {"prepared_dir": str(folder / "prepared"), "shard_tokens": 200, "num_workers": 1}
+    return DataSettings(**(values | changes))
+
+
+def overrides(corpus, **changes):
+    """The same on a command line, in bytes as tokens."""
+    settings = settings_for(corpus, **changes)
+    return [
+        "data=local",
+        "tokenizer=bytes",
+        *(
+            f"data.{key}={getattr(settings, key)}"
+            for key in ("name", "path", "prepared_dir", "shard_tokens", "num_workers")
+        ),
+    ]
