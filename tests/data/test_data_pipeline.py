@@ -5,8 +5,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,79 +126,6 @@ def assert_nothing_looks_finished(folder):
     assert not folder.exists()
     with pytest.raises(DataError):
         PreparedData(folder)
-
-
-HARNESS = """
-import json, os, signal, sys
-import datasets
-from data import pipeline
-from data.preparing import journal, packing, preparation
-from data.tokenizing import encoding
-from settings.data import DataSettings
-from settings.data import TokenizerSettings
-
-packing._BATCH_CHARACTERS = 150
-data, tokenizer, moments = json.loads(sys.argv[1])
-kills, said = 0, []
-for moment in moments:
-    child = os.fork()
-    if child == 0:
-        left = [moment]
-        fsync = os.fsync
-
-        def fsync_or_die(handle):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            fsync(handle)
-
-        os.fsync = fsync_or_die
-        try:
-            pipeline.prepare(DataSettings(**data), TokenizerSettings(**tokenizer), print)
-        finally:
-            sys.stdout.flush()
-            os._exit(0)
-    kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-print("kills", kills)
-"""
-
-
-def killed(data, tokenizer, moments):
-    """Prepare in processes of which number i is killed at its moments[i]-th fsync."""
-    arguments = json.dumps([dataclasses.asdict(data), dataclasses.asdict(tokenizer), moments])
-    done = subprocess.run(
-        [sys.executable, "-c", HARNESS, arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    *said, last = done.stdout.splitlines()
-    return int(last.removeprefix("kills ")), said
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
-    local, byte_level, write_jsonl, tmp_path, workers
-):
-    texts = sentences(150)
-    write_jsonl("train.jsonl", texts[:130] + texts[:5])
-    write_jsonl("validation.jsonl", texts[128:140])
-    changes = {"shard_tokens": 200, "num_workers": workers, "drop_leaked_documents": True}
-    tokenizer = TokenizerSettings(name="bpe", kind="bpe", vocab_size=280)
-    undisturbed = prepare(local(prepared_dir=str(tmp_path / "other"), **changes), tokenizer, quiet)
-    assert len(list(undisturbed.folder.glob("train-*.npy"))) > 5
-    # Each fsync of a commit, of the tokenizer and of the manifest is one of these.
-    moments = [1, 4, 9, 13, 18, 22, 27, 31, 38, 45, 60, 10**6]
-    kills, said = killed(local(**changes), tokenizer, moments)
-    assert kills >= 5
-    assert any(line.startswith("resuming the preparation of") for line in said)
-    again = prepare(local(**changes), tokenizer, lambda _: pytest.fail("was not complete"))
-    assert file_bytes(again.folder) == file_bytes(undisturbed.folder)
-    assert [p.name for p in again.folder.parent.iterdir() if p.suffix != ".lock"] == [
-        again.folder.name
-    ]
 
 
 def interrupted(monkeypatch, local_settings, tokenizer, after_shards, label="train"):
