@@ -3,6 +3,10 @@
 from typing import Any
 
 from data.sources.corpus import Corpus
+from data.sources.hub_dataset import open_hub
+from data.sources.local import open_local
+from data.sources.local_files import find_files
+from data.sources.python_library import open_python, python_identity
 from settings.data import DataSettings
 
 # Counted up when the same files are read as other text.
@@ -20,18 +24,10 @@ def open_corpus(settings: DataSettings, name: str = "", commit: str | None = Non
     Raises:
         DataError: If it cannot be found, reached or understood.
     """
-    if settings.source == "local":
-        from data.sources.local import open_local
-
-        corpus = open_local(settings)
-    elif settings.source == "hub":
-        from data.sources.hub_dataset import open_hub
-
+    if settings.source == "hub":
         corpus = open_hub(settings, commit)
     else:
-        from data.sources.python_library import open_python
-
-        corpus = open_python(settings)
+        corpus = open_local(settings) if settings.source == "local" else open_python(settings)
     corpus.name = name
     return corpus
 
@@ -42,16 +38,12 @@ def source_identity(settings: DataSettings) -> Any:
     Raises:
         DataError: If a local path does not exist or holds no usable file.
     """
-    if settings.source == "local":
-        from data.sources.local_files import find_files
-
-        files = [
-            [file.relative, file.path.stat().st_size, file.path.stat().st_mtime_ns]
-            for file in find_files(settings).used
-        ]
-        return {"files": files, "reader": _LOCAL_READER}
     if settings.source == "hub":
         return None
-    from data.sources.python_library import python_identity
-
-    return python_identity(settings.source)
+    if settings.source != "local":
+        return python_identity(settings.source)
+    files = [
+        [file.relative, file.path.stat().st_size, file.path.stat().st_mtime_ns]
+        for file in find_files(settings).used
+    ]
+    return {"files": files, "reader": _LOCAL_READER}

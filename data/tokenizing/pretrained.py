@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data.errors import DataError
+from data.hub.connection import cached_commit, check_reachable, explain, is_offline, resolve
+from data.hub.watch import watched
 from data.sources.file_kinds import pointer_at
 from data.tokenizing.tokenizer import END_OF_TEXT, bytes_tokenizer, is_of_the_library, train_bpe
 from settings.data import TokenizerSettings, is_hub_name
@@ -48,9 +50,6 @@ def load_pretrained(path: str, key: str = "tokenizer.path") -> BuiltTokenizer:
     Raises:
         DataError: If it cannot be found or reached, is not a fast one, or has no eos token.
     """
-    from data.hub.connection import cached_commit, check_reachable, explain, is_offline, resolve
-    from data.hub.watch import watched
-
     folder = Path(path).expanduser()
     is_local = folder.is_dir()
     what, alternative = f"tokenizer {path!r}", f"use a folder on this machine in {key}"
