@@ -6,17 +6,34 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.inspection import split_documents
+import numpy as np
+import numpy.typing as npt
+
 from data.prepared import PreparedData
+from data.shards.stream import TokenStream
 from data.sources.python_library import python_files
 from data.splits import VALIDATION
 from guards.printable import printable
 
-_TOKENS = 64
-_WORDS = 3
-_CHARACTERS = 24
+_CHUNK_TOKENS = 2**20
+# Characters shown of a text whose file is not known.
 _BEGINNING = 40
-"""Characters shown of a text whose file is not known."""
+# Of an opening: tokens read, words, and characters where words are long.
+_TOKENS, _WORDS, _CHARACTERS = 64, 3, 24
+
+
+def split_documents(
+    stream: TokenStream, end_of_document_id: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the tokens of each document of a stream, without the one that ends it."""
+    rest: list[npt.NDArray[np.int64]] = []
+    for start in range(0, len(stream), _CHUNK_TOKENS):
+        chunk = stream.window(start, min(_CHUNK_TOKENS, len(stream) - start))
+        begin = 0
+        for end in np.flatnonzero(chunk == end_of_document_id).tolist():
+            yield np.concatenate([*rest, chunk[begin:end]])
+            rest, begin = [], end + 1
+        rest.append(chunk[begin:])
 
 
 def document_names(prepared: PreparedData, split: str, numbers: Iterable[int]) -> dict[int, str]:

@@ -2,25 +2,24 @@
 
 import math
 from array import array
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from data.documents import split_documents
 from data.prepared import PreparedData
 from data.shards.stream import TokenStream
 from data.splits import TRAIN
 from data.tokenizing.encoding import digest
 from guards.printable import printable
 
-_CHUNK_TOKENS = 2**20
 _BAR_WIDTH = 40
 _SAMPLES = 3
 _SAMPLE_TOKENS = 64
 
 
-class Documents(NamedTuple):
+class MeasuredDocuments(NamedTuple):
     """The documents of a split.
 
     Attributes:
@@ -37,27 +36,13 @@ class Documents(NamedTuple):
         return len(self.digests) - len(np.unique(self.digests))
 
 
-def read_documents(stream: TokenStream, end_of_document_id: int) -> Documents:
+def measure_documents(stream: TokenStream, end_of_document_id: int) -> MeasuredDocuments:
     """Measure every document of a stream, in 16 bytes of memory for each."""
     lengths, digests = array("q"), array("Q")
     for tokens in split_documents(stream, end_of_document_id):
         lengths.append(len(tokens))
         digests.append(digest(tokens.tobytes()))
-    return Documents(np.array(lengths, dtype=np.int64), np.array(digests, dtype=np.uint64))
-
-
-def split_documents(
-    stream: TokenStream, end_of_document_id: int
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the tokens of each document of a stream, without the one that ends it."""
-    rest: list[npt.NDArray[np.int64]] = []
-    for start in range(0, len(stream), _CHUNK_TOKENS):
-        chunk = stream.window(start, min(_CHUNK_TOKENS, len(stream) - start))
-        begin = 0
-        for end in np.flatnonzero(chunk == end_of_document_id).tolist():
-            yield np.concatenate([*rest, chunk[begin:end]])
-            rest, begin = [], end + 1
-        rest.append(chunk[begin:])
+    return MeasuredDocuments(np.array(lengths, dtype=np.int64), np.array(digests, dtype=np.uint64))
 
 
 def describe(prepared: PreparedData) -> str:
@@ -66,16 +51,16 @@ def describe(prepared: PreparedData) -> str:
     Raises:
         DataError: If a shard cannot be read.
     """
-    documents: dict[str, Documents] = {}
+    documents: dict[str, MeasuredDocuments] = {}
     # The splits that a mixture unites before the united ones, which are not read again.
     for split in sorted(prepared.splits, key=lambda split: len(prepared.parts_of(split))):
         parts = prepared.parts_of(split)
         if parts == [split]:
             stream = prepared.stream(split)
-            documents[split] = read_documents(stream, prepared.end_of_document_id)
+            documents[split] = measure_documents(stream, prepared.end_of_document_id)
         else:
             united = zip(*(documents[part] for part in parts), strict=True)
-            documents[split] = Documents(*map(np.concatenate, united))
+            documents[split] = MeasuredDocuments(*map(np.concatenate, united))
     documents = {split: documents[split] for split in prepared.splits}
     sections = [
         _heading(prepared),
@@ -142,7 +127,7 @@ def _histogram(lengths: npt.NDArray[np.int64]) -> str:
     return "\n".join(lines)
 
 
-def _duplicates(prepared: PreparedData, documents: dict[str, Documents]) -> str:
+def _duplicates(prepared: PreparedData, documents: dict[str, MeasuredDocuments]) -> str:
     lines = ["exact duplicates"]
     for split, some in documents.items():
         number, share = some.num_repeated, some.num_repeated / max(len(some.lengths), 1)

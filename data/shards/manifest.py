@@ -131,7 +131,7 @@ class _Settings(msgspec.Struct):
     data: _DataSettings
 
 
-class Manifest(msgspec.Struct, frozen=True):
+class CorpusManifest(msgspec.Struct, frozen=True):
     """What a manifest states, each value of its type and in its range.
 
     Attributes:
@@ -186,7 +186,7 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     new.replace(folder / MANIFEST)
 
 
-def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
+def read_manifest(folder: Path) -> tuple[CorpusManifest, dict[str, Any]]:
     """Read and check a manifest; return it with the whole description of the source.
 
     Raises:
@@ -201,7 +201,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
         if type(version) is not int or version not in (_UNSEALED_VERSION, MANIFEST_VERSION):
             raise DataError(f"{path} has format {version}, not {MANIFEST_VERSION}; {again}")
         content = content if version == _UNSEALED_VERSION else unsealed(content)
-        return typed(content, Manifest, path), content["source"]
+        return typed(content, CorpusManifest, path), content["source"]
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: {folder} is no prepared corpus") from error
     except OSError as error:

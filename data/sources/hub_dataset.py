@@ -50,7 +50,7 @@ def _documents(rows: Any, name: str, settings: DataSettings) -> Iterator[Documen
     return join_rows(_rows(rows, name, settings), settings.document_start)
 
 
-def _shard(rows: Any, index: int, name: str, settings: DataSettings) -> Iterator[Document]:
+def _one_file(rows: Any, index: int, name: str, settings: DataSettings) -> Iterator[Document]:
     # Contiguous: the shards one after the other are the rows in their order.
     shard = rows.shard(num_shards=rows.num_shards, index=index, contiguous=True)
     return _documents(shard, f"{name} file {index + 1} of {rows.num_shards}", settings)
@@ -62,7 +62,7 @@ def _parts(rows: Any, name: str, split: str | None, settings: DataSettings) -> l
     if not settings.streaming or settings.document_start is not None or rows.num_shards < 2:
         return [Part(split, partial(_documents, rows, name, settings))]
     return [
-        Part(split, partial(_shard, rows, index, name, settings))
+        Part(split, partial(_one_file, rows, index, name, settings))
         for index in range(rows.num_shards)
     ]
 

@@ -6,8 +6,7 @@ import os
 import re
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from functools import partial
+from collections.abc import Generator, Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from data.errors import DataError
 from data.sources.corpus import Document
-from data.tokenizing.round_trip import Losses, gives_back_all
+from data.tokenizing.round_trip import LostBytes, gives_back_all
 from data.tokenizing.tokenizer import (
     CUT,
     Tokens,
@@ -64,10 +63,6 @@ class Encoded(NamedTuple):
     lines: npt.NDArray[np.int64]
     digests: npt.NDArray[np.uint64]
     lost_bytes: npt.NDArray[np.int64]
-
-
-class LoneSurrogateError(ValueError):
-    """A text that UTF-8 cannot hold; `args` are its index in the batch and the character."""
 
 
 class _Remembered(dict[str, bytes]):
@@ -150,37 +145,44 @@ class BatchEncoder:
         self._dtype = token_dtype(vocab_size_of(tokenizer))
         self._encoder = TextEncoder(tokenizer, self._dtype)
         # Whatever a byte-level tokenizer with all bytes reads, it gives back.
-        self._losses = None if gives_back_all(tokenizer) else Losses(tokenizer)
+        self._lost_bytes = None if gives_back_all(tokenizer) else LostBytes(tokenizer)
         end = end_of_document_id(tokenizer_folder)
         self._end_of_document = np.array([end], dtype=self._dtype).tobytes()
 
-    def __call__(self, texts: Sequence[str]) -> Encoded:
+    def __call__(self, documents: Sequence[Document]) -> Encoded:
         """Encode a batch.
 
         Raises:
-            LoneSurrogateError: If a text holds half of a surrogate pair.
+            DataError: If a text holds half of a surrogate pair.
         """
-        as_bytes: list[bytes] = []
-        for index, text in enumerate(texts):
-            try:
-                as_bytes.append(text.encode())
-            except UnicodeEncodeError as error:
-                raise LoneSurrogateError(index, error.start) from error
+        texts = [document.text for document in documents]
+        as_bytes = [_utf8(document) for document in documents]
         ids = [self._encoder.encode(text) + self._end_of_document for text in texts]
-        itemsize = self._dtype.itemsize
+
+        def column(numbers: Iterable[int]) -> npt.NDArray[np.int64]:
+            return np.fromiter(numbers, np.int64, len(texts))
+
         return Encoded(
             tokens=np.frombuffer(b"".join(ids), dtype=self._dtype),
-            lengths=np.array([len(some) // itemsize for some in ids], dtype=np.int64),
-            utf8_bytes=np.array([len(some) for some in as_bytes], dtype=np.int64),
-            words=np.array([_count_words(text) for text in texts], dtype=np.int64),
-            lines=np.array(
-                [text.count("\n") + (not text.endswith("\n")) for text in texts], dtype=np.int64
-            ),
-            digests=np.array([digest(some) for some in as_bytes], dtype=np.uint64),
-            lost_bytes=np.array(
-                [self._losses.of(text) if self._losses else 0 for text in texts], dtype=np.int64
+            lengths=column(len(some) // self._dtype.itemsize for some in ids),
+            utf8_bytes=column(map(len, as_bytes)),
+            words=column(map(_count_words, texts)),
+            lines=column(text.count("\n") + (not text.endswith("\n")) for text in texts),
+            digests=np.fromiter(map(digest, as_bytes), np.uint64, len(texts)),
+            lost_bytes=column(
+                self._lost_bytes.of(text) if self._lost_bytes else 0 for text in texts
             ),
         )
+
+
+def _utf8(document: Document) -> bytes:
+    try:
+        return document.text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{document.where}: character {error.start} is half of a surrogate pair, which UTF-8 "
+            "cannot hold; correct or remove it"
+        ) from error
 
 
 def _count_words(text: str) -> int:
@@ -216,7 +218,7 @@ def encode_in_order(
     if num_workers == 1 or len(first) < 2:
         encoder = BatchEncoder(tokenizer_folder)
         for batch in chain(first, batches):
-            yield batch, _checked(batch, partial(encoder, _texts(batch)))
+            yield batch, encoder(batch)
         return
     import loky
 
@@ -225,12 +227,12 @@ def encode_in_order(
     try:
         waiting: deque[tuple[Sequence[D], Any]] = deque()
         for batch in chain(first, batches):
-            waiting.append((batch, _submitted(pool, tokenizer_folder, _texts(batch))))
+            waiting.append((batch, _submitted(pool, tokenizer_folder, batch)))
             if len(waiting) >= 2 * num_workers:
                 done, encoded = waiting.popleft()
-                yield done, _checked(done, encoded.result)
+                yield done, encoded.result()
         for done, encoded in waiting:
-            yield done, _checked(done, encoded.result)
+            yield done, encoded.result()
     except loky.BrokenProcessPool as error:
         raise DataError(
             "a process that encodes text was killed, perhaps for lack of memory; rerun the same "
@@ -240,23 +242,7 @@ def encode_in_order(
         pool.shutdown(wait=True, kill_workers=True)
 
 
-def _texts(batch: Sequence[Document]) -> list[str]:
-    return [document.text for document in batch]
-
-
-def _checked(batch: Sequence[Document], result: Callable[[], Encoded]) -> Encoded:
-    """Return the result of a batch, or name the document of it that cannot be encoded."""
-    try:
-        return result()
-    except LoneSurrogateError as error:
-        index, character = error.args
-        raise DataError(
-            f"{batch[index].where}: character {character} is half of a surrogate pair, which UTF-8 "
-            "cannot hold; correct or remove it"
-        ) from error
-
-
-def _submitted(pool: Any, tokenizer_folder: Path, batch: Sequence[str]) -> Any:
+def _submitted(pool: Any, tokenizer_folder: Path, batch: Sequence[Document]) -> Any:
     """Hand a batch to a pool, which may have to start processes for it."""
     try:
         return pool.submit(_encode_in_worker, str(tokenizer_folder), batch)
@@ -279,5 +265,5 @@ def _encoder_of(tokenizer_folder: str) -> BatchEncoder:
     return BatchEncoder(Path(tokenizer_folder))
 
 
-def _encode_in_worker(tokenizer_folder: str, texts: Sequence[str]) -> Encoded:
-    return _encoder_of(tokenizer_folder)(texts)
+def _encode_in_worker(tokenizer_folder: str, batch: Sequence[Document]) -> Encoded:
+    return _encoder_of(tokenizer_folder)(batch)

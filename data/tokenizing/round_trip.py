@@ -22,7 +22,7 @@ def gives_back_all(tokenizer: "Tokenizer") -> bool:
     )
 
 
-class Losses:
+class LostBytes:
     """Measures what is lost when a text is encoded and decoded.
 
     Args:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from texts import sentences
 
-from data import inspection
-from data.inspection import describe, read_documents
+from data import documents, inspection
+from data.inspection import describe, measure_documents
 from data.pipeline import prepare
 
 
@@ -18,8 +18,8 @@ def prepared(local, byte_level, write_jsonl):
 
 @pytest.mark.parametrize("chunk", [7, 64, 10**6])
 def test_documents_are_measured_across_chunks_and_shards(prepared, monkeypatch, chunk):
-    monkeypatch.setattr(inspection, "_CHUNK_TOKENS", chunk)
-    found = read_documents(prepared.stream("train"), prepared.end_of_document_id)
+    monkeypatch.setattr(documents, "_CHUNK_TOKENS", chunk)
+    found = measure_documents(prepared.stream("train"), prepared.end_of_document_id)
     assert len(found.lengths) == prepared.splits["train"].documents
     assert found.lengths.sum() + len(found.lengths) == prepared.splits["train"].tokens
     assert found.lengths[:3].tolist() == [len(text.encode()) for text in sentences(3)]

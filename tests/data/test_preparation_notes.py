@@ -16,7 +16,7 @@ from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
 from data.shards.manifest import share_of
 from data.splits import TRAIN, split_by_hash
-from data.tokenizing.round_trip import Losses, gives_back_all
+from data.tokenizing.round_trip import LostBytes, gives_back_all
 from data.tokenizing.tokenizer import bytes_tokenizer, save_tokenizer
 from settings.data import TokenizerSettings
 
@@ -151,7 +151,7 @@ def pieces():
 )
 def test_lost_bytes_are_counted(tokenizer, text, lost):
     assert not gives_back_all(tokenizer)
-    assert Losses(tokenizer).of(text) == lost
+    assert LostBytes(tokenizer).of(text) == lost
 
 
 @settings(max_examples=100, deadline=None)
@@ -159,7 +159,7 @@ def test_lost_bytes_are_counted(tokenizer, text, lost):
 def test_of_a_byte_level_tokenizer_with_all_bytes_nothing_is_lost(text):
     tokenizer = bytes_tokenizer()
     assert gives_back_all(tokenizer)
-    assert Losses(tokenizer).of(text) == 0
+    assert LostBytes(tokenizer).of(text) == 0
 
 
 @pytest.fixture

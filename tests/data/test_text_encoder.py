@@ -8,11 +8,11 @@ from test_data_tokenizer import TEXT
 from texts import sentences
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 
+from data.errors import DataError
 from data.sources.corpus import Document
 from data.tokenizing import encoding
 from data.tokenizing.encoding import (
     BatchEncoder,
-    LoneSurrogateError,
     TextEncoder,
     digest,
     encode_in_order,
@@ -146,7 +146,7 @@ def test_gpt2s_own_tokenizer_file_is_recognised():
 
 def test_batch_is_counted_and_every_document_ends_in_its_token(folder):
     texts = ["a b\n\nc", "é\n", "x"]
-    encoded = BatchEncoder(folder)(texts)
+    encoded = BatchEncoder(folder)([Document(text, "") for text in texts])
     documents = np.split(encoded.tokens, np.cumsum(encoded.lengths))[:-1]
     tokenizer = load_tokenizer(folder)
     assert [d[-1] for d in documents] == [0, 0, 0]
@@ -155,9 +155,8 @@ def test_batch_is_counted_and_every_document_ends_in_its_token(folder):
     assert encoded.words.tolist() == [3, 1, 1]
     assert encoded.lines.tolist() == [3, 1, 1]
     assert encoded.digests.tolist() == [digest(text.encode()) for text in texts]
-    with pytest.raises(LoneSurrogateError) as caught:
-        BatchEncoder(folder)(["a", "bc\udc80"])
-    assert caught.value.args == (1, 2)
+    with pytest.raises(DataError, match="row 2: character 2 is half of a surrogate pair"):
+        BatchEncoder(folder)([Document("a", "row 1"), Document("bc\udc80", "row 2")])
 
 
 def test_results_come_in_order_and_reading_is_never_far_ahead(folder):
