@@ -1,7 +1,6 @@
 """Every document of the corpora, once, in order, into the token shards of its split."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import DataError
+from data.preparing.estimate import require_room
 from data.preparing.journal import Begun, Journal
 from data.shards.manifest import SplitCounts
 from data.shards.shard import ShardWriter
@@ -17,7 +16,6 @@ from data.sources.corpus import Corpus, Document, Part
 from data.splits import TEST, TRAIN, VALIDATION
 from data.tokenizing.encoding import Encoded, encode_in_order, num_cores
 from data.tokenizing.tokenizer import Tokens
-from files.sizes import in_units
 from settings.data import DataSettings
 
 # Text encoded at once by one process; its tokens and texts take some ten times as much memory.
@@ -153,7 +151,10 @@ class Packer:
         ):
             for number, (documents, batch) in enumerate(encoded):
                 if number == 0:
-                    bar.total = self._expected_bytes(batch)
+                    written = sum(writer.num_tokens for writer in self._writers.values())
+                    bar.total = require_room(
+                        self._folder, self._corpora, self._settings, batch, written, self._say
+                    )
                 if self._add(documents, batch):
                     self._commit()
                 bar.update(int(batch.utf8_bytes.sum()))
@@ -264,37 +265,6 @@ class Packer:
                 self._held_out_arrays[split] = np.fromiter(sorted(known), np.uint64, len(known))
             arrays[f"held_out-{split}"] = self._held_out_arrays[split]
         self._journal.commit(state, arrays)
-
-    def _expected_bytes(self, first: Encoded) -> int | None:
-        """Estimate the text there is to encode; None if a corpus cannot tell.
-
-        Raises:
-            DataError: If its tokens do not fit on the disk, with the estimate and what is free;
-                where the estimate is a guess, that is said instead.
-        """
-        tokens_per_byte = len(first.tokens) / int(first.utf8_bytes.sum())
-        expected, is_known = 0.0, True
-        for corpus in self._corpora:
-            size, limit = corpus.text_bytes, corpus.settings.max_train_tokens
-            bounds = [] if size is None else [float(size)]
-            bounds += [] if limit is None else [limit / tokens_per_byte]
-            expected += min(bounds, default=0.0)
-            is_known &= bool(bounds)
-        tokens = expected * tokens_per_byte
-        written = sum(writer.num_tokens for writer in self._writers.values())
-        needed = int((tokens - written) * self._dtype.itemsize)
-        free = shutil.disk_usage(self._folder).free
-        if needed > free:
-            problem = (
-                f"data.name {self._settings.name}: about {in_units(needed)} of tokens "
-                f"({tokens:,.0f} of {self._dtype.itemsize} bytes, judged by the first text) do not "
-                f"fit in the {in_units(free)} free at {self._folder.parent}; free space, set "
-                "data.prepared_dir to another disk, or lower data.max_train_tokens"
-            )
-            if all(corpus.text_bytes_are_known for corpus in self._corpora):
-                raise DataError(problem)
-            self._say(f"{problem}. The size of the text is a guess, so preparation continues")
-        return int(expected) if is_known else None
 
 
 def _finished(writer: ShardWriter) -> dict[str, Any]:
