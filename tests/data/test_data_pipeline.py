@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from texts import file_bytes, flip, quiet, sentences, tokens_of
+from texts import file_bytes, flip, forge, quiet, sentences, tokens_of
 
 from data.errors import DataError
 from data.pipeline import prepare, prepared_folder
@@ -181,16 +180,23 @@ BROKEN_REMAINS = {
     "journal that is a list": lambda f: (f / "journal.json").write_text("[1]"),
     "tail flipped": lambda f: flip(next(f.glob("journal-*tail-train.npy"))),
     "tokenizer flipped": lambda f: flip(f / "tokenizer" / "tokenizer.json"),
-    "other libraries": lambda f: (f / "journal.json").write_text(
-        re.sub('"tokenizers": "', '"tokenizers": "x', (f / "journal.json").read_text())
-    ),
+    "other libraries": lambda f: forge_state(f, libraries={"tokenizers": "0.1"}),
+    "older journal": lambda f: forge_state(f, journal_version=1),
 }
+
+
+def forge_state(folder, **changes):
+    forge(folder, lambda record: record["state"].update(changes), "journal.json")
 
 
 def name_a_shard_outside(folder):
     shutil.copy(folder / "train-00000.npy", folder.parent / "x.npy")
-    journal = folder / "journal.json"
-    journal.write_text(journal.read_text().replace("train-00000.npy", "../x.npy"))
+    shard = {"file": "../x.npy"}
+    forge(
+        folder,
+        lambda record: record["state"]["splits"]["train"]["shards"][0].update(shard),
+        "journal.json",
+    )
 
 
 def hash_split(write_jsonl, local):

@@ -39,11 +39,11 @@ def file_bytes(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def forge(folder, change):
-    """Change a manifest and give it the hash of the changed content."""
-    manifest = unsealed(json.loads((folder / "manifest.json").read_text()))
-    change(manifest)
-    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
+def forge(folder, change, name="manifest.json"):
+    """Change a sealed file and give it the hash of the changed content."""
+    content = unsealed(json.loads((folder / name).read_text()))
+    change(content)
+    (folder / name).write_text(json.dumps(sealed(content)))
 
 
 def flip(path, at=-2):
