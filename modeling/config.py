@@ -36,10 +36,10 @@ def _out_of_range(
 def _unknown_words(section: Any, prefix: str) -> Iterable[str]:
     """Yield a message for each value that is none of the words of its field."""
     for one in fields(section):
-        value, words = getattr(section, one.name), one.metadata.get("one_of")
+        value, words = getattr(section, one.name), one.metadata.get("one_of", ())
         if words and value not in (one.default, *words):
-            null = "null or " if one.default is None else ""
-            yield f"{prefix}{one.name} ('{value}') must be {null}one of {', '.join(words)}"
+            *others, last = ["null", *words] if one.default is None else words
+            yield f"{prefix}{one.name} ('{value}') must be {', '.join(others)} or {last}"
 
 
 def arrangement_label(layers: Any) -> str:

@@ -104,7 +104,7 @@ def test_a_pattern_brings_the_attentions_that_it_names(typed, heads):
         ("layers.window=-4", "layers.window (-4) must be at least 1, or null"),
         ("layers.window=x", "layers.window (x) must be a whole number"),
         ("layers.sinks=true", "layers.sinks needs layers.window"),
-        ("layers.share=pair", "layers.share ('pair') must be null or one of pairs, upper, last"),
+        ("layers.share=pair", "layers.share ('pair') must be null, pairs, upper or last"),
         ("layers.source=[0,0,x,2]", "layers.source[2] (x) must be a whole number, such"),
         ("layers.source=0,0,2", "layers.source has 3 entries, and the model 4 layers"),
         ("layers.source=[0,2,2,2]", "layer 1 cannot read layer 2; it must be from 0 to 1, itself"),

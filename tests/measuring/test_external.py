@@ -625,8 +625,8 @@ def test_a_model_that_fails_costs_no_other_its_numbers(
         (["hf=[a,'']"], "hf .* must be a folder or a name of the Hub"),
         (["hf_modules=own"], "hf_modules .* must be transformers or kvlab"),
         (["data_folder=a"], "data_folder needs hf="),
-        (["data_folder=a", "hf=b", "run=c"], "leave it out beside run="),
-        (["data_folder=a", "hf=b", "experiment=c"], "leave it out beside run="),
+        (["data_folder=a", "hf=b", "run=c"], "leave it out with run="),
+        (["data_folder=a", "hf=b", "experiment=c"], "leave it out with run="),
         (["hf=no/such/folder"], "hf: no such folder: no/such/folder"),
     ],
 )

@@ -392,7 +392,7 @@ def test_a_window_as_long_as_the_context_changes_nothing_but_its_declaration():
         ({"full_rope_theta": 1e6}, "layers.full_rope_theta needs layers.window"),
         (WINDOW_FULL | {"full_rope_theta": 1e6}, "needs layers.full_rope=true"),
         ({"window": 3, "full_every": 4, "full_rope_theta": 1.0}, "(1.0) must be a finite number"),
-        ({"share": "all"}, "layers.share ('all') must be null or one of pairs, upper, last"),
+        ({"share": "all"}, "layers.share ('all') must be null, pairs, upper or last"),
         ({"share": "pairs", "source": [0, 0, 2, 2]}, "say the same thing; set one of them"),
         ({"share": "pairs", "share_last": 2}, "layers.share_last needs layers.share=last"),
         ({"share": "last", "share_last": 4}, "(4) must be less than the 4 layers"),
