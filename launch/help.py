@@ -1,6 +1,7 @@
 """What --help prints: every choice, every key with its value and its meaning."""
 
 import textwrap
+from collections.abc import Sequence
 from string import Template
 from typing import Any, cast
 
@@ -16,12 +17,17 @@ with or without brackets: eval.tasks=a,b. See docs/command_line.md."""
 _WIDTH = 96
 
 
-def help_text(config_name: str) -> str:
-    """Fill in the template in the entry point's YAML."""
-    config = composed(config_name, [], with_hydra=True)
-    groups = "".join(
-        f"{name}: {', '.join(options)}\n" for name, options in groups_of(config_name).items()
-    )
+def help_text(config_name: str, typed: Sequence[str] = ()) -> str:
+    """Fill in the template in the entry point's YAML.
+
+    Args:
+        config_name: Of the entry point.
+        typed: The command line, whose choices are made; the rest is passed over.
+    """
+    known = groups_of(config_name)
+    chosen = [f"{group}={name}" for group, names in known.items() for name in names]
+    config = composed(config_name, [one for one in typed if one in chosen], with_hydra=True)
+    groups = "".join(f"{name}: {', '.join(options)}\n" for name, options in known.items())
     values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
     return Template(config.hydra.help.template).substitute(
         APP_CONFIG_GROUPS=groups, CONFIG=_keys(config_name, values), HOW_TO_WRITE=_HOW_TO_WRITE
@@ -31,6 +37,7 @@ def help_text(config_name: str) -> str:
 def _keys(config_name: str, values: dict[str, Any]) -> str:
     """Return a paragraph for each section: a line for each key, and below it what it means."""
     sections: dict[str, list[str]] = {}
+    attention = values["model"]["attention"]["name"] if "model" in values else ""
     for key in keys_of(config_name):
         *parents, name = key.split(".")
         node = values
@@ -39,7 +46,7 @@ def _keys(config_name: str, values: dict[str, Any]) -> str:
         if name in node and key != "model.attention":
             lines = sections.setdefault(parents[0] if parents else "", [])
             lines.append(f"{key}={_as_typed(node[name])}")
-            meaning = meaning_of(config_name, key)
+            meaning = meaning_of(config_name, key, attention)
             indent = " " * 4
             lines += textwrap.wrap(meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent)
     return "\n\n".join("\n".join(lines) for lines in sections.values())

@@ -141,18 +141,31 @@ def _of_attention(name: str) -> Key:
     return Key("other")
 
 
-def meaning_of(config_name: str, key: str) -> str:
-    """Return what a key means, as the text under its field says."""
+def meaning_of(config_name: str, key: str, attention: str = "") -> str:
+    """Return what a key means, as the text under its field says.
+
+    Args:
+        config_name: Of the entry point.
+        key: Dotted.
+        attention: Whose meaning a key of `model.attention` has, if several have such a key.
+    """
     *parents, name = key.split(".")
     if key == "model.attention.name":
         return "Name that the attention is registered by; attention=NAME chooses it."
     if parents == ["model", "attention"]:
-        found = [meanings_in(node) for node in _attentions()]
+        classes = sorted(_attentions(), key=lambda node: attention not in _registered(node))
+        found = map(meanings_in, classes)
         return next((texts[name] for texts in found if name in texts), "")
     schema: Any = schemas.SCHEMAS[config_name]
     for parent in parents:
         schema = hints(schema)[parent]
     return meanings(schema).get(name, "")
+
+
+def _registered(node: ast.ClassDef) -> set[Any]:
+    """Return the names that a class is registered by."""
+    calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
+    return {one.value for call in calls for one in call.args if isinstance(one, ast.Constant)}
 
 
 @functools.cache

@@ -64,7 +64,8 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
     is_question = not _QUESTIONS.isdisjoint(typed)
     try:
         if is_question:
-            print(f"kvlab {_version()}" if "--version" in typed else help_text(config_name))
+            is_version = "--version" in typed
+            print(f"kvlab {_version()}" if is_version else help_text(config_name, typed))
             status = 0
         else:
             status = _run(_Entry(config_name, schema, job, typed))

@@ -289,6 +289,18 @@ def test_help_says_how_values_are_written(entry, start):
     assert "$" not in re.sub(r"\$\{", "", out)
 
 
+def test_help_explains_every_key_of_what_is_chosen(start):
+    status, out, _ = start("train", "--help")
+    assert status == 0
+    assert "trainer.max_tokens=1500000\n    Training tokens, rounded up" in out
+    assert "model.attention.num_key_value_heads=" in out
+    assert "\nmodel.layers." not in out  # they follow layers
+    _, out, _ = start("train", "attention=mla", "foo", "--help")
+    assert "model.attention.kv_lora_rank=${multiply" in out
+    assert "decode_path=auto\n    How a step with a cache reads it: absorbed, expanded" in out
+    assert "num_key_value_heads=" not in out
+
+
 def test_a_study_that_is_not_there_lists_those_there_are(runs):
     require_study(runs, "study")
     require_study(runs, "study_nano")
