@@ -413,7 +413,7 @@ def test_a_wrong_local_setting_is_refused_by_every_entry_point(text, message, co
         ),
     ],
 )
-def test_a_wrong_file_of_ones_own_is_told_what_it_lacks(name, text, message, conf, start):
+def test_a_wrong_file_of_ones_own_says_what_it_lacks(name, text, message, conf, start):
     conf(f"{name}.yaml", text)
     status, _, err = start("train", name.replace("/", "="))
     assert status == 2

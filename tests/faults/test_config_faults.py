@@ -86,12 +86,12 @@ def nested(key, value):
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG)
-def test_a_wrong_type_is_told_alike_from_a_file_and_from_the_command_line(key, value, experiment):
+def test_a_wrong_type_reads_alike_from_a_file_and_from_the_command_line(key, value, experiment):
     typed = refusal(f"{key}={value}")
-    told = refusal(*experiment(nested(key, value) + "\n"))
+    said = refusal(*experiment(nested(key, value) + "\n"))
     # A file is YAML, where a whole number is digits alone.
     in_a_file = typed.replace("1500000, 1_500_000, 1.5e6 or 1.5M", "1500000 or 1_500_000")
-    assert told.removesuffix(" (in conf/experiment/mine.yaml or one of that name)") == in_a_file
+    assert said.removesuffix(" (in conf/experiment/mine.yaml or one of that name)") == in_a_file
     assert key.rpartition(".")[2] in typed
     assert {"1e3": "1000.0"}.get(value, value) in typed
     assert "\n" not in typed
@@ -104,8 +104,8 @@ def test_a_section_replaced_by_a_number_is_named(section, experiment, start):
         assert status == 2
         assert section in err
         assert err.count("\n") == 1
-        told = refusal(*experiment(f"{section}: {value}\n"))
-        assert told.startswith(f"{section}: {value.replace(',', ', ')} is no section of keys")
+        said = refusal(*experiment(f"{section}: {value}\n"))
+        assert said.startswith(f"{section}: {value.replace(',', ', ')} is no section of keys")
 
 
 # Fields of whole numbers in which 0 says something; all others are at least 1.
@@ -290,7 +290,7 @@ def train(tmp_path, tiny_data, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_an_unfinished_run_goes_on_only_as_it_was(train, tmp_path):  # C6
+def test_an_unfinished_run_is_resumed_only_as_it_was(train, tmp_path):  # C6
     status, _, err = train("trainer.max_minutes=0.0001")
     assert status == 75, err
     folder = tmp_path / "runs" / "x"
@@ -304,7 +304,7 @@ def test_an_unfinished_run_goes_on_only_as_it_was(train, tmp_path):  # C6
 
     before = content()
     assert any(path.name == "model.safetensors" for path in before)
-    for change, told in (
+    for change, said in (
         ("attention=mqa", "model.attention.num_key_value_heads: 8 -> 1"),
         ("optim.learning_rate=0.5", "optim.learning_rate: 0.008 -> 0.5"),
         ("seed=3", "seed: 0 -> 3"),
@@ -312,7 +312,7 @@ def test_an_unfinished_run_goes_on_only_as_it_was(train, tmp_path):  # C6
     ):
         status, _, err = train(change)
         assert (status, err.count("\n")) == (2, 1), err
-        assert told in err
+        assert said in err
         assert "choose another name with run_name=..." in err
         assert content() == before, change
     status, out, err = train("trainer.keep_last=3", "trainer.log_every_steps=2")

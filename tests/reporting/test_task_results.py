@@ -184,7 +184,7 @@ def test_wandb_gets_a_row_for_each_metric():
         ({"task_folder": "x"}, "eval.task_folder says how tasks are run; name some"),
     ],
 )
-def test_settings_that_cannot_be_are_told(changes, said):
+def test_settings_that_cannot_be_are_refused(changes, said):
     [problem] = EvalSettings(**changes).problems()
     assert said in problem
     assert EvalSettings(tasks=["a"], task_folder="x", task_limit=1, num_fewshot=0).problems() == []
