@@ -159,13 +159,10 @@ def composed(config_name: str, overrides: list[str], *, with_hydra: bool = False
         register(config_name)
     with files():
         config = hydra.compose(config_name, overrides, return_hydra_config=True)
-    return config if with_hydra else _of_one_run(config)
-
-
-def _of_one_run(config: DictConfig) -> DictConfig:
-    with open_dict(config):
-        for key in ("hydra", "arms", "sweep"):
-            config.pop(key, None)
+    if not with_hydra:
+        with open_dict(config):
+            for key in ("hydra", "arms", "sweep"):
+                config.pop(key, None)
     return config
 
 

@@ -16,8 +16,8 @@ from launch import schemas
 from launch.compose import composed, files
 from launch.errors import ConfigError
 from launch.failures import EXIT_FAILED
+from launch.quoting import quoted
 from launch.sweep import Maker, Outcome, Run
-from launch.typed import quoted
 from tracking.configuration import flat
 
 

@@ -22,7 +22,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from launch.compose import composed, parsed
 from launch.errors import ConfigError
-from launch.typed import for_hydra, split_at_commas
+from launch.quoting import split_at_commas
+from launch.typed import for_hydra
 from tracking.configuration import flat
 
 _LAUNCHER = re.compile(r"\+*hydra[./]launcher\b")

@@ -6,7 +6,6 @@ nowhere to go), checks every value, and only then calls the job.
 
 import argparse
 import dataclasses
-import re
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -191,12 +190,6 @@ def _make_in_turn(made: sweep.Sweep, make: sweep.Maker) -> None:
 
 def _parted(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Part flags from assignments, which `for_hydra` has put behind them."""
-    for one in arguments:
-        if re.match(r"-c[dnp]|--conf|--exp", one):
-            raise ConfigError(
-                f"{one.partition('=')[0]} is not supported; hydra.searchpath=[file:///FOLDER] "
-                "adds a folder with files like those in conf/"
-            )
     parser = argparse.ArgumentParser(add_help=False)
     parser.error = _refuse_flags  # type: ignore[method-assign]
     parser.add_argument("-m", "--multirun", action="store_true")

@@ -20,13 +20,8 @@ _FUNCTION = re.compile(
 )
 _INTERPOLATION = re.compile(r"\$\{([^{}]*)\}")
 _PLAIN = re.compile(r"[\w.+-]*|\[[\w.+,\s'\"-]*\]", re.ASCII)
-_LONG_FLAGS = (
-    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run"),
-    *("--multirun", "--shell-completion", "--config-path", "--config-name", "--config-dir"),
-    *("--experimental-rerun", "--info"),
-)
-_SHORT_FLAGS = ("-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i")
-_WITH_A_VALUE = re.compile(r"-(c|p|cp|cn|cd)|--(cfg|package|config-\w+|experimental-rerun)")
+_LONG_FLAGS = ("--help", "--version", "--cfg", "--multirun")
+_SHORT_FLAGS = ("-h", "-c", "-m")
 
 
 def for_hydra(config_name: str, arguments: Sequence[str]) -> list[str]:
@@ -50,7 +45,7 @@ def for_hydra(config_name: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _split(config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return Hydra's flags, and the assignments."""
+    """Return the flags, and the assignments."""
     flags: list[str] = []
     typed: list[str] = []
     rest = list(arguments)
@@ -58,11 +53,9 @@ def _split(config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[
         argument = _as_of_a_keyboard(rest.pop(0))
         name = argument.partition("=")[0]
         is_long = len(name) > 3 and any(flag.startswith(name) for flag in _LONG_FLAGS)
-        # In the others it can only be meant as the key.
-        is_key = config_name != "train" and name in ("--run", "-r")
-        if (name in _SHORT_FLAGS or is_long) and not is_key:
+        if name in _SHORT_FLAGS or is_long:
             flags.append(argument)
-            if _WITH_A_VALUE.fullmatch(argument) and rest:
+            if argument in ("-c", "--cfg") and rest:
                 flags.append(rest.pop(0))
         elif argument.startswith("-"):
             raise ConfigError(unknown_flag(config_name, argument, rest))

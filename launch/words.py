@@ -13,6 +13,8 @@ from launch.schemas import PREPARE_COMMANDS
 _OTHERWISE = {
     r"resume|continue|restart|resume_from\w*": "rerunning the same command resumes its run",
     r"help|\?": "the help is --help",
+    r"config_\w+|c[dnp]|experimental_rerun": "hydra.searchpath=[file:///FOLDER] adds a folder with "
+    "files like those in conf/",
     r"no_wandb|offline|disable_wandb": "keys have no dashes: tracking=none",
     r"|verbose|quiet": "--help lists every key",
 }
