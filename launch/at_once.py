@@ -69,6 +69,7 @@ def make_at_once(sweep: Sweep, make: Maker, number: int) -> None:
         number: Of runs at once.
     """
     for run in sweep.runs:
+        run.summary = run.read_summary()  # what is finished takes no time
         if run.value("trainer.num_threads") is None:
             OmegaConf.update(run.config, "trainer.num_threads", max(1, _cores() // number))
     waiting, running = list(sweep.runs), list[_Running]()
@@ -207,7 +208,9 @@ def _progress(
     pieces = []
     if seconds:
         each, now = sum(seconds) / len(seconds), time.monotonic()
-        left = sum(max(0.0, each - (now - one.began)) for one in running) + each * len(waiting)
+        begun = [now - one.began for one in running if not one.run.summary]
+        behind = sum(not run.summary for run in waiting)
+        left = each * behind + sum(max(0.0, each - elapsed) for elapsed in begun)
         pieces.append(f"{in_words(left / number)} left")
     return made, total, f"{made} of {total} runs", *pieces
 

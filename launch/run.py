@@ -137,16 +137,16 @@ def _run(entry: _Entry) -> int:
         for one in plan.runs:
             print(OmegaConf.to_yaml(composed(entry.config_name, one)), end="")
         return 0
-    launcher = launcher_of(arguments)
-    if flags.multirun or launcher:
-        settings = settings_of_launcher(entry.config_name, launcher)
+    typed_launcher = launcher_of(arguments)
+    if flags.multirun or typed_launcher:
+        launcher = settings_of_launcher(entry.config_name, typed_launcher)
     if flags.multirun:
         jobs = typed_jobs[-1].removeprefix(_JOBS) if typed_jobs else plan.jobs
-        return _sweep(entry, plan._replace(jobs=jobs), settings)
+        return _sweep(entry, plan._replace(jobs=jobs), launcher)
     if len(plan.runs) > 1:
         raise ConfigError(sweep_without_flag(entry.config_name, entry.typed, len(plan.runs)))
-    if launcher or typed_jobs:
-        key = "hydra/launcher" if launcher else "sweep.jobs"
+    if typed_launcher or typed_jobs:
+        key = "hydra/launcher" if typed_launcher else "sweep.jobs"
         raise ConfigError(f"{key} is for the runs of a sweep: add -m")
     status, _ = entry.call(composed(entry.config_name, plan.runs[0]))
     return status

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -233,6 +234,18 @@ def test_as_many_runs_are_made_at_once_as_the_cores_allow(jobs, more, number, mo
         assert number_at_once("auto", runs) == (2 if more else 1)  # a GPU is for one run
     monkeypatch.setattr(at_once, "rank_and_size", lambda: (0, 2))
     assert number_at_once(jobs, runs) == 1
+
+
+def test_the_time_left_is_that_of_what_is_not_finished():
+    config = OmegaConf.create()
+    runs = [Run(config, str(number), trains=True) for number in range(5)]
+    sweep = SimpleNamespace(runs=runs)
+    begun = [at_once._Running(runs[1], None, None, None, time.monotonic() - 60.0)]
+    assert at_once._progress(sweep, runs[2:], begun, 2) == (1, 5, "1 of 5 runs")
+    runs[0].summary = {"wall_seconds": 100.0}
+    runs[4].summary = {"wall_seconds": 300.0}  # of an earlier sweep
+    # 140 s of the one that runs and 2 x 200 s behind it, two at once.
+    assert at_once._progress(sweep, runs[2:], begun, 2)[2:] == ("1 of 5 runs", "4 min 30 s left")
 
 
 @pytest.mark.parametrize(
