@@ -16,7 +16,7 @@ from commands import train  # noqa: E402
 from launch.run import run  # noqa: E402
 from launch.schemas import TrainConfig  # noqa: E402
 from modeling.gpt import GPT  # noqa: E402
-from tracking import checkpoints  # noqa: E402
+from tracking import checkpoint  # noqa: E402
 from training import loop  # noqa: E402
 
 
@@ -59,7 +59,7 @@ def at_step(number, act):
 
 
 def slow_saves(seconds, note):
-    save_file = checkpoints.save_file
+    save_file = checkpoint.save_file
 
     def slow(*args):
         with Path(note).open("a") as file:
@@ -67,7 +67,7 @@ def slow_saves(seconds, note):
         time.sleep(seconds)
         return save_file(*args)
 
-    checkpoints.save_file = slow
+    checkpoint.save_file = slow
 
 
 def multiply_losses():

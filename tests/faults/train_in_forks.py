@@ -20,7 +20,7 @@ from commands import train  # noqa: E402
 from launch.run import run  # noqa: E402
 from launch.schemas import TrainConfig  # noqa: E402
 from modeling.gpt import GPT  # noqa: E402
-from tracking import checkpoints  # noqa: E402
+from tracking import checkpoint  # noqa: E402
 from training import loop, validation  # noqa: E402
 
 
@@ -50,7 +50,7 @@ class Fault:
             # Its first argument that counts steps counts from 0.
             call_before(loop, "learning_rate", lambda *args: args[2] == number - 1 and self.send())
         if place == "save":
-            call_before(checkpoints, "save_file", lambda *args: self.send(pause=0.5))
+            call_before(checkpoint, "save_file", lambda *args: self.send(pause=0.5))
         if place in ("validation", "end"):
             call_before(validation, "score", self.arm_scoring(is_end=place == "end"))
             call_before(GPT, "token_nll", self.scoring)
