@@ -19,7 +19,7 @@ from commands.external import (
 )
 from comparing.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
 from comparing.decode_speed import add_decode_speed
-from comparing.numerics import threads
+from comparing.held_equal import threads
 from comparing.variants import Group, compare, differing_fields, require_baseline
 from harness.tasks import Tasks
 from interop.importing.external_model import HuggingFaceModel

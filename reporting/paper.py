@@ -9,7 +9,8 @@ from typing import Any
 
 from tabulate import LATEX_ESCAPE_RULES, tabulate
 
-from comparing.variants import Group, plain
+from comparing.plain import plain
+from comparing.variants import Group
 from guards.printable import printable
 from measuring.kv_cache import cache_bytes_of, cache_context_of, has_known_cache, known_bytes_of
 

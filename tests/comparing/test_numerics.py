@@ -2,7 +2,7 @@
 
 import pytest
 
-from comparing.numerics import compared, threads
+from comparing.held_equal import numerics_compared, threads
 from comparing.variants import compare
 from measuring.numerics import trained_with
 from tests.comparing.test_variants import run
@@ -28,8 +28,12 @@ def test_a_summary_is_read_back_with_what_changed_when_it_was_resumed():
 def test_what_a_summary_brings_is_no_markup_and_no_error():
     hostile = {"dtype": ["`x` [a](javascript:b)\n<b>"], "device": None}
     found = trained_with({"numerics": hostile, "numerics_changed": 3})
-    _, differs = compared({"mha": [{"trained_with": found}], "mla": [{"trained_with": FLOAT32}]})
-    held, _ = compared({"mha": [{"trained_with": found}], "mla": [{"trained_with": found}]})
+    _, differs = numerics_compared(
+        {"mha": [{"trained_with": found}], "mla": [{"trained_with": FLOAT32}]}
+    )
+    held, _ = numerics_compared(
+        {"mha": [{"trained_with": found}], "mla": [{"trained_with": found}]}
+    )
     differs += held
     assert not any(mark in line for line in differs for mark in ("`", "[", "<", "\n"))
 
@@ -76,7 +80,7 @@ def test_equal_numerics_are_held_equal_and_threads_forbid_nothing():
 
 
 def test_runs_of_before_it_was_recorded_claim_neither():
-    assert compared({"mha": [run("mha").row], "mla": [run("mla").row]}) == ([], [])
+    assert numerics_compared({"mha": [run("mha").row], "mla": [run("mla").row]}) == ([], [])
     assert threads([run("mha").row]) == "not recorded"
 
 

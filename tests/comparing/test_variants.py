@@ -12,7 +12,8 @@ import torch
 from comparing.decode_speed import add_decode_speed
 from comparing.labels import NONE
 from comparing.statistics import seed_interval, text_interval, unpaired_seed_interval
-from comparing.variants import arrangement_of, compare, differing_fields, require_one_protocol
+from comparing.variant import arrangement_of
+from comparing.variants import compare, differing_fields, require_one_protocol
 from files.errors import RunError
 from measuring.errors import EvaluationError
 from measuring.evaluate import _settings
