@@ -18,9 +18,10 @@ from commands.external import (
     reason_of,
 )
 from comparing.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
+from comparing.baseline import require_baseline
 from comparing.decode_speed import add_decode_speed
 from comparing.held_equal import threads
-from comparing.variants import Group, compare, differing_fields, require_baseline
+from comparing.variants import Group, compare, differing_fields
 from harness.tasks import Tasks
 from interop.importing.external_model import HuggingFaceModel
 from launch.errors import ConfigError

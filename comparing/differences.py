@@ -34,7 +34,7 @@ class Difference:
 
     Args:
         ours: Runs of the one.
-        theirs: Of the other; where paired in the same order.
+        theirs: Runs of the other; where paired in the same order.
         is_paired: Whether they have their seeds in common.
         note: What a reader has to know of the seeds; empty if all are paired.
     """

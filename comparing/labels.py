@@ -25,7 +25,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def label(key: str) -> str:
-    """Name a key in words; a dotted one, which is a setting, stays beside them to be typed."""
+    """Name a key in words; a dotted one, which is a setting, follows in parentheses to be typed."""
     last = key.rsplit(".", 1)[-1]
     words = _LABELS.get(last) or last.replace(",", ", ").replace("_", " ")
     return f"{words} ({key})" if "." in key else words

@@ -46,7 +46,7 @@ def unequal(one: EvaluatedRun, other: EvaluatedRun) -> dict[str, tuple[Any, Any]
 
     Args:
         one: A run.
-        other: Of the same protocol card, which says that data and tokenizer are the same.
+        other: One of the same protocol card, which says that data and tokenizer are the same.
     """
     if one.is_external or other.is_external:
         return {}

@@ -145,8 +145,8 @@ def verdict(
     """Say what a difference of nats per token to the baseline amounts to.
 
     Args:
-        difference: Of a variant less the baseline; above 0 it is worse.
-        intervals: Of the difference, over documents and over seeds; None where there is none.
+        difference: That of a variant less the baseline; above 0 it is worse.
+        intervals: Those of the difference, over documents and over seeds; None where there is none.
         seeds: On the side that has fewer; None where neither was trained here, so that the weights
             themselves are compared.
 

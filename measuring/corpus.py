@@ -22,7 +22,7 @@ _PLACES = ("prepared_dir", "num_workers")
 def find_prepared(run: RunFolder, trained_on: Mapping[str, str]) -> PreparedData:
     """Open the data that a run was trained on.
 
-    Where it was is looked at first, then where prepared data are kept: beside it, in this
+    Where it was is looked at first, then where prepared data are kept: next to it, in this
     repository, and where both were moved together with the run.
 
     Args:

@@ -1,4 +1,4 @@
-"""How long a decoding step takes: batches and contexts, all models in turns, beside the roofline.
+"""How long a decoding step takes: batches and contexts, all models in turns, with the roofline.
 
 Timing needs no quality: caches are filled with random numbers instead of a text, and contexts may
 be longer than those that a model was trained on.
@@ -43,7 +43,7 @@ class DecodePoint:
         ms_per_token: Median milliseconds of a step, which gives every sequence a token.
         ms_by_round: What it is the median of; a round's turn is the median of its steps.
         tokens_per_second: batch / step.
-        cache_bytes: Of the caches of `context` tokens, all sequences.
+        cache_bytes: Bytes of the caches of `context` tokens, all sequences.
         cache_bytes_read: What a step reads of them: layers that share a cache read it once each.
         roofline_ms: What reading the weights and those bytes takes at the measured bandwidth.
         memory_bandwidth: Bytes per second, measured by reading.
@@ -83,17 +83,17 @@ class Step(Protocol):
 
     @property
     def cache_bytes(self) -> int:
-        """That those tokens take in the cache."""
+        """Bytes that those tokens take in the cache."""
         ...
 
     @property
     def cache_bytes_read(self) -> int:
-        """Of what a step reads of it."""
+        """Bytes that a step reads of it."""
         ...
 
     @property
     def weight_bytes(self) -> int:
-        """Of the weights that a step reads."""
+        """Bytes of the weights that a step reads."""
         ...
 
     @property
@@ -238,17 +238,17 @@ class DecodeStep:
 
     @property
     def cache_bytes(self) -> int:
-        """Of the tokens before the step."""
+        """Bytes of the tokens before the step."""
         return self.batch * kv_cache_bytes(self.model.config, self.context, self.cache.dtype)
 
     @property
     def cache_bytes_read(self) -> int:
-        """Of what a step reads of them."""
+        """Bytes that a step reads of them."""
         return self.batch * kv_cache_bytes_read(self.model.config, self.context, self.cache.dtype)
 
     @property
     def weight_bytes(self) -> int:
-        """Of the weights that a step reads."""
+        """Bytes of the weights that a step reads."""
         return weight_bytes(self.model)
 
     @property

@@ -12,7 +12,13 @@ from data.shards.stream import TokenStream
 from measuring.kv_cache import measure_generation_memory, measure_kv_cache, require_closed_form
 from measuring.numerics import device_class, trained_with
 from measuring.perplexity import Score, score
-from measuring.rows import EvaluatedRun, positions_of, protocol_card, quality_of
+from measuring.rows import (
+    EvaluatedRun,
+    ResultRow,
+    positions_of,
+    protocol_card,
+    quality_of,
+)
 from measuring.runs import LoadedRun, load_run, recorded_settings
 from measuring.tasks import TaskScorer, answers_of
 from measuring.through_cache import CachedScorer
@@ -54,45 +60,45 @@ def evaluate_run(
     windows = _score(run.name, loaded, stream, settings, device) if settings.perplexity else None
     answers, notes = _run_tasks(tasks, run.name, loaded, settings)
     if windows is not None and split == "validation" and not settings.decode:
-        told = summary.get("validation_nll")
-        notes += _unlike_its_summary(run.name, told, recorded, settings, model, windows.nll)
+        recorded_nll = summary.get("validation_nll")
+        notes += _unlike_its_summary(run.name, recorded_nll, recorded, settings, model, windows.nll)
     notes += _lost(run.path.name, split, loaded.prepared.splits[split])
-    row = {
-        "run_name": run.path.name,
-        "attention": config.attention["name"],
-        "layers": config.layers.name,
-        "positions": positions_of(config),
-        "seed": loaded.state["seed"],
-        "num_parameters": num_parameters(config).total,
-        "tokens_trained": summary.get("tokens_trained"),
-        "split": split,
+    card = protocol_card(
+        loaded.prepared,
+        split,
+        windows_for(settings, config),
+        cache_context,
+        settings,
+        dtype=_name(model.embed_tokens.weight.dtype),
+        device=device_class(device),
+        intra_document_mask=config.intra_document_mask,
+    )
+    row = ResultRow(
+        run_name=run.path.name,
+        attention=config.attention["name"],
+        layers=config.layers.name,
+        positions=positions_of(config),
+        seed=loaded.state["seed"],
+        num_parameters=num_parameters(config).total,
+        tokens_trained=summary.get("tokens_trained"),
+        split=split,
         **quality_of(windows, loaded.prepared.splits[split]),
         **cache.as_row(),
-        "generation_peak_extra_bytes": measure_generation_memory(
+        generation_peak_extra_bytes=measure_generation_memory(
             model, settings.cache_batch_size, config.max_position_embeddings, cache_dtype
         ),
-        "train_tokens_per_second": summary.get("tokens_per_second"),
-        "train_peak_memory_bytes": summary.get("peak_memory_bytes"),
-        "train_wall_seconds": summary.get("wall_seconds"),
-        "versions": summary.get("versions"),
-        "git_commit": summary.get("git_commit"),
-        "reads_whole_text": not loaded.prepared.splits[split].lost_bytes,
-        "trained_with": trained_with(summary),
-        "protocol": protocol_card(
-            loaded.prepared,
-            split,
-            windows_for(settings, config),
-            cache_context,
-            settings,
-            dtype=_name(model.embed_tokens.weight.dtype),
-            device=device_class(device),
-            intra_document_mask=config.intra_document_mask,
-        )
-        | ({} if tasks is None else {"tasks": tasks.protocol}),
-        **answers,
-    }
+        train_tokens_per_second=summary.get("tokens_per_second"),
+        train_peak_memory_bytes=summary.get("peak_memory_bytes"),
+        train_wall_seconds=summary.get("wall_seconds"),
+        versions=summary.get("versions"),
+        git_commit=summary.get("git_commit"),
+        reads_whole_text=not loaded.prepared.splits[split].lost_bytes,
+        trained_with=trained_with(summary),
+        protocol=card if tasks is None else card | {"tasks": tasks.protocol},
+        tasks=answers.get("tasks"),
+    )
     return EvaluatedRun(
-        row,
+        row.as_dict(),
         config,
         windows,
         _settings(recorded, model),
@@ -134,7 +140,7 @@ def _score(
 
 def _unlike_its_summary(
     name: str,
-    told: Any,
+    recorded_nll: Any,
     recorded: dict[str, Any],
     settings: EvalSettings,
     model: GPT,
@@ -142,16 +148,21 @@ def _unlike_its_summary(
 ) -> list[str]:
     """Say so where a run no longer scores what it scored at its end, in the same windows."""
     context, stride = (recorded.get(f"eval.{key}") for key in ("context", "stride"))
-    if type(told) is not float or not all(type(n) in (int, type(None)) for n in (context, stride)):
+    if type(recorded_nll) is not float or not all(
+        type(n) in (int, type(None)) for n in (context, stride)
+    ):
         return []
     then = dataclasses.replace(settings, context=context, stride=stride)
     if windows_for(then, model.config) != windows_for(settings, model.config):
         return []
     # Another device, batch or version of PyTorch changes the last bits of each token's likelihood.
-    if abs(nll - told) <= 1000 * torch.finfo(model.embed_tokens.weight.dtype).eps * told:
+    if (
+        abs(nll - recorded_nll)
+        <= 1000 * torch.finfo(model.embed_tokens.weight.dtype).eps * recorded_nll
+    ):
         return []
     return [
-        f"{name} scores {nll:.5f} nats per token, but scored {told:.5f} at the end of its "
+        f"{name} scores {nll:.5f} nats per token, but scored {recorded_nll:.5f} at the end of its "
         "training: its weights, its data or the code are not those of then"
     ]
 

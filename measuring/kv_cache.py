@@ -41,9 +41,9 @@ class CacheMeasurement:
         context: Tokens of the sequence at which the cache is stated.
         points: Live storage bytes of a sequence by its tokens, `context` among them.
         batch_size: Sequences of each decode.
-        config: Of the model; None where kvlab has no formula.
-        dtype: Of the cached elements.
-        weights_dtype: Of the weights, which multi-head attention would cache.
+        config: Configuration of the model; None where kvlab has no formula.
+        dtype: That of the cached elements.
+        weights_dtype: That of the weights, which multi-head attention would cache.
     """
 
     context: int
@@ -145,7 +145,7 @@ def estimated_cache_bytes(row: Mapping[str, Any], num_tokens: int) -> float:
 
 
 def has_known_cache(row: Mapping[str, Any]) -> bool:
-    """Tell whether `cache_bytes_of` a run or variant is a number."""
+    """Return whether `cache_bytes_of` a run or variant is a number."""
     return math.isfinite(cache_bytes_of(row))
 
 
@@ -215,8 +215,8 @@ def require_closed_form(name: str, cache: CacheMeasurement) -> None:
     """Refuse a model whose cache is not what its closed form says: tables would show the latter.
 
     Args:
-        name: Of the run.
-        cache: Of its model, which has a formula.
+        name: Name of the run.
+        cache: That of its model, which has a formula.
 
     Raises:
         EvaluationError: If they differ by more than 1 % at a context; naming both.

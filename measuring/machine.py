@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def bytes_in_proc(file: str, key: str) -> int | None:
-    """Return what Linux says in a file of /proc, such as VmRSS in self/status; None elsewhere."""
+    """Return what Linux says in a file of /proc, such as VmRSS in self/status; else None."""
     with contextlib.suppress(OSError):
         for line in Path("/proc", file).read_text().splitlines():
             if line.startswith(f"{key}:"):
@@ -24,7 +24,7 @@ def bytes_in_proc(file: str, key: str) -> int | None:
 
 
 MEMORY_SHARE = 0.8
-"""Of the free memory, for caches that are measured or timed."""
+"""Share of the free memory for caches that are measured or timed."""
 
 
 def available_bytes(device: torch.device) -> int | None:

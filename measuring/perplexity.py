@@ -205,7 +205,7 @@ class _Documents:
 
 
 def _is_half(model: Scorer) -> bool:
-    """Tell whether a model of finite weights computes in float16, whose range may be too small."""
+    """Return whether a model of finite weights computes in float16, whose range is small."""
     weights = list(model.parameters()) if isinstance(model, nn.Module) else []
     return any(weight.dtype == torch.float16 for weight in weights) and all(
         bool(weight.isfinite().all()) for weight in weights

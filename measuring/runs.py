@@ -4,13 +4,13 @@ import dataclasses
 import fnmatch
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.prepared import PreparedData
+from files.typed_json import typed
 from measuring.corpus import find_prepared
 from measuring.errors import EvaluationError
 from modeling.config import GPTConfig
@@ -64,9 +64,10 @@ def load_run(
     checkpoint = store.load(steps[-1], names=["model"])
     state, tensors = checkpoint.state, checkpoint.tensors["model"]
     with same_version(checkpoint.path):
-        trained_on = {key: _of_type(str, state["data"], key) for key in _DATA_KEYS}
-        _of_type(int, state, "seed")
-        config = _model_config(state["model"])
+        keys = ("folder", "fingerprint", "tokenizer_sha256")
+        trained_on = {key: checkpoint.value(f"data.{key}", str) for key in keys}
+        checkpoint.value("seed", int)
+        config = model_config(checkpoint.value("model", dict), checkpoint.path)
         if decode_path is not None:
             for fields in (config.attention, *config.layers.attentions.values()):
                 fields["decode_path"] = decode_path
@@ -78,34 +79,14 @@ def load_run(
     return LoadedRun(model.to(device).eval(), prepared, state)
 
 
-_DATA_KEYS = ("folder", "fingerprint", "tokenizer_sha256")
+def model_config(fields: dict[str, Any], path: Path) -> GPTConfig:
+    """Return the model that a checkpoint describes.
 
-
-def _of_type(kind: type, values: dict[str, Any], key: str) -> Any:
-    if type(values[key]) is not kind:
-        raise TypeError(f"its {key} is no {kind.__name__}: {str(values[key])[:60]}")
-    return values[key]
-
-
-def _model_config(fields: dict[str, Any]) -> GPTConfig:
-    """Return a checkpoint's model; a dataclass alone looks at no type."""
-    config = GPTConfig(**fields)
-    for name, part in (("model", config), ("layers", config.layers)):
-        for key, annotation in get_type_hints(type(part)).items():
-            if not _fits(value := getattr(part, key), annotation):
-                raise TypeError(f"its {name}.{key} is {str(value)[:60]}")
-    return config
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
-    if origin is UnionType:
-        return any(_fits(value, one) for one in arguments)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(one, arguments[0]) for one in value)
-    if isinstance(value, bool):
-        return origin is bool
-    return isinstance(value, float | int if origin is float else origin)
+    Raises:
+        TypeError: If it has a setting that there is none of.
+        RunError: If a setting is of another type, naming the file at `path` and the setting.
+    """
+    return typed(dataclasses.asdict(GPTConfig(**fields)), GPTConfig, path)
 
 
 def _require_shapes(config: GPTConfig, tensors: dict[str, Tensor]) -> None:

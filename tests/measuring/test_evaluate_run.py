@@ -2,6 +2,7 @@ import contextlib
 import functools
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from data.prepared import PreparedData
 from files.errors import RunError
 from measuring.errors import EvaluationError
 from measuring.evaluate import evaluate_run
+from measuring.kv_cache import CACHE_KEYS
 from measuring.perplexity import windows
 from measuring.runs import choose_runs, load_run
 from modeling.errors import ModelConfigError
@@ -30,6 +32,9 @@ def make_run(tmp_path, prepared):
 def test_a_row_has_every_documented_key(make_run, prepared):
     found = evaluate_run(make_run(), "validation", EvalSettings(), CPU, quiet)
     row = found.row
+    notation = Path("docs/notation.md").read_text()
+    assert all(f"`{key}`" in notation for key in row)
+    assert row.keys() >= {*CACHE_KEYS}
     assert row["seed"] == 3
     assert row["tokens_scored"] == prepared.splits["validation"].tokens - 1
     assert row["kv_cache_bytes_per_token"] == 4 * 2 * 8

@@ -6,7 +6,8 @@ import pytest
 import torch
 from weights import Killed, assert_same_bits, final_tensors
 
-from measuring.runs import _model_config
+from files.errors import RunError
+from measuring.runs import model_config
 from modeling.config import LayersConfig
 from modeling.gpt import GPT
 from settings.training import OptimSettings
@@ -126,9 +127,9 @@ def test_a_run_from_before_the_key_layers_loads_and_resumes(
 
     store = CheckpointStore(old.checkpoints_path, keep_last=1)
     state = store.load(store.steps()[-1]).state["model"]
-    assert _model_config(state) == recipe.model
+    assert model_config(state, old.path) == recipe.model
     del state["layers"]
-    assert _model_config(state) == recipe.model
+    assert model_config(state, old.path) == recipe.model
     for broken in ("3", {"window": "3"}, {"source": [0, "0"]}, {"sinks": 1}):
-        with pytest.raises(TypeError, match=r"its (model|layers)"):
-            _model_config(state | {"layers": broken})
+        with pytest.raises(RunError, match=r"expected .* at \$.layers"):
+            model_config(state | {"layers": broken}, old.path)
