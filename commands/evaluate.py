@@ -74,7 +74,12 @@ def main(config: EvalConfig) -> None:
     evaluated += evaluate_external_models(
         config, external, given, evaluated, device, tasks, left_out
     )
-    groups = compare(evaluated, config.eval.baseline, is_one_study=config.study is not None)
+    groups = compare(
+        evaluated,
+        config.eval.baseline,
+        is_one_study=config.study is not None,
+        margin=config.eval.margin,
+    )
     for variant in (variant for group in groups for variant in group.variants):
         for name in variant.ignored:
             left_out.append(f"{name} repeats a seed of {variant.label}")
@@ -173,6 +178,8 @@ def _print_tables(groups: Sequence[Group]) -> None:
             say(f"\nNot equal, apart from the attention: {difference}")
         if 1 < len(group.pairs) <= MOST_PAIRS_PRINTED:
             say(f"\n{pair_table(group.pairs, 'simple')}")
+        if group.how_sure:
+            say(f"\n{' '.join(group.how_sure)}")
         if sentences := headline(group.results, group.unranked):
             say(f"\n{sentences}")
     say(f"\n{note([result for group in groups for result in group.results])}")

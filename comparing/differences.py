@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from comparing.noise import SeedDifference
 from comparing.recipes import unequal
 from comparing.statistics import (
+    FEWEST_SEEDS,
+    NOT_COMPARABLE,
+    TOO_FEW_SEEDS,
+    UNRESOLVED,
     Interval,
     most_influential,
     seed_interval,
@@ -20,7 +25,6 @@ from comparing.statistics import (
 )
 from measuring.rows import EvaluatedRun
 
-NOT_COMPARABLE = "not comparable"
 MOST_INFLUENTIAL = 3
 """Documents that are named."""
 
@@ -30,32 +34,51 @@ BySeed = Mapping[int | None, EvaluatedRun]
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Runs of two variants, paired by seed where seeds are in both.
+    """Runs of two variants.
 
     Args:
-        ours: Runs of the one.
-        theirs: Runs of the other; where paired in the same order.
-        is_paired: Whether they have their seeds in common.
-        note: What a reader has to know of the seeds; empty if all are paired.
+        ours: Runs of the one, by seed.
+        theirs: Runs of the other, by seed.
+        of_seeds: What their seeds say, with the noise of all variants; None where nothing is known
+            of it, or one of the two was not trained here.
     """
 
-    ours: list[EvaluatedRun]
-    theirs: list[EvaluatedRun]
-    is_paired: bool
-    note: str
+    ours: BySeed
+    theirs: BySeed
+    of_seeds: SeedDifference | None = None
+
+    @property
+    def is_external(self) -> bool:
+        """Whether one of the two was not trained here."""
+        return None in self.ours or None in self.theirs
+
+    @property
+    def common_seeds(self) -> list[int]:
+        """Seeds that both have."""
+        return [seed for seed in self.ours if seed in self.theirs and seed is not None]
 
     @property
     def baseline_runs(self) -> dict[str, str]:
-        """Names of the paired runs."""
-        if not self.is_paired:
-            return {}
-        return {a.name: b.name for a, b in zip(self.ours, self.theirs, strict=True)}
+        """Names of the runs with the same seed."""
+        return {self.ours[seed].name: self.theirs[seed].name for seed in self.common_seeds}
 
     @property
-    def seeds(self) -> int | None:
+    def fewest_seeds(self) -> int | None:
         """Seeds on the side that has fewer; None where no side was trained here."""
-        counts = [len(some) for some in (self.ours, self.theirs) if not some[0].is_external]
+        counts = [len(some) for some in (self.ours, self.theirs) if None not in some]
         return min(counts, default=None)
+
+    @property
+    def note(self) -> str:
+        """What a reader has to know of the seeds; empty if both have several, and as many."""
+        ours, theirs = len(self.ours), len(self.theirs)
+        if self.is_external:
+            return "one model"
+        if min(ours, theirs) == 1:
+            return "single seed"
+        if min(ours, theirs) >= FEWEST_SEEDS and self.of_seeds is None:
+            return "no spread"
+        return "" if ours == theirs else f"{ours} against {theirs} seeds"
 
     @property
     def nll(self) -> float:
@@ -65,54 +88,90 @@ class Difference:
 
     def document_nll(self) -> npt.NDArray[np.float64]:
         """Return by document [n] the nats that the one has more, mean over seeds."""
-        return mean_document_nll(self.ours) - mean_document_nll(self.theirs)
+        ours, theirs = (mean_document_nll([*some.values()]) for some in (self.ours, self.theirs))
+        return ours - theirs
 
-    def over_seeds(self) -> Interval | None:
-        """Return the interval of the difference over seeds.
+    def alone(self) -> Interval | None:
+        """Return Student's t interval of this comparison alone, from its own runs.
 
-        A model that was not trained here is one set of weights: it has no part in the noise.
+        Paired by seed over those that both have, else Welch's. A model that was not trained here
+        is one set of weights: it has no part in the noise.
         """
         ours, theirs = self._nlls()
-        external = [some[0].is_external for some in (self.ours, self.theirs)]
-        if all(external):
+        if None in self.ours and None in self.theirs:
             return None
-        if any(external) or self.is_paired:
-            pairs = max(len(ours), len(theirs))
-            ours, theirs = (some * (pairs // len(some)) for some in (ours, theirs))
-            return seed_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+        if self.is_external:
+            return seed_interval([a - b for a in ours for b in theirs])
+        if common := self.common_seeds:
+            pairs = ((self.ours[seed], self.theirs[seed]) for seed in common)
+            return seed_interval([a.row["nll"] - b.row["nll"] for a, b in pairs])
         return unpaired_seed_interval(ours, theirs)
 
     def _nlls(self) -> tuple[list[float], list[float]]:
-        ours, theirs = ([run.row["nll"] for run in some] for some in (self.ours, self.theirs))
+        ours, theirs = ([r.row["nll"] for r in some.values()] for some in (self.ours, self.theirs))
         return ours, theirs
 
-    def as_row(self) -> dict[str, Any]:
-        """Return the difference in nats and in percent of the perplexity, with its verdict."""
-        keys = (
-            *("delta_nll", "delta_nll_ci95_text", "delta_nll_ci95_seeds", "delta_percent"),
-            *("delta_percent_ci95_text", "delta_percent_ci95_seeds", "verdict", "verdict_note"),
-        )
-        alike = unequal(self.ours[0], self.theirs[0])
-        row = dict.fromkeys(keys) | {
+    def as_row(self, margin: float) -> dict[str, Any]:
+        """Return the difference in nats and in percent of the perplexity, with its verdict.
+
+        Args:
+            margin: Relative difference of perplexity up to which two models are equivalent.
+        """
+        intervals = ("ci95_text", "ci95_seeds", "ci95_alone")
+        keys = [f"{what}_{each}" for what in ("delta_nll", "delta_percent") for each in intervals]
+        first, other = (next(iter(some.values())) for some in (self.ours, self.theirs))
+        row = dict.fromkeys(
+            [
+                *("delta_nll", "delta_percent", *keys, "verdict"),
+                *("comparison_method", "minimum_detectable_nll", "minimum_detectable_percent"),
+                "seeds_to_resolve",
+            ]
+        ) | {
             "verdict_note": "",
-            "unequal": {key: list(values) for key, values in alike.items()},
+            "unequal": {key: list(values) for key, values in unequal(first, other).items()},
         }
-        first = self.ours[0].windows
-        if first is None:
+        if first.windows is None:
             return row
-        by_text = text_interval(self.document_nll(), first.document_tokens)
-        by_seed = self.over_seeds()
-        values = (
-            *(self.nll, by_text, by_seed),
-            *(percent(self.nll), mapped(percent, by_text), mapped(percent, by_seed)),
-            NOT_COMPARABLE if alike else verdict(self.nll, [by_text, by_seed], self.seeds),
-            self.note,
-        )
-        return row | dict(zip(keys, values, strict=True))
+        alone, seeds = self.alone(), self.of_seeds
+        found = {
+            "ci95_text": text_interval(self.document_nll(), first.windows.document_tokens),
+            "ci95_seeds": seeds.interval
+            if seeds
+            else alone
+            if self.is_external or row["unequal"]
+            else None,
+            "ci95_alone": alone,
+        }
+        row |= {"delta_nll": self.nll, "delta_percent": percent(self.nll)}
+        for key, interval in found.items():
+            row[f"delta_nll_{key}"] = interval
+            row[f"delta_percent_{key}"] = mapped(percent, interval)
+        row["verdict"] = self._verdict([found["ci95_text"], found["ci95_seeds"]], row, margin)
+        row["verdict_note"] = self.note
+        if seeds:
+            row["comparison_method"] = seeds.method
+            row["minimum_detectable_nll"] = seeds.minimum_detectable
+            row["minimum_detectable_percent"] = percent(seeds.minimum_detectable)
+            is_open = row["verdict"] in (UNRESOLVED, TOO_FEW_SEEDS)
+            more = seeds.further_seeds(math.log1p(margin)) if is_open else 0
+            if row["verdict"] == TOO_FEW_SEEDS and more is not None:
+                more = max(more, FEWEST_SEEDS - seeds.fewest_seeds)
+            row["seeds_to_resolve"] = more
+        return row
+
+    def _verdict(
+        self, intervals: list[Interval | None], row: Mapping[str, Any], margin: float
+    ) -> str | None:
+        if row["unequal"]:
+            return NOT_COMPARABLE
+        found = verdict(intervals, self.fewest_seeds, margin)
+        # Text alone says nothing of another training.
+        no_spread = intervals[1] is None and self.fewest_seeds is not None
+        return UNRESOLVED if no_spread and found not in (TOO_FEW_SEEDS, None) else found
 
     def influential(self) -> dict[str, Any]:
         """Return the documents that carry the difference most, and what is left without them."""
-        first = self.ours[0].windows
+        first = next(iter(self.ours.values())).windows
         if first is None:
             return {"influential_documents": [], "delta_percent_without_influential": None}
         tokens = first.document_tokens
@@ -128,26 +187,6 @@ class Difference:
             ],
             "delta_percent_without_influential": None if rest is None else percent(rest),
         }
-
-
-def difference(ours: BySeed, theirs: BySeed) -> Difference:
-    """Set two variants against each other, paired over the seeds that both have, if they have any.
-
-    Args:
-        ours: Runs by seed.
-        theirs: Runs by seed.
-    """
-    common = [seed for seed in ours if seed in theirs and seed is not None]
-    least, most = sorted((len(ours), len(theirs)))
-    if not common:
-        external = None in ours or None in theirs
-        note = "one model" if external else "single seed" if least == 1 else "other seeds"
-        return Difference([*ours.values()], [*theirs.values()], is_paired=False, note=note)
-    note = "" if len(common) == most else f"{len(common)} common seeds"
-    if len(common) == 1:
-        note = "single seed"
-    our_runs, their_runs = ([runs[seed] for seed in common] for runs in (ours, theirs))
-    return Difference(our_runs, their_runs, is_paired=True, note=note)
 
 
 def mean_document_nll(runs: Sequence[EvaluatedRun]) -> npt.NDArray[np.float64]:

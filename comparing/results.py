@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from comparing.differences import difference, mapped, mean_document_nll
+from comparing.differences import Difference, mapped, mean_document_nll
+from comparing.families import Family, noise_of_pair
 from comparing.statistics import seed_interval, standard_deviation, text_interval
 from comparing.tasks import over_seeds
 from comparing.variant import Variant
@@ -23,8 +24,14 @@ from measuring.rows import EvaluatedRun
 from modeling.accounting import ParameterCount, budget_of
 
 
-def result_of(variant: Variant) -> dict[str, Any]:
-    """Return what is reported of a variant, decoding aside."""
+def result_of(variant: Variant, families: Sequence[Family], margin: float) -> dict[str, Any]:
+    """Return what is reported of a variant, decoding aside.
+
+    Args:
+        variant: With its baseline.
+        families: Those of the variants that are compared.
+        margin: Relative difference of perplexity up to which two models are equivalent.
+    """
     runs = list(variant.by_seed().values())
     rows = [run.row for run in runs]
     first = rows[0]
@@ -40,7 +47,7 @@ def result_of(variant: Variant) -> dict[str, Any]:
         "tokens_trained": first["tokens_trained"],
         "budget": _budget(runs[0]),
         **_quality(runs),
-        **_against_baseline(variant, runs),
+        **_against_baseline(variant, runs, families, margin),
         **_cache(runs[0]),
         **{key: _COSTS[key](values) if values else None for key, values in costs.items()},
         "sample": runs[0].sample,
@@ -117,11 +124,16 @@ def _quality(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
     return dict(zip(keys, values, strict=True))
 
 
-def _against_baseline(variant: Variant, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
-    """Return the difference to the baseline, paired by document and by seed."""
+def _against_baseline(
+    variant: Variant, runs: Sequence[EvaluatedRun], families: Sequence[Family], margin: float
+) -> dict[str, Any]:
+    """Return the difference to the baseline, paired by document."""
     base = variant.baseline
-    found = difference(variant.by_seed(), (base or variant).by_seed())
-    row = found.as_row() | found.influential()
+    of_seeds = None
+    if base and not variant.is_baseline and (noise := noise_of_pair(variant, base, families)):
+        of_seeds = noise.to_baseline(variant.label, base.label)
+    found = Difference(variant.by_seed(), (base or variant).by_seed(), of_seeds)
+    row = found.as_row(margin) | found.influential()
     nothing: dict[str, Any] = {
         key: [] if type(value) is list else None for key, value in row.items()
     }
@@ -137,23 +149,27 @@ def _against_baseline(variant: Variant, runs: Sequence[EvaluatedRun]) -> dict[st
         return head
     if variant.is_baseline:
         return head | {"cache_ratio_to_baseline": 1.0, "verdict": "baseline"}
-    pair = runs[0].row, found.theirs[0].row
+    pair = runs[0].row, base.runs[0].row
     cache = None
     if all(map(has_known_cache, pair)):
         cache = cache_bytes_of(pair[0]) / cache_bytes_of(pair[1])
     return head | {"baseline_runs": found.baseline_runs, "cache_ratio_to_baseline": cache} | row
 
 
-def pairs_of(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+def pairs_of(
+    variants: Sequence[Variant], families: Sequence[Family], margin: float
+) -> list[dict[str, Any]]:
     """Return the difference of every two variants that were scored, the smaller cache's less."""
     if variants[0].runs[0].windows is None:
         return []
-    return [
-        {"variant": ours.label, "against": theirs.label}
-        | difference(ours.by_seed(), theirs.by_seed()).as_row()
-        for number, theirs in enumerate(variants)
-        for ours in variants[number + 1 :]
-    ]
+    rows = []
+    for number, theirs in enumerate(variants):
+        for ours in variants[number + 1 :]:
+            noise = noise_of_pair(ours, theirs, families)
+            of_seeds = noise.of_pair(ours.label, theirs.label) if noise else None
+            found = Difference(ours.by_seed(), theirs.by_seed(), of_seeds)
+            rows.append({"variant": ours.label, "against": theirs.label} | found.as_row(margin))
+    return rows
 
 
 def difference_of_run(run: EvaluatedRun, variant: Variant) -> dict[str, Any]:

@@ -139,29 +139,45 @@ def standard_deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def verdict(
-    difference: float, intervals: Sequence[Interval | None], seeds: int | None
-) -> str | None:
-    """Say what a difference of nats per token to the baseline amounts to.
+BETTER, WORSE, UNRESOLVED = "better", "worse", "unresolved"
+EQUIVALENT = "equivalent"
+TOO_FEW_SEEDS = "too few seeds"
+NOT_COMPARABLE = "not comparable"
+
+
+def equivalent(margin: float) -> str:
+    """Return the verdict of a difference that lies within a margin, such as 0.01."""
+    return f"{EQUIVALENT} within {100 * margin:g} %"
+
+
+def kind_of(verdict: str | None) -> str | None:
+    """Return a verdict without its margin: `EQUIVALENT`, or the verdict itself."""
+    return EQUIVALENT if verdict and verdict.startswith(EQUIVALENT) else verdict
+
+
+def verdict(intervals: Sequence[Interval | None], seeds: int | None, margin: float) -> str | None:
+    """Say what a difference of nats per token amounts to.
 
     Args:
-        difference: That of a variant less the baseline; above 0 it is worse.
-        intervals: Those of the difference, over documents and over seeds; None where there is none.
+        intervals: Those of the difference, over documents and over seeds; None where there is
+            none. Above 0 a variant is worse.
         seeds: On the side that has fewer; None where neither was trained here, so that the weights
             themselves are compared.
+        margin: Relative difference of perplexity up to which two models are equivalent.
 
     Returns:
-        "better" or "worse" if no interval holds 0, else "indistinguishable"; `TOO_FEW_SEEDS` below
-        `FEWEST_SEEDS`; None without any interval.
+        `TOO_FEW_SEEDS` below `FEWEST_SEEDS`, None without any interval. `equivalent` if every
+        interval lies within the margin; "better" or "worse" if every one leaves out 0 on that
+        side; else "unresolved".
     """
     if seeds is not None and seeds < FEWEST_SEEDS:
         return TOO_FEW_SEEDS
     known = [interval for interval in intervals if interval is not None]
     if not known:
         return None
-    if any(low <= 0.0 <= high for low, high in known):
-        return "indistinguishable"
-    return "worse" if difference > 0 else "better"
-
-
-TOO_FEW_SEEDS = "too few seeds"
+    most = math.log1p(margin)
+    if all(-most < low and high < most for low, high in known):
+        return equivalent(margin)
+    if all(low > 0 for low, _ in known):
+        return WORSE
+    return BETTER if all(high < 0 for _, high in known) else UNRESOLVED

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comparing.baseline import choose_baselines, require_baseline
+from comparing.families import families_of, how_sure
 from comparing.held_equal import held_and_differing, unranked
 from comparing.recipes import differing_keys
 from comparing.results import difference_of_run, pairs_of, result_of
@@ -14,6 +15,7 @@ from data.documents import document_names
 from measuring.errors import EvaluationError
 from measuring.kv_cache import cache_bytes_of
 from measuring.rows import EvaluatedRun
+from settings.evaluation import DEFAULT_MARGIN
 
 
 @dataclasses.dataclass
@@ -27,6 +29,7 @@ class Group:
         differs: In words, what else than attention, MLP width and seed differs.
         unranked: In words, what of it keeps the variants from being ranked; empty if nothing does.
         pairs: The difference of every two variants, as rows of pairs.json.
+        how_sure: In sentences, how intervals over seeds were made and what these seeds can show.
     """
 
     protocol: dict[str, Any]
@@ -35,6 +38,7 @@ class Group:
     differs: list[str]
     unranked: list[str]
     pairs: list[dict[str, Any]]
+    how_sure: list[str]
 
     @property
     def runs(self) -> list[EvaluatedRun]:
@@ -48,7 +52,11 @@ class Group:
 
 
 def compare(
-    runs: Sequence[EvaluatedRun], baseline: str | None, *, is_one_study: bool = False
+    runs: Sequence[EvaluatedRun],
+    baseline: str | None,
+    *,
+    is_one_study: bool = False,
+    margin: float = DEFAULT_MARGIN,
 ) -> list[Group]:
     """Group runs by protocol card, seeds by variant, and set each against its baseline.
 
@@ -60,6 +68,7 @@ def compare(
         baseline: The attention to compare with; None takes mha where there is one.
         is_one_study: Refuse runs with several cards: they were made to be compared. External
             models may have others.
+        margin: Relative difference of perplexity up to which two models are equivalent.
 
     Raises:
         EvaluationError: If a baseline that was asked for is not there, or has another protocol
@@ -76,7 +85,7 @@ def compare(
         require_one_protocol([run for run in runs if not run.is_external])
     if baseline is not None:
         _require_baseline(cards, baseline)
-    return [_group(some, baseline or "mha") for some in cards]
+    return [_group(some, baseline or "mha", margin) for some in cards]
 
 
 def require_one_protocol(runs: Sequence[EvaluatedRun]) -> None:
@@ -121,7 +130,7 @@ def _require_baseline(cards: Sequence[Sequence[EvaluatedRun]], baseline: str) ->
             )
 
 
-def _group(runs: Sequence[EvaluatedRun], baseline: str) -> Group:
+def _group(runs: Sequence[EvaluatedRun], baseline: str, margin: float) -> Group:
     variants: list[Variant] = []
     for run in sorted(runs, key=lambda run: (run.is_external, run.row["seed"] or 0, run.name)):
         alike = (v for v in variants if not differing_keys(v.settings, run.settings))
@@ -133,18 +142,21 @@ def _group(runs: Sequence[EvaluatedRun], baseline: str) -> Group:
             variant.runs.append(run)
     label_variants(variants)
     choose_baselines(variants, baseline)
+    families = families_of(variants)
     for variant in variants:
-        variant.result = result_of(variant)
+        variant.result = result_of(variant, families, margin)
         for run in variant.runs:
             run.row.update(difference_of_run(run, variant))
     variants.sort(key=lambda v: (-cache_bytes_of(v.result), v.label))
     _name_documents(variants)
+    pairs = pairs_of(variants, families, margin)
     return Group(
         runs[0].row["protocol"],
         variants,
         *held_and_differing(variants),
         unranked=unranked(variants),
-        pairs=pairs_of(variants),
+        pairs=pairs,
+        how_sure=how_sure(families, pairs, margin),
     )
 
 

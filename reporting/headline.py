@@ -1,12 +1,11 @@
 """A comparison in a few sentences."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comparing.labels import label, shown
 from comparing.plain import plain
-from comparing.statistics import FEWEST_DOCUMENTS, FEWEST_SEEDS
+from comparing.statistics import FEWEST_DOCUMENTS, FEWEST_SEEDS, kind_of
 
 
 def headline(variants: Sequence[Mapping[str, Any]], unranked: Sequence[str] = ()) -> str:
@@ -25,9 +24,9 @@ def headline(variants: Sequence[Mapping[str, Any]], unranked: Sequence[str] = ()
     for base in (variant for variant in variants if variant["is_baseline"]):
         compared = [v for v in variants if v["baseline"] == base["name"] and v is not base]
         for verdict in _SAID:
-            some = [v for v in compared if v["verdict"] == verdict]
+            some = [v for v in compared if kind_of(v["verdict"]) == verdict]
             if some:
-                sentences.append(_verdict(verdict, base["name"], some))
+                sentences.append(_verdict(some[0]["verdict"], base["name"], some))
     if seen := _resolution(variants):
         sentences.append(seen)
     if any(map(_is_bent, variants)) and any(v["cache_ratio_to_baseline"] for v in variants):
@@ -68,8 +67,9 @@ def _what(variants: Sequence[Mapping[str, Any]], unranked: Sequence[str]) -> str
 
 _SAID = {
     "better": "Better than {}",
-    "indistinguishable": "Indistinguishable from {}",
+    "equivalent": "Equivalent to {}",
     "worse": "Worse than {}",
+    "unresolved": "Unresolved against {}",
     "too few seeds": f"Too few seeds to tell from {{}} (it takes {FEWEST_SEEDS} on each side)",
     "not comparable": "Not comparable with {}",
     None: f"Too little text to tell from {{}} (it takes {FEWEST_DOCUMENTS} documents)",
@@ -78,7 +78,9 @@ _SAID = {
 
 
 def _verdict(verdict: str | None, baseline: str, variants: Sequence[Mapping[str, Any]]) -> str:
-    what = _SAID[verdict].format(baseline)
+    what = _SAID[kind_of(verdict)].format(baseline)
+    if verdict and verdict.startswith("equivalent"):
+        what += verdict.removeprefix("equivalent")
     noises = {noise for noise, _ in map(_interval, variants) if noise}
     if not noises:
         return f"{what}: {'; '.join(_one(variant) for variant in variants)}."
@@ -90,11 +92,11 @@ def _verdict(verdict: str | None, baseline: str, variants: Sequence[Mapping[str,
 
 
 def _resolution(variants: Sequence[Mapping[str, Any]]) -> str:
-    """Say how large a difference has to be for these seeds to show it; empty where none can."""
+    """Say how large a difference these seeds show; empty where nothing is known of it."""
     found = {
-        variant["name"]: 100 * math.expm1((interval[1] - interval[0]) / 2)
+        variant["name"]: variant["minimum_detectable_percent"]
         for variant in variants
-        if (interval := variant["delta_nll_ci95_seeds"]) and variant["verdict"] != "not comparable"
+        if variant.get("minimum_detectable_percent") and variant["verdict"] != "not comparable"
     }
     if not found:
         return ""
@@ -102,7 +104,7 @@ def _resolution(variants: Sequence[Mapping[str, Any]]) -> str:
     size = f"{found[least]:.2g} %"
     if least != most:
         size = f"{size} ({least}) to {found[most]:.2g} % ({most})"
-    return f"The smallest difference that these seeds can show, by their own spread: {size}."
+    return f"Minimum detectable difference with these seeds, at 80 % power: {size}."
 
 
 def _one(variant: Mapping[str, Any], *, with_noise: bool = False) -> str:
@@ -141,8 +143,8 @@ _PAIRINGS = {
     "-m seed=0,1,2.",
     "one model": "One model: how another training of an external model would have come out is not "
     "known, so the comparison is with these weights.",
-    "other seeds": "Other seeds: no seed is in both, so the interval over seeds is Welch's t.",
-    "common seeds": "Common seeds: the difference is over the seeds that both have.",
+    "against": "Numbers of seeds differ: each variant counts with its own.",
+    "no spread": "No spread: all seeds gave one perplexity, so a difference cannot be judged.",
 }
 
 

@@ -258,6 +258,7 @@ def _markdown_group(group: Group, plots: Sequence[str]) -> list[str]:
     if has_quality:
         parts += [headline(variants, group.unranked), f"{protocol_line(group.runs[0].row)}."]
     parts += [table(variants, "github", with_costs=True), note(variants)]
+    parts += [" ".join(group.how_sure)] if group.how_sure else []
     if group.held_equal:
         parts += [f"Held equal: {', '.join(group.held_equal)}."]
     if group.differs:

@@ -275,8 +275,9 @@ def protocol_line(row: Mapping[str, Any]) -> str:
 NOTE = (
     "Perplexity is exp(mean nats per token over the seeds), on the split named above. Text: 95 % "
     "interval over its documents, paired by document for a difference: how much the number depends "
-    "on which text was scored. Seeds: Student's t, paired by seed for a difference: how much it "
-    "depends on the randomness of the training. Indistinguishable: 0 is inside one of the two. "
+    "on which text was scored. Seeds: Student's t, simultaneous for differences: how much it "
+    "depends on the randomness of the training. Better, worse: both intervals leave out 0; "
+    "equivalent: both lie within the margin (eval.margin); unresolved: neither. "
     f"Too few seeds: no verdict is given below {FEWEST_SEEDS}. Not comparable: what has to be "
     "equal in the two trainings is not."
 )
@@ -297,9 +298,8 @@ CURVE_NOTE = (
 MOST_PAIRS_PRINTED = 6
 """More of them are in the report only."""
 PAIR_NOTE = (
-    "Difference of the perplexity, of the variant less the one it is set against, with the "
-    "intervals and verdicts of the table above. Every pair is one more chance for an accident: of "
-    "twenty that do not differ, one will look as if it did."
+    "Difference of the perplexity, of the variant less the one it is set against. The intervals "
+    "over seeds hold for all pairs together, so they are wider than those to the baseline."
 )
 INFLUENCE_NOTE = (
     "The documents without which the difference to the baseline changes most, and the difference "

@@ -29,6 +29,9 @@ class DecodeSettings(Section, prefix="eval.decode_speed."):
         ]
 
 
+DEFAULT_MARGIN = 0.01
+
+
 @dataclass
 class EvalSettings(Section, prefix="eval."):
     """How perplexity is measured, and the KV cache and the speed of decoding with it."""
@@ -40,6 +43,8 @@ class EvalSettings(Section, prefix="eval."):
     baseline: str | None = key(None, kind="word")
     """Attention that each variant is compared with, by the run that differs least in all else; null
     takes mha where there is one."""
+    margin: float = key(DEFAULT_MARGIN, above=0, below=1)
+    """Relative difference of perplexity up to which two variants are equivalent: 0.01 is 1 %."""
     context: int | None = key(None, at_least=1)
     """Tokens a window shows the model at most; null takes the model's own context."""
     stride: int | None = key(None, at_least=1)

@@ -6,6 +6,7 @@ from scipy import stats
 
 from comparing.statistics import (
     FEWEST_DOCUMENTS,
+    kind_of,
     most_influential,
     seed_interval,
     standard_deviation,
@@ -144,18 +145,33 @@ def test_over_seeds_it_is_students_t():
 
 
 @pytest.mark.parametrize(
-    ("difference", "intervals", "seeds", "expected"),
+    ("intervals", "seeds", "expected"),
     [
-        (0.02, [(0.01, 0.03), (0.005, 0.035)], 3, "worse"),
-        (-0.02, [None, (-0.03, -0.01)], 3, "better"),
-        (0.02, [(-0.01, 0.05), (0.01, 0.03)], 3, "indistinguishable"),
-        (0.02, [(0.01, 0.03), (-0.01, 0.05)], 5, "indistinguishable"),
-        (0.0, [(0.0, 0.0), None], None, "indistinguishable"),
-        (-0.02, [(-0.03, -0.01), None], None, "better"),
-        (0.02, [(0.01, 0.03), (0.005, 0.035)], 2, "too few seeds"),
-        (-0.02, [(-0.03, -0.01), None], 1, "too few seeds"),
-        (0.02, [None, None], None, None),
+        ([(0.01, 0.03), (0.005, 0.035)], 3, "worse"),
+        ([None, (-0.03, -0.01)], 3, "better"),
+        ([(-0.01, 0.05), (0.01, 0.03)], 3, "unresolved"),
+        ([(0.01, 0.03), (-0.01, 0.05)], 5, "unresolved"),
+        ([(0.01, 0.03), (-0.03, -0.01)], 5, "unresolved"),
+        ([(0.0, 0.0), None], None, "equivalent within 1 %"),
+        ([(-0.009, 0.004), (-0.005, 0.0099)], 3, "equivalent within 1 %"),
+        # Nats: 0.00995 are 1 %.
+        ([(-0.009, 0.004), (-0.005, 0.00996)], 3, "unresolved"),
+        # A difference that is surely smaller than the margin is none that matters.
+        ([(0.001, 0.004), (0.002, 0.009)], 3, "equivalent within 1 %"),
+        ([(0.001, 0.004), (0.002, 0.011)], 3, "worse"),
+        ([(-0.03, -0.01), None], None, "better"),
+        ([(0.01, 0.03), (0.005, 0.035)], 2, "too few seeds"),
+        ([(-0.03, -0.01), None], 1, "too few seeds"),
+        ([None, None], None, None),
     ],
 )
-def test_verdict(difference, intervals, seeds, expected):
-    assert verdict(difference, intervals, seeds) == expected
+def test_verdict(intervals, seeds, expected):
+    assert verdict(intervals, seeds, 0.01) == expected
+
+
+def test_the_margin_is_part_of_the_verdict():
+    assert verdict([(0.001, 0.004)], 3, 0.005) == "equivalent within 0.5 %"
+    assert verdict([(0.001, 0.004)], 3, 0.002) == "worse"
+    assert {kind_of("equivalent within 0.5 %"), kind_of("worse"), kind_of(None)} == {
+        *("equivalent", "worse", None)
+    }

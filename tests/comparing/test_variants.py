@@ -11,6 +11,7 @@ import torch
 
 from comparing.decode_speed import add_decode_speed
 from comparing.labels import NONE
+from comparing.noise import estimate
 from comparing.statistics import seed_interval, text_interval, unpaired_seed_interval
 from comparing.variant import arrangement_of
 from comparing.variants import compare, differing_fields, require_one_protocol
@@ -107,6 +108,14 @@ def study(**worse):
     return [run(name, seed, by) for name, by in worse.items() for seed in (0, 1, 2)]
 
 
+def by_label(runs):
+    """Nats per token by variant and seed."""
+    found = {}
+    for one in runs:
+        found.setdefault(one.row["attention"], {})[one.row["seed"]] = one.row["nll"]
+    return found
+
+
 def results(runs, baseline=None):
     (group,) = compare(runs, baseline)
     return {result["name"]: result for result in group.results}
@@ -191,14 +200,20 @@ def test_a_variants_numbers_are_those_of_its_runs():
     assert found["cache_ratio_to_baseline"] == 1.0
 
 
-def test_differences_are_paired_by_document_and_by_seed():
+def test_differences_are_paired_by_document_and_judged_by_the_noise_of_all():
     runs = study(mha=0.0, mla=0.05)
     found = results(runs)["mla"]
     by_name = {one.name: one for one in runs}
     pairs = [(by_name[f"mla-seed{seed}"], by_name[f"mha-seed{seed}"]) for seed in (0, 1, 2)]
     deltas = [ours.row["nll"] - theirs.row["nll"] for ours, theirs in pairs]
     assert found["delta_nll"] == pytest.approx(np.mean(deltas))
-    assert found["delta_nll_ci95_seeds"] == pytest.approx(seed_interval(deltas))
+    noise = estimate(by_label(runs))
+    of_seeds = noise.to_baseline("mla", "mha")
+    assert found["delta_nll_ci95_seeds"] == pytest.approx(of_seeds.interval)
+    assert found["minimum_detectable_nll"] == of_seeds.minimum_detectable
+    assert (found["comparison_method"], found["seeds_to_resolve"]) == (of_seeds.method, 0)
+    # Its own runs alone, paired by seed.
+    assert found["delta_nll_ci95_alone"] == pytest.approx(seed_interval(deltas))
     nats = np.mean(
         [np.subtract(o.windows.document_nll, t.windows.document_nll) for o, t in pairs], axis=0
     )
@@ -220,7 +235,7 @@ def test_differences_are_paired_by_document_and_by_seed():
 
 @pytest.mark.parametrize(
     ("worse", "expected"),
-    [(0.05, "worse"), (-0.05, "better"), (0.0, "indistinguishable")],
+    [(0.05, "worse"), (-0.05, "better"), (0.0, "equivalent within 1 %")],
 )
 def test_verdicts_follow_the_difference(worse, expected):
     assert results(study(mha=0.0, gqa=worse))["gqa"]["verdict"] == expected
@@ -238,16 +253,20 @@ def test_one_seed_only_is_said():
     assert "Single seed" not in note(list(results(study(mha=0.0)).values()))
 
 
-def test_seeds_that_only_one_has_are_left_out_of_the_difference():
-    runs = [*study(mha=0.0), run("gqa", 1, 0.05), run("gqa", 7, 5.0)]
-    found = results(runs)["gqa"]
-    assert found["delta_nll"] == pytest.approx(0.05, abs=0.01)
-    assert found["verdict_note"] == "single seed"
+def test_each_variant_counts_with_all_its_seeds():
+    runs = [*study(mha=0.0), run("gqa", 1, 0.05), run("gqa", 7, 0.05)]
+    (group,) = compare(runs, None)
+    found = group.results[1]
+    assert found["verdict_note"] == "2 against 3 seeds"
+    assert found["delta_nll"] == pytest.approx(
+        np.mean([one.row["nll"] for one in runs[3:]]) - np.mean([r.row["nll"] for r in runs[:3]])
+    )
     assert runs[-1].row["baseline_run"] is None
     assert runs[-1].row["delta_nll"] is None
-    two = results([*runs, run("gqa", 2, 0.05)])["gqa"]
-    assert two["verdict_note"] == "2 common seeds"
-    assert "Common seeds: the difference is over" in note([two])
+    assert found["baseline_runs"] == {"gqa-seed1": "mha-seed1"}
+    assert found["seeds_to_resolve"] >= 1  # there is no verdict of two
+    assert "Numbers of seeds differ (mha 3, gqa 2): each" in " ".join(group.how_sure)
+    assert "Numbers of seeds differ: each variant counts with its own" in note([found])
 
 
 def test_without_a_common_seed_the_interval_is_not_paired():
@@ -256,11 +275,11 @@ def test_without_a_common_seed_the_interval_is_not_paired():
     assert one["verdict"] == "too few seeds"
     runs = [run("mha", 0), run("mha", 1), run("gqa", 5, 0.05), run("gqa", 6, 0.05)]
     found = results(runs)["gqa"]
-    assert found["verdict_note"] == "other seeds"
     nlls = [one.row["nll"] for one in runs]
-    expected = unpaired_seed_interval(nlls[2:], nlls[:2])
-    assert found["delta_nll_ci95_seeds"] == pytest.approx(expected)
-    assert "Welch's t" in note([found])
+    assert found["delta_nll_ci95_alone"] == pytest.approx(
+        unpaired_seed_interval(nlls[2:], nlls[:2])
+    )
+    assert found["comparison_method"] == "Dunnett, pooled"
 
 
 def test_a_seed_that_is_there_twice_counts_once():
@@ -285,7 +304,7 @@ def test_another_baseline_can_be_named():
     assert (found["gqa"]["verdict"], found["mla"]["verdict"]) == ("baseline", "worse")
     assert found["mla"]["baseline"] == "gqa"
     with_mha = list(results(study(gqa=0.0, mha=-0.1), "gqa").values())
-    assert "at 2 times the cache. The smallest" in headline(with_mha)
+    assert "at 2 times the cache. Minimum detectable" in headline(with_mha)
 
 
 def test_a_baseline_that_is_not_there_lists_those_that_are():
@@ -433,15 +452,14 @@ def test_two_seeds_give_no_verdict_and_the_headline_says_what_they_can_show():
     assert (found["verdict"], found["delta_percent_ci95_seeds"][0] > 0) == ("too few seeds", True)
     said = headline([*results(runs).values()])
     assert "Too few seeds to tell from mha (it takes 3 on each side)" in said
-    assert not {"Better", "Worse", "Indistinguishable"} & {*said.split()}
-    low, high = found["delta_nll_ci95_seeds"]
-    shown = f"{100 * math.expm1((high - low) / 2):.2g} %."
-    assert said.endswith(f"these seeds can show, by their own spread: {shown}")
+    assert not {"Better", "Worse", "Equivalent", "Unresolved"} & {*said.split()}
+    shown = f"{found['minimum_detectable_percent']:.2g} %."
+    assert said.endswith(f"Minimum detectable difference with these seeds, at 80 % power: {shown}")
     # The side with fewer seeds decides.
     lopsided = [*study(mha=0.0), run("gqa", 7, 9.0), run("gqa", 8, 9.0)]
     assert results(lopsided)["gqa"]["verdict"] == "too few seeds"
     # With one seed there is no spread.
-    assert "spread" not in headline([*results([run("mha"), run("gqa")]).values()])
+    assert "detectable" not in headline([*results([run("mha"), run("gqa")]).values()])
 
 
 def twice(ours, theirs, **rows):
@@ -531,17 +549,18 @@ def test_two_recipes_of_one_attention_are_ranked_but_not_two_lengths(tokens, ver
     assert {pair["verdict"] for pair in group.pairs} <= verdicts
 
 
-def test_every_pair_is_compared_as_with_a_baseline():
+def test_every_pair_is_compared_by_an_interval_that_allows_for_all_of_them():
     runs = study(mha=0.0, gqa=0.05, mla=0.2)
     (group,) = compare(runs, None)
     found = {(pair["variant"], pair["against"]): pair for pair in group.pairs}
     assert [*found] == [("gqa", "mha"), ("mla", "mha"), ("mla", "gqa")]
     against_gqa = results(runs, "gqa")["mla"]
-    assert all(
-        against_gqa[key] == value
-        for key, value in found["mla", "gqa"].items()
-        if key not in ("variant", "against")
-    )
+    same = ("delta_nll", "delta_nll_ci95_text", "delta_nll_ci95_alone", "verdict", "unequal")
+    assert all(against_gqa[key] == found["mla", "gqa"][key] for key in same)
+    of_pair = estimate(by_label(runs)).of_pair("mla", "gqa")
+    assert found["mla", "gqa"]["delta_nll_ci95_seeds"] == pytest.approx(of_pair.interval)
+    wide, narrow = found["mla", "gqa"]["delta_nll_ci95_seeds"], against_gqa["delta_nll_ci95_seeds"]
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
     shown = pair_table(group.pairs, "simple")
     line = shown.splitlines()[-1]
     assert line.split()[:3] == ["mla", "gqa", f"{against_gqa['delta_percent']:+.2f}"]
@@ -591,13 +610,13 @@ def test_a_text_of_few_documents_has_no_interval_and_the_report_says_why():
 def test_the_headline_says_what_the_cache_cost():
     found = results([*study(mha=0.0, gqa=0.0, mla=0.05, mqa=-0.05), run("mla_no_rope", 0, 0.1)])
     mixed = headline(list(found.values()))
-    assert re.search(r"Too few seeds to tell .* over the text: mla_no_rope \+10.*\), single", mixed)
+    assert re.search(r"Too few seeds to tell .* over seeds: mla_no_rope \+10.*\), single", mixed)
     text = headline(list(results(study(mha=0.0, gqa=0.0, mla=0.05, mqa=-0.05)).values()))
     assert text.startswith("4 configurations, trained on 4,096 tokens, 3 seeds each: mqa has the")
     how = ", in perplexity with its 95 % interval over seeds: "
     assert f"Worse than mha{how}mla +5." in text
     assert f"Better than mha{how}mqa -" in text
-    assert f"Indistinguishable from mha{how}gqa " in text
+    assert f"Equivalent to mha within 1 %{how}gqa " in text
     assert re.search(r"mla \+5\.\d\d % \(\+\d\.\d+ to \+\d\.\d+\) at 0\.188 of the cache\.", text)
     assert headline(list(results([run(scored=False)]).values())) == ""
     alone = list(results([run("mla")]).values())

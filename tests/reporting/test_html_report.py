@@ -158,7 +158,7 @@ def test_main_table_has_both_intervals_the_verdict_and_the_costs(full):
         "\N{EN DASH}",
         f"+3.40 % text +2.00 to +4.90 seeds {minus}0.30 to +7.20",
     ]
-    assert full.cells("verdict") == ["baseline", "indistinguishable"]
+    assert full.cells("verdict") == ["baseline", "unresolved"]
     assert full.cells("parameters") == ["2,548,800", "2,548,800"]
     assert full.cells("KV bytes at 256")[1] == "442,368 0.281 of mha"
     assert full.cells("training tokens/s")[0] == "2,169 in 12.1 min peak 688 MiB"

@@ -82,8 +82,7 @@ def test_table_has_both_intervals_true_minus_signs_and_no_columns_of_nothing():
     assert tex_of(mha(), mla()) == [
         "mha 2 2,548,800 41.99 [40.60, 43.40] text -- -- baseline 1,572,864 1.000",
         "[39.20, 44.80] seeds",
-        "mla 2 2,548,800 43.43 [42.01, 44.92] text "
-        "+3.40 [+2.00, +4.90] indistinguishable 442,368 0.281",
+        "mla 2 2,548,800 43.43 [42.01, 44.92] text +3.40 [+2.00, +4.90] unresolved 442,368 0.281",
         "[40.52, 46.34] seeds [$-$0.30, +7.20]",
     ]
     assert len(tex_of(single_seed(mha()), single_seed(mla()))) == 2

@@ -1,0 +1,195 @@
+"""Families of variants whose differences are judged together, and how sure these are, in words."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from comparing.differences import percent
+from comparing.noise import PAIRED, WELCH, Noise, estimate
+from comparing.plain import plain
+from comparing.recipes import unequal
+from comparing.simultaneous import MOST_SEEDS
+from comparing.statistics import UNRESOLVED, equivalent
+from comparing.variant import Variant
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A baseline with the variants that may be ranked against it, all trained here and scored.
+
+    Args:
+        baseline: What they are compared with; None where there is none.
+        variants: With the baseline.
+        noise: What the seed does to them; None where no variant has two seeds that differ.
+    """
+
+    baseline: Variant | None
+    variants: list[Variant]
+    noise: Noise | None
+
+    def has(self, variant: Variant) -> bool:
+        """Return whether a variant is one of them."""
+        return any(one is variant for one in self.variants)
+
+
+def families_of(variants: Sequence[Variant]) -> list[Family]:
+    """Return the families of variants that have their baselines; those without any are one."""
+    scored = [v for v in variants if not v.is_external and v.runs[0].windows is not None]
+    found = []
+    for base in [*(v for v in scored if v.is_baseline), None]:
+        own = [v for v in scored if v.baseline is base and v is not base]
+        if first := base or next(iter(own), None):
+            rest = [v for v in own if v is not first and not unequal(v.runs[0], first.runs[0])]
+            found.append(Family(base, [first, *rest], _noise([first, *rest])))
+    return found
+
+
+def noise_of_pair(one: Variant, other: Variant, families: Sequence[Family]) -> Noise | None:
+    """Return the noise of two variants: that of their family, else their own; None if not known."""
+    for family in families:
+        if family.has(one) and family.has(other):
+            return family.noise
+    pair = (one, other)
+    if any(v.is_external or v.runs[0].windows is None for v in pair):
+        return None
+    return None if unequal(one.runs[0], other.runs[0]) else _noise(pair)
+
+
+def _noise(variants: Sequence[Variant]) -> Noise | None:
+    return estimate(
+        {
+            variant.label: {seed: run.row["nll"] for seed, run in variant.by_seed().items()}
+            for variant in variants
+        }
+    )
+
+
+def how_sure(
+    families: Sequence[Family], pairs: Sequence[Mapping[str, Any]], margin: float
+) -> list[str]:
+    """Say how intervals over seeds were made, and what so many seeds can show.
+
+    Args:
+        families: Those of the variants, which have their results.
+        pairs: Differences of every two.
+        margin: Relative difference of perplexity up to which two models are equivalent.
+    """
+    said = []
+    for family in families:
+        if len(family.variants) < 2:
+            continue
+        if family.noise is None:
+            said.append(_unknown(family))
+            continue
+        some: list[Mapping[str, Any]] = [
+            v.result for v in family.variants if v is not family.baseline
+        ]
+        labels = {v.label for v in family.variants}
+        if family.baseline is None:
+            some = [pair for pair in pairs if {pair["variant"], pair["against"]} <= labels]
+        said += [_method(family, family.noise), *_counts(family, family.noise)]
+        said += _resolution(family, family.noise, some, margin)
+    open_pairs = [pair for pair in pairs if pair["verdict"] == UNRESOLVED]
+    if len(pairs) > 1 and open_pairs:
+        said.append(_further("Unresolved pairs", open_pairs))
+    return said
+
+
+def _unknown(family: Family) -> str:
+    names = _listed([v.label for v in family.variants])
+    if all(len(v.by_seed()) == 1 for v in family.variants):
+        return (
+            f"One seed each of {names}: how far another seed would move them is not known; train "
+            "three of each with -m seed=0,1,2."
+        )
+    return (
+        f"All seeds of {names} gave the same perplexity, so there is no noise to judge a "
+        "difference by; check that the runs were trained with different seeds."
+    )
+
+
+def _method(family: Family, noise: Noise) -> str:
+    count = len(family.variants)
+    intervals = {
+        WELCH: "Welch's t at Sidak's level against the baseline, Games-Howell between pairs",
+    }.get(noise.method, "Dunnett against the baseline, Tukey-Kramer between pairs")
+    equal = "" if noise.bartlett is None else f"Bartlett's test p = {noise.bartlett:.2g}"
+    moved = "" if noise.seed_effect is None else f"F test p = {noise.seed_effect:.2g}"
+    if noise.method == WELCH:
+        how = f"each variant has its own variance, since they differ ({equal})"
+    elif noise.method == PAIRED:
+        how = f"paired by seed, since a seed moves all {count} variants alike ({moved})"
+    else:
+        how = f"not paired ({moved}), " if moved else ""
+        how += f"one variance for {count} variants" + (f" ({equal})" if equal else "")
+    freedom = "" if noise.df is None else f", {noise.df} degrees of freedom"
+    return (
+        f"Seeds: a run's perplexity has a standard deviation of {percent(noise.deviation):.2g} %; "
+        f"{how}{freedom}. Intervals over seeds are simultaneous at 95 %: {intervals}."
+    )
+
+
+def _counts(family: Family, noise: Noise) -> list[str]:
+    """Say which variants have other numbers of seeds, or no variance."""
+    found = []
+    counts = {v.label: len(v.by_seed()) for v in family.variants}
+    if len(set(counts.values())) > 1:
+        listed = _listed([f"{label} {n}" for label, n in counts.items()])
+        found.append(f"Numbers of seeds differ ({listed}): each variant counts with its own.")
+    if noise.constant:
+        found.append(
+            f"All seeds of {_listed(noise.constant)} gave the same perplexity, which says nothing "
+            "of the noise: it is estimated from the others."
+        )
+    return found
+
+
+def _resolution(
+    family: Family, noise: Noise, rows: Sequence[Mapping[str, Any]], margin: float
+) -> list[str]:
+    """Say which differences these seeds show, and how many more the open ones take."""
+    seen = {row["minimum_detectable_percent"] for row in rows if row["minimum_detectable_percent"]}
+    if not seen:
+        return []
+    least, most = (f"{value:.2g} %" for value in (min(seen), max(seen)))
+    size = least if least == most else f"{least} to {most}"
+    against = f" to {plain(family.baseline.label)}" if family.baseline else ""
+    found = [f"Minimum detectable difference{against}, at 80 % power: {size}."]
+    if open_rows := [row for row in rows if row["verdict"] == UNRESOLVED]:
+        found.append(_further("Unresolved", open_rows))
+    reach = [
+        (row["delta_nll_ci95_seeds"][1] - row["delta_nll_ci95_seeds"][0]) / 2
+        for row in rows
+        if row["delta_nll_ci95_seeds"]
+    ]
+    if min(reach) >= math.log1p(margin):
+        first, second = family.variants[:2]
+        pair = noise.of_pair(second.label, first.label)
+        if family.baseline is not None:
+            others = [v for v in family.variants if v is not family.baseline]
+            pair = noise.to_baseline(others[0].label, family.baseline.label)
+        needed = pair.resolved_by(0.0, math.log1p(margin)) if pair else None
+        takes = f"{needed} seeds" if needed else f"more than {MOST_SEEDS:,} seeds"
+        found.append(
+            f"No variant can come out as {equivalent(margin)} with these seeds: the narrowest "
+            f"interval reaches {percent(min(reach)):.2g} % to each side. Of equal models it takes "
+            f"{takes} each; or set eval.margin to more."
+        )
+    return found
+
+
+def _further(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Name rows with the further seeds that would resolve them at their present estimates."""
+    parts = []
+    for row in rows:
+        seeds = row["seeds_to_resolve"]
+        name = plain(row.get("name") or f"{row['variant']} less {row['against']}")
+        more = f"more than {MOST_SEEDS:,}" if seeds is None else str(seeds)
+        parts.append(f"{name} {more}")
+    listed = ", ".join(parts)
+    return f"{what}, with the further seeds of each that their estimates call for: {listed}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(plain(name) for name in names)
