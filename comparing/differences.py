@@ -150,8 +150,8 @@ class Difference:
         row["verdict_note"] = self.note
         if seeds:
             row["comparison_method"] = seeds.method
-            row["minimum_detectable_nll"] = seeds.minimum_detectable
-            row["minimum_detectable_percent"] = percent(seeds.minimum_detectable)
+            row["minimum_detectable_nll"] = least = seeds.minimum_detectable
+            row["minimum_detectable_percent"] = percent(least)
             is_open = row["verdict"] in (UNRESOLVED, TOO_FEW_SEEDS)
             more = seeds.further_seeds(math.log1p(margin)) if is_open else 0
             if row["verdict"] == TOO_FEW_SEEDS and more is not None:

@@ -24,8 +24,10 @@ from comparing.simultaneous import (
 )
 from comparing.statistics import Interval
 
-LEVEL = 0.05
-"""Of Bartlett's test and of the F test."""
+VARIANCES_LEVEL = 0.05
+"""Level of Bartlett's test."""
+PAIRING_LEVEL = 0.01
+"""Level of the F test: lower, since pairing by accident makes an interval too narrow."""
 POOLED, PAIRED, WELCH = "pooled", "paired", "welch"
 
 BySeed = Mapping[int | None, float]
@@ -40,8 +42,9 @@ class SeedDifference:
 
     Args:
         value: That of the one less the other.
-        interval: Simultaneous 95 % interval.
-        minimum_detectable: The true difference that so many seeds show in 80 % of all studies.
+        reach: Standard errors from the middle of the simultaneous 95 % interval to its end.
+        error: Standard error.
+        df: Degrees of freedom of the variance that it is from.
         resolved_by: Returns, for a difference and a margin, the seeds of each variant with which it
             would be resolved in 80 % of all studies; None where that takes more than
             `simultaneous.MOST_SEEDS`.
@@ -50,11 +53,22 @@ class SeedDifference:
     """
 
     value: float
-    interval: Interval
-    minimum_detectable: float
+    reach: float
+    error: float
+    df: float
     resolved_by: Callable[[float, float], int | None]
     fewest_seeds: int
     method: str
+
+    @property
+    def interval(self) -> Interval:
+        """Simultaneous 95 % interval."""
+        return self.value - self.reach * self.error, self.value + self.reach * self.error
+
+    @property
+    def minimum_detectable(self) -> float:
+        """The true difference that so many seeds show in 80 % of all studies."""
+        return minimum_detectable(self.reach, self.error, self.df)
 
     def further_seeds(self, margin: float) -> int | None:
         """Return how many seeds more of each variant would resolve it; None beyond the limit."""
@@ -137,8 +151,9 @@ class Noise:
 
         return SeedDifference(
             value,
-            (value - reach * error, value + reach * error),
-            minimum_detectable(reach, error, df),
+            reach,
+            error,
+            df,
             lambda size, margin: seeds_that_resolve(size, margin, 2, plan),
             min(self.counts[label], self.counts[other]),
             f"{name}, {self.method}",
@@ -180,9 +195,9 @@ def estimate(runs: Mapping[str, BySeed]) -> Noise | None:
         seeds = next(iter(runs.values()))
         table = np.array([[by_seed[seed] for seed in seeds] for by_seed in runs.values()])
         seed_effect, within = _seed_effect(table)
-    if bartlett is not None and bartlett < LEVEL:
+    if bartlett is not None and bartlett < VARIANCES_LEVEL:
         method, df = WELCH, 0
-    elif seed_effect is not None and seed_effect < LEVEL:
+    elif seed_effect is not None and seed_effect < PAIRING_LEVEL:
         method, variance = PAIRED, within
         df = (len(values) - 1) * (len(table[0]) - 1)
     return Noise(
