@@ -8,17 +8,16 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from benchmarks.ratios import as_json
 
 if TYPE_CHECKING:
     from launch.schemas import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
+WARMUP_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,21 @@ SIZES = {
     "gpt2_124m": Size(("model=gpt2_124m",), vocab_size=50_257, batch=8, context=1024),
     "gpt2_350m": Size(("model=gpt2_350m",), vocab_size=50_257, batch=8, context=1024),
 }
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Two rows compared; for times and speeds the median over rounds of the ratio in a round."""
+
+    size: str
+    dtype: str
+    what: str
+    ours: str
+    theirs: str
+    value: float
+    low: float
+    """The smallest of any round; `value` itself where there is only one number."""
+    high: float
 
 
 def composed_config(
@@ -114,15 +128,81 @@ def write(page: str, result: dict[str, Any], output: Path | None, name: str) -> 
 
     Args:
         page: As Markdown.
-        result: With `ratios`, of `benchmarks.ratios.Ratio`.
+        result: With `ratios`, each a `Ratio`.
         output: Path of the two files, without .md and .json.
-        name: Of the files in benchmarks/results/, behind the date, where there is no `output`.
+        name: That of the files in benchmarks/results/, behind the date, where there is no `output`.
     """
     output = output or ROOT / "benchmarks/results" / f"{result['date']}-{name}"
     output.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(as_json(result), indent=1)
+    text = json.dumps(result, default=vars, indent=1)
     output.with_name(output.name + ".md").write_text(page, encoding="utf-8")
     output.with_name(output.name + ".json").write_text(text + "\n", encoding="utf-8")
+
+
+def add_common(parser: argparse.ArgumentParser, systems: Iterable[str], sizes: list[str]) -> None:
+    """Add the options that benchmarks of several systems share.
+
+    Args:
+        parser: Of the command line.
+        systems: All that can be named.
+        sizes: Keys of `SIZES` that are measured if none is named.
+    """
+    add = parser.add_argument
+    add("--sizes", nargs="+", choices=SIZES, default=sizes)
+    add("--systems", nargs="+", default=["*"], help="names or patterns: " + ", ".join(systems))
+    add(
+        "--dtypes",
+        nargs="+",
+        choices=["float32", "bfloat16"],
+        help="both where bfloat16 is native, else float32",
+    )
+    add("--rounds", type=positive, default=7)
+    add("--steps-per-turn", type=positive, default=3)
+    add("--threads", type=positive, help="PyTorch's choice if not given")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="cuda is untested")
+    add("--output", type=Path, help="path of the two files, without .md and .json")
+
+
+def measured_on(result: dict[str, Any]) -> str:
+    """Say on what, with how many threads and with which versions a result was measured."""
+    options, facts = result["options"], result["machine"]
+    found = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    on_cpu = options["device"] == "cpu"
+    where = facts["processor"] if on_cpu else f"{facts['gpu']} (untested there)"
+    return (
+        f"benchmarks/{result['benchmark']}.py at {result['git_commit']} on {where}, "
+        f"{facts['cpus']} CPUs, {result['threads']} threads, {facts['capability']}; {found}. Load "
+        f"average at the start {facts['load_average']}."
+    )
+
+
+def table(lines: list[list[str]], headers: list[str], texts: int) -> str:
+    """Format a table whose first columns are text and whose others are numbers."""
+    from tabulate import tabulate
+
+    align = ["left"] * texts + ["right"] * (len(headers) - texts)
+    return tabulate(lines, headers, "github", disable_numparse=True, colalign=align)
+
+
+def seconds_in_turn(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: Any,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Return the seconds of each call by round: in each round, every call has a turn."""
+    from measuring.machine import synchronize
+
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + WARMUP_ROUNDS):
+        for name, call in calls.items():
+            synchronize(device)
+            began = clock()
+            call()
+            synchronize(device)
+            if number >= WARMUP_ROUNDS:
+                times[name].append(clock() - began)
+    return times
 
 
 def positive(text: str) -> int:
@@ -139,7 +219,7 @@ def say(text: str) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the numbers depend on, besides the versions."""
+    """Return what the numbers depend on in addition to the versions."""
     import torch
 
     from measuring.machine import cpu_count, processor_name

@@ -13,8 +13,8 @@ compresses its queries: it has weights of its own, as many.)
 
 Caches are filled with random numbers, since a prefill of 8,192 tokens would take minutes. Within a
 turn they grow by a token a step; between turns they are put back, which is not timed. Where the
-caches of a point do not fit into memory together, its systems are measured in several groups, each
-with kvlab-mha and with the kvlab counterpart of every peer; what fits nowhere is left out.
+caches of a point do not fit into memory together, the last systems are left out: measure fewer
+--systems at a time.
 
 In the same rounds, for each kvlab system: its linear layers alone, its attention alone, and how
 fast the machine reads memory and multiplies matrices, which gives a bound for either.
@@ -37,6 +37,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import (  # noqa: E402
     SIZES,
+    WARMUP_ROUNDS,
+    add_common,
     begin,
     chosen,
     parser_of,
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
     from benchmarks.decode_systems import Decoder
     from modeling.gpt import GPT
 
-WARMUP_ROUNDS = 2
 # Of the memory that is free: what PyTorch needs besides the caches is not counted.
 USABLE_SHARE = 0.9
 Seconds = dict[tuple[str, str], list[float]]
@@ -123,7 +124,7 @@ class Bench:
         Returns:
             What the point was like, and the rows of its systems.
         """
-        from benchmarks.decode_memory import group_systems, need
+        from benchmarks.decode_memory import need, that_fit
         from measuring.machine import available_bytes
 
         length = context + self.options.steps_per_turn
@@ -132,36 +133,21 @@ class Bench:
             for name in self.decoders
         }
         free = available_bytes(self._device)
-        groups, unfit = group_systems(
-            self.decoders, needs, None if free is None else int(USABLE_SHARE * free)
-        )
+        names, unfit = that_fit(needs, None if free is None else int(USABLE_SHARE * free))
         for name, reason in unfit.items():
             self.leave_out(name, reason, batch=batch, context=context)
-        rows: list[dict[str, Any]] = []
-        peaks: dict[str, list[float]] = {"bandwidth": [], "matmul": []}
-        for number, names in enumerate(groups):
-            began = time.perf_counter()
-            measured, speeds = self._group(names, batch, context)
-            for key, values in speeds.items():
-                peaks[key] += values
-            rows += self._rows(measured, speeds, batch, context, number)
-            say(
-                f"{self.size} {self.dtype} b{batch} c{context}: group {number + 1} of "
-                f"{len(groups)}, {len(names)} systems, {time.perf_counter() - began:.0f} s"
-            )
+        began = time.perf_counter()
+        measured, speeds = self._take_turns(names, batch, context)
+        say(
+            f"{self.size} {self.dtype} b{batch} c{context}: {len(names)} systems, "
+            f"{time.perf_counter() - began:.0f} s"
+        )
         what = {"size": self.size, "dtype": self.dtype, "batch": batch, "context": context}
-        speeds_of_point = {
-            key: statistics.median(values) for key, values in peaks.items() if values
-        }
-        return what | {"groups": len(groups)} | speeds_of_point, rows
+        medians = {key: statistics.median(values) for key, values in speeds.items() if values}
+        return what | medians, self._rows(measured, speeds, batch, context)
 
     def _rows(
-        self,
-        measured: Seconds,
-        speeds: dict[str, list[float]],
-        batch: int,
-        context: int,
-        group: int,
+        self, measured: Seconds, speeds: dict[str, list[float]], batch: int, context: int
     ) -> list[dict[str, Any]]:
         from benchmarks.decode_parts import attention_flops, cache_bytes, linear_weights
         from benchmarks.decode_report import STEP, make_row
@@ -175,7 +161,6 @@ class Bench:
                 "dtype": self.dtype,
                 "batch": batch,
                 "context": context,
-                "group": group,
                 "system": system,
                 "attention": SYSTEMS[system].attention,
             }
@@ -189,10 +174,10 @@ class Bench:
             rows.append(make_row(facts, rounds, speeds))
         return rows
 
-    def _group(
+    def _take_turns(
         self, names: list[str], batch: int, context: int
     ) -> tuple[Seconds, dict[str, list[float]]]:
-        """Let the systems of a group take turns; return their times, and the machine's speeds."""
+        """Let systems take turns; return their times, and the machine's speeds."""
         import torch
 
         from measuring.machine import measure_memory_bandwidth
@@ -300,21 +285,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
     parser = parser_of(__doc__)
     add = parser.add_argument
-    add("--sizes", nargs="+", choices=SIZES, default=["seed_35m"])
-    add("--systems", nargs="+", default=["*"], help="names or patterns: " + ", ".join(SYSTEMS))
+    add_common(parser, SYSTEMS, ["seed_35m"])
     add("--contexts", nargs="+", type=positive, default=[128, 1024, 4096, 8192])
     add("--batches", nargs="+", type=positive, default=[1, 8])
-    add("--rounds", type=positive, default=7, help=f"measured, after {WARMUP_ROUNDS} to warm up")
-    add("--steps-per-turn", type=positive, default=3)
-    add(
-        "--dtypes",
-        nargs="+",
-        choices=["float32", "bfloat16"],
-        help="of weights and caches; both where bfloat16 is native, else float32",
-    )
-    add("--threads", type=positive, help="PyTorch's choice if not given")
-    add("--device", choices=["cpu", "cuda"], default="cpu", help="cuda is untested")
-    add("--output", type=Path, help="path of the two files, without .md and .json")
     options = parser.parse_args(arguments)
     options.systems = chosen(parser, SYSTEMS, options.systems)
     return options

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import machine, parser_of, versions  # noqa: E402
+from benchmarks.common import machine, parser_of, seconds_in_turn, versions  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,23 +35,12 @@ LATENT = (1, 16, 144, 144)
 WEIGHTS = ((512, 512), (512, 1376), (1376, 512), (512, 10_000), (768, 3072), (768, 50_257))
 ROWS = (1, 2, 4, 8, 16, 32)
 MANY_BYTES = 2**26
-WARMUP = 2
 
 
 def medians(ways: dict[str, Callable[[], Any]], rounds: int, device: Any) -> dict[str, float]:
     """Return each way's median microseconds, one call of each per round."""
-    from measuring.machine import synchronize
-
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + WARMUP):
-        for name, call in ways.items():
-            synchronize(device)
-            began = time.perf_counter()
-            call()
-            synchronize(device)
-            if number >= WARMUP:
-                times[name].append(1e6 * (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in times.items()}
+    times = seconds_in_turn(ways, rounds, device)
+    return {name: 1e6 * statistics.median(values) for name, values in times.items()}
 
 
 def kernel_rows(options: argparse.Namespace, dtype_name: str) -> list[list[Any]]:

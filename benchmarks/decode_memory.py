@@ -1,6 +1,6 @@
 """What the caches of benchmarks/decode.py take, and which of them fit into memory together."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from modeling.config import GPTConfig
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a system needs at a point, besides its weights."""
+    """Bytes that a system needs at a point in addition to its weights."""
 
     cache: int
     """For as long as the point is measured."""
@@ -82,66 +82,35 @@ def need(system: str, config: GPTConfig, batch: int, length: int, dtype: torch.d
 
     Args:
         system: A key of `SYSTEMS`.
-        config: Of the kvlab model with its dimensions.
+        config: That of the kvlab model with its dimensions.
         batch: Sequences.
         length: Tokens that its cache must hold.
-        dtype: Of the cache.
+        dtype: That of the cache.
     """
     return _NEEDS[SYSTEMS[system].cache](config, batch, length, dtype)
 
 
-def group_systems(
-    names: Iterable[str], needs: dict[str, Need], available: int | None
-) -> tuple[list[list[str]], dict[str, str]]:
-    """Split systems into groups whose caches fit into memory together.
-
-    Each group holds kvlab-mha, the common reference, and with every peer its kvlab counterpart, so
-    that what is compared takes turns with what it is compared with. A group whose peers do not all
-    fit is split further.
+def that_fit(needs: dict[str, Need], available: int | None) -> tuple[list[str], dict[str, str]]:
+    """Choose systems whose caches fit into memory together, the first ones first.
 
     Args:
-        names: The systems, `kvlab-mha` among them or not.
-        needs: Their memory.
-        available: Bytes that there are; None puts all into one group.
+        needs: What each takes.
+        available: Bytes that there are; None takes all.
 
     Returns:
-        The groups, each in the order of `names`, and what is left out with the reason.
+        The systems, and what is left out with the reason.
     """
-    names = list(names)
-    if available is None or _bytes(names, needs) <= available:
-        return [names], {}
+    chosen: list[str] = []
     left_out: dict[str, str] = {}
-    base = [name for name in names if name == "kvlab-mha" and _bytes([name], needs) <= available]
-    groups: list[set[str]] = []
-
-    def placed(unit: set[str]) -> bool:
-        for group in groups:
-            if _bytes(group | unit, needs) <= available:
-                group |= unit
-                return True
-        if _bytes(unit.union(base), needs) <= available:
-            groups.append(unit.union(base))
-            return True
-        return False
-
-    for attention in dict.fromkeys(SYSTEMS[name].attention for name in names):
-        family = [name for name in names if SYSTEMS[name].attention == attention]
-        if placed(set(family)):
-            continue
-        ours = {name for name in family if not SYSTEMS[name].is_peer}
-        # Peers first: each brings its kvlab counterpart along.
-        for name in sorted(family, key=lambda name: name in ours):
-            unit = ours | {name}
-            if not any(unit <= group for group in groups) and not placed(unit):
-                wanted = _bytes(unit.union(base), needs)
-                left_out[name] = (
-                    f"it and what it is compared with need {in_units(wanted)} for their caches, "
-                    f"and {in_units(available)} are free"
-                )
-    return [[name for name in names if name in group] for group in groups], left_out
-
-
-def _bytes(names: Iterable[str], needs: dict[str, Need]) -> int:
-    """What they need together: each its cache, and one at a time what a step takes."""
-    some = [needs[name] for name in names]
-    return sum(one.cache for one in some) + max((one.extra for one in some), default=0)
+    for name in needs:
+        some = [needs[one] for one in (*chosen, name)]
+        # Each has its cache, and one at a time what a step takes.
+        wanted = sum(one.cache for one in some) + max(one.extra for one in some)
+        if available is None or wanted <= available:
+            chosen.append(name)
+        else:
+            left_out[name] = (
+                f"with the systems before it caches need {in_units(wanted)}, and "
+                f"{in_units(available)} are free; measure fewer --systems at a time"
+            )
+    return chosen, left_out

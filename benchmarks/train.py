@@ -38,6 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import (  # noqa: E402
     SIZES,
+    add_common,
     begin,
     chosen,
     composed_config,
@@ -213,25 +214,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of(__doc__)
     add = parser.add_argument
-    add("--sizes", nargs="+", choices=SIZES, default=["nano", "seed_35m"])
-    add(
-        "--dtypes",
-        nargs="+",
-        choices=["float32", "bfloat16"],
-        help="both where bfloat16 is native, else float32",
-    )
+    add_common(parser, SYSTEMS, ["nano", "seed_35m"])
     add("--modes", nargs="+", choices=[EAGER, COMPILED], default=[EAGER, COMPILED])
-    add("--systems", nargs="+", default=["*"], help="names or patterns: " + ", ".join(SYSTEMS))
-    add("--rounds", type=positive, default=7)
-    add("--steps-per-turn", type=positive, default=3)
     add("--warmup-steps", type=positive, default=WARMUP_STEPS)
     add("--allocator", choices=ALLOCATORS, default="as-started")
     add("--optim", choices=["adamw", "muon"], default="adamw", help="kvlab's; peers have AdamW")
-    add("--threads", type=positive, help="PyTorch's choice if not given")
     add("--batch", type=positive, help="sequences of a step; the size's own if not given")
     add("--context", type=positive, help="tokens of a sequence; the size's own if not given")
-    add("--device", choices=["cpu", "cuda"], default="cpu", help="cuda is untested")
-    add("--output", type=Path, help="path of the two files, without .md and .json")
     options = parser.parse_args(arguments)
     options.systems = chosen(parser, SYSTEMS, options.systems)
     return options
@@ -249,7 +238,7 @@ def main(arguments: list[str]) -> None:
             result["rows"] += measured["rows"]
             result["left_out"] += measured["left_out"]
             result["threads"] = measured["threads"]
-            result["ratios"] = compare(result["rows"], options.allocator)
+            result["ratios"] = compare(result["rows"])
             page = as_markdown(result)
             write(page, result, options.output, f"train-{options.allocator}")
     print(page)

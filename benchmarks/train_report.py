@@ -4,20 +4,10 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from tabulate import tabulate
-
-from benchmarks.ratios import Ratio, met
+from benchmarks.common import Ratio, measured_on, table
 from benchmarks.train_systems import COMPILED, EAGER, SYSTEMS
 
 Row = dict[str, Any]
-
-# What the project aims at. Speed: kvlab / fastest peer of the same attention.
-SPEED_AIM_AS_STARTED = 1.15
-SPEED_AIM_SAME_ALLOCATOR = 1.0
-MLA_STEP_TIME_AIM = 1.05
-MEMORY_AIM = 1.0
-
-_AIMED_AT = ("mha", "mla")
 
 
 def make_row(facts: Row, turns: list[Row], tokens: int, flops: float, peak: float) -> Row:
@@ -46,23 +36,21 @@ def make_row(facts: Row, turns: list[Row], tokens: int, flops: float, peak: floa
     }
 
 
-def compare(rows: list[Row], allocator: str) -> list[Ratio]:
-    """Return the ratios that the project aims at, for every size and dtype."""
+def compare(rows: list[Row]) -> list[Ratio]:
+    """Return kvlab's ratios to its peers, and MLA's to MHA, for every size and dtype."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["size"], row["dtype"]), []).append(row)
-    return [ratio for group in groups.values() for ratio in _compare_group(group, allocator)]
+    return [ratio for group in groups.values() for ratio in _compare_group(group)]
 
 
-def _compare_group(rows: list[Row], allocator: str) -> list[Ratio]:
+def _compare_group(rows: list[Row]) -> list[Ratio]:
     found: list[Ratio] = []
     modes = [mode for mode in (EAGER, COMPILED) if any(row["mode"] == mode for row in rows)]
     choices = {f"{mode} / {mode}": [r for r in rows if r["mode"] == mode] for mode in modes}
     if len(modes) > 1:
         choices["best / best"] = _best(rows)
-    bound = SPEED_AIM_AS_STARTED if allocator == "as-started" else SPEED_AIM_SAME_ALLOCATOR
     for attention in ("mha", "gqa", "mla"):
-        aimed_at = attention in _AIMED_AT
         for name, some in choices.items():
             ours = _of(some, f"kvlab-{attention}")
             peers = [row for row in some if _is_peer(row, attention)]
@@ -70,26 +58,23 @@ def _compare_group(rows: list[Row], allocator: str) -> list[Ratio]:
                 continue
             fastest = max(peers, key=lambda row: row["tokens_per_second"])
             label = f"{attention.upper()} {{}}, {name}"
-            aim = f">= {bound:.2f}" if aimed_at else ""
             # Its seconds over ours: the ratio of our tokens/s to its.
             what = label.format("tokens/s, fastest peer")
-            found.append(_ratio(what, ours, fastest, _by_round(fastest, ours), aim))
+            found.append(_ratio(what, ours, fastest, _by_round(fastest, ours)))
             if name == "best / best":
                 continue
-            aim = f"<= {MEMORY_AIM:.2f}" if aimed_at else ""
             for key, how in (
                 ("peak_above_import_bytes", "above import"),
                 ("peak_bytes", "absolute"),
             ):
                 leanest = min(peers, key=lambda row, key=key: row[key])
                 what = label.format(f"peak memory {how}, leanest peer")
-                found.append(_ratio(what, ours, leanest, [ours[key] / leanest[key]], aim))
+                found.append(_ratio(what, ours, leanest, [ours[key] / leanest[key]]))
     for name, some in choices.items():
         latent, mha = _of(some, "kvlab-mla"), _of(some, "kvlab-mha")
         if latent is not None and mha is not None:
-            aim = f"<= {MLA_STEP_TIME_AIM:.2f}"
             what = f"MLA / MHA step time, {name}"
-            found.append(_ratio(what, latent, mha, _by_round(latent, mha), aim))
+            found.append(_ratio(what, latent, mha, _by_round(latent, mha)))
     return found
 
 
@@ -122,7 +107,7 @@ def _by_round(a: Row, b: Row) -> list[float]:
     return [seconds_a / seconds_b for seconds_a, seconds_b in pairs]
 
 
-def _ratio(what: str, ours: Row, theirs: Row, values: list[float], aim: str) -> Ratio:
+def _ratio(what: str, ours: Row, theirs: Row, values: list[float]) -> Ratio:
     return Ratio(
         size=ours["size"],
         dtype=ours["dtype"],
@@ -132,27 +117,21 @@ def _ratio(what: str, ours: Row, theirs: Row, values: list[float], aim: str) -> 
         value=statistics.median(values),
         low=min(values),
         high=max(values),
-        aim=aim,
     )
 
 
 def as_markdown(result: Row) -> str:
     """Write the page: how it was measured, a table for each size and dtype, the ratios."""
-    options, machine = result["options"], result["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    on_cpu = options["device"] == "cpu"
-    where = machine["processor"] if on_cpu else f"{machine['gpu']} (untested there)"
+    options = result["options"]
     memory = (
         "the highest resident size during the timed steps, all of it and what exceeds the size "
         "after the imports"
-        if on_cpu
+        if options["device"] == "cpu"
         else "what PyTorch allocated on the device at most"
     )
     parts = [
         f"# A training step, {result['date']}",
-        f"benchmarks/train.py on {where}, {machine['cpus']} CPUs, {result['threads']} threads, "
-        f"{machine['capability']}; {versions}. Load average at the start "
-        f"{machine['load_average']}.",
+        measured_on(result),
         f"Each system in a process of its own, allocator `{options['allocator']}`, optimizer "
         f"adamw, kvlab's {options['optim']}; "
         f"{options['rounds']} rounds, in each of which every system in turn does "
@@ -201,12 +180,11 @@ def _rows_table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    align = ["left", "left"] + ["right"] * (len(headers) - 2)
-    return tabulate(lines, headers, "github", disable_numparse=True, colalign=align)
+    return table(lines, headers, texts=2)
 
 
 def _ratios_table(ratios: list[Ratio]) -> str:
-    headers = ["size", "dtype", "ratio", "of", "to", "value", "rounds", "aim", "met"]
+    headers = ["size", "dtype", "ratio", "of", "to", "value", "rounds"]
     lines = [
         [
             ratio.size,
@@ -216,9 +194,7 @@ def _ratios_table(ratios: list[Ratio]) -> str:
             ratio.theirs,
             f"{ratio.value:.3f}",
             "" if ratio.low == ratio.high else f"{ratio.low:.3f} to {ratio.high:.3f}",
-            ratio.aim,
-            met(ratio),
         ]
         for ratio in ratios
     ]
-    return tabulate(lines, headers, "github", disable_numparse=True)
+    return table(lines, headers, texts=5)

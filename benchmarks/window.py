@@ -23,13 +23,18 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import begin, parser_of, positive, say, write  # noqa: E402
-from benchmarks.ratios import Ratio  # noqa: E402
+from benchmarks.common import (  # noqa: E402
+    Ratio,
+    begin,
+    parser_of,
+    positive,
+    say,
+    seconds_in_turn,
+    write,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-WARMUP = 3
 
 
 def main(arguments: list[str]) -> None:
@@ -74,13 +79,18 @@ def measure(options: argparse.Namespace, dtype: str, length: int, result: dict[s
     made = [torch.randn(shape, device=device).to(getattr(torch, dtype)) for _ in range(4)]
     heads, gradient = [x.requires_grad_() for x in made[:3]], made[3]
     causal = partial(attend, causal=True, scale=scale, fold=False)
-    ways: dict[str, Callable[..., Tensor]] = {"causal": causal}
+    attends: dict[str, Callable[..., Tensor]] = {"causal": causal}
     # The whole context as a window: what the same code costs without one.
     windows = sorted({min(window, length) for window in [*options.windows, length]})
     for window in windows:
-        ways[str(window)] = partial(attend_windowed, scale=scale, window=window)
+        attends[str(window)] = partial(attend_windowed, scale=scale, window=window)
     clock = time.process_time if result["clock"] == "CPU time" else time.perf_counter
-    times = in_turn(ways, heads, gradient, options.rounds, clock)
+
+    def passes(attend: "Callable[..., Tensor]") -> Any:
+        return torch.autograd.grad(attend(*heads), heads, gradient)
+
+    ways = {name: partial(passes, attend) for name, attend in attends.items()}
+    times = seconds_in_turn(ways, options.rounds, device, clock)
     per_token = {
         name: [1e6 * t / (batch * length) for t in values] for name, values in times.items()
     }
@@ -94,33 +104,9 @@ def measure(options: argparse.Namespace, dtype: str, length: int, result: dict[s
         what = f"T {length}, window {window}"
         low, value, high = min(ratios), statistics.median(ratios), max(ratios)
         result["ratios"].append(
-            Ratio(f"{length}", dtype, what, "causal", "windowed", value, low, high, "")
+            Ratio(f"{length}", dtype, what, "causal", "windowed", value, low, high)
         )
         say(f"{dtype}, {what}: {value:.2f}")
-
-
-def in_turn(
-    ways: "dict[str, Callable[..., Tensor]]",
-    heads: "list[Tensor]",
-    gradient: "Tensor",
-    rounds: int,
-    clock: Callable[[], float],
-) -> dict[str, list[float]]:
-    """Return the seconds of a forward and backward pass of each, one of each per round."""
-    import torch
-
-    from measuring.machine import synchronize
-
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + WARMUP):
-        for name, attend in ways.items():
-            synchronize(gradient.device)
-            began = clock()
-            torch.autograd.grad(attend(*heads), heads, gradient)
-            synchronize(gradient.device)
-            if number >= WARMUP:
-                times[name].append(clock() - began)
-    return times
 
 
 def page_of(result: dict[str, Any]) -> str:

@@ -33,8 +33,8 @@ def row(system, mode="eager", seconds=(1.0, 1.0, 1.0), above_import=100):
     return train_report.make_row(facts, turns, tokens=100, flops=6.0, peak=1200.0)
 
 
-def ratios(rows, allocator="as-started"):
-    return {ratio.what: ratio for ratio in train_report.compare(rows, allocator)}
+def ratios(rows):
+    return {ratio.what: ratio for ratio in train_report.compare(rows)}
 
 
 def test_row_has_speed_utilisation_and_memory():
@@ -55,10 +55,6 @@ def test_speed_is_compared_with_the_fastest_peer_within_rounds():
     ratio = ratios(rows)["MHA tokens/s, fastest peer, eager / eager"]
     assert ratio.theirs == "transformers-mha eager"
     assert (ratio.value, ratio.low, ratio.high) == pytest.approx((1.2, 1.1, 1.2))
-    assert ratio.aim == ">= 1.15"
-    assert ratio.is_met
-    same = ratios(rows, "tuned")["MHA tokens/s, fastest peer, eager / eager"]
-    assert same.aim == ">= 1.00"
 
 
 def test_best_takes_each_systems_faster_mode():
@@ -71,7 +67,6 @@ def test_best_takes_each_systems_faster_mode():
     ratio = ratios(rows)["MHA tokens/s, fastest peer, best / best"]
     assert (ratio.ours, ratio.theirs) == ("kvlab-mha eager", "transformers-mha compiled")
     assert ratio.value == 0.5
-    assert ratio.is_met is False
 
 
 def test_memory_is_compared_with_the_leanest_peer():
@@ -81,13 +76,12 @@ def test_memory_is_compared_with_the_leanest_peer():
         row("litgpt-mla", above_import=300),
     ]
     ratio = ratios(rows)["MLA peak memory above import, leanest peer, eager / eager"]
-    assert (ratio.theirs, ratio.value, ratio.is_met) == ("transformers-mla eager", 0.9, True)
+    assert (ratio.theirs, ratio.value) == ("transformers-mla eager", 0.9)
 
 
 def test_latent_attention_is_compared_with_mha_by_step_time():
     ratio = ratios([row("kvlab-mha", seconds=(2.0,)), row("kvlab-mla", seconds=(2.2,))])
     assert ratio["MLA / MHA step time, eager / eager"].value == pytest.approx(1.1)
-    assert ratio["MLA / MHA step time, eager / eager"].is_met is False
 
 
 def test_systems_are_chosen_by_pattern(capsys):
