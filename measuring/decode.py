@@ -71,35 +71,18 @@ class DecodePoint:
 class Step(Protocol):
     """A decoding step that can be timed again and again, such as `DecodeStep`."""
 
-    @property
-    def batch(self) -> int:
-        """Sequences decoded together."""
-        ...
-
-    @property
-    def context(self) -> int:
-        """Tokens of each in the cache before the step."""
-        ...
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes that those tokens take in the cache."""
-        ...
-
-    @property
-    def cache_bytes_read(self) -> int:
-        """Bytes that a step reads of it."""
-        ...
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights that a step reads."""
-        ...
-
-    @property
-    def beyond_trained(self) -> bool:
-        """Whether the model was trained on shorter contexts only."""
-        ...
+    batch: int
+    """Sequences decoded together."""
+    context: int
+    """Tokens of each in the cache before the step."""
+    cache_bytes: int
+    """Bytes that those tokens take in the cache."""
+    cache_bytes_read: int
+    """Bytes that a step reads of it."""
+    weight_bytes: int
+    """Bytes of the weights that a step reads."""
+    beyond_trained: bool
+    """Whether the model was trained on shorter contexts only."""
 
     def __call__(self) -> Tensor:
         """Return the logits [b, n] behind one more token, and forget it."""
@@ -226,6 +209,11 @@ class DecodeStep:
         self.context = context
         self.cache = model.new_cache(batch, context + 1, cache_dtype)
         fill_with_noise(self.cache, context)
+        config, dtype = model.config, self.cache.dtype
+        self.cache_bytes = batch * kv_cache_bytes(config, context, dtype)
+        self.cache_bytes_read = batch * kv_cache_bytes_read(config, context, dtype)
+        self.weight_bytes = weight_bytes(model)
+        self.beyond_trained = context >= config.max_position_embeddings
         device = model.embed_tokens.weight.device
         # Not one that ends a document: what comes before it could not be returned to.
         token = 1 if model.config.end_of_document_id == 0 else 0
@@ -235,26 +223,6 @@ class DecodeStep:
             # It has no vector for later ones; any takes as long.
             last = min(context, model.config.max_position_embeddings - 1)
             self._positions = torch.tensor([last], device=device)
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of the tokens before the step."""
-        return self.batch * kv_cache_bytes(self.model.config, self.context, self.cache.dtype)
-
-    @property
-    def cache_bytes_read(self) -> int:
-        """Bytes that a step reads of them."""
-        return self.batch * kv_cache_bytes_read(self.model.config, self.context, self.cache.dtype)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights that a step reads."""
-        return weight_bytes(self.model)
-
-    @property
-    def beyond_trained(self) -> bool:
-        """Whether the model was trained on shorter contexts only."""
-        return self.context >= self.model.config.max_position_embeddings
 
     def __call__(self) -> Tensor:
         """Return the logits [b, n] behind one more token, and forget it."""
