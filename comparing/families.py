@@ -34,11 +34,15 @@ class Family:
 
 
 def families_of(variants: Sequence[Variant]) -> list[Family]:
-    """Return the families of variants that have their baselines; those without any are one."""
+    """Return the families of variants that have their baselines; those without are one."""
     scored = [v for v in variants if not v.is_external and v.runs[0].windows is not None]
     found = []
     for base in [*(v for v in scored if v.is_baseline), None]:
-        own = [v for v in scored if v.baseline is base and v is not base]
+        # One that is compared with an external model has no baseline with seeds.
+        of_base = (
+            (v, None if v.baseline and v.baseline.is_external else v.baseline) for v in scored
+        )
+        own = [v for v, its in of_base if its is base and v is not base]
         if first := base or next(iter(own), None):
             rest = [v for v in own if v is not first and not unequal(v.runs[0], first.runs[0])]
             found.append(Family(base, [first, *rest], _noise([first, *rest])))
@@ -125,7 +129,7 @@ def _method(family: Family, noise: Noise) -> str:
         how += f"one variance for {count} variants" + (f" ({equal})" if equal else "")
     freedom = "" if noise.df is None else f", {noise.df} degrees of freedom"
     return (
-        f"Seeds: a run's perplexity has a standard deviation of {percent(noise.deviation):.2g} %; "
+        f"Seeds: a run's perplexity has a standard deviation of {_percent(noise.deviation)}; "
         f"{how}{freedom}. Intervals over seeds are simultaneous at 95 %: {intervals}."
     )
 
@@ -149,10 +153,10 @@ def _resolution(
     family: Family, noise: Noise, rows: Sequence[Mapping[str, Any]], margin: float
 ) -> list[str]:
     """Say which differences these seeds show, and how many more the open ones take."""
-    seen = {row["minimum_detectable_percent"] for row in rows if row["minimum_detectable_percent"]}
+    seen = {row["minimum_detectable_nll"] for row in rows if row["minimum_detectable_nll"]}
     if not seen:
         return []
-    least, most = (f"{value:.2g} %" for value in (min(seen), max(seen)))
+    least, most = (_percent(value) for value in (min(seen), max(seen)))
     size = least if least == most else f"{least} to {most}"
     against = f" to {plain(family.baseline.label)}" if family.baseline else ""
     found = [f"Minimum detectable difference{against}, at 80 % power: {size}."]
@@ -173,7 +177,7 @@ def _resolution(
         takes = f"{needed} seeds" if needed else f"more than {MOST_SEEDS:,} seeds"
         found.append(
             f"No variant can come out as {equivalent(margin)} with these seeds: the narrowest "
-            f"interval reaches {percent(min(reach)):.2g} % to each side. Of equal models it takes "
+            f"interval reaches {_percent(min(reach))} to each side. Of equal models it takes "
             f"{takes} each; or set eval.margin to more."
         )
     return found
@@ -189,6 +193,12 @@ def _further(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f"{name} {more}")
     listed = ", ".join(parts)
     return f"{what}, with the further seeds of each that their estimates call for: {listed}."
+
+
+def _percent(nats: float) -> str:
+    """Write nats as percent of perplexity; a model that diverged makes it endless."""
+    value = percent(nats)
+    return f"{float(f'{value:.2g}'):g} %" if value < 1000 else "more than 1,000 %"
 
 
 def _listed(names: Sequence[str]) -> str:

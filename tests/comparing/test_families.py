@@ -114,6 +114,26 @@ def test_what_may_not_be_ranked_has_no_part_in_the_noise_of_the_others():
     assert by_name["mqa"]["delta_nll_ci95_seeds"] == by_name["mqa"]["delta_nll_ci95_alone"]
 
 
+def test_without_a_baseline_pairs_are_a_family_of_all():
+    (group,) = compare([*seeds_of("gqa", *NOISY), *seeds_of("mqa", 3.1, 3.13, 3.08)], None)
+    (family,) = families_of(group.variants)
+    assert (family.baseline, len(family.variants), family.noise.method) == (None, 2, "pooled")
+    assert [variant["verdict"] for variant in group.results] == [None, None]
+    assert group.pairs[0]["verdict"] == "worse"
+    assert group.pairs[0]["comparison_method"] == "Tukey-Kramer, pooled"
+    assert "Minimum detectable difference, at 80 % power: " in " ".join(group.how_sure)
+
+
+def test_a_run_that_diverged_leaves_the_others_their_noise():
+    found, said = compared(
+        seeds_of("mha", *NOISY), seeds_of("gqa", 3.2, 3.17, 3.21), seeds_of("mqa", 9.0, 12.0, 3.1)
+    )
+    assert found["gqa"]["comparison_method"] == "Sidak, welch"
+    assert found["gqa"]["verdict"] == "worse"
+    assert found["mqa"]["verdict"] == "unresolved"
+    assert "e+" not in said
+
+
 @pytest.mark.parametrize("margin", [0.0, 1.0, -0.01, math.nan, math.inf])
 def test_a_margin_out_of_its_range_is_refused(margin):
     from settings.evaluation import EvalSettings
