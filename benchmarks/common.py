@@ -143,7 +143,7 @@ def add_common(parser: argparse.ArgumentParser, systems: Iterable[str], sizes: l
     """Add the options that benchmarks of several systems share.
 
     Args:
-        parser: Of the command line.
+        parser: The command line's.
         systems: All that can be named.
         sizes: Keys of `SIZES` that are measured if none is named.
     """

@@ -1,4 +1,4 @@
-"""How long a decoding step takes: kvlab's attentions beside other frameworks, weights the same.
+"""How long a decoding step takes: kvlab's attentions and other frameworks, weights the same.
 
     pip install -r requirements.txt && pip install --no-deps -r requirements-bench.txt
     python benchmarks/decode.py --sizes seed_35m
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from benchmarks.decode_systems import Decoder
     from modeling.gpt import GPT
 
-# Of the memory that is free: what PyTorch needs besides the caches is not counted.
+# Of the memory that is free: what PyTorch needs for itself is not counted.
 USABLE_SHARE = 0.9
 Seconds = dict[tuple[str, str], list[float]]
 """(system, what) -> of each round."""

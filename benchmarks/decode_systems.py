@@ -130,7 +130,7 @@ class KvlabDecoder(Decoder):
 
 
 # transformers 5.23, read in generation/utils.py and cache_utils.py: generate makes a
-# DynamicCache(config=...) unless told otherwise, and calls the model with input_ids, position_ids
+# DynamicCache(config=...) unless another is asked for, and calls the model with input_ids, position_ids
 # [b, s] and an attention_mask [b, t] of ones. What it does around the call (preparing these,
 # stopping criteria, choosing the token) is left out, in its favour.
 class TransformersDecoder(Decoder):
@@ -138,7 +138,7 @@ class TransformersDecoder(Decoder):
 
     Args:
         model: Any causal language model.
-        widths: Of the two tensors of a layer's cache: ((heads, width), (heads, width)).
+        widths: Those of the two tensors of a layer's cache: ((heads, width), (heads, width)).
         static: A StaticCache, of just the size that is needed, instead of a DynamicCache.
     """
 

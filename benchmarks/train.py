@@ -1,4 +1,4 @@
-"""How fast, and in how much memory, a training step is: kvlab's attentions beside other frameworks.
+"""How fast, and in how much memory, a training step is: kvlab's attentions and other frameworks.
 
     pip install -r requirements.txt && pip install --no-deps -r requirements-bench.txt
     python benchmarks/train.py --rounds 7

@@ -1,7 +1,7 @@
 """The systems that benchmarks/train.py compares: what each imports, builds and does in a step.
 
 A builder imports its framework and returns a function that builds model and optimizer, so that the
-caller can weigh the process between the two. Frameworks are imported inside the builders: a process
+caller can measure the process between the two. Frameworks are imported inside the builders: a process
 holds only the one it measures.
 
 Every system gets the dimensions of a kvlab configuration, fused AdamW, gradients clipped to the
@@ -189,7 +189,7 @@ def transformers_deepseek_v3(job: Job) -> Build:
 
 # litgpt 0.5.13, read in pretrain.py, utils.py and config.py: AdamW, fused on CUDA only (here
 # everywhere, which is faster); precision bf16-mixed: autocast over float32 weights, then the logits
-# made float32 (Fabric's convert_output); chunked_cross_entropy outside of autocast, 128 rows at a
+# made float32 (Fabric's convert_output); chunked_cross_entropy without autocast, 128 rows at a
 # time; clip_gradients(max_norm=1.0); scaled_dot_product_attention. pretrain always compiles
 # (torch.compile(model)); eager is there to compare like with like. tie_embeddings is an option, off
 # by default; here it follows kvlab's configuration.

@@ -121,8 +121,8 @@ def test_peer_is_built_with_the_parameters_of_its_kvlab_configuration(system):
     model = SYSTEMS[system].build(one)().model
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == num_parameters(GPTConfig(**one.model)).total
-    yardstick = num_parameters(GPTConfig(**job("kvlab-mha").model)).total
-    assert abs(count / yardstick - 1) < 0.01
+    baseline = num_parameters(GPTConfig(**job("kvlab-mha").model)).total
+    assert abs(count / baseline - 1) < 0.01
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,7 @@ def test_seeds_pair_only_where_they_move_all_variants_alike(study):
     assert (noise.method, noise.df) == ("paired", 4)
     narrow = noise.to_baseline("b", "a").interval
     assert 0.09 < narrow[0] < narrow[1] < 0.11
-    # The same numbers of other seeds are not paired, and tell nothing apart.
+    # The same numbers of other seeds are not paired, and resolve nothing.
     other = MOVED | {"b": by_seed(*MOVED["b"].values(), first=3)}
     assert estimate(other).method == "pooled"
     assert estimate(other).to_baseline("b", "a").interval[0] < 0

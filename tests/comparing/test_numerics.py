@@ -1,4 +1,4 @@
-"""What a run was trained with is recorded, and told where it differs between variants."""
+"""What a run was trained with is recorded, and reported where it differs between variants."""
 
 import pytest
 
@@ -64,7 +64,7 @@ def test_no_attention_is_ranked_by_another_dtype_whatever_the_setting_says():
     assert group.variants[1].result["verdict"] != "not comparable"
 
 
-def test_seeds_of_one_variant_are_told_apart():
+def test_seeds_of_one_variant_are_kept_apart():
     runs = [trained("mha", FLOAT32, 0), trained("mha", BFLOAT16, 1), trained("mla", FLOAT32)]
     [group] = compare(runs, None)
     assert "training dtype: bfloat16 and float32 (mha), float32 (mla)" in group.differs

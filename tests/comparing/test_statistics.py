@@ -36,7 +36,7 @@ def share_that_holds(truth, intervals):
 @pytest.mark.parametrize("count", [12, 31, 200])
 def test_the_interval_over_text_holds_the_truth_in_about_95_of_100_trials(count, what):
     rng, trials = np.random.default_rng(0), 400
-    # Per token, over a text without end: documents weigh by length, which shifts `size` by 1.2.
+    # Per token, over a text without end: documents count by length, which shifts `size` by 1.2.
     truth = 3.7 - 0.1 * 1.2 if what == "rates" else 0.03 - 0.005 * 1.2
     found = []
     for _ in range(trials):

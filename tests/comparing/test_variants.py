@@ -395,7 +395,7 @@ def test_a_run_from_before_a_key_is_of_the_same_variant():
     assert found["mha"]["seeds"] == [0, 1]
 
 
-def test_sizes_are_told_apart_by_their_name():
+def test_sizes_are_distinguished_by_their_name():
     runs = [run("mha", model__name="nano"), run("mha", model__name="big", model__hidden_size=99)]
     assert results(runs).keys() == {"mha name=nano", "mha name=big"}
     # Where what differs fills no label, runs have their own names.
@@ -414,7 +414,7 @@ def test_what_a_run_brings_is_no_markup():
         assert not set("<>|![]#\n") & set(shown), shown
 
 
-def test_variants_of_one_attention_are_told_apart_by_what_differs():
+def test_variants_of_one_attention_are_distinguished_by_what_differs():
     keys = {"model__attention__kv_lora_rank": 4, "model__intermediate_size": 30}
     found = results([run("mha"), run("mla"), run("mla", **keys)])
     assert list(found) == ["mha", "mla kv_lora_rank=4", "mla kv_lora_rank=8"]
@@ -699,7 +699,7 @@ def test_a_report_holds_rows_windows_plots_and_pages(tmp_path):
         *("Held equal", "- Command: `python eval_model.py`", "- stride: `8`", "pareto.png"),
     ):
         assert part in text, part
-    # Both pages name the files beside them.
+    # Both pages name the files next to them.
     for page in (text, (tmp_path / "report.html").read_text()):
         for name in ("figures/", "table.tex", "results.csv"):
             assert name in page

@@ -51,7 +51,7 @@ def opened(runs):
 def test_data_that_moved_are_found_by_what_they_hold(trained, tmp_path, prepared):
     data = trained / "data" / "prepared"
     assert opened(trained / "runs") == data / prepared.folder.name
-    # As after they were prepared again from texts that lie elsewhere.
+    # As after they were prepared again from texts in another place.
     (data / prepared.folder.name).rename(data / "tiny-bpe-000000000000")
     (data / "a.partial").mkdir()
     (data / "broken").mkdir()

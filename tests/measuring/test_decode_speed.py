@@ -162,7 +162,7 @@ def test_allocations_are_followed_to_their_peak():
 
 @pytest.mark.parametrize("dtype", [None, torch.int8], ids=str)
 @pytest.mark.parametrize("name", ["mha", "mqa", "mla", "mla_no_rope"])
-def test_generation_takes_little_besides_weights_and_cache(name, dtype):
+def test_generation_takes_little_beyond_weights_and_cache(name, dtype):
     gpt, batch, context = model(name, max_position_embeddings=200), 3, 200
     extra = measure_generation_memory(gpt, batch, context, dtype)
     # Of a prompt: activations, of which the widest is the MLP's 24, twice, and for a latent the
@@ -206,7 +206,7 @@ def test_each_batch_has_a_table():
     assert decode_sections([{"name": "mha"}], "github") == []
 
 
-def test_a_variant_that_is_never_faster_is_told_from_the_baseline():
+def test_a_variant_that_is_never_faster_is_not_shown_as_the_baseline():
     baseline, never = variant("mha", None), variant("mla", None)
     never["is_baseline"] = False
     first, second = decode_sections([baseline, never], "github")[1::2]

@@ -174,7 +174,7 @@ def test_no_finished_run_says_how_to_get_one(tmp_path, make_run):
         choose_runs(tmp_path / "runs", None, quiet, "x")
 
 
-def test_runs_that_learned_by_heart_are_taken_only_by_name(make_run, tmp_path):
+def test_runs_that_memorised_are_taken_only_by_name(make_run, tmp_path):
     make_run("mha")
     overfit = make_run("overfit")
     overfit.write_summary(SUMMARY | {"overfit_batches": 1})
