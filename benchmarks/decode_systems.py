@@ -130,7 +130,7 @@ class KvlabDecoder(Decoder):
 
 
 # transformers 5.23, read in generation/utils.py and cache_utils.py: generate makes a
-# DynamicCache(config=...) unless another is asked for, and calls the model with input_ids, position_ids
+# DynamicCache(config=...) by default, and calls the model with input_ids, position_ids
 # [b, s] and an attention_mask [b, t] of ones. What it does around the call (preparing these,
 # stopping criteria, choosing the token) is left out, in its favour.
 class TransformersDecoder(Decoder):

@@ -1,8 +1,8 @@
 """The systems that benchmarks/train.py compares: what each imports, builds and does in a step.
 
 A builder imports its framework and returns a function that builds model and optimizer, so that the
-caller can measure the process between the two. Frameworks are imported inside the builders: a process
-holds only the one it measures.
+caller can measure the process between the two. Frameworks are imported inside the builders: a
+process holds only the one it measures.
 
 Every system gets the dimensions of a kvlab configuration, fused AdamW, gradients clipped to the
 same norm and, in bfloat16, autocast over float32 weights. Where a framework's own default is slower

@@ -86,17 +86,13 @@ def how_sure(
         if family.noise is None:
             said.append(_unknown(family))
             continue
-        some: list[Mapping[str, Any]] = [
-            v.result for v in family.variants if v is not family.baseline
-        ]
-        labels = {v.label for v in family.variants}
-        if family.baseline is None:
-            some = [pair for pair in pairs if {pair["variant"], pair["against"]} <= labels]
         said += [_method(family, family.noise), *_counts(family, family.noise)]
-        said += _resolution(family, family.noise, some, margin)
-    open_pairs = [pair for pair in pairs if pair["verdict"] == UNRESOLVED]
-    if len(pairs) > 1 and open_pairs:
-        said.append(_further("Unresolved pairs", open_pairs))
+        if family.baseline is not None:
+            rows = [v.result for v in family.variants if v is not family.baseline]
+            said += _resolution(f"against {plain(family.baseline.label)}", rows)
+        said += _margin(family, family.noise, margin)
+    if len(pairs) > 1 or not any(family.baseline for family in families):
+        said += _resolution("between pairs", pairs)
     return said
 
 
@@ -149,50 +145,44 @@ def _counts(family: Family, noise: Noise) -> list[str]:
     return found
 
 
-def _resolution(
-    family: Family, noise: Noise, rows: Sequence[Mapping[str, Any]], margin: float
-) -> list[str]:
-    """Say which differences these seeds show, and how many more the open ones take."""
-    seen = {row["minimum_detectable_nll"] for row in rows if row["minimum_detectable_nll"]}
-    if not seen:
+def _resolution(what: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which differences these seeds show, and how many more the unresolved ones take."""
+    known = [row for row in rows if row["minimum_detectable_nll"] is not None]
+    if not known:
         return []
-    least, most = (_percent(value) for value in (min(seen), max(seen)))
-    size = least if least == most else f"{least} to {most}"
-    against = f" to {plain(family.baseline.label)}" if family.baseline else ""
-    found = [f"Minimum detectable difference{against}, at 80 % power: {size}."]
-    if open_rows := [row for row in rows if row["verdict"] == UNRESOLVED]:
-        found.append(_further("Unresolved", open_rows))
-    reach = [
-        (row["delta_nll_ci95_seeds"][1] - row["delta_nll_ci95_seeds"][0]) / 2
-        for row in rows
-        if row["delta_nll_ci95_seeds"]
-    ]
-    if min(reach) >= math.log1p(margin):
-        first, second = family.variants[:2]
-        pair = noise.of_pair(second.label, first.label)
-        if family.baseline is not None:
-            others = [v for v in family.variants if v is not family.baseline]
-            pair = noise.to_baseline(others[0].label, family.baseline.label)
-        needed = pair.resolved_by(0.0, math.log1p(margin)) if pair else None
-        takes = f"{needed} seeds" if needed else f"more than {MOST_SEEDS:,} seeds"
+    sizes = [row["minimum_detectable_nll"] for row in known]
+    ends = dict.fromkeys(_percent(size) for size in (min(sizes), max(sizes)))
+    found = [f"Minimum detectable difference {what}, at 80 % power: {' to '.join(ends)}."]
+    parts = []
+    for row in (row for row in known if row["verdict"] == UNRESOLVED):
+        seeds = row["seeds_to_resolve"]
+        name = plain(row.get("name") or f"{row['variant']} less {row['against']}")
+        parts.append(f"{name} {f'more than {MOST_SEEDS:,}' if seeds is None else seeds}")
+    if parts:
+        listed = ", ".join(parts)
         found.append(
-            f"No variant can come out as {equivalent(margin)} with these seeds: the narrowest "
-            f"interval reaches {_percent(min(reach))} to each side. Of equal models it takes "
-            f"{takes} each; or set eval.margin to more."
+            f"Unresolved {what}, with the further seeds of each variant that the estimates call "
+            f"for: {listed}."
         )
     return found
 
 
-def _further(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Name rows with the further seeds that would resolve them at their present estimates."""
-    parts = []
-    for row in rows:
-        seeds = row["seeds_to_resolve"]
-        name = plain(row.get("name") or f"{row['variant']} less {row['against']}")
-        more = f"more than {MOST_SEEDS:,}" if seeds is None else str(seeds)
-        parts.append(f"{name} {more}")
-    listed = ", ".join(parts)
-    return f"{what}, with the further seeds of each that their estimates call for: {listed}."
+def _margin(family: Family, noise: Noise, margin: float) -> list[str]:
+    """Say so where no interval is narrow enough to show that two variants are equivalent."""
+    base, *others = family.variants
+    to_first = [noise.to_baseline(v.label, base.label) for v in others]
+    known = [one for one in to_first if one is not None]
+    size = math.log1p(margin)
+    reach = min((one.reach * one.error for one in known), default=0.0)
+    if reach < size:
+        return []
+    needed = known[0].resolved_by(0.0, size)
+    takes = f"more than {MOST_SEEDS:,}" if needed is None else str(needed)
+    return [
+        f"No variant can come out as {equivalent(margin)} with these seeds: the narrowest interval "
+        f"reaches {_percent(reach)} to each side. Of equal models it takes {takes} seeds each; or "
+        "set eval.margin to more."
+    ]
 
 
 def _percent(nats: float) -> str:

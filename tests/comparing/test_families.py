@@ -81,7 +81,7 @@ def test_a_margin_that_seeds_cannot_resolve_is_said_with_what_it_would_take():
     assert (
         "No variant can come out as equivalent within 1 % with these seeds: the narrowest" in said
     )
-    assert "Unresolved, with the further seeds of each" in said
+    assert "Unresolved against mha, with the further seeds of each variant" in said
     wide, said = compared(seeds_of("mha", *NOISY), seeds_of("gqa", 3.01, 3.0, 2.99), margin=0.2)
     assert wide["gqa"]["verdict"] == "equivalent within 20 %"
     assert "No variant can" not in said
@@ -121,7 +121,9 @@ def test_without_a_baseline_pairs_are_a_family_of_all():
     assert [variant["verdict"] for variant in group.results] == [None, None]
     assert group.pairs[0]["verdict"] == "worse"
     assert group.pairs[0]["comparison_method"] == "Tukey-Kramer, pooled"
-    assert "Minimum detectable difference, at 80 % power: " in " ".join(group.how_sure)
+    assert "Minimum detectable difference between pairs, at 80 % power: " in " ".join(
+        group.how_sure
+    )
 
 
 def test_a_run_that_diverged_leaves_the_others_their_noise():
