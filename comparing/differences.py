@@ -132,38 +132,37 @@ class Difference:
         }
         if first.windows is None:
             return row
+        by_text = text_interval(self.document_nll(), first.windows.document_tokens)
         alone, seeds = self.alone(), self.of_seeds
-        found = {
-            "ci95_text": text_interval(self.document_nll(), first.windows.document_tokens),
-            "ci95_seeds": seeds.interval
-            if seeds
-            else alone
-            if self.is_external or row["unequal"]
-            else None,
-            "ci95_alone": alone,
-        }
+        by_seeds = alone if self.is_external or row["unequal"] else None
+        if seeds:
+            by_seeds = seeds.interval
+        found = {"ci95_text": by_text, "ci95_seeds": by_seeds, "ci95_alone": alone}
         row |= {"delta_nll": self.nll, "delta_percent": percent(self.nll)}
         for key, interval in found.items():
             row[f"delta_nll_{key}"] = interval
             row[f"delta_percent_{key}"] = mapped(percent, interval)
-        row["verdict"] = self._verdict([found["ci95_text"], found["ci95_seeds"]], row, margin)
+        row["verdict"] = self._verdict([by_text, by_seeds], margin)
         row["verdict_note"] = self.note
+        if row["unequal"]:
+            row["verdict"] = NOT_COMPARABLE
+            row["verdict_note"] = self.note if self.note == "single seed" else ""
         if seeds:
             row["comparison_method"] = seeds.method
             row["minimum_detectable_nll"] = least = seeds.minimum_detectable
             row["minimum_detectable_percent"] = percent(least)
-            is_open = row["verdict"] in (UNRESOLVED, TOO_FEW_SEEDS)
-            more = seeds.further_seeds(math.log1p(margin)) if is_open else 0
-            if row["verdict"] == TOO_FEW_SEEDS and more is not None:
-                more = max(more, FEWEST_SEEDS - seeds.fewest_seeds)
-            row["seeds_to_resolve"] = more
+            row["seeds_to_resolve"] = self._further_seeds(seeds, margin)
         return row
 
-    def _verdict(
-        self, intervals: list[Interval | None], row: Mapping[str, Any], margin: float
-    ) -> str | None:
-        if row["unequal"]:
-            return NOT_COMPARABLE
+    def _further_seeds(self, seeds: SeedDifference, margin: float) -> int | None:
+        """Return the seeds more of each variant that the interval over seeds takes, text aside."""
+        few = max(0, FEWEST_SEEDS - seeds.fewest_seeds)
+        if verdict([seeds.interval], None, margin) != UNRESOLVED:
+            return few
+        more = seeds.further_seeds(math.log1p(margin))
+        return None if more is None else max(few, more)
+
+    def _verdict(self, intervals: list[Interval | None], margin: float) -> str | None:
         found = verdict(intervals, self.fewest_seeds, margin)
         # Text alone says nothing of another training.
         no_spread = intervals[1] is None and self.fewest_seeds is not None

@@ -157,7 +157,8 @@ def _resolution(what: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in (row for row in known if row["verdict"] == UNRESOLVED):
         seeds = row["seeds_to_resolve"]
         name = plain(row.get("name") or f"{row['variant']} less {row['against']}")
-        parts.append(f"{name} {f'more than {MOST_SEEDS:,}' if seeds is None else seeds}")
+        more = f"more than {MOST_SEEDS:,}" if seeds is None else str(seeds)
+        parts.append(f"{name} {more}{'' if seeds != 0 else ' (the text is what is too short)'}")
     if parts:
         listed = ", ".join(parts)
         found.append(

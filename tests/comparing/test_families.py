@@ -90,6 +90,19 @@ def test_a_margin_that_seeds_cannot_resolve_is_said_with_what_it_would_take():
     assert "gqa more than 1,000" in said
 
 
+def test_more_seeds_are_not_asked_for_where_the_text_is_too_short():
+    runs = [*seeds_of("mha", *NOISY), *seeds_of("gqa", 3.3, 3.33, 3.29)]
+    for one in runs[3:]:  # a document alone carries the difference
+        nats = one.windows.document_nll
+        nats[:] = [TOKENS * 3.0] * WINDOWS
+        nats[7] += TOKENS * 0.3 * WINDOWS
+    found, said = compared(runs)
+    assert found["gqa"]["verdict"] == "unresolved"
+    assert found["gqa"]["delta_nll_ci95_text"][0] < 0 < found["gqa"]["delta_nll_ci95_seeds"][0]
+    assert found["gqa"]["seeds_to_resolve"] == 0
+    assert "gqa 0 (the text is what is too short)" in said
+
+
 def test_seeds_that_move_all_alike_are_paired():
     found, said = compared(
         seeds_of("mha", *NOISY),
@@ -111,6 +124,7 @@ def test_what_may_not_be_ranked_has_no_part_in_the_noise_of_the_others():
     by_name = {variant["name"]: variant for variant in group.results}
     assert by_name["mqa"]["verdict"] == "not comparable"
     assert by_name["mqa"]["comparison_method"] is None
+    assert by_name["mqa"]["verdict_note"] == ""
     assert by_name["mqa"]["delta_nll_ci95_seeds"] == by_name["mqa"]["delta_nll_ci95_alone"]
 
 
