@@ -157,6 +157,7 @@ def test_seeds_of_one_value_say_nothing_of_the_noise():
     noise = estimate({"a": same, "b": by_seed(1.1, 1.2, 1.15)})
     assert (noise.constant, noise.df, noise.bartlett) == (["a"], 2, None)
     assert all(map(math.isfinite, noise.to_baseline("b", "a").interval))
+    assert noise.to_baseline("b", "a").df == 2
     # Differences that are exactly constant are no proof that nothing is noise.
     assert estimate({"a": by_seed(1.0, 1.5, 2.0), "b": by_seed(2.0, 2.5, 3.0)}).method == "pooled"
 
