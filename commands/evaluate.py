@@ -17,11 +17,11 @@ from commands.external import (
     load_tasks_of,
     reason_of,
 )
-from comparing.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
 from comparing.baseline import require_baseline
 from comparing.decode_speed import add_decode_speed
 from comparing.held_equal import threads
-from comparing.variants import Group, compare, differing_fields
+from comparing.tasks import TASK_COLUMNS, task_rows
+from comparing.variants import Group, compare
 from harness.tasks import Tasks
 from interop.importing.external_model import HuggingFaceModel
 from launch.errors import ConfigError
@@ -34,22 +34,9 @@ from measuring.evaluate import evaluate_run
 from measuring.machine import describe_hardware
 from measuring.rows import EvaluatedRun
 from measuring.runs import choose_runs
-from reporting.headline import headline
 from reporting.report import new_report, require_writable, update_report
-from reporting.tables import (
-    DECODE_NOTE,
-    MOST_PAIRS_PRINTED,
-    RUN_COLUMNS,
-    VARIANT_COLUMNS,
-    across_table,
-    decode_sections,
-    note,
-    pair_table,
-    protocol_line,
-    table,
-    task_sections,
-)
-from reporting.task_cells import TASK_COLUMNS, task_rows
+from reporting.tables import RUN_COLUMNS, VARIANT_COLUMNS
+from reporting.terminal import print_comparison, print_decoding
 from tracking.failures import is_out_of_memory
 from tracking.wandb_mirror import WandbMirror
 from training.endurance.provenance import git_commit, versions
@@ -96,16 +83,14 @@ def main(config: EvalConfig) -> None:
         facts["Notes"] = "; ".join(notes)
     # Scoring may have taken hours: kept at once.
     folder = new_report(Path(config.reports_dir), config.name_of_report, groups, facts, announce)
-    _print_tables(groups)
     if config.eval.decode_speed.batch_sizes and config.eval.decode_speed.contexts:
         announce("timing decoding")
         add_decode_speed(groups, config.eval, device, say)
-        tables = [part for group in groups for part in decode_sections(group.results, "simple")]
-        for part in [*tables, DECODE_NOTE]:
-            say(f"\n{part}")
         update_report(folder, groups, facts)
+        print_decoding(groups)
+    print_comparison(groups, folder)
     _mirror(config, folder, groups)
-    say(f"\n{folder}/report.html, report.md, results.json, results.csv, table.tex, figures/")
+    say(f"{folder}/ has report.html, report.md, results.json, results.csv, table.tex, figures/")
 
 
 def _evaluate(
@@ -162,31 +147,6 @@ def _evaluate(
     if not found:
         raise ConfigError("no run could be evaluated; see the lines above")
     return found, left_out
-
-
-def _print_tables(groups: Sequence[Group]) -> None:
-    for group in groups:
-        if group is not groups[0]:
-            fields = differing_fields(groups[0].protocol, group.protocol)
-            say(f"\nIn a table of their own, since their protocol cards differ in {fields}:")
-        if group.runs[0].windows is not None:
-            say(f"\n{protocol_line(group.runs[0].row)}")
-        say(f"\n{table(group.results, 'simple')}")
-        for part in task_sections(group.results, group.protocol, "simple"):
-            say(f"\n{part}")
-        for difference in group.differs:
-            say(f"\nNot equal, apart from the attention: {difference}")
-        if 1 < len(group.pairs) <= MOST_PAIRS_PRINTED:
-            say(f"\n{pair_table(group.pairs, 'simple')}")
-        if group.how_sure:
-            say(f"\n{' '.join(group.how_sure)}")
-        if sentences := headline(group.results, group.unranked):
-            say(f"\n{sentences}")
-    say(f"\n{note([result for group in groups for result in group.results])}")
-    for found in across_tokenizers(groups):
-        text = f"{found['corpus']}, {found['split']} split, {found['utf8_bytes']:,} bytes"
-        say(f"\n{ACROSS_TITLE}; {text}\n\n{across_table(found['variants'], 'simple')}")
-        say(f"\n{ACROSS_NOTE}")
 
 
 def _facts(

@@ -1,14 +1,21 @@
 """A comparison in a few sentences."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Sequence
 
+from comparing.for_reports import in_words, noise_of, sureness, too_few_documents
 from comparing.labels import label, shown
 from comparing.plain import plain
-from comparing.statistics import FEWEST_DOCUMENTS, FEWEST_SEEDS, kind_of
+from comparing.statistics import EQUIVALENT, FEWEST_DOCUMENTS
+from comparing.verdicts import place_of, words_of
+from reporting.formats import signed, signed_percent, span
+from reporting.model import Row
+
+_MOST_SENTENCES = 2
+"""More variants than these with one verdict share a sentence."""
 
 
-def headline(variants: Sequence[Mapping[str, Any]], unranked: Sequence[str] = ()) -> str:
+def headline(variants: Sequence[Row], unranked: Sequence[str] = ()) -> str:
     """Say what a smaller cache cost, and how sure that is.
 
     Args:
@@ -23,119 +30,101 @@ def headline(variants: Sequence[Mapping[str, Any]], unranked: Sequence[str] = ()
     sentences = [_what(variants, unranked)]
     for base in (variant for variant in variants if variant["is_baseline"]):
         compared = [v for v in variants if v["baseline"] == base["name"] and v is not base]
-        for verdict in _SAID:
-            some = [v for v in compared if kind_of(v["verdict"]) == verdict]
-            if some:
-                sentences.append(_verdict(some[0]["verdict"], base["name"], some))
-    if seen := _resolution(variants):
-        sentences.append(seen)
+        for verdict in sorted({v["verdict"] for v in compared}, key=place_of):
+            some = [v for v in compared if v["verdict"] == verdict]
+            sentences += _sentences(verdict, base["name"], some)
     if any(map(_is_bent, variants)) and any(v["cache_ratio_to_baseline"] for v in variants):
         contexts = sorted({variant["kv_cache_context"] for variant in variants})
         at = " or ".join(f"{context:,}" for context in contexts)
-        sentences.append(f"Caches are compared at {at} tokens: windows make it depend on them.")
+        sentences.append(f"Caches are compared at {at} tokens, since windows limit some of them.")
     return " ".join(sentences)
 
 
-def _is_bent(variant: Mapping[str, Any]) -> bool:
+def spoken(name: str) -> str:
+    """Return a variant's name as it is said: the acronyms of attentions in capitals."""
+    return re.sub(r"^(mha|mqa|gqa|mla)(?![\w-])", lambda found: found[0].upper(), name)
+
+
+def _is_bent(variant: Row) -> bool:
     """Tell whether a cache grows more slowly once its windows are full."""
     curve = variant.get("kv_cache_curve")
     return curve is not None and curve["slope"] != curve["slope_beyond"]
 
 
-def _what(variants: Sequence[Mapping[str, Any]], unranked: Sequence[str]) -> str:
+def _what(variants: Sequence[Row], unranked: Sequence[str]) -> str:
+    """Say what was compared, and which is best."""
     trained_here = [variant for variant in variants if variant["seeds"]]
     seeds = sorted({len(variant["seeds"]) for variant in trained_here})
     tokens = {variant["tokens_trained"] for variant in trained_here} - {None}
-    number = " or ".join(map(str, seeds))
-    trained = f", trained on {tokens.pop():,} tokens" if len(tokens) == 1 else ""
+    number = in_words(*seeds)
+    trained = f" trained on {tokens.pop():,} tokens" if len(tokens) == 1 else ""
     best = min(variants, key=lambda variant: variant["perplexity"])
-    each = f", {number} {'seed' if seeds == [1] else 'seeds'}" if seeds else ""
     if len(variants) == 1:
-        return f"{best['name']}{trained}{each}: perplexity {best['perplexity']:,.2f}."
-    said = f"{best['name']} has the lowest perplexity, {best['perplexity']:,.2f}"
-    if unranked:
-        said = f"not ranked, since they differ in {'; '.join(unranked)}"
+        each = f", {number}" if seeds else ""
+        trained = trained and f",{trained}"
+        return f"{spoken(best['name'])}{trained}{each}: perplexity {best['perplexity']:,.2f}."
     parts = []
-    if len(trained_here) == 1:
-        parts = [f"1 configuration{trained}{each}"]
-    elif trained_here:
-        parts = [f"{len(trained_here)} configurations{trained}{each} each"]
+    if trained_here:
+        some = f"{len(trained_here)} {'variant' if len(trained_here) == 1 else 'variants'}"
+        each = " each" if len(trained_here) > 1 else ""
+        parts = [f"{some}{trained} with {number}{each}"]
     if external := len(variants) - len(trained_here):
         parts.append(f"{external} external {'model' if external == 1 else 'models'}")
-    return f"{' and '.join(parts)}: {said}."
+    listed = " and ".join(parts)
+    if unranked:
+        return f"{listed} are not ranked, since they differ in {'; '.join(unranked)}."
+    return (
+        f"Of {listed}, {spoken(best['name'])} has the lowest perplexity, {best['perplexity']:,.2f}."
+    )
 
 
-_SAID = {
-    "better": "Better than {}",
-    "equivalent": "Equivalent to {}",
-    "worse": "Worse than {}",
-    "unresolved": "Unresolved against {}",
-    "too few seeds": f"Too few seeds to tell from {{}} (it takes {FEWEST_SEEDS} on each side)",
-    "not comparable": "Not comparable with {}",
-    None: f"Too little text to tell from {{}} (it takes {FEWEST_DOCUMENTS} documents)",
-}
-"""What a verdict says, in the order in which verdicts are given."""
+def _sentences(verdict: str | None, base: str, variants: Sequence[Row]) -> list[str]:
+    """Say what a verdict means, of each variant or of many together."""
+    words, filled = words_of(verdict), [_filled(variant, base) for variant in variants]
+    if len(variants) <= _MOST_SENTENCES:
+        return [words.sentence.format(**one) for one in filled]
+    over = {one["over"] for one in filled}
+    how = f", with 95 % intervals over {over.pop()}" if len(over) == 1 and over != {""} else ""
+    form = "{name} {change} ({" + ("interval" if how else "sure") + "}) with {cache}"
+    items = [", ".join(filter(None, [form.format(**one), one["why"]])) for one in filled]
+    return [f"{words.heading.format(**filled[0])}{how}: {'; '.join(items)}."]
 
 
-def _verdict(verdict: str | None, baseline: str, variants: Sequence[Mapping[str, Any]]) -> str:
-    what = _SAID[kind_of(verdict)].format(baseline)
-    if verdict and verdict.startswith("equivalent"):
-        what += verdict.removeprefix("equivalent")
-    noises = {noise for noise, _ in map(_interval, variants) if noise}
-    if not noises:
-        return f"{what}: {'; '.join(_one(variant) for variant in variants)}."
-    said = f"{what}, in perplexity with its 95 % interval"
-    if len(noises) == 1:
-        listed = "; ".join(_one(variant) for variant in variants)
-        return f"{said} over {noises.pop()}: {listed}."
-    return f"{said}: {'; '.join(_one(variant, with_noise=True) for variant in variants)}."
-
-
-def _resolution(variants: Sequence[Mapping[str, Any]]) -> str:
-    """Say how large a difference these seeds show; empty where nothing is known of it."""
-    found = {
-        variant["name"]: variant["minimum_detectable_percent"]
-        for variant in variants
-        if variant.get("minimum_detectable_percent") and variant["verdict"] != "not comparable"
-    }
-    if not found:
-        return ""
-    least, most = min(found, key=lambda v: found[v]), max(found, key=lambda v: found[v])
-    size = f"{found[least]:.2g} %"
-    if least != most:
-        size = f"{size} ({least}) to {found[most]:.2g} % ({most})"
-    return f"Minimum detectable difference with these seeds, at 80 % power: {size}."
-
-
-def _one(variant: Mapping[str, Any], *, with_noise: bool = False) -> str:
-    """Name a variant with its difference and the cache that it has for it."""
-    noise, interval = _interval(variant)
-    over = f" over {noise}" if with_noise else ""
-    sure = f" ({interval[0]:+,.2f} to {interval[1]:+,.2f}{over})" if interval else ""
-    notes = [f"{key} {ours}, not {theirs}" for key, (ours, theirs) in _unequal(variant).items()]
-    note = "".join(f", {text}" for text in [variant["verdict_note"], *notes] if text)
-    note += "," if note else ""
-    ratio = variant["cache_ratio_to_baseline"]
+def _filled(variant: Row, base: str) -> dict[str, str]:
+    """Return what the words of a verdict have braces for."""
+    over, interval = sureness(variant)
+    if over == "seeds" and len(variant["seeds"]) > 1:
+        over = in_words(len(variant["seeds"]))
+    note, ratio = variant["verdict_note"], variant["cache_ratio_to_baseline"]
+    verdict = variant["verdict"] or ""
+    shown = span(interval, signed) if interval else ""
+    sure = f"95 % interval {shown} over {over}" if interval else ""
     cache = "a cache that was not measured"
     if ratio is not None:
-        cache = f"{ratio:.3g} {'of' if ratio <= 1 else 'times'} the cache"
-    return f"{variant['name']} {variant['delta_percent']:+,.2f} %{sure}{note} at {cache}"
-
-
-def _unequal(variant: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return what keeps a variant from being compared with its baseline, with both values."""
+        same = f"{ratio:.3g} {'of' if ratio < 1 else 'times'} the cache"
+        cache = "the same cache" if round(ratio, 3) == 1 else same
     return {
-        plain(label(key), 120): (plain(shown(ours)), plain(shown(theirs)))
-        for key, (ours, theirs) in variant.get("unequal", {}).items()
+        "name": spoken(variant["name"]),
+        "base": spoken(base),
+        "change": signed_percent(variant["delta_percent"]),
+        "size": f"{abs(variant['delta_percent']):,.2f} %",
+        "over": over,
+        "interval": shown,
+        "sure": ", ".join(filter(None, [sure, note])),
+        "noise": noise_of(variant),
+        "cache": cache,
+        "why": _why(variant),
+        "verdict": verdict,
+        "margin": verdict.removeprefix(EQUIVALENT),
     }
 
 
-def _interval(variant: Mapping[str, Any]) -> tuple[str, Sequence[float] | None]:
-    """Return over what, and the interval: over seeds, where there are several."""
-    if variant["delta_percent_ci95_seeds"]:
-        return "seeds", variant["delta_percent_ci95_seeds"]
-    interval = variant["delta_percent_ci95_text"]
-    return "the text" if interval else "", interval
+def _why(variant: Row) -> str:
+    """Say what keeps a variant from being compared with its baseline, with both values."""
+    return ", ".join(
+        f"{plain(label(key), 120)} {plain(shown(ours))}, not {plain(shown(theirs))}"
+        for key, (ours, theirs) in variant.get("unequal", {}).items()
+    )
 
 
 _PAIRINGS = {
@@ -148,16 +137,15 @@ _PAIRINGS = {
 }
 
 
-def pairing_notes(variants: Sequence[Mapping[str, Any]]) -> list[str]:
+def pairing_notes(variants: Sequence[Row]) -> list[str]:
     """Explain how seeds were paired, where it is not simply each with its own."""
     notes = " ".join(variant["verdict_note"] or "" for variant in variants)
     return [text for key, text in _PAIRINGS.items() if key in notes]
 
 
-def too_little_text(variants: Sequence[Mapping[str, Any]]) -> str:
+def too_little_text(variants: Sequence[Row]) -> str:
     """Say why there is no interval over the text; empty where there is one."""
-    counts = {count for v in variants if (count := v.get("documents_scored")) is not None}
-    few = sorted(count for count in counts if count < FEWEST_DOCUMENTS)
+    few = too_few_documents(variants)
     if not few:
         return ""
     number = " or ".join(f"{count} {'document' if count == 1 else 'documents'}" for count in few)

@@ -2,17 +2,16 @@
 
 import csv
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tabulate import LATEX_ESCAPE_RULES, tabulate
-
+from comparing.for_reports import run_percent
 from comparing.plain import plain
 from comparing.variants import Group
 from guards.printable import printable
-from measuring.kv_cache import cache_bytes_of, cache_context_of, has_known_cache, known_bytes_of
+from measuring.kv_cache import cache_context_of, known_bytes_of
+from reporting.tables import comparison
 
 CSV_COLUMNS = {
     "table": "number of the table in the report: one for each protocol card",
@@ -53,11 +52,20 @@ CSV_COLUMNS = {
     "train_wall_seconds": "of the training",
 }
 """Columns of results.csv and what they hold; those of decoding and tasks follow."""
-_PAPER_HEADINGS = (
-    *("variant", "seeds", "params", "perplexity", "95 %", "of", "diff. (%)", "95 % "),
-    *("verdict", "KV bytes", "ratio"),
-)
-_PAPER_WORDS = {"variant", "of", "verdict"}
+_PAPER = {
+    "name": "variant",
+    "seeds": "seeds",
+    "num_parameters": "params",
+    "perplexity": "perplexity",
+    "perplexity_ci95": "95~\\%",
+    "of": "of",
+    "delta_percent": "diff. (\\%)",
+    "delta_percent_ci95": "95~\\%",
+    "verdict": "verdict",
+    "kv_cache_bytes_at_context": "KV bytes",
+    "cache_ratio_to_baseline": "ratio",
+}
+"""Columns of the comparison that the LaTeX table has, with their headings there."""
 _NOTHING = "--"
 # pdfTeX knows the letters of Latin alphabets; another letter would stop it.
 _NOT_LATIN = re.compile("[^\n\x20-\x7e\xa0-\u017f]")
@@ -97,11 +105,10 @@ def _csv_row(table: int, row: Mapping[str, Any]) -> dict[str, Any]:
         "kv_bytes_per_token_measured": row["kv_cache_bytes_measured"],
         "kv_ratio_to_baseline": row["cache_ratio_to_baseline"],
         "kv_ratio_to_mha": row["cache_ratio_to_mha"],
-        "delta_percent": _percent(row["delta_nll"]),
     }
     found["perplexity_low"], found["perplexity_high"] = row["perplexity_ci95"] or (None, None)
-    low, high = row["delta_nll_ci95"] or (None, None)
-    found |= {"delta_percent_low": _percent(low), "delta_percent_high": _percent(high)}
+    found["delta_percent"], interval = run_percent(row)
+    found["delta_percent_low"], found["delta_percent_high"] = interval or (None, None)
     for point in row.get("decode") or []:
         found[f"decode_ms_b{point['batch']}_c{point['context']}"] = point["ms_per_token"]
     return found | dict(_task_cells(row))
@@ -112,10 +119,6 @@ def _task_cells(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         for key, value in results.items():
             if key not in ("n", "version", "num_fewshot"):
                 yield f"{task}.{key}", value
-
-
-def _percent(delta_nll: float | None) -> float | None:
-    return None if delta_nll is None else 100 * math.expm1(delta_nll)
 
 
 def _csv_cell(value: Any) -> Any:
@@ -139,8 +142,20 @@ def latex_tables(groups: Sequence[Group]) -> str:
     return _NOT_LATIN.sub("?", "\n".join(parts)) + "\n"
 
 
+_ESCAPES = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "~": "\\textasciitilde{}",
+    "^": "\\^{}",
+    "\\": "\\textbackslash{}",
+    "<": "\\ensuremath{<}",
+    ">": "\\ensuremath{>}",
+}
+
+
 def _escaped(text: str) -> str:
-    return _signs("".join(LATEX_ESCAPE_RULES.get(letter, letter) for letter in text))
+    """Set text: signs that are commands in LaTeX, true minus signs, a percent sign's space."""
+    latex = "".join(_ESCAPES.get(letter, letter) for letter in " ".join(text.split()))
+    latex = re.sub(r"(?<![\w-])-(?=\d)", "$-$", latex)
+    return re.sub(r"(?<=\d) (?=\\%)", "~", latex)
 
 
 def _caption(group: Group) -> str:
@@ -165,62 +180,40 @@ def _stated(group: Group) -> str:
 
 
 def _latex_table(variants: Sequence[Mapping[str, Any]]) -> str:
-    """Lay variants out, a line for each kind of interval; columns of nothing are left out."""
-    body = [line for variant in variants for line in _paper_lines(variant)]
-    kept = [
-        column
-        for column in range(len(_PAPER_HEADINGS))
-        if any(row[column] not in ("", _NOTHING) for row in body)
-    ]
-    names = [_PAPER_HEADINGS[column] for column in kept]
-    text = tabulate(
-        [[row[column] for column in kept] for row in body],
-        headers=names,
-        tablefmt="latex_booktabs",  # escapes what is a command in LaTeX
-        colalign=["left" if name in _PAPER_WORDS else "right" for name in names],
-        disable_numparse=True,
-    )
+    """Draw the comparison, a line for each kind of interval; columns of nothing are left out."""
+    columns = {column.key: column for column in comparison(variants).columns()}
+    lines: list[dict[str, str]] = []
+    for variant in variants:
+        cells = {key: column.cell(variant) for key, column in columns.items()}
+        first = {key: cells.get(key) or _NOTHING for key in _PAPER}
+        first["delta_percent"] = first["delta_percent"].removesuffix(" %")
+        if note := cells.get("verdict_note"):
+            first["verdict"] = f"{first['verdict']} ({note})"
+        lines.append(first | {"of": ""} | _with_intervals(cells, "text"))
+        if cells.get("perplexity_ci95_seeds"):
+            lines.append(_with_intervals(cells, "seeds"))
+    empty = ("", _NOTHING)
+    keys = [key for key in _PAPER if any(line.get(key, "") not in empty for line in lines)]
+    align = "".join("l" if key in ("name", "of", "verdict") else "r" for key in keys)
+    body = [" & ".join(_escaped(line.get(key, "")) for key in keys) for line in lines]
     # A row that begins like an option of the command before it.
-    return re.sub(r"(?m)^( *)(?=[\[(*])", r"\1{}", _signs(text))
-
-
-def _signs(latex: str) -> str:
-    """Set minus signs as such, and no line's end between a number and its percent sign."""
-    return re.sub(r"(?<=\d) (?=\\%)", "~", re.sub(r"(?<![\w-])-(?=\d)", "$-$", latex))
-
-
-def _paper_lines(variant: Mapping[str, Any]) -> list[list[str]]:
-    """Return a variant's cells with its interval over the text, and those over seeds below."""
-
-    def intervals(which: str) -> tuple[str, str]:
-        perplexity, percent = (
-            variant[f"{key}_ci95_{which}"] for key in ("perplexity", "delta_percent")
-        )
-        return (
-            _NOTHING if perplexity is None else "[{:,.2f}, {:,.2f}]".format(*perplexity),
-            _NOTHING if percent is None else "[{:+,.2f}, {:+,.2f}]".format(*percent),
-        )
-
-    perplexity, percent = variant["perplexity"], variant["delta_percent"]
-    note = f" ({variant['verdict_note']})" if variant["verdict_note"] else ""
-    ratio = variant["cache_ratio_to_baseline"]
-    first, against = intervals("text")
-    lines = [
+    body = [re.sub(r"^(?=[\[(*])", "{}", row) for row in body]
+    return "\n".join(
         [
-            " ".join(variant["name"].split()),
-            str(len(variant["seeds"]) or _NOTHING),
-            f"{variant['num_parameters']:,}",
-            _NOTHING if perplexity is None else f"{perplexity:,.2f}",
-            first,
-            "" if first == _NOTHING else "text",
-            _NOTHING if percent is None else f"{percent:+,.2f}",
-            against,
-            f"{variant['verdict'] or _NOTHING}{note}",
-            f"{cache_bytes_of(variant):,.0f}" if has_known_cache(variant) else _NOTHING,
-            _NOTHING if ratio is None else f"{ratio:.3f}",
+            f"\\begin{{tabular}}{{{align}}}\n\\toprule",
+            " & ".join(_PAPER[key] for key in keys) + " \\\\\n\\midrule",
+            *(f"{row} \\\\" for row in body),
+            "\\bottomrule\n\\end{tabular}",
         ]
-    ]
-    if variant["perplexity_ci95_seeds"]:
-        first, against = intervals("seeds")
-        lines.append([*[""] * 4, first, "seeds", "", against.removeprefix(_NOTHING), *[""] * 3])
-    return lines
+    )
+
+
+def _with_intervals(cells: Mapping[str, str | None], which: str) -> dict[str, str]:
+    """Return the cells of one kind of interval, in brackets."""
+    keys = ("perplexity_ci95", "delta_percent_ci95")
+    shown = {
+        key: f"[{text.replace(' to ', ', ')}]"
+        for key in keys
+        if (text := cells.get(f"{key}_{which}"))
+    }
+    return shown | ({"of": which} if shown else {})

@@ -1,44 +1,27 @@
-"""A comparison as Markdown, and the files of its report."""
+"""The files of a report: pages, plots, tables for papers, and everything as JSON."""
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from comparing.across_tokenizers import ACROSS_NOTE, ACROSS_TITLE, across_tokenizers
-from comparing.labels import label, shown
-from comparing.plain import plain
+from comparing.across_tokenizers import across_tokenizers
 from comparing.variants import Group
 from files.atomic import write_text
 from files.disk import write_failure
 from files.staging import staging_folder
-from guards.printable import as_code, printable
+from guards.printable import printable
 from measuring.errors import EvaluationError
+from reporting.contents import about, sections, text_of
 from reporting.errors import PlotError
 from reporting.headline import headline
-from reporting.html_report import FILES_NOTE, write_html
+from reporting.markdown import markdown
+from reporting.model import Figure, Section, Theme
+from reporting.page import write_html
 from reporting.paper import latex_tables, results_csv
-from reporting.plots import plot_all
-from reporting.tables import (
-    CURVE_NOTE,
-    DECODE_NOTE,
-    INFLUENCE_NOTE,
-    PAIR_NOTE,
-    across_table,
-    budget_table,
-    cache_table,
-    decode_sections,
-    influence_table,
-    note,
-    pair_table,
-    protocol_line,
-    run_table,
-    table,
-    task_sections,
-)
+from reporting.plots import draw
 
 
 def require_writable(parent: Path) -> None:
@@ -113,10 +96,7 @@ def update_report(folder: Path, groups: Sequence[Group], facts: Mapping[str, str
 
 @contextmanager
 def _staged(
-    folder: Path,
-    groups: Sequence[Group],
-    facts: Mapping[str, str],
-    say: Callable[[str], None],
+    folder: Path, groups: Sequence[Group], facts: Mapping[str, str], say: Callable[[str], None]
 ) -> Iterator[Path]:
     """Write a report beside where it belongs, to be moved: half of one is never seen there."""
     with staging_folder(folder) as temporary:
@@ -141,155 +121,78 @@ def _write_report(
     tokenizers' tokens.
     """
     runs = [run for group in groups for run in group.runs]
-    variants = [result for group in groups for result in group.results]
+    across = across_tokenizers(groups)
     _write_json(folder / "results.json", [run.row for run in runs])
-    _write_json(folder / "variants.json", variants)
-    scored = {
-        run.name: {"nll": run.windows.window_nll, "tokens": run.windows.window_tokens}
-        for run in runs
-        if run.windows
-    }
-    if scored:
-        _write_json(folder / "windows.json", scored, indent=None)
+    _write_json(folder / "variants.json", [one for group in groups for one in group.results])
+    if scored := {run.name: run.windows for run in runs if run.windows}:
+        windows = {n: {"nll": w.window_nll, "tokens": w.window_tokens} for n, w in scored.items()}
+        _write_json(folder / "windows.json", windows, indent=None)
         documents = {
-            run.name: {"nll": run.windows.document_nll, "tokens": run.windows.document_tokens}
-            for run in runs
-            if run.windows
+            name: {"nll": found.document_nll, "tokens": found.document_tokens}
+            for name, found in scored.items()
         }
         _write_json(folder / "documents.json", documents, indent=None)
     if pairs := [pair for group in groups for pair in group.pairs]:
         _write_json(folder / "pairs.json", pairs)
-    across = across_tokenizers(groups)
     if across:
         _write_json(folder / "across_tokenizers.json", across)
-    curves = [_curves(group) for group in groups]
-    plots: list[list[str]] = []
-    for number, (group, some) in enumerate(zip(groups, curves, strict=True), start=1):
-        try:
-            drawn = plot_all(folder, group.results, some, f"-{number}" if number > 1 else "")
-        except PlotError as error:  # no reason to lose the numbers
-            drawn = []
-            facts = {**facts, "Plots left out": str(error)}
-            say(f"plots left out: {error}")
-        plots.append(drawn)
+    found = sections(groups, _curves(groups), across)
+    pictures, problem = draw_all(folder, found)
+    if problem:  # no reason to lose the numbers
+        facts = {**facts, "Plots left out": problem}
+        say(f"plots left out: {problem}")
+    found.append(about(facts))
+    said = _headlines(groups)
     write_text(folder / "results.csv", results_csv(groups))
     write_text(folder / "table.tex", latex_tables(groups))
-    write_text(folder / "report.md", printable(_markdown(title, groups, facts, plots, across)))
+    write_text(folder / "report.md", printable(markdown(title, said, found, pictures)))
     write_html(
-        folder / "report.html",
-        title=title,
-        headline=" ".join(_headlines(groups)),
-        groups=[_as_section(group) for group in groups],
-        across=across,
-        curves={name: curve for some in curves for name, curve in some.items()},
-        facts=facts,
+        folder / "report.html", title=title, headline=said, sections=found, pictures=pictures
     )
 
 
-def _headlines(groups: Sequence[Group]) -> list[str]:
+def draw_all(
+    folder: Path, sections: Sequence[Section]
+) -> tuple[dict[str, Mapping[Theme, bytes]], str]:
+    """Draw every figure as NAME.png, and as a PDF in figures/.
+
+    Returns:
+        By name of the figures that there was something to draw of, their SVG in each theme; and
+        why others could not be drawn, empty if all could.
+    """
+    found: dict[str, Mapping[Theme, bytes]] = {}
+    problem = ""
+    for figure in (part for one in sections for part in one.parts if isinstance(part, Figure)):
+        name = figure.name
+        files = folder / f"{name}.png", folder / "figures" / f"{name}.pdf"
+        try:
+            found[name] = draw(figure.plot, *files)
+        except PlotError as error:
+            problem = str(error)
+    return found, problem
+
+
+def _headlines(groups: Sequence[Group]) -> str:
     """Return the headline of each group, with the text that it is about where there are several."""
     found = []
     for group in groups:
-        card = group.protocol
-        about = f"{plain(card['corpus'])}, {plain(card['split'])} split: "
         if sentences := headline(group.results, group.unranked):
-            found.append((about if len(groups) > 1 else "") + sentences)
-    return found
+            found.append((f"{text_of(group.protocol)}: " if len(groups) > 1 else "") + sentences)
+    return " ".join(found)
 
 
-def _curves(group: Group) -> dict[str, dict[str, Any]]:
+def _curves(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
     """Return by run the validations during its training, and what it is a run of."""
     return {
         run.name: {
             **{"variant": variant.label, "attention": variant.attention},
             **{"layers": variant.result["layers"], **run.curve},
         }
+        for group in groups
         for variant in group.variants
         for run in variant.by_seed().values()
     }
 
 
-def _as_section(group: Group) -> dict[str, Any]:
-    has_quality = group.results[0]["perplexity"] is not None
-    return {
-        "protocol_line": protocol_line(group.runs[0].row) if has_quality else "",
-        "protocol": group.protocol,
-        "variants": group.results,
-        "held_equal": group.held_equal,
-        "differs": group.differs,
-        "pairs": group.pairs,
-    }
-
-
 def _write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
-
-
-_ALT = {
-    "pareto": "Perplexity with its intervals against the bytes of a sequence's KV cache",
-    "cache": "Bytes of a sequence's KV cache against its tokens",
-    "curves": "Validation perplexity against training tokens",
-    "decode": "Milliseconds per token against context",
-}
-
-
-def _markdown(
-    title: str,
-    groups: Sequence[Group],
-    facts: Mapping[str, str],
-    plots: Sequence[Sequence[str]],
-    across: Sequence[Mapping[str, Any]],
-) -> str:
-    parts = [f"# {title}"]
-    for group, some in zip(groups, plots, strict=True):
-        parts += _markdown_group(group, some)
-    for found in across:
-        heading = f"## {ACROSS_TITLE}: {plain(found['corpus'])}, {plain(found['split'])} split"
-        parts += [heading, across_table(found["variants"], "github"), ACROSS_NOTE]
-    parts += ["## About", "\n".join(f"- {name}: {as_code(value)}" for name, value in facts.items())]
-    parts += [FILES_NOTE]
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown_group(group: Group, plots: Sequence[str]) -> list[str]:
-    variants = group.results
-    has_quality = variants[0]["perplexity"] is not None
-    parts = []
-    if has_quality:
-        parts += [headline(variants, group.unranked), f"{protocol_line(group.runs[0].row)}."]
-    parts += [table(variants, "github", with_costs=True), note(variants)]
-    parts += [" ".join(group.how_sure)] if group.how_sure else []
-    if group.held_equal:
-        parts += [f"Held equal: {', '.join(group.held_equal)}."]
-    if group.differs:
-        parts += [
-            "Not equal, apart from the attention:",
-            "\n".join(f"- {d}" for d in group.differs),
-        ]
-    if len(group.pairs) > 1:
-        parts += ["## Every pair", pair_table(group.pairs, "github"), PAIR_NOTE]
-    if influence := influence_table(variants, "github"):
-        parts += ["## Most influential documents", influence, INFLUENCE_NOTE]
-    parts += [f"![{_ALT[re.split('[-.]', name)[0]]}]({name})" for name in plots]
-    if tasks := task_sections(variants, group.protocol, "github"):
-        parts += ["## Tasks", *tasks]
-    if sections := decode_sections(variants, "github"):
-        parts += ["## Decoding", *sections, DECODE_NOTE]
-    if cache := cache_table(variants, "github"):
-        parts += ["## Cache", cache, CURVE_NOTE]
-    parts += ["## Budget", budget_table(variants, "github")]
-    if has_quality:
-        parts += ["## Every run", run_table([run.row for run in group.runs], "github")]
-    if sampled := [variant for variant in variants if variant["sample"]]:
-        parts += ["## Samples"]
-        parts += [f"{v['name']} (seed {v['seeds'][0]}):\n\n{_fenced(v['sample'])}" for v in sampled]
-    card = "\n".join(f"- {label(k)}: {as_code(shown(v))}" for k, v in group.protocol.items())
-    return [*parts, "## Protocol card", card]
-
-
-def _fenced(text: str) -> str:
-    """Quote text that may hold fences itself."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}text\n{text.rstrip()}\n{fence}"

@@ -1,27 +1,36 @@
-"""A comparison's numbers as tables of text, and the notes below them."""
+"""A report's tables: which columns each has, how they are formatted and what they mean."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from tabulate import tabulate
-
+from comparing.for_reports import (
+    influential_documents,
+    run_percent,
+    sureness,
+    timed_at,
+    timed_points,
+    times_smaller,
+)
+from comparing.labels import label
 from comparing.plain import plain
-from comparing.statistics import FEWEST_SEEDS
+from comparing.tasks import described, metrics_of, tasks_of
+from comparing.verdicts import VERDICT_MEANING
 from files.sizes import in_units
 from measuring.kv_cache import bytes_read_of, cache_context_of, known_bytes_of, measured_bytes_of
-from reporting.headline import pairing_notes, too_little_text
-from reporting.task_cells import TASK_NOTE, described, metrics_of, tasks_of, value_and_error
-
-QUALITY = (
-    *("variant", "positions", "seeds", "parameters", "perplexity", "95 % (text)", "95 % (seeds)"),
-    *("vs baseline", "95 % (text) ", "95 % (seeds) ", "verdict", "against"),
+from reporting.formats import (
+    count,
+    duration,
+    perplexity,
+    ratio,
+    signed,
+    signed_percent,
+    span,
+    task_number,
 )
-"""Headings of `quality_cells`, before those of the cache."""
-CACHE = ("measured", "read/step", "of baseline", "of MHA's")
-"""Headings of `quality_cells` after the context at which the cache is stated."""
-COSTS = ("train tokens/s", "peak MiB", "minutes")
-"""Headings of `cost_cells`, before those of decoding."""
+from reporting.model import Column, Medium, Row, Table
+
 VARIANT_COLUMNS = [
     *("name", "attention", "positions", "num_parameters", "tokens_trained", "perplexity"),
     *("perplexity_sd", "word_perplexity", "bits_per_byte", "delta_percent", "verdict"),
@@ -37,427 +46,373 @@ RUN_COLUMNS = [
     *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "kv_cache_bytes_read_per_step"),
 ]
 """Keys of a run's row that wandb's table gets."""
-_WORDS = {
-    "variant",
-    "positions",
-    "verdict",
-    "against",
-    "run",
-    "tokenizer",
-    "document",
-    "measured at",
+NAME = Column("name", "variant", kind="word")
+_below = partial(Column, below=True)
+_MEANINGS = {
+    "kv_cache_bytes_at_context": "what the caches of all layers hold of one sequence, by the "
+    "closed form",
+    "kv_cache_bytes_measured": "live storage after a real decode; all there is of an external "
+    "model",
+    "kv_cache_bytes_read_per_step": "what a decoding step reads: layers that share a cache read "
+    "it once each",
+    "perplexity": "exp of the mean nats per token over the seeds",
+    "perplexity_ci95_text": "95 % interval over the documents of the text",
+    "perplexity_ci95_seeds": "95 % interval over training seeds, of differences simultaneous",
+    "delta_percent": "difference of the perplexity, paired by document",
+    "verdict": VERDICT_MEANING,
 }
+"""What the note below the comparison says of its columns."""
 
 
-def quality_cells(variant: Mapping[str, Any]) -> list[str]:
-    """Format what a variant's cache costs in quality."""
-    percent = variant["delta_percent"]
-    note = f" ({variant['verdict_note']})" if variant["verdict_note"] else ""
-    ratio = variant["cache_ratio_to_baseline"]
-    return [
-        variant["name"],
-        variant["positions"],
-        str(len(variant["seeds"]) or "-"),
-        f"{variant['num_parameters']:,}",
-        _number(variant["perplexity"]),
-        _interval(variant["perplexity_ci95_text"], "{:,.2f}"),
-        _interval(variant["perplexity_ci95_seeds"], "{:,.2f}"),
-        "-" if percent is None else f"{percent:+,.2f} %",
-        _interval(variant["delta_percent_ci95_text"], "{:+,.2f}"),
-        _interval(variant["delta_percent_ci95_seeds"], "{:+,.2f}"),
-        f"{variant['verdict'] or '-'}{note}",
-        "-" if variant["is_baseline"] else variant["baseline"] or "-",
-        _bytes(known_bytes_of(variant)),
-        _bytes(measured_bytes_of(variant)),
-        _bytes(bytes_read_of(variant)),
-        _ratio(ratio),
-        "-" if ratio is not None else _ratio(variant["cache_ratio_to_mha"]),
-    ]
+def _within(part: str, *columns: Column) -> list[Column]:
+    """Put columns under a common heading."""
+    return [replace(column, part=part) for column in columns]
 
 
-def cost_cells(variant: Mapping[str, Any], points: Sequence[tuple[int, int]]) -> list[str]:
-    """Format what a variant's quality costs.
-
-    Args:
-        variant: A result.
-        points: Batches and contexts of the decoding to show.
-    """
-    speed, memory = variant["train_tokens_per_second"], variant["train_peak_memory_bytes"]
-    seconds = variant["train_wall_seconds"]
-    timed = {(p["batch"], p["context"]): p["ms_per_token"] for p in variant.get("decode", [])}
-    return [
-        _number(speed and round(speed)),
-        _number(memory and round(memory / 2**20)),
-        "-" if seconds is None else f"{seconds / 60:.1f}",
-        *(f"{timed[point]:.2f}" if point in timed else "-" for point in points),
-    ]
+def _interval(key: str, which: str, show: Callable[[float], str], **more: Any) -> Column:
+    """Describe an interval of the number before it."""
+    show_both = partial(span, show=show)
+    return _below(key, f"95 % ({which})", show_both, label=which, kind="interval", **more)
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, int) or value >= 1000 or (value == int(value) and value > 1):
-        return f"{value:,.0f}"
-    return f"{value:.3f}"
-
-
-def _bytes(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def cache_heading(variants: Sequence[Mapping[str, Any]]) -> str:
+def cache_heading(variants: Sequence[Row]) -> str:
     """Head a column of `kv_cache_bytes_at_context` with the context, where it is one."""
     contexts = {cache_context_of(variant) for variant in variants}
     return f"KV bytes at {contexts.pop():,}" if len(contexts) == 1 else "KV bytes at its context"
 
 
-def _seed(seed: int | None) -> str:
-    return "-" if seed is None else str(seed)
+def baseline_of(variants: Sequence[Row]) -> str:
+    """Name what variants are compared with; in general where that is not one."""
+    names = {variant["baseline"] for variant in variants} - {None}
+    return names.pop() if len(names) == 1 else "its baseline"
 
 
-def _ratio(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"
-
-
-def _interval(interval: Sequence[float] | None, style: str) -> str:
-    return "-" if interval is None else " to ".join(style.format(end) for end in interval)
-
-
-def table(variants: Sequence[Mapping[str, Any]], style: str, *, with_costs: bool = False) -> str:
-    """Lay the variants of a group out; style `simple` for a terminal, `github` for Markdown.
+def comparison(variants: Sequence[Row]) -> Table:
+    """Describe what each variant's cache costs in quality, and its quality in time and memory.
 
     Args:
         variants: Results, of one protocol card.
-        style: Of tabulate.
-        with_costs: Training and decoding too, in the same table.
     """
-    points = timed_points(variants) if with_costs else []
-    headers = [*QUALITY, cache_heading(variants), *CACHE]
-    body = [quality_cells(variant) for variant in variants]
-    if with_costs:
-        headers += [*COSTS, *(f"ms/token b{batch} c{context:,}" for batch, context in points)]
-        body = [[*row, *cost_cells(v, points)] for row, v in zip(body, variants, strict=True)]
-    # The name of the baseline says nothing where there is one.
-    several = len({variant["baseline"] for variant in variants} - {None}) > 1
-    return _laid_out_filled(headers, body, style, without=() if several else ("against",))
-
-
-def _laid_out_filled(
-    headers: Sequence[str],
-    body: Sequence[Sequence[str]],
-    style: str,
-    without: Sequence[str] = (),
-) -> str:
-    """Lay cells out without some columns, and without those of nothing, which say nothing."""
-    kept = [
-        column
-        for column, name in enumerate(headers)
-        if any(row[column] != "-" for row in body) and name not in without
+    base = baseline_of(variants)
+    columns = [
+        NAME,
+        _below("positions", "positions", kind="word", on="report"),
+        _below("seeds", "seeds", value=_seeds, label="seeds", on="report"),
+        *_within("Model", Column("num_parameters", "parameters", count, on="report")),
+        *_within("KV cache", *_cache(variants)),
+        *_within(
+            "Quality",
+            Column("perplexity", "perplexity", perplexity, short="ppl"),
+            *_intervals("perplexity", perplexity),
+            *_difference(f"against {base}", several=base == "its baseline"),
+            _below("sure", "95 % interval", value=_sure, kind="interval", on="terminal"),
+            _below("over", "over", value=_over_text, kind="word", on="terminal"),
+            *_verdict(),
+        ),
+        *_within(
+            "Training",
+            Column("train_tokens_per_second", "tokens/s", count, on="report"),
+            _below("train_wall_seconds", "time", duration, label="in", on="report"),
+            _below("train_peak_memory_bytes", "peak", in_units, label="peak", on="report"),
+        ),
+        *_within("Decoding", *_speeds(variants)),
     ]
-    return _laid_out(
-        [headers[column] for column in kept],
-        [[row[column] for column in kept] for row in body],
-        style,
-    )
+    described = [replace(one, meaning=_MEANINGS.get(one.key, "")) for one in columns]
+    return Table("Comparison", variants, described)
 
 
-def _laid_out(headers: Sequence[str], body: Sequence[Sequence[str]], style: str) -> str:
-    """Lay cells out, words to the left and numbers to the right."""
-    return tabulate(
-        body,
-        headers=headers,
-        tablefmt=style,
-        colalign=["left" if name in _WORDS else "right" for name in headers],
-        disable_numparse=True,
-    )
+def _seeds(variant: Row) -> str:
+    return str(len(variant["seeds"]) or "external")
 
 
-def timed_points(variants: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Return the smallest batch at the shortest and the longest context that was timed."""
-    found = sorted({(p["batch"], p["context"]) for v in variants for p in v.get("decode", [])})
-    smallest = [point for point in found if point[0] == found[0][0]]
-    return list(dict.fromkeys([*smallest[:1], *smallest[-1:]]))
-
-
-def run_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
-    """Lay the runs of a group out, each against the baseline's run of its seed."""
-    headers = (
-        *("run", "seed", "perplexity", "95 % text", "word perplexity", "bits/byte"),
-        *("vs baseline", "95 % text", "against"),
-    )
-    body = [
-        [
-            *(row["run_name"], _seed(row["seed"]), _number(row["perplexity"])),
-            _interval(row["perplexity_ci95"], "{:,.2f}"),
-            *(_number(row["word_perplexity"]), _number(row["bits_per_byte"])),
-            "-" if row["delta_nll"] is None else f"{100 * math.expm1(row['delta_nll']):+,.2f} %",
-            _interval(
-                row["delta_nll_ci95"] and [100 * math.expm1(end) for end in row["delta_nll_ci95"]],
-                "{:+,.2f}",
-            ),
-            row["baseline_run"] or "-",
-        ]
-        for row in rows
+def _cache(variants: Sequence[Row]) -> list[Column]:
+    at = _below("kv_cache_context", "at", count, label="at")
+    several = len({cache_context_of(variant) for variant in variants}) > 1
+    columns = [
+        Column("kv_cache_bytes_at_context", cache_heading(variants), count, known_bytes_of),
+        *([at] if several else []),
+        _below("smaller", "cache", value=times_smaller, on="terminal"),
     ]
-    return _laid_out(headers, body, style)
+    for key, title, show, value in (
+        ("cache_ratio_to_baseline", "of baseline", ratio, None),
+        ("cache_ratio_to_mha", "of MHA's", ratio, _of_mha),
+        ("kv_cache_bytes_measured", "measured", count, measured_bytes_of),
+        ("kv_cache_bytes_read_per_step", "read/step", count, bytes_read_of),
+    ):
+        columns.append(_below(key, title, show, value, label=title, on="report"))
+    return columns
 
 
-def budget_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
-    """Lay out where the parameters are, what is cached, and what a token costs to train on."""
+def _of_mha(variant: Row) -> Any:
+    return None if variant["cache_ratio_to_baseline"] else variant["cache_ratio_to_mha"]
+
+
+def _intervals(key: str, show: Callable[[float], str]) -> list[Column]:
+    """Describe both intervals of a number."""
+    kinds = ("text", "seeds")
+    return [_interval(f"{key}_ci95_{which}", which, show, on="report") for which in kinds]
+
+
+def _difference(title: str, *, several: bool = False) -> list[Column]:
+    """Describe the difference to another variant; where these are several, also which."""
+    to = _below("baseline", "to", label="to", kind="word", on="report")
+    return [
+        Column("delta_percent", title, signed_percent),
+        *([to] if several else []),
+        *_intervals("delta_percent", signed),
+    ]
+
+
+def _verdict() -> list[Column]:
+    return [
+        Column("verdict", "verdict", kind="verdict"),
+        _below("verdict_note", "note", value=lambda row: row["verdict_note"] or None, kind="word"),
+    ]
+
+
+def _sure(variant: Row) -> str | None:
+    _, interval = sureness(variant)
+    return None if interval is None else span(interval, signed)
+
+
+def _over_text(variant: Row) -> str | None:
+    """Say that an interval is not over seeds, as it is wherever there are several."""
+    return "over the text" if sureness(variant).over == "the text" else None
+
+
+def _speeds(variants: Sequence[Row]) -> Iterator[Column]:
+    """Describe the smallest batch at the shortest and the longest context that were timed."""
+    points = timed_points(variants)
+    smallest = [point for point in points if point[0] == points[0][0]]
+    for batch, context in dict.fromkeys([*smallest[:1], *smallest[-1:]]):
+        title = f"ms/token, batch {batch}, at {context:,}"
+        value = partial(_ms, batch=batch, context=context)
+        on: Medium | None = None if (batch, context) == smallest[-1] else "report"
+        yield Column(f"ms_{batch}_{context}", title, value=value, short="ms per token", on=on)
+
+
+def _ms(variant: Row, batch: int, context: int, key: str = "ms_per_token") -> str | None:
+    point = timed_at(variant, batch, context)
+    return None if point is None else f"{point[key]:,.2f}"
+
+
+def run_table(rows: Sequence[Row]) -> Table:
+    """Describe the runs of a group, each against the baseline's run of its seed."""
+    change, interval = (partial(_of_run, index=index) for index in (0, 1))
+    columns = [
+        Column("run_name", "run", kind="word"),
+        Column("seed", "seed"),
+        *_within(
+            "Quality",
+            Column("perplexity", "perplexity", perplexity),
+            _interval("perplexity_ci95", "text", perplexity),
+        ),
+        *_within("Other units", *_other_units()),
+        *_within(
+            "Difference",
+            Column("delta", "against the baseline", signed_percent, change),
+            _interval("delta_ci95", "text", signed, value=interval),
+            _below("baseline_run", "to", label="to", kind="word"),
+        ),
+    ]
+    return Table("Every run", rows, columns, is_folded=True)
+
+
+def _of_run(row: Row, index: int) -> Any:
+    return run_percent(row)[index]
+
+
+def _other_units() -> list[Column]:
+    return [
+        Column("bits_per_byte", "bits/byte", "{:.4f}".format),
+        Column("word_perplexity", "perplexity per word", perplexity),
+    ]
+
+
+def units_table(variants: Sequence[Row]) -> Table:
+    """Describe perplexity's spread over seeds and quality in other units."""
+    sd = Column("perplexity_sd", "standard deviation", "{:.3f}".format)
+    nats = Column("nll", "nats/token", "{:.4f}".format)
+    columns = [NAME, *_within("Perplexity", sd), *_within("Other units", nats, *_other_units())]
+    return Table("Other units", variants, columns, is_folded=True)
+
+
+def budget_table(variants: Sequence[Row]) -> Table:
+    """Describe where parameters are, what is cached, and what a token costs to train on."""
     parts = ("embeddings", "attention", "mlp", "norms", "total")
-    headers = ["variant", *parts, cache_heading(variants), "of MHA's", "training FLOPs/token"]
-    body = []
-    for variant in variants:
-        budget = variant["budget"]
-        flops = budget["training_flops_per_token"]
-        body.append(
-            [
-                variant["name"],
-                *(_number(budget[part]) for part in parts),
-                _bytes(budget["kv_cache_bytes_at_context"]),
-                _ratio(budget["cache_ratio_to_mha"]),
-                "-" if flops is None else f"{flops:.3e}",
-            ]
-        )
-    return _laid_out(headers, body, style)
-
-
-def cache_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
-    """Lay out how a cache grows: a fixed part, bytes a token, and those once windows are full.
-
-    Args:
-        variants: Results; what was measured has `kv_cache_curve` and `kv_cache_points`.
-        style: As for `table`.
-
-    Returns:
-        A table; empty if no variant has a curve.
-    """
-    headers = ["variant", "fixed", "bytes/token", "up to", "bytes/token beyond"]
-    headers += [cache_heading(variants), "read/step", "measured at"]
-    body = []
-    for variant in variants:
-        if (curve := variant.get("kv_cache_curve")) is None:
-            continue
-        bent = curve["slope"] != curve["slope_beyond"]
-        body.append(
-            [
-                variant["name"],
-                _bytes(curve["fixed"]),
-                _bytes(curve["slope"]),
-                _bytes(curve["plateau"]) if bent else "-",
-                _bytes(curve["slope_beyond"]) if bent else "-",
-                _bytes(known_bytes_of(variant)),
-                _bytes(variant["kv_cache_bytes_read_per_step"]),
-                ", ".join(f"{tokens:,}" for tokens, _ in variant["kv_cache_points"]),
-            ]
-        )
-    return _laid_out_filled(headers, body, style) if body else ""
-
-
-def protocol_line(row: Mapping[str, Any]) -> str:
-    """Say in one line how a row's numbers came about."""
-    card = row["protocol"]
-    # Cards from before the option do not have it.
-    documents = ", attention within documents" if card.get("intra_document_mask") else ""
-    cached = ""
-    if card.get("decode_path", "").startswith("token by token"):
-        cached = f", {card['decode_path']}"
-    return (
-        f"{plain(card['corpus'])}, {plain(card['split'])} split: {row['tokens_scored']:,} tokens "
-        f"scored, each once, context {card['context']}, stride {card['stride']}, {card['dtype']}"
-        f"{cached}{documents}; {card['words']:,} words, {card['utf8_bytes']:,} bytes; tokenizer "
-        f"{card['tokenizer_sha256'][:12]}, data {card['data_fingerprint'][:12]}"
-    )
-
-
-NOTE = (
-    "Perplexity is exp(mean nats per token over the seeds), on the split named above. Text: 95 % "
-    "interval over its documents, paired by document for a difference: how much the number depends "
-    "on which text was scored. Seeds: Student's t, simultaneous for differences: how much it "
-    "depends on the randomness of the training. Better, worse: both intervals leave out 0; "
-    "equivalent: both lie within the margin (eval.margin); unresolved: neither. "
-    f"Too few seeds: no verdict is given below {FEWEST_SEEDS}. Not comparable: what has to be "
-    "equal in the two trainings is not."
-)
-CACHE_NOTE = (
-    "KV bytes at a context is what the caches of all layers hold of a sequence of so many tokens, "
-    "by the closed form; measured is the live cache's storage after a real decode."
-)
-READ_NOTE = (
-    "read/step is what a decoding step reads of it, where that is not what is stored: layers that "
-    "share a cache read it once each."
-)
-CURVE_NOTE = (
-    "Bytes of a sequence of T tokens: fixed + bytes/token x T while no window is full (up to), "
-    "then bytes/token beyond for each further token; fitted to live caches after a real decode of "
-    "each of the contexts named last, and compared with the closed form. read/step: bytes that a "
-    "decoding step reads at the stated context."
-)
-MOST_PAIRS_PRINTED = 6
-"""More of them are in the report only."""
-PAIR_NOTE = (
-    "Difference of the perplexity, of the variant less the one it is set against. The intervals "
-    "over seeds hold for all pairs together, so they are wider than those to the baseline."
-)
-INFLUENCE_NOTE = (
-    "The documents without which the difference to the baseline changes most, and the difference "
-    "without each, and without all of them. Where a few make it, it is about them."
-)
-
-
-def note(variants: Sequence[Mapping[str, Any]]) -> str:
-    """Explain a table: what is in it, and how seeds were paired where that is not simply so."""
-    parts = [NOTE] if any(variant["perplexity"] is not None for variant in variants) else []
-    parts += filter(None, [too_little_text(variants)])
-    parts.append(CACHE_NOTE)
-    if any(bytes_read_of(variant) is not None for variant in variants):
-        parts.append(READ_NOTE)
-    if any(variant["kv_cache_bytes_per_token"] is None for variant in variants):
-        parts.append("kvlab has no formula for an external model: what was measured stands for it.")
-    return " ".join([*parts, *pairing_notes(variants)])
-
-
-def pair_table(pairs: Sequence[Mapping[str, Any]], style: str) -> str:
-    """Lay out the difference of every two variants.
-
-    Args:
-        pairs: As `variants.Group` has them.
-        style: As for `table`.
-    """
-    headers = ("variant", "against", "difference", "95 % (text)", "95 % (seeds)", "verdict")
-    body = [
-        [
-            *(pair["variant"], pair["against"], f"{pair['delta_percent']:+.2f} %"),
-            _interval(pair["delta_percent_ci95_text"], "{:+.2f}"),
-            _interval(pair["delta_percent_ci95_seeds"], "{:+.2f}"),
-            pair["verdict"] + (f" ({pair['verdict_note']})" if pair["verdict_note"] else "")
-            if pair["verdict"]
-            else "-",
-        ]
-        for pair in pairs
+    rows = [variant["budget"] | {"name": variant["name"]} for variant in variants]
+    flops = Column("training_flops_per_token", "training FLOPs/token", "{:.3e}".format)
+    columns = [
+        NAME,
+        *_within("Parameters", *(Column(part, label(part), count) for part in parts)),
+        *_within(
+            "KV cache",
+            Column("kv_cache_bytes_at_context", cache_heading(variants), count),
+            Column("cache_ratio_to_mha", "of MHA's", ratio),
+        ),
+        *_within("Training", flops),
     ]
-    return _laid_out_filled(headers, body, style)
+    return Table("Parameters, cache and compute", rows, columns)
 
 
-def influence_table(variants: Sequence[Mapping[str, Any]], style: str) -> str:
-    """Lay out which documents carry a difference to the baseline; empty if there is none."""
-    headers = ("variant", "vs baseline", "without", "document", "tokens")
-    body: list[list[str]] = []
-    for variant in variants:
-        rows = variant.get("influential_documents") or []
-        for number, row in enumerate(rows):
-            first = [variant["name"], f"{variant['delta_percent']:+.2f} %"]
-            without = f"{row['delta_percent_without']:+.2f} %"
-            last = [without, plain(row["name"]), f"{row['tokens']:,}"]
-            body.append([*(first if number == 0 else ["", ""]), *last])
-        if len(rows) > 1:
-            without = f"{variant['delta_percent_without_influential']:+.2f} %"
-            tokens = f"{sum(row['tokens'] for row in rows):,}"
-            body.append(["", "", without, f"these {len(rows)} together", tokens])
-    return _laid_out(headers, body, style) if body else ""
+def growth_table(variants: Sequence[Row]) -> Table:
+    """Describe how caches grow: a fixed part, bytes a token, and those once windows are full."""
+    rows = [
+        variant["kv_cache_curve"] | {key: variant[key] for key in _OF_A_CURVE}
+        for variant in variants
+        if variant.get("kv_cache_curve")
+    ]
+    columns = [
+        NAME,
+        *_within(
+            "Bytes of a sequence",
+            Column("fixed", "fixed", count),
+            Column("slope", "bytes/token", count),
+            Column("plateau", "up to", count, partial(_if_bent, key="plateau")),
+            Column("beyond", "bytes/token beyond", count, partial(_if_bent, key="slope_beyond")),
+            Column("kv_cache_bytes_at_context", cache_heading(variants), count),
+        ),
+        *_within("Decoding", Column("kv_cache_bytes_read_per_step", "read/step", count)),
+        Column("kv_cache_points", "measured at", _contexts, part="Tokens", kind="word"),
+    ]
+    return Table("How each cache grows", rows, columns, is_folded=True)
 
 
-def across_table(rows: Sequence[Mapping[str, Any]], style: str) -> str:
-    """Lay out how variants with different tokenizers compress one text, the best first.
+_OF_A_CURVE = (
+    *("name", "kv_cache_bytes_at_context", "kv_cache_bytes_read_per_step", "kv_cache_points"),
+)
+
+
+def _if_bent(row: Row, key: str) -> Any:
+    return row[key] if row["slope"] != row["slope_beyond"] else None
+
+
+def _contexts(points: Sequence[tuple[int, float]]) -> str:
+    return ", ".join(f"{tokens:,}" for tokens, _ in points)
+
+
+def pair_table(pairs: Sequence[Row]) -> Table:
+    """Describe the difference of every two variants, rows of pairs.json."""
+    columns = [
+        Column("variant", "variant", kind="word"),
+        Column("against", "against", kind="word", part="Pair"),
+        *_within("Perplexity", *_difference("difference"), *_verdict()),
+    ]
+    return Table("Every pair", pairs, columns, is_folded=True)
+
+
+def influence_table(variants: Sequence[Row]) -> Table:
+    """Describe which documents carry a difference to the baseline."""
+    document = Column("documents", "document", plain, kind="word")
+    columns = [
+        NAME,
+        *_within("Text", document, Column("tokens", "tokens", count)),
+        *_within(
+            "Difference",
+            Column("delta_percent", "whole", signed_percent),
+            Column("delta_percent_without", "without it", signed_percent),
+        ),
+    ]
+    rows = [*influential_documents(variants)]
+    return Table("Most influential documents", rows, columns, is_folded=True)
+
+
+def across_table(rows: Sequence[Row], caption: str = "") -> Table:
+    """Describe how variants with different tokenizers compress one text, the best first.
 
     Args:
         rows: Of one text, as `across_tokenizers.across_tokenizers` returns them.
-        style: As for `table`.
+        caption: Of the table.
     """
-    headers = [
-        "variant",
-        "bits/byte",
-        "95 % (text)",
-        "vs best",
-        "95 % (text) ",
-        "tokenizer",
-        "tokens",
-        "context",
-        "stride",
+    bits, change = "{:.4f}".format, "{:+.4f}".format
+    at = _below("kv_cache_context", "at", count, label="at")
+    several = len({row["kv_cache_context"] for row in rows}) > 1
+    columns = [
+        NAME,
+        *_within(
+            "Quality",
+            Column("bits_per_byte", "bits/byte", bits),
+            _interval("bits_per_byte_ci95_text", "text", bits),
+            Column("delta_bits_per_byte", "against the best", change),
+            _interval("delta_bits_per_byte_ci95_text", "text", change),
+        ),
+        *_within(
+            "Reading",
+            Column("tokenizer_sha256", "tokenizer", lambda sha: sha[:12], kind="word"),
+            *(Column(key, key, count) for key in ("tokens", "context", "stride")),
+        ),
+        *_within(
+            "Model",
+            Column("num_parameters", "parameters", count),
+            Column("kv_cache_bytes_at_context", cache_heading(rows), count),
+            *([at] if several else []),
+        ),
     ]
-    headers += ["parameters", cache_heading(rows)]
-    one_context = len({row["kv_cache_context"] for row in rows}) == 1
-    body = [
-        [
-            row["name"],
-            f"{row['bits_per_byte']:.4f}",
-            _interval(row["bits_per_byte_ci95_text"], "{:.4f}"),
-            "-" if row["delta_bits_per_byte"] is None else f"{row['delta_bits_per_byte']:+.4f}",
-            _interval(row["delta_bits_per_byte_ci95_text"], "{:+.4f}"),
-            row["tokenizer_sha256"][:12],
-            *(f"{row[key]:,}" for key in ("tokens", "context", "stride", "num_parameters")),
-            _bytes(row["kv_cache_bytes_at_context"])
-            + ("" if one_context else f" ({row['kv_cache_context']:,})"),
+    return Table(caption, rows, columns)
+
+
+def decode_tables(variants: Sequence[Row]) -> list[Table]:
+    """Describe the speed of decoding, a table for each batch.
+
+    Args:
+        variants: With `decode` and `break_even`, as `decode_speed.add_decode_speed` leaves them.
+    """
+    points = timed_points(variants)
+    return [
+        _decode_table(variants, batch, [context for one, context in points if one == batch])
+        for batch in sorted({batch for batch, _ in points})
+    ]
+
+
+def _decode_table(variants: Sequence[Row], batch: int, contexts: Sequence[int]) -> Table:
+    times: list[Column] = []
+    for context in contexts:
+        timed = [timed_at(variant, batch, context) for variant in variants]
+        mark = "*" if any(point and point["beyond_trained"] for point in timed) else ""
+        at = partial(_ms, batch=batch, context=context)
+        roofline = partial(at, key="roofline_ms")
+        times += [
+            Column(f"ms_{context}", f"ms at {context:,}{mark}", value=at),
+            _below(f"roofline_{context}", "roofline", value=roofline, label="roofline"),
         ]
-        for row in rows
+
+    def memory(variant: Row, key: str) -> Any:
+        point = timed_at(variant, batch, contexts[-1])
+        return None if point is None else point[key]
+
+    def even(variant: Row) -> str | None:
+        context = variant["break_even"].get(str(batch))
+        return f"{context:,}" if context else "" if variant["is_baseline"] else None
+
+    bytes_of = (
+        Column(key, f"{title} at {contexts[-1]:,}", in_units, partial(memory, key=key))
+        for key, title in (("cache_bytes", "cache"), ("peak_extra_bytes", "extra"))
+    )
+    columns = [
+        NAME,
+        *_within("ms per token at a context", *times),
+        *_within("Memory", *bytes_of),
+        Column("even", "faster than baseline from", value=even, part="Break-even"),
     ]
-    return _laid_out(headers, body, style)
+    return Table(f"Decoding, batch {batch}", variants, columns, is_folded=True)
 
 
-def decode_sections(variants: Sequence[Mapping[str, Any]], style: str) -> list[str]:
-    """Lay the speed of decoding out, a title and a table for each batch; empty if none was timed.
-
-    Args:
-        variants: With `decode` and `break_even`, as `variants.add_decode_speed` leaves them.
-        style: As for `table`.
-    """
-    found = []
-    points = [point for variant in variants for point in variant.get("decode", [])]
-    for batch in sorted({point["batch"] for point in points}):
-        contexts = sorted({point["context"] for point in points if point["batch"] == batch})
-        beyond = {p["context"] for p in points if p["batch"] == batch and p["beyond_trained"]}
-        body = []
-        for variant in variants:
-            here = {p["context"]: p for p in variant["decode"] if p["batch"] == batch}
-            timed = [here.get(context) for context in contexts]
-            cells = [
-                f"{p['ms_per_token']:,.2f} ({p['roofline_ms']:,.2f})" if p else "-" for p in timed
-            ]
-            last = timed[-1]
-            memory = [
-                in_units(last[key]) if last else "-" for key in ("cache_bytes", "peak_extra_bytes")
-            ]
-            even = variant["break_even"][str(batch)]
-            never = "" if variant["is_baseline"] else "-"
-            body.append([variant["name"], *cells, *memory, f"{even:,}" if even else never])
-        headers = ["variant", *(f"{c:,}{'*' if c in beyond else ''}" for c in contexts)]
-        headers += [f"cache at {contexts[-1]:,}", "extra", "faster than baseline from"]
-        shown = _laid_out(headers, body, style)
-        found += [f"decoding, batch {batch}: ms per token at a context (roofline)", shown]
-    return found
+def task_tables(variants: Sequence[Row]) -> list[Table]:
+    """Describe the tasks of lm-evaluation-harness, a table for each with its standard errors."""
+    return [_task_table(variants, task) for task in tasks_of(variants)]
 
 
-def task_sections(
-    variants: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any], style: str
-) -> list[str]:
-    """Lay the tasks of lm-evaluation-harness out: a title and a table for each; empty if none.
+def _task_table(variants: Sequence[Row], task: str) -> Table:
+    def of(variant: Row, metric: str, key: str) -> Any:
+        metrics: Mapping[str, Any] = variant.get("tasks", {}).get(task, {}).get("metrics", {})
+        return metrics.get(metric, {}).get(key)
 
-    Args:
-        variants: Results; with `tasks` where some were run.
-        protocol: Their card; its `tasks` says how those were run.
-        style: As for `table`.
-    """
-    found: list[str] = []
-    for task in tasks_of(variants):
-        metrics = metrics_of(variants, task)
-        body = []
-        for variant in variants:
-            pairs = (value_and_error(variant, task, metric) for metric in metrics)
-            cells = [f"{value} ± {error}" if error else value or "-" for value, error in pairs]
-            body.append([variant["name"], *cells])
-        found += [f"task {plain(task)}: {plain(described(variants, task))}"]
-        found += [_laid_out(["variant", *map(plain, metrics)], body, style)]
-    return [*found, f"{TASK_NOTE} {plain(protocol['tasks'], 2000)}."] if found else []
-
-
-DECODE_NOTE = (
-    "Decoding: median over rounds in which every variant had a turn, caches filled with noise; "
-    "roofline: weights read once, and what a step reads of the cache at that context, at the "
-    "measured memory bandwidth; * is longer than the "
-    "contexts of some run's training; extra is the most that a step takes beyond weights and "
-    "cache; a variant is faster than its baseline from that context on, and at all longer ones "
-    "that were measured (-: at none, or there is no baseline). The same weights and cache are read "
-    "again and again: what fits into the processor's caches can be faster than this roofline."
-)
+    columns = [NAME]
+    for metric in metrics_of(variants, task):
+        value, error = (partial(of, metric=metric, key=key) for key in ("mean", "stderr"))
+        columns += _within(
+            plain(task),
+            Column(metric, plain(label(metric)), task_number, value),
+            _below(f"{metric}_stderr", "±", task_number, error, label="±"),
+        )
+    return Table(plain(f"Task {task}: {described(variants, task)}", 120), variants, columns)

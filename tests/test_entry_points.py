@@ -108,8 +108,8 @@ def test_train_compare_and_generate(kvlab, tmp_path):
             p["cache_bytes"] == p["batch"] * p["context"] * row["kv_cache_bytes_per_token"]
             for p in row["decode"]
         )
-    assert "decoding, batch 8: ms per token" in compared.stdout
-    for name in ("decode.png", "pareto.png", "curves.png", "report.html", "report.md"):
+    assert "Decoding, batch 8" in compared.stdout
+    for name in ("decode.png", "difference.png", "curves.png", "report.html", "report.md"):
         assert (tmp_path / "comparison" / name).stat().st_size > 2_000, name
 
     timed = kvlab(
@@ -128,7 +128,7 @@ def test_train_compare_and_generate(kvlab, tmp_path):
     )
     assert through.returncode == 0, through.stderr
     assert "token by token, int8 cache" in through.stdout
-    assert "decoding, batch" not in through.stdout
+    assert "Decoding, batch" not in through.stdout
     for row in json.loads((tmp_path / "int8" / "results.json").read_text()):
         whole = rows[row["attention"]]
         assert row["nll"] == pytest.approx(whole["nll"], abs=0.02)

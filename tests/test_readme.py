@@ -13,9 +13,12 @@ from PIL import Image
 
 from launch import compose, schemas
 from launch.typed import for_hydra
+from reporting.contents import protocol_line
 from reporting.headline import headline
-from reporting.plots import plot_pareto
-from reporting.tables import decode_sections, protocol_line, table
+from reporting.markdown import table
+from reporting.plots import plot_quality
+from reporting.tables import comparison, decode_tables
+from reporting.terminal import Screen, draw
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -97,7 +100,7 @@ def test_the_table_and_the_headline_are_those_of_the_committed_study(study):
     folder, variants = study
     rows = json.loads((folder / "results.json").read_text())
     shown = "\n".join(line.strip() for line in README.splitlines())
-    for line in [protocol_line(rows[0]), *table(variants, "simple").splitlines()]:
+    for line in [protocol_line(rows[0]), *draw(comparison(variants), Screen(96)).splitlines()]:
         assert line.strip() in shown
     assert " ".join(headline(variants).split()) in " ".join(README.split())
 
@@ -117,17 +120,17 @@ def test_the_committed_study_is_what_its_rows_and_windows_say(study):
 def test_the_speed_of_decoding_is_that_of_the_committed_report():
     folder = re.search(r"\(docs/results/([^/)]+decode)/report\.md\)", README).group(1)
     variants = json.loads((ROOT / "docs" / "results" / folder / "variants.json").read_text())
-    assert decode_sections(variants, "github")[-1] in README
+    assert table(decode_tables(variants)[-1]) in README
 
 
-def test_the_pareto_plot_is_drawn_from_the_committed_study(study, tmp_path):
+def test_the_plot_is_drawn_from_the_committed_study(study, tmp_path):
     folder, variants = study
-    relative = (folder / "pareto.png").relative_to(ROOT).as_posix()
+    relative = (folder / "difference.png").relative_to(ROOT).as_posix()
     assert f"({relative})" in README
-    plot_pareto(variants, tmp_path / "pareto.png")
+    plot_quality(variants, [tmp_path / "difference.png"])
     drawn, committed = (
         np.asarray(Image.open(path).convert("L"), dtype=np.float64)
-        for path in (tmp_path / "pareto.png", folder / "pareto.png")
+        for path in (tmp_path / "difference.png", folder / "difference.png")
     )
     assert drawn.shape == committed.shape
     # Fonts are matplotlib's own; what is left is anti-aliasing.

@@ -22,17 +22,11 @@ from measuring.perplexity import Score
 from measuring.rows import EvaluatedRun
 from modeling.config import GPTConfig, LayersConfig
 from modeling.gpt import GPT
+from reporting.contents import note, protocol_line
 from reporting.headline import headline
+from reporting.markdown import table as drawn
 from reporting.report import new_report, require_writable, update_report
-from reporting.tables import (
-    budget_table,
-    influence_table,
-    note,
-    pair_table,
-    protocol_line,
-    run_table,
-    table,
-)
+from reporting.tables import budget_table, comparison, influence_table, pair_table, run_table
 from settings.evaluation import DecodeSettings, EvalSettings
 from tests.measuring.models import model
 from tests.reporting.variants_for_reports import decode_point
@@ -166,8 +160,8 @@ def test_arrangements_are_in_labels_and_compared_with_layers_that_are_alike():
     [said] = [line for line in group.differs if "layers" in line]
     assert "window_full with window=6, full_every=2 (gqa window_full window=6)" in said
     assert "uniform (mha, gqa)" in said
-    text = table(group.results, "simple")
-    assert re.search(r"^mha window +.* 300 +4,096 +0\.073$", text, re.M)
+    text = drawn(comparison(group.results))
+    assert re.search(r"^\| mha window .* 300 \| +0\.073 \| +4,096 ", text, re.M)
     (alike,) = compare([arranged(name, "window", window=4) for name in ("mha", "gqa")], None)
     assert [v.label for v in alike.variants] == ["gqa window", "mha window"]
     assert alike.variants[0].baseline.label == "mha window"
@@ -247,7 +241,7 @@ def test_one_seed_only_is_said():
     assert said == ("too few seeds", "single seed")
     assert found["gqa"]["delta_nll_ci95_seeds"] is None
     assert found["gqa"]["perplexity_sd"] is None
-    assert "single seed" in table(list(found.values()), "simple")
+    assert "single seed" in drawn(comparison(list(found.values())))
     assert "Single seed" in note(list(found.values()))
     assert "single seed" in headline(list(found.values()))
     assert "Single seed" not in note(list(results(study(mha=0.0)).values()))
@@ -296,7 +290,7 @@ def test_without_the_default_baseline_nothing_is_compared():
     assert {result["verdict"] for result in found.values()} == {None}
     assert not any(result["is_baseline"] for result in found.values())
     assert found["mla"]["cache_ratio_to_baseline"] is None
-    assert "vs baseline" not in table(list(found.values()), "simple")
+    assert "vs baseline" not in drawn(comparison(list(found.values())))
 
 
 def test_another_baseline_can_be_named():
@@ -304,7 +298,7 @@ def test_another_baseline_can_be_named():
     assert (found["gqa"]["verdict"], found["mla"]["verdict"]) == ("baseline", "worse")
     assert found["mla"]["baseline"] == "gqa"
     with_mha = list(results(study(gqa=0.0, mha=-0.1), "gqa").values())
-    assert "at 2 times the cache. Minimum detectable" in headline(with_mha)
+    assert headline(with_mha).endswith("with 2 times the cache.")
 
 
 def test_a_baseline_that_is_not_there_lists_those_that_are():
@@ -349,10 +343,10 @@ def test_the_best_match_is_the_baseline_and_is_named():
     assert found["mla"]["baseline"] == "mha max_tokens=4096"
     assert found["gqa"]["baseline"] == "mha max_tokens=9"
     assert found["mha max_tokens=9"]["verdict"] == "baseline"
-    shown = table(list(found.values()), "github").splitlines()
-    assert "against" in shown[0]
+    shown = drawn(comparison(list(found.values()))).splitlines()
+    assert "against its baseline" in shown[0]
     assert shown[-1].count("mha max_tokens=4096") == 1
-    assert "against" not in table(list(results(study(mha=0.0, mla=0.1)).values()), "github")
+    assert "its baseline" not in drawn(comparison(list(results(study(mha=0.0, mla=0.1)).values())))
 
 
 def test_a_baseline_without_rope_is_compared_with_that_with_rope():
@@ -451,15 +445,17 @@ def test_two_seeds_give_no_verdict_and_the_headline_says_what_they_can_show():
     found = results(runs)["gqa"]
     assert (found["verdict"], found["delta_percent_ci95_seeds"][0] > 0) == ("too few seeds", True)
     said = headline([*results(runs).values()])
-    assert "Too few seeds to tell from mha (it takes 3 on each side)" in said
+    assert "from too few seeds for a verdict (it takes 3 on each side)" in said
     assert not {"Better", "Worse", "Equivalent", "Unresolved"} & {*said.split()}
     shown = f"{found['minimum_detectable_percent']:.2g} %."
-    assert said.endswith(f"Minimum detectable difference with these seeds, at 80 % power: {shown}")
+    [group] = compare(runs, None)
+    assert f"Minimum detectable difference to mha, at 80 % power: {shown}" in group.how_sure
     # The side with fewer seeds decides.
     lopsided = [*study(mha=0.0), run("gqa", 7, 9.0), run("gqa", 8, 9.0)]
     assert results(lopsided)["gqa"]["verdict"] == "too few seeds"
     # With one seed there is no spread.
-    assert "detectable" not in headline([*results([run("mha"), run("gqa")]).values()])
+    [group] = compare([run("mha"), run("gqa")], None)
+    assert "detectable" not in " ".join(group.how_sure)
 
 
 def twice(ours, theirs, **rows):
@@ -511,7 +507,8 @@ def test_what_was_not_trained_alike_is_not_ranked(ours, rows, said):
     assert found["verdict"] == group.pairs[0]["verdict"] == "not comparable"
     sentences = headline(group.results, group.unranked)
     assert f"not ranked, since they differ in {said}." in sentences
-    assert "Not comparable with mha" in sentences
+    assert "against MHA" in sentences
+    assert "but is not comparable: " in sentences
     assert f"{found['delta_percent']:+.2f} %" in sentences
     for word in ("lowest", "Worse", "Better", "smallest"):
         assert word not in sentences
@@ -534,7 +531,7 @@ def test_what_changes_nothing_or_was_made_fair_is_ranked(ours):
     (group,) = compare(twice(theirs | ours, theirs), None)
     assert group.unranked == []
     assert group.results[1]["verdict"] == "worse"
-    assert "mha has the lowest perplexity" in headline(group.results, group.unranked)
+    assert "MHA has the lowest perplexity" in headline(group.results, group.unranked)
 
 
 @pytest.mark.parametrize(
@@ -561,10 +558,10 @@ def test_every_pair_is_compared_by_an_interval_that_allows_for_all_of_them():
     assert found["mla", "gqa"]["delta_nll_ci95_seeds"] == pytest.approx(of_pair.interval)
     wide, narrow = found["mla", "gqa"]["delta_nll_ci95_seeds"], against_gqa["delta_nll_ci95_seeds"]
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
-    shown = pair_table(group.pairs, "simple")
+    shown = drawn(pair_table(group.pairs))
     line = shown.splitlines()[-1]
-    assert line.split()[:3] == ["mla", "gqa", f"{against_gqa['delta_percent']:+.2f}"]
-    assert line.endswith("worse")
+    assert line.split()[1:6:2] == ["mla", "gqa", f"{against_gqa['delta_percent']:+.2f}"]
+    assert line.endswith("| worse   |")
 
 
 def test_the_documents_that_carry_a_difference_are_named():
@@ -587,10 +584,10 @@ def test_the_documents_that_carry_a_difference_are_named():
     ) / (WINDOWS - 1)
     assert first["delta_percent_without"] == pytest.approx(100 * math.expm1(without))
     assert abs(without) < 0.1 * found["delta_nll"]
-    shown = influence_table(group.results, "github")
-    assert f"| {first['delta_percent_without']:+.2f} % | document 8 " in " ".join(shown.split())
+    shown = drawn(influence_table(group.results))
+    assert f"{first['delta_percent_without']:+.2f} %" in shown.splitlines()[2]
     assert "these 3 together" in shown
-    assert influence_table([group.results[0]], "github") == ""
+    assert influence_table([group.results[0]]).rows == []
 
 
 def test_a_text_of_few_documents_has_no_interval_and_the_report_says_why():
@@ -610,37 +607,46 @@ def test_a_text_of_few_documents_has_no_interval_and_the_report_says_why():
 def test_the_headline_says_what_the_cache_cost():
     found = results([*study(mha=0.0, gqa=0.0, mla=0.05, mqa=-0.05), run("mla_no_rope", 0, 0.1)])
     mixed = headline(list(found.values()))
-    assert re.search(r"Too few seeds to tell .* over seeds: mla_no_rope \+10.*\), single", mixed)
+    assert re.search(r"mla_no_rope measures \+10.* over seeds, single seed\) with", mixed)
     text = headline(list(results(study(mha=0.0, gqa=0.0, mla=0.05, mqa=-0.05)).values()))
-    assert text.startswith("4 configurations, trained on 4,096 tokens, 3 seeds each: mqa has the")
-    how = ", in perplexity with its 95 % interval over seeds: "
-    assert f"Worse than mha{how}mla +5." in text
-    assert f"Better than mha{how}mqa -" in text
-    assert f"Equivalent to mha within 1 %{how}gqa " in text
-    assert re.search(r"mla \+5\.\d\d % \(\+\d\.\d+ to \+\d\.\d+\) at 0\.188 of the cache\.", text)
+    assert text.startswith(
+        "Of 4 variants trained on 4,096 tokens with three seeds each, MQA has the lowest perplexity"
+    )
+    number = r"[+-]\d\.\d\d"
+    sure = rf"95 % interval {number} to {number} over three seeds\)"
+    for said in (
+        rf"MQA's perplexity is \d\.\d\d % below MHA's \({sure} with 0\.25 of the cache\.",
+        rf"GQA is equivalent within 1 % to MHA \({number} %, {sure} with 0\.5 of the cache\.",
+        rf"MLA's perplexity is 5\.\d\d % above MHA's \({sure} with 0\.188 of the cache\.",
+    ):
+        assert re.search(said, text)
+    many = headline([*results(study(mha=0.0, gqa=0.1, mla=0.1, mqa=0.1)).values()])
+    assert re.search(
+        r"Worse than MHA, with 95 % intervals over three seeds: GQA .* cache; MQA", many
+    )
     assert headline(list(results([run(scored=False)]).values())) == ""
     alone = list(results([run("mla")]).values())
     assert re.fullmatch(
-        r"mla, trained on 4,096 tokens, 1 seed: perplexity 7\.\d\d\.", headline(alone)
+        r"MLA, trained on 4,096 tokens, one seed: perplexity 7\.\d\d\.", headline(alone)
     )
-    assert table(alone, "github").splitlines()[0].endswith("of MHA's |")
-    assert "0.188" in table(alone, "github")
+    assert "| of MHA's |" in drawn(comparison(alone)).splitlines()[0]
+    assert "0.188" in drawn(comparison(alone))
 
 
 def test_tables_hold_the_numbers():
     runs = study(mha=0.0, mla=0.05)
     found = list(results(runs).values())
-    lines = table(found, "simple").splitlines()
-    assert f"{found[1]['perplexity']:.3f}" in lines[3]
+    lines = drawn(comparison(found)).splitlines()
+    assert f"{found[1]['perplexity']:.2f}" in lines[3]
     assert f"{found[1]['delta_percent']:+.2f} %" in lines[3]
     assert "worse" in lines[3]
     assert "0.188" in lines[3]
-    costs = table(found, "github", with_costs=True)
-    assert "train tokens/s" in costs
+    costs = drawn(comparison(found))
+    assert "tokens/s" in costs
     assert "| 101 |" in " ".join(costs.split())
-    budget = budget_table(found, "github")
+    budget = drawn(budget_table(found))
     assert f"{found[0]['budget']['total']:,}" in budget
-    every = run_table([one.row for one in runs], "github")
+    every = drawn(run_table([one.row for one in runs]))
     assert every.count("mla-seed") == 3
     assert every.count("mha-seed") == 6  # each twice: itself, and what mla is compared with
 
@@ -656,10 +662,10 @@ def test_decoding_is_timed_once_for_equal_models_and_compared_with_the_baseline(
     assert mha.result["break_even"] == {"1": None, "2": None}
     assert latent[0].result["break_even"].keys() == {"1", "2"}
     assert all(one.row["decode"] == mha.result["decode"] for one in mha.runs)
-    headings = table(groups[0].results, "github", with_costs=True).splitlines()[0]
-    assert "ms/token b1 c4" in headings
-    assert "ms/token b1 c20" in headings
-    assert "b2" not in headings
+    headings = drawn(comparison(groups[0].results)).splitlines()[0]
+    assert "ms/token, batch 1, at 4" in headings
+    assert "ms/token, batch 1, at 20" in headings
+    assert "batch 2" not in headings
 
 
 FACTS = {"Command": "python eval_model.py", "Date": "2026-01-01"}
@@ -683,9 +689,12 @@ def test_a_report_holds_rows_windows_plots_and_pages(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         *("results.json", "variants.json", "windows.json", "report.md", "report.html"),
         *("documents.json", "pairs.json"),
-        *("pareto.png", "curves.png", "results.csv", "table.tex", "figures"),
+        *("difference.png", "curves.png", "results.csv", "table.tex", "figures"),
     }
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"pareto.pdf", "curves.pdf"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "difference.pdf",
+        "curves.pdf",
+    }
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["run_name"] for row in rows] == [
         f"{name}-seed{seed}" for name in ("mha", "mla") for seed in (0, 1, 2)
@@ -695,8 +704,8 @@ def test_a_report_holds_rows_windows_plots_and_pages(tmp_path):
         assert math.fsum(found["nll"]) / sum(found["tokens"]) == pytest.approx(row["nll"])
     text = (tmp_path / "report.md").read_text()
     for part in (
-        *("Worse than mha", "## Budget", "## Every run", "## Protocol card", "## Samples"),
-        *("Held equal", "- Command: `python eval_model.py`", "- stride: `8`", "pareto.png"),
+        *("above MHA's", "## Budget", "Every run", "## Protocol", "## Samples"),
+        *("Held equal", "- Command: `python eval_model.py`", "- stride: `8`", "difference.png"),
     ):
         assert part in text, part
     # Both pages name the files next to them.
@@ -717,12 +726,12 @@ def test_groups_have_tables_of_their_own(tmp_path):
     tmp_path = new_report(tmp_path, "x", groups, FACTS)
     page = (tmp_path / "report.html").read_text()
     for name in ("mha", "gqa"):
-        assert f"tiny, validation split: {name}, trained on" in page
+        assert f"tiny, validation split: {name.upper()}, trained on" in page
     text = (tmp_path / "report.md").read_text()
-    assert text.count("| variant") == 4  # a table and a budget each
+    assert text.count("| variant") == 6  # a comparison, other units and a budget each
     assert "context 16" in text
     for name in ("curves.png", "curves-2.png"):
-        assert f"[Validation perplexity against training tokens]({name})" in text
+        assert f"]({name})" in text
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
 
 
@@ -731,9 +740,9 @@ def test_a_report_without_perplexity_shows_the_cache(tmp_path):
     tmp_path = new_report(tmp_path, "x", groups, FACTS)
     text = (tmp_path / "report.md").read_text()
     assert "KV bytes at 8" in text  # the card's context, for rows from before caches had one
-    assert re.search(r"^\| mha .*\| baseline .*\| +4,096 \| +4,096 \| +1\.000", text, re.M)
-    assert "perplexity" not in text.split("\n\n")[1].splitlines()[0]
-    assert "pareto.png" not in text
+    assert re.search(r"^\| mha .*\| +4,096 \| +1\.000 \| +4,096 \| baseline ", text, re.M)
+    assert "perplexity" not in text.split("## Training")[0]
+    assert not list(tmp_path.glob("[dp]*.png"))
     for name in ("windows", "documents", "pairs"):
         assert not (tmp_path / f"{name}.json").exists()
     assert "Perplexity is" not in text

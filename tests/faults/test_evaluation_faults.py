@@ -325,11 +325,11 @@ def files(folder):
 
 
 def test_a_killed_report_leaves_none_that_is_half_written(tmp_path, monkeypatch):
-    def page(path, title, facts, **others):
-        report.write_text(path, f"{title} {facts}")
+    def page(path, title, sections, **others):
+        report.write_text(path, f"{title} {sections}")
 
     monkeypatch.setattr(report, "write_html", page)  # drawing takes seconds
-    monkeypatch.setattr(report, "plot_all", lambda *args: [])
+    monkeypatch.setattr(report, "draw_all", lambda *args: ({}, ""))
     groups, reports = compare([run("mha")], None), tmp_path / "reports"
     whole = new_report(reports, "first", groups, {"Date": "then"})
     before = files(whole)
@@ -363,7 +363,7 @@ def test_a_killed_report_leaves_none_that_is_half_written(tmp_path, monkeypatch)
     assert changed == {"report.md", "report.html"}
 
 
-@pytest.mark.parametrize("where", ["write_text", "plot_all", "write_html"])
+@pytest.mark.parametrize("where", ["write_text", "draw_all", "write_html"])
 def test_a_full_disk_is_one_line_and_leaves_no_report(where, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -20,7 +20,8 @@ from measuring.kv_cache import measure_generation_memory
 from measuring.machine import measure_memory_bandwidth, peak_extra_bytes
 from modeling.accounting import kv_cache_bytes_per_token
 from modeling.config import LayersConfig
-from reporting.tables import decode_sections
+from reporting.markdown import table as drawn
+from reporting.tables import decode_tables
 from settings.evaluation import DecodeSettings
 
 CPU = torch.device("cpu")
@@ -199,18 +200,18 @@ def variant(name, even):
 
 
 def test_each_batch_has_a_table():
-    sections = decode_sections([variant("mha", None), variant("mla", 4)], "github")
-    assert [s.split(":")[0] for s in sections[::2]] == ["decoding, batch 1", "decoding, batch 2"]
-    assert "20*" in sections[1]
-    assert " 4 " in sections[1]
-    assert decode_sections([{"name": "mha"}], "github") == []
+    tables = decode_tables([variant("mha", None), variant("mla", 4)])
+    assert [table.caption for table in tables] == ["Decoding, batch 1", "Decoding, batch 2"]
+    assert "ms at 20*" in drawn(tables[0])
+    assert " 4 " in drawn(tables[0])
+    assert decode_tables([{"name": "mha"}]) == []
 
 
 def test_a_variant_that_is_never_faster_is_not_shown_as_the_baseline():
     baseline, never = variant("mha", None), variant("mla", None)
     never["is_baseline"] = False
-    first, second = decode_sections([baseline, never], "github")[1::2]
+    first, second = map(drawn, decode_tables([baseline, never]))
     mha, mla = (next(line for line in first.splitlines() if n in line) for n in ("mha", "mla"))
-    assert mha.rstrip("| ")[-1] != "-"
+    assert "-" not in mha
     assert mla.rstrip("| ").endswith("-")
     assert next(line for line in second.splitlines() if "mla" in line).rstrip("| ").endswith("20")

@@ -33,9 +33,11 @@ from measuring.external_text import Reader, Text, texts_of
 from measuring.perplexity import windows
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
+from reporting.contents import note
 from reporting.headline import headline
+from reporting.markdown import table as drawn
 from reporting.report import new_report, update_report
-from reporting.tables import decode_sections, note, table
+from reporting.tables import comparison, decode_tables
 from settings.data import DataSettings, TokenizerSettings
 from settings.evaluation import DecodeSettings, EvalSettings
 from tests.measuring.runs import CONFIG, quiet, write_run
@@ -404,10 +406,10 @@ def test_an_external_model_is_a_variant_of_its_own(several):
     assert [variant.label for variant in theirs.variants] == ["hf:with-bytes"]
     assert theirs.variants[0].result["baseline"] is None
     said = headline(ours.results)
-    assert "1 configuration, trained on 64 tokens, 2 seeds and 1 external model" in said
+    assert "1 variant trained on 64 tokens with two seeds and 1 external model" in said
     assert "hf:with-bytes: perplexity" in headline(theirs.results)
-    shown = table(ours.results, "simple")
-    assert "too few seeds (one model)" in shown
+    shown = " ".join(drawn(comparison(ours.results)).split())
+    assert "| too few seeds | one model |" in shown
     assert "One model:" in note(ours.results)
     # Runs themselves still have to agree.
     other = dataclasses.replace(
@@ -481,7 +483,7 @@ def test_a_point_that_a_model_cannot_be_timed_at_is_missing_for_it_alone(several
     assert lines == [
         "hf:them is not timed at batch 1 and context 40: it has positions for 32 tokens only"
     ]
-    (_, shown) = decode_sections(groups[0].results, "github")
+    [shown] = map(drawn, decode_tables(groups[0].results))
     cells = next(line for line in shown.splitlines() if "hf:them" in line).split("|")
     assert [cell.strip() for cell in cells[3:6]] == ["-", "-", "-"]
     assert new_report(tmp_path, "missing", groups, {}).is_dir()

@@ -19,13 +19,13 @@ import pytest
 import scipy
 from matplotlib.figure import Figure
 
-import commands.evaluate
 import comparing.across_tokenizers
 from comparing.decode_speed import break_even
 from comparing.variants import compare
 from measuring.perplexity import Score
 from measuring.rows import EvaluatedRun
 from reporting.report import new_report
+from reporting.terminal import print_comparison, print_decoding
 from tests.comparing.test_variants import CARD, TEXT, TOKENS, WINDOWS, run
 from tests.reporting.test_task_results import ANSWERS
 from tests.reporting.variants_for_reports import decode_point
@@ -108,7 +108,8 @@ def test_words_and_numbers_of_a_report_are_those_of_the_record(tmp_path, monkeyp
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)  # test_plots.py looks at them
     found = groups()
     folder = new_report(tmp_path, "golden", found, FACTS)
-    commands.evaluate._print_tables(found)
+    print_comparison(found, Path("reports/golden"))
+    print_decoding(found)
     texts = {"terminal": capsys.readouterr().out}
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         texts[path.name] = STYLE.sub("", IMAGE.sub("image", path.read_text()))

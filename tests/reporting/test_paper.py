@@ -89,7 +89,7 @@ def test_table_has_both_intervals_true_minus_signs_and_no_columns_of_nothing():
     [row] = tex_of(unscored(mla(baseline=None, cache_ratio_to_baseline=None)))
     assert row == "mla 2 2,548,800 442,368"
     [row] = tex_of(mla(perplexity=12345.6, perplexity_ci95_seeds=None))
-    assert " 12,345.60 " in row
+    assert " 12,346 " in row
 
 
 def test_table_is_latex_whatever_names_it_holds(tmp_path):

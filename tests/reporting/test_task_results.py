@@ -5,15 +5,15 @@ import copy
 import pytest
 import torch
 
-from comparing.tasks import over_seeds
+from comparing.tasks import TASK_COLUMNS, over_seeds, task_rows
 from comparing.variants import compare
 from measuring.evaluate import evaluate_run
-from reporting.html_report import write_html
-from reporting.tables import task_sections
-from reporting.task_cells import TASK_COLUMNS, task_rows
+from reporting.contents import sections
+from reporting.markdown import table
+from reporting.tables import task_tables
 from settings.evaluation import EvalSettings
 from tests.measuring.runs import quiet, write_run
-from tests.reporting.variants_for_reports import mha, mla
+from tests.reporting.variants_for_reports import group, mha, mla
 
 ANSWERS = {
     "one": {
@@ -108,14 +108,6 @@ def test_a_seed_without_tasks_leaves_no_mean():
     assert over_seeds([{}, {}]) == {}
 
 
-def test_a_variant_without_tasks_has_empty_cells_in_their_tables():
-    some = [mha(), *variants()]
-    _, table, *_ = task_sections(some, {"tasks": "how"}, "github")
-    cells = [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")]
-    assert cells == ["mha", "-", "-"]
-    assert len([*task_rows(some)]) == 6
-
-
 def variants():
     found = []
     for number, variant in enumerate((mha(), mla())):
@@ -125,44 +117,23 @@ def variants():
     return found
 
 
-def test_the_report_has_a_table_for_each_task():
-    title, table, second, other, note = task_sections(variants(), {"tasks": "how"}, "github")
-    assert title == "task one: 1,200 documents, 5-shot, version 2"
-    header, _, first, last = (
-        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+def test_a_report_has_a_table_for_each_task():
+    one, two = task_tables([*variants(), mha(name="untested")])
+    assert one.caption == "Task one: 1,200 documents, 5-shot, version 2"
+    header, _, first, last, empty = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table(one).splitlines()
     )
-    assert header == ["variant", "acc", "bits_per_byte"]
-    assert first == ["mha", "0.2500 ± 0.0300", "1.5000"]
-    assert last == ["mla", "0.3750 ± 0.0300", "1.5000"]
-    assert second == "task two: 8 documents, version a?b"
-    assert "exact_match,strict" in other
-    assert note.endswith("how.")
-    assert task_sections([mha()], {}, "github") == []
-
-
-@pytest.mark.slow
-def test_the_page_has_a_table_for_each_task(tmp_path):
-    group = {
-        "protocol_line": "",
-        "protocol": {"tasks": "lm_eval 1.2.3 <b>"},
-        "held_equal": [],
-        "differs": [],
-        "pairs": [],
-    }
-    path = tmp_path / "report.html"
-    for some in ([mha(), mla()], [*variants(), mha()]):
-        group["variants"] = some
-        write_html(path, title="t", headline="", groups=[group], curves={}, facts={})
-        page = path.read_text()
-        assert ('id="tasks"' in page) == ("tasks" in some[0])
-        assert ("<h3>one</h3>" in page) == ("tasks" in some[0])
-    for text in (
-        "0.3750",
-        "0.0300",
-        "1,200\N{NO-BREAK SPACE}documents, 5-shot",
-        "lm_eval 1.2.3 &lt;b&gt;",
-    ):
-        assert text in page, text
+    assert header == ["variant", "accuracy", "±", "bits/byte"]
+    assert first == ["mha", "0.2500", "0.0300", "1.5000"]
+    assert last == ["mla", "0.3750", "0.0300", "1.5000"]
+    assert empty == ["untested", "-", "-", "-"]
+    assert two.caption == "Task two: 8 documents, version a?b"
+    assert "exact match, strict" in table(two)
+    assert task_tables([mha()]) == []
+    found = {section.key: section for section in sections([group(*variants())], {}, [])}
+    assert found["tasks"].parts[1].caption == one.caption
+    assert found["tasks"].parts[-1].endswith("lm_eval ?b?.")
+    assert "tasks" not in {section.key for section in sections([group(mha())], {}, [])}
 
 
 def test_wandb_gets_a_row_for_each_metric():

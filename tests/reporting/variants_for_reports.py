@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 from modeling.accounting import CacheCurve
 
@@ -156,3 +157,30 @@ def curves_of(*variants):
         for variant in variants
         for seed, run in enumerate(variant["runs"])
     }
+
+
+CARD = {
+    **{"corpus": "tiny", "split": "validation", "context": 8, "stride": 8, "dtype": "float32"},
+    **{"words": 1000, "utf8_bytes": 5000, "tokenizer_sha256": "a" * 64, "revision": None},
+    **{"data_fingerprint": "b" * 64, "intra_document_mask": False, "tasks": "lm_eval <b>"},
+}
+
+
+def group(*variants, **changes):
+    """Variants of one protocol card, with rows of their runs."""
+    card = dict(CARD)
+    rows = [
+        {
+            **{"run_name": name, "seed": seed, "protocol": card, "tokens_scored": 99},
+            **{"perplexity": variant["perplexity"], "bits_per_byte": variant["bits_per_byte"]},
+            **{"word_perplexity": variant["word_perplexity"], "baseline_run": None},
+            **dict.fromkeys(("perplexity_ci95", "delta_nll", "delta_nll_ci95")),
+        }
+        for variant in variants
+        for name, seed in zip(variant["runs"], variant["seeds"], strict=False)
+    ]
+    lists = {"held_equal": ["optim: muon"], "differs": ["attention"]}
+    lists |= {key: [] for key in ("variants", "pairs", "unranked", "how_sure")}
+    runs = [SimpleNamespace(row=row, windows=True) for row in rows]
+    found = {"results": list(variants), "runs": runs, "protocol": card}
+    return SimpleNamespace(**found | lists | changes)
