@@ -170,16 +170,15 @@ def _figures(variants: Sequence[Row], curves: Mapping[str, Row], suffix: str) ->
         ]
         figure = Figure(f"{name}{suffix}", plot, _quality_words(shown_ones), caption)
         yield Section(name, "Quality against cache", [figure])
-    growth = growth_table(variants)
-    if growth.rows:
+    if known := [variant for variant in variants if variant.get("kv_cache_curve")]:
         caption = [
             "Markers are live caches after a real decode, lines the curve fitted to them. Vertical "
             "lines: the trained context, and the one at which caches are stated."
         ]
-        figure = Figure(
-            f"cache{suffix}", partial(plot_cache, growth.rows), _cache_words(growth.rows), caption
-        )
-        yield Section("cache", "Cache against context", [figure, growth, GROWTH_NOTE])
+        plot = partial(plot_cache, known)
+        figure = Figure(f"cache{suffix}", plot, _cache_words(known), caption)
+        parts: list[Part] = [figure, growth_table(known), GROWTH_NOTE]
+        yield Section("cache", "Cache against context", parts)
     runs = {run for variant in variants for run in variant["runs"]}
     mine = {run: curve for run, curve in curves.items() if run in runs}
     if lines := seed_lines(mine):

@@ -256,11 +256,14 @@ def budget_table(variants: Sequence[Row]) -> Table:
 
 
 def growth_table(variants: Sequence[Row]) -> Table:
-    """Describe how caches grow: a fixed part, bytes a token, and those once windows are full."""
+    """Describe how caches grow: a fixed part, bytes a token, and those once windows are full.
+
+    Args:
+        variants: With `kv_cache_curve`.
+    """
     rows = [
         variant["kv_cache_curve"] | {key: variant[key] for key in _OF_A_CURVE}
         for variant in variants
-        if variant.get("kv_cache_curve")
     ]
     columns = [
         NAME,
