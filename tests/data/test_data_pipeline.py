@@ -145,7 +145,7 @@ def interrupted(monkeypatch, local_settings, tokenizer, after_shards, label="tra
     return lines
 
 
-def test_going_on_reads_no_file_again_that_was_done(local, byte_level, write_jsonl, monkeypatch):
+def test_resuming_reads_no_file_again_that_was_done(local, byte_level, write_jsonl, monkeypatch):
     for number in range(4):
         write_jsonl(f"train-{number}.jsonl", sentences(40, start=40 * number))
     write_jsonl("validation.jsonl", sentences(5, start=500))

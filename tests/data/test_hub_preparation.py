@@ -58,7 +58,7 @@ def prepare(endpoint, home, **changes):
     return done.stdout.splitlines()
 
 
-def test_a_streamed_preparation_goes_on_behind_the_files_it_has_finished(tmp_path):
+def test_a_streamed_preparation_resumes_after_the_files_it_has_finished(tmp_path):
     texts = sentences(600)
     files = {
         f"data/train-{i:05d}-of-00003.parquet": parquet(texts[200 * i : 200 * (i + 1)])

@@ -66,7 +66,7 @@ def test_hub_tokenizers_are_pinned_and_failures_are_explained(tmp_path, files):
 
 
 @pytest.mark.parametrize("place", ["folder", "hub"])
-def test_code_beside_a_tokenizer_is_not_run(tmp_path, files, place):
+def test_code_next_to_a_tokenizer_is_not_run(tmp_path, files, place):
     mark = tmp_path / "MARK"
     config = json.loads(files["tokenizer_config.json"])
     config["auto_map"] = {"AutoTokenizer": ["own.Own", "own.Own"]}

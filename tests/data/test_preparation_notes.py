@@ -53,7 +53,7 @@ def test_of_many_documents_a_larger_share_is_advised(local, byte_level, write_js
     assert warning.endswith("an interval needs at least 10 documents: raise it to 0.13")
 
 
-def test_few_documents_are_not_told_to_raise_the_fraction(local, byte_level, write_jsonl):
+def test_few_documents_are_not_advised_to_raise_the_fraction(local, byte_level, write_jsonl):
     write_jsonl("a.jsonl", ["one", "two", "three"])
     with pytest.raises(DataError, match=r"of 3 documents left none for validation: split long"):
         prepare(local(validation_fraction=0.001), byte_level, lambda _: None)

@@ -131,7 +131,7 @@ def test_other_tokenizers_are_called_for_the_whole_text(kind):
 
 
 def test_gpt2s_own_tokenizer_file_is_recognised():
-    # The fields of openai-community/gpt2's tokenizer.json besides vocabulary and merges.
+    # The fields of openai-community/gpt2's tokenizer.json but for vocabulary and merges.
     gpt2 = """{"version": "1.0", "truncation": null, "padding": null,
     "added_tokens": [{"id": 0, "special": true, "content": "<|endoftext|>", "single_word": false,
     "lstrip": false, "rstrip": false, "normalized": true}], "normalizer": null,

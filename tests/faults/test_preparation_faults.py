@@ -38,8 +38,8 @@ def test_a_series_with_a_hole_is_named(tmp_path):
         (tmp_path / name / "train.jsonl").rename(tmp_path / "corpus" / f"{name}.jsonl")
     lines = []
     prepare(settings_for(tmp_path), BYTES, lines.append)
-    (told,) = [line for line in lines if "not there" in line]
-    assert told.endswith("train-00001-of-00003.jsonl, val-01-of-02.jsonl")
+    (absent,) = [line for line in lines if "not there" in line]
+    assert absent.endswith("train-00001-of-00003.jsonl, val-01-of-02.jsonl")
 
 
 def test_a_source_changed_while_it_is_read_is_refused(corpus, monkeypatch):
@@ -254,20 +254,20 @@ def start_preparing(corpus, workers, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 def test_processes_that_encode_do_not_hear_ctrl_c(corpus, genuine, monkeypatch):
     commit = packing.Packer._commit
-    told = set()
+    signalled = set()
 
     def interrupt_children(self):
         commit(self)
         for children in Path("/proc/self/task").glob("*/children"):
-            for child in set(map(int, children.read_text().split())) - told:
+            for child in set(map(int, children.read_text().split())) - signalled:
                 wait_until_ignored(child)
                 os.kill(child, signal.SIGINT)
-                told.add(child)
+                signalled.add(child)
 
     monkeypatch.setattr(packing, "_BATCH_CHARACTERS", 200)
     monkeypatch.setattr(packing.Packer, "_commit", interrupt_children)
     prepared = prepare(settings_for(corpus, num_workers=2), BYTES, quiet)
-    assert len(told) >= 2
+    assert len(signalled) >= 2
     assert prepared.fingerprint == genuine.fingerprint
 
 

@@ -428,7 +428,7 @@ def test_the_manifest_has_size_hash_and_documents_of_each_file(genuine):
     ],
     ids=["vocabulary", "flipped", "pipe"],
 )
-def test_a_user_is_told_in_one_line_before_any_step(corpus, tmp_path, damage, message):
+def test_one_line_says_so_before_any_step(corpus, tmp_path, damage, message):
     prepared = prepare(settings_for(corpus), BYTES, quiet)
     damage(prepared.folder)
     command = [sys.executable, str(ROOT / "train_model.py"), *overrides(corpus)]
