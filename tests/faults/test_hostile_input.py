@@ -145,7 +145,7 @@ def test_yaml_makes_no_objects(start, mark, tmp_path, monkeypatch):  # S3
     [
         (["-m", "hydra.run.dir=../../x"], "hydra.run.dir cannot be set"),
         (["-m", "hydra.sweep.dir=/tmp/x"], "hydra.sweep.dir cannot be set"),
-        (["--run", "hydra.output_subdir=../x"], "hydra.output_subdir cannot be set"),
+        (["hydra.output_subdir=../x"], "hydra.output_subdir cannot be set"),
         (["-m", "+hydra.callbacks.x._target_=evil.Class"], "hydra.callbacks.x._target_ cannot"),
         (["-m", "hydra.callbacks={x:{_target_:evil.Class}}"], "hydra.callbacks cannot be set"),
         (["-m", "hydra.launcher._target_=evil.Class"], "hydra.launcher._target_ (evil.Class)"),
