@@ -1,7 +1,7 @@
 """An attention of your own: register it, check what every attention promises, train it.
 
 From the checkout: python -m examples.own_attention
-For train_model.py: a module in modeling/attention/ and a file in conf/attention/ (README).
+For train_model.py it becomes a module, a YAML file and an oracle: docs/own_attention.md.
 """
 
 from dataclasses import dataclass

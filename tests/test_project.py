@@ -39,4 +39,4 @@ def test_pytest_leaves_out_what_is_slow_and_ci_does_not():
 def test_uv_installs_the_dependencies_alone_and_its_lock_is_not_committed():
     assert PROJECT["tool"]["uv"] == {"package": False}
     assert "/uv.lock" in (ROOT / ".gitignore").read_text().splitlines()
-    assert "uv run python train_model.py" in (ROOT / "README.md").read_text()
+    assert "uv run python train_model.py" in (ROOT / "docs/quickstart.md").read_text()
