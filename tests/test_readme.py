@@ -1,24 +1,30 @@
 """README.md and docs/: commands compose, examples run, numbers are the studies', names exist."""
 
 import functools
+import io
 import json
 import math
 import re
 import shlex
 import statistics
+import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
+from comparing.differences import percent
+from comparing.families import Family, how_sure
+from comparing.noise import estimate
+from comparing.statistics import verdict
 from launch import compose, schemas
 from launch.typed import for_hydra
-from reporting.contents import protocol_line
-from reporting.headline import headline
-from reporting.plots import plot_pareto
-from reporting.tables import table
+from reporting.plots import plot_quality
+from reporting.terminal import print_comparison
+from settings.evaluation import DEFAULT_MARGIN
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,19 +33,6 @@ OWN_ATTENTION = (ROOT / "docs" / "own_attention.md").read_text()
 RESULTS = ROOT / "docs" / "results"
 FIRST, SECOND = "2026-11-23-study-nano", "2026-11-29-study-layers"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-# Named by the pages before the branches that bring them are merged. Then this becomes empty: go.
-PENDING = {
-    *(
-        "commands/",
-        "harness/",
-        "settings/",
-        "data/sources/",
-        "launch/schemas.py",
-        "training/step.py",
-    ),
-    *("prepare_data.py", "check_attention.py", "tests/harness/test_agreement_with_hflm.py"),
-    *("test_preparation_faults.py", "test_prepared_data_faults.py", "comparing/noise.py"),
-}
 ENTRIES = {
     "train_model.py": ("train", schemas.TrainConfig),
     "eval_model.py": ("eval", schemas.EvalConfig),
@@ -124,7 +117,7 @@ def test_a_page_is_narrow_and_its_links_and_files_exist(page):
         return  # it says what was
     known = {path.name for path in ROOT.glob("*/**/*.py")}
     for name in re.findall(r"`(?:python )?([\w/]+\.py)\b", prose):
-        assert (ROOT / name).exists() or name in known | PENDING, name
+        assert (ROOT / name).exists() or name in known, name
 
 
 def test_the_readme_links_every_page():
@@ -138,9 +131,7 @@ def test_every_file_and_folder_of_the_map_exists(page):
     named = set(re.findall(r"`(\.?[\w./]+(?:/|\.py|\.yml|\.sh))`", (ROOT / page).read_text()))
     missing = {name for name in named if not (ROOT / name).exists()}
     assert len(named) > 9
-    assert missing <= PENDING
-    arrived = {name for name in PENDING if (ROOT / name).exists()}
-    assert not arrived, f"take {arrived} out of PENDING"
+    assert not missing
 
 
 def variants_of(study):
@@ -158,10 +149,10 @@ def against_mha(study):
     return dict(zip(seeds, zip(*columns, strict=True), strict=True))
 
 
-def test_the_readmes_table_is_that_of_the_committed_study(study):
-    folder, variants = study
+def test_the_readmes_table_is_that_of_the_committed_study():
+    folder, variants = first_study()
+    assert f"({folder.relative_to(ROOT).as_posix()}/report.md)" in README
     assert f"({(folder / 'difference.png').relative_to(ROOT).as_posix()})" in README
-    assert (folder / "difference.png").exists()
     differences = against_mha(folder.name)
     whole = max(v["kv_cache_bytes_per_token"] for v in variants) * 256
     for variant in variants:
@@ -175,7 +166,7 @@ def test_the_readmes_table_is_that_of_the_committed_study(study):
             delta, low, high = differences[variant["name"]]
             cells[1] += f", {whole / size:.1f} x smaller"
             cells.append(f"{delta:+.1f} % ({low:+.1f} to {high:+.1f})")
-            cells.append("worse" if low > 0 else "better" if high < 0 else "unresolved")
+            cells.append(variant["verdict"])
         assert "| " + " | ".join(cells).replace("|  |", "| |") + " |" in README
 
 
@@ -202,28 +193,66 @@ def test_the_simultaneous_intervals_of_experiments_md_are_those_of_the_studies(s
         assert np.abs(written - numbers).max(axis=1).min() < 0.02
 
 
-@pytest.fixture
-def study():
-    """The committed study that README and quickstart show: its folder and its variants."""
+@functools.cache
+def noise_of_first():
+    """What the seeds of the first study say of its variants."""
+    variants = variants_of(FIRST)
+    return estimate({v["name"]: dict(enumerate(np.log(v["perplexity_by_seed"]))) for v in variants})
+
+
+@functools.cache
+def first_study():
+    """The committed study that README and quickstart show: its folder, and its variants with the
+    keys of today's reports, which the dated one has not."""
     folder = RESULTS / FIRST
-    assert f"({folder.relative_to(ROOT).as_posix()}/report.md)" in README
     rows = json.loads((folder / "results.json").read_text())
-    # Reports of that day say what a token takes; each token took as much.
-    context = {"kv_cache_context": rows[0]["protocol"]["context"]}
-    return folder, [variant | context for variant in variants_of(FIRST)]
+    variants = []
+    for variant in variants_of(FIRST):
+        variant |= {"kv_cache_context": rows[0]["protocol"]["context"], "layers": None}
+        variant |= dict.fromkeys(("minimum_detectable_percent", "seeds_to_resolve"))
+        if not variant["is_baseline"]:
+            found = noise_of_first().to_baseline(variant["name"], "mha")
+            variant["delta_nll_ci95_seeds"] = found.interval
+            variant["delta_percent_ci95_seeds"] = [percent(end) for end in found.interval]
+            variant["minimum_detectable_percent"] = percent(found.minimum_detectable)
+            intervals = [variant["delta_nll_ci95_text"], found.interval]
+            variant["verdict"] = verdict(intervals, len(variant["seeds"]), DEFAULT_MARGIN)
+        variants.append(variant)
+    return folder, variants
 
 
-def test_the_table_and_the_headline_are_those_of_the_committed_study(study):
-    folder, variants = study
-    rows = json.loads((folder / "results.json").read_text())
-    shown = "\n".join(line.strip() for line in QUICKSTART.splitlines())
-    for line in [protocol_line(rows[0]), *table(variants, "simple").splitlines()]:
-        assert line.strip() in shown
-    assert " ".join(headline(variants).split()) in " ".join(QUICKSTART.split())
+def printed_comparison():
+    """What `eval_model.py` prints of it on 100 columns, indented as the quickstart has it."""
+    folder, variants = first_study()
+    row = json.loads((folder / "results.json").read_text())[0]
+    of_family = [
+        SimpleNamespace(
+            label=variant["name"],
+            result=variant,
+            by_seed=lambda seeds=variant["perplexity_by_seed"]: dict(enumerate(seeds)),
+        )
+        for variant in variants
+    ]
+    [baseline] = [one for one in of_family if one.result["is_baseline"]]
+    family = Family(baseline, of_family, noise_of_first())
+    group = SimpleNamespace(
+        results=variants,
+        runs=[SimpleNamespace(row=row, windows=True)],
+        protocol=row["protocol"],
+        how_sure=how_sure([family], [], DEFAULT_MARGIN),
+        **{key: [] for key in ("variants", "pairs", "differs", "unranked")},
+    )
+    printed = io.StringIO()
+    print_comparison([group], Path("reports/study_nano"), printed, width=100)
+    return textwrap.indent(printed.getvalue().strip("\n"), "    ", str.strip)
 
 
-def test_the_committed_study_is_what_its_rows_and_windows_say(study):
-    folder, variants = study
+def test_the_comparison_in_the_quickstart_is_that_of_the_committed_study():
+    assert printed_comparison() in QUICKSTART, printed_comparison()
+
+
+def test_the_committed_study_is_what_its_rows_and_windows_say():
+    folder, variants = first_study()
     rows = {r["run_name"]: r for r in json.loads((folder / "results.json").read_text())}
     windows = json.loads((folder / "windows.json").read_text())
     for variant in variants:
@@ -235,9 +264,9 @@ def test_the_committed_study_is_what_its_rows_and_windows_say(study):
             assert sum(found["nll"]) / sum(found["tokens"]) == pytest.approx(rows[name]["nll"])
 
 
-def test_the_pareto_plot_is_drawn_from_the_committed_study(study, tmp_path):
-    folder, variants = study
-    plot_pareto(variants, tmp_path / "pareto.png")
+def test_the_plot_is_drawn_from_the_committed_study(tmp_path):
+    folder, variants = first_study()
+    plot_quality(variants, [tmp_path / "difference.png"])
     drawn, committed = (
         np.asarray(Image.open(path).convert("L"), dtype=np.float64)
         for path in (tmp_path / "difference.png", folder / "difference.png")
