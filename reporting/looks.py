@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from reporting.errors import PlotError
 from reporting.model import Theme
 
-# Okabe and Ito's palette, which colour-blind readers tell apart; others follow in order.
+# Okabe and Ito's palette, made for colour-blind readers; others follow in order.
 _STYLES = {
     "mha": ("#000000", "o"),
     "mqa": ("#E69F00", "s"),

@@ -16,7 +16,7 @@ def markdown(title: str, headline: str, sections: Sequence[Section], drawn: Coll
         title: Its name.
         headline: What was found.
         sections: In order.
-        drawn: Names of the figures that lie beside it as PNG files.
+        drawn: Names of the figures whose PNG files lie in the same folder.
     """
     parts = [f"# {title}", headline]
     for section in sections:

@@ -1,4 +1,4 @@
-"""What a report is made of: tables, figures and lists, each described once and drawn elsewhere."""
+"""What a report is made of: tables, figures and lists, described once for every medium."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

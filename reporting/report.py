@@ -98,7 +98,7 @@ def update_report(folder: Path, groups: Sequence[Group], facts: Mapping[str, str
 def _staged(
     folder: Path, groups: Sequence[Group], facts: Mapping[str, str], say: Callable[[str], None]
 ) -> Iterator[Path]:
-    """Write a report beside where it belongs, to be moved: half of one is never seen there."""
+    """Write a report next to its place, to be moved there: half of one is never seen."""
     with staging_folder(folder) as temporary:
         try:
             _write_report(temporary, folder.name, groups, facts, say)

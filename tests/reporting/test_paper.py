@@ -110,11 +110,11 @@ def test_table_is_latex_whatever_names_it_holds(tmp_path):
         "\\documentclass{article}\\usepackage[margin=1in]{geometry}\\usepackage{booktabs}"
         "\\begin{document}\\input{table.tex}\\end{document}"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert told.returncode == 0, told.stdout
+    assert done.returncode == 0, done.stdout

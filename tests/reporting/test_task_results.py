@@ -93,8 +93,8 @@ def test_tasks_that_fail_do_not_cost_a_run_its_perplexity(tmp_path, prepared):
     found = evaluate_run(run, "validation", EvalSettings(), cpu, quiet, Failing())
     assert found.row["perplexity"] > 1
     assert "tasks" not in found.row
-    told = "run has no results of tasks: eval.tasks: one asks for more than the context"
-    assert told in found.notes
+    said = "run has no results of tasks: eval.tasks: one asks for more than the context"
+    assert said in found.notes
     with pytest.raises(ValueError, match="more\nthan the context"):
         evaluate_run(run, "validation", EvalSettings(perplexity=False), cpu, quiet, Failing())
 
