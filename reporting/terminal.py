@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from guards.printable import printable
 from reporting.contents import DECODE_NOTE, TASK_NOTE, protocol_line, text_of
 from reporting.headline import headline, pairing_notes, too_little_text
 from reporting.model import Column, Row, Table
+from reporting.names import folded, width_of
 from reporting.tables import across_table, comparison, decode_tables, pair_table, task_tables
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ USUAL_WIDTH = 100
 _GAP = 2
 _NAME_WIDTH = 8  # columns that a name has at least, and where there is room enough
 _NAME_ROOM = 24
-_NAME_LINES = 3  # that a name may take
 _MOST_PAIRS = 6  # more of them are in the report only
 _HELD_TOGETHER = "\ue000"  # a space that is none to rich; nobody writes this character
 _STYLES = {"good": "green", "bad": "red"}
@@ -172,16 +171,16 @@ class _Laid:
 
     def natural(self) -> int:
         """Return the width at which no cell is broken."""
-        return max((_width(text) for cell in self.cells for text, _ in cell), default=0)
+        return max((width_of(text) for cell in self.cells for text, _ in cell), default=0)
 
     def least(self, name_width: int | None) -> int:
         """Return the width at which no number and no word is."""
-        natural, heading = self.natural(), max(map(_width, self.heading.split() or [""]))
+        natural, heading = self.natural(), max(map(width_of, self.heading.split() or [""]))
         if name_width is not None:
             return max(min(natural, name_width), heading)
         if self.is_word:
             words = (word for cell in self.cells for text, _ in cell for word in text.split())
-            natural = max(map(_width, words), default=0)
+            natural = max(map(width_of, words), default=0)
         return max(natural, heading)
 
 
@@ -249,7 +248,7 @@ def _drawn(laid: Sequence[_Laid], least: Sequence[int], screen: Screen) -> str:
     spare = max(0, screen.width - sum(least) - _GAP * (len(laid) - 1))
     for wanted in (
         [column.natural() for column in laid],
-        [_width(column.heading) for column in laid],
+        [width_of(column.heading) for column in laid],
     ):
         for number, width in enumerate(wanted):
             more = min(spare, max(0, width - widths[number]))
@@ -272,7 +271,7 @@ def _drawn(laid: Sequence[_Laid], least: Sequence[int], screen: Screen) -> str:
             overflow="fold",
             width=width,
         )
-    names = _folded([cell[0][0] for cell in laid[0].cells], widths[0], screen)
+    names = folded([cell[0][0] for cell in laid[0].cells], widths[0], screen.text("…"))
     for number, name in enumerate(names):
         cells = [Text("\n".join([name, *(t for t, _ in laid[0].cells[number][1:])]))]
         for column in laid[1:]:
@@ -298,46 +297,3 @@ def _console(screen: Screen) -> "Console":
         highlight=False,
         emoji=False,
     )
-
-
-def _folded(names: Sequence[str], width: int, screen: Screen) -> list[str]:
-    """Break names where words end; words of longer ones are shortened, their digits never."""
-    found = []
-    for name in names:
-        for longest in (len(name), *range(12, 2, -1)):
-            word = re.compile(rf"([^\W\d]{{{longest}}})[^\W\d]+")
-            pieces = _pieces(word.sub(rf"\1{screen.text('…')}", name))
-            lines = _lines(pieces, width)
-            if len(lines) <= _NAME_LINES and all(_width(p.rstrip()) <= width for p in pieces):
-                break
-        found.append("\n".join(lines))
-    if len(set(found)) < len(set(names)):  # two would look alike
-        found = ["\n".join(_lines(_pieces(name), width)) for name in names]
-    return found
-
-
-def _pieces(name: str) -> list[str]:
-    """Return the parts of a name that stay on one line: words, numbers, and values with a key."""
-    return re.findall(r"[^\W_]+…?(?:[.=]+[^\W_]+…?)*[\W_]*|[\W_]+", name)
-
-
-def _lines(pieces: Sequence[str], width: int) -> list[str]:
-    """Fill lines with parts of a name, a long one in several."""
-    from rich.cells import chop_cells
-
-    lines = [""]
-    for piece in pieces:
-        if _width(lines[-1] + piece.rstrip()) <= width:
-            lines[-1] += piece
-        elif _width(piece.rstrip()) <= width:
-            lines.append(piece)
-        else:
-            key, sign, value = piece.rstrip().partition("=")
-            lines += _lines([key + sign, value], width) if value else chop_cells(key + sign, width)
-    return [line.rstrip() for line in lines if line.strip()]
-
-
-def _width(text: str) -> int:
-    from rich.cells import cell_len
-
-    return cell_len(text)
