@@ -39,7 +39,9 @@ def sections(schema):
     return found
 
 
-@pytest.mark.parametrize("schema", {one for each in SCHEMAS.values() for one in sections(each)})
+@pytest.mark.parametrize(
+    "schema", dict.fromkeys(one for each in SCHEMAS.values() for one in sections(each))
+)
 def test_every_default_is_in_its_range(schema):
     wrong = [text for text in out_of_range(schema(), "") if not text.endswith("is not set")]
     assert wrong == []

@@ -9,9 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import interop.deepseek
-import interop.export
-import interop.llama
 import pytest
 import torch
 import yaml
