@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,12 +176,24 @@ def measured_on(result: dict[str, Any]) -> str:
     )
 
 
-def table(lines: list[list[str]], headers: list[str], texts: int) -> str:
+def table(lines: Sequence[Sequence[object]], headers: list[str], texts: int = 1) -> str:
     """Format a table whose first columns are text and whose others are numbers."""
-    from tabulate import tabulate
-
-    align = ["left"] * texts + ["right"] * (len(headers) - texts)
-    return tabulate(lines, headers, "github", disable_numparse=True, colalign=align)
+    cells = [headers, *([str(cell) for cell in line] for line in lines)]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    is_text = [number < texts for number in range(len(headers))]
+    padded = [
+        [
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, is_text, strict=True)
+        ]
+        for line in cells
+    ]
+    rule = [
+        f":{'-' * (width - 1)}" if left else f"{'-' * (width - 1)}:"
+        for width, left in zip(widths, is_text, strict=True)
+    ]
+    padded.insert(1, rule)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def seconds_in_turn(

@@ -1,7 +1,7 @@
 """How often intervals hold the truth: over documents of a real text, and over seeds.
 
-    python benchmarks/coverage.py reports/NAME/documents.json
-    python benchmarks/coverage.py
+    python -m benchmarks.coverage reports/NAME/documents.json
+    python -m benchmarks.coverage
 
 The documents that a report scored stand for all documents there are, and their nats per token for
 the truth. From them texts of some documents are drawn again and again, and each gets an interval:
@@ -21,19 +21,15 @@ import dataclasses
 import itertools
 import json
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tabulate import tabulate
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from comparing.noise import BySeed, SeedDifference, estimate  # noqa: E402
-from comparing.statistics import (  # noqa: E402
+from benchmarks.common import table
+from comparing.noise import BySeed, SeedDifference, estimate
+from comparing.statistics import (
     CONFIDENCE,
     text_interval,
     unpaired_seed_interval,
@@ -205,7 +201,7 @@ def main() -> None:
         rows = [[name, *(f"{s:.3f}" for s in shares.values())] for name, shares in found.items()]
         heads = ["study", "to the baseline", "pairs", "each alone", "equal: equivalent"]
         heads += ["at the margin: equivalent", "minimum detectable: seen"]
-        print(tabulate(rows, heads, tablefmt="github", disable_numparse=True))
+        print(table(rows, heads))
         return
     first, last = (int(end) if end else None for end in arguments.subset.split(":"))
     rows = []
@@ -217,7 +213,7 @@ def main() -> None:
                 cells = [f"{share:.3f}" for share in shares.values()]
                 rows.append([name, len(nats), documents, *cells])
     headers = ["number", "documents", "drawn", "reported", "percentile", "BCa"]
-    print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    print(table(rows, headers))
 
 
 if __name__ == "__main__":

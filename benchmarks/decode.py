@@ -1,8 +1,8 @@
 """How long a decoding step takes: kvlab's attentions and other frameworks, weights the same.
 
     pip install -r requirements.txt && pip install --no-deps -r requirements-bench.txt
-    python benchmarks/decode.py --sizes seed_35m
-    python benchmarks/decode.py --sizes gpt2_124m --contexts 1024 4096 --systems '*-mha*' '*-mla'
+    python -m benchmarks.decode --sizes seed_35m
+    python -m benchmarks.decode --sizes gpt2_124m --contexts 1024 4096 --systems '*-mha*' '*-mla'
 
 A step is one token for each sequence of a batch, through the model and its cache, to the logits.
 All systems live in one process and take turns, in an order that changes from round to round, so
@@ -29,13 +29,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.common import (  # noqa: E402
+from benchmarks.common import (
     SIZES,
     WARMUP_ROUNDS,
     add_common,

@@ -1,7 +1,7 @@
 """Which kernel reads a cache for one query fastest, and which product multiplies few rows.
 
-    python benchmarks/decode_kernels.py
-    python benchmarks/decode_kernels.py --dtypes float32 bfloat16 --device cuda
+    python -m benchmarks.decode_kernels
+    python -m benchmarks.decode_kernels --dtypes float32 bfloat16 --device cuda
 
 What `decode_path: auto` (modeling/attention/kernel.py) and modeling/linear.py decide by: the ways
 there are, taking turns in one process; medians in microseconds, and how many times as long the
@@ -19,10 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks.common import (
+    machine,
+    parser_of,
+    seconds_in_turn,
+    table,
+    versions,
+)
 
-from benchmarks.common import machine, parser_of, seconds_in_turn, versions  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,7 +155,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
     import torch
-    from tabulate import tabulate
 
     with torch.inference_mode():
         kernels = [row for dtype in options.dtypes for row in kernel_rows(options, dtype)]
@@ -166,9 +170,9 @@ def main(arguments: list[str]) -> None:
         f"{torch.get_num_threads()} threads, torch {versions()['torch']}; {options.rounds} rounds; "
         "microseconds, medians.",
         "## One query reads a cache of seed_35m's widths",
-        tabulate(kernels, heads, tablefmt="github"),
+        table(kernels, heads, texts=2),
         "## Few rows times a weight, float32",
-        tabulate(products, shapes, tablefmt="github"),
+        table(products, shapes),
     ]
     page = "\n\n".join(parts) + "\n"
     output = options.output or ROOT / "benchmarks/results" / f"{date}-decode-kernels.md"

@@ -1,6 +1,6 @@
 """How fast, and in how much memory, text becomes token shards.
 
-    python benchmarks/prepare.py [speed | memory]
+    python -m benchmarks.prepare [speed | memory]
 
 speed: one text (installed Python packages, as one parquet file) and one tokenizer, prepared in turn
 by kvlab and by `datasets.map(batched=True, num_proc=2)` followed by writing, once with
@@ -26,12 +26,11 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from data.pipeline import prepare
+from data.sources.python_library import python_files
+from settings.data import DataSettings, TokenizerSettings
 
-from data.pipeline import prepare  # noqa: E402
-from data.sources.python_library import python_files  # noqa: E402
-from settings.data import DataSettings, TokenizerSettings  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 PROCESSES = 2
 REPETITIONS = 5

@@ -1,6 +1,6 @@
 """How long a user waits before something happens: `--help`, and the first training step.
 
-    python benchmarks/startup.py [repetitions]
+    python -m benchmarks.startup [repetitions]
 
 Each repetition runs `python -c "import torch"`, `train_model.py --help` and a training of one step
 (nano, the prepared default data) one after the other, so that a busy machine slows all three alike.

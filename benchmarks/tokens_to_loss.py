@@ -1,6 +1,6 @@
 """Validation loss against tokens, and the tokens that one recipe needs for another's final loss.
 
-    python benchmarks/tokens_to_loss.py 'runs/adamw-*' 'runs/muon-*'
+    python -m benchmarks.tokens_to_loss 'runs/adamw-*' 'runs/muon-*'
 
 Each pattern names the runs of one recipe, its seeds. The curves are those of the validations during
 training (the first `trainer.eval_tokens` tokens of the split); the last column is the whole split.
@@ -11,15 +11,10 @@ import argparse
 import itertools
 import json
 import statistics
-import sys
 from pathlib import Path
 
-from tabulate import tabulate
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tracking.metrics import read_metrics  # noqa: E402
+from benchmarks.common import table
+from tracking.metrics import read_metrics
 
 Curve = list[tuple[int, float]]
 
@@ -81,7 +76,7 @@ def main() -> None:
         rows.append([Path(pattern).name, len(runs), *points, nll, perplexity])
     tokens = [f"{tokens:,}" for tokens, _ in curves[arguments.baseline][0]]
     headers = ["recipe", "seeds", *tokens, "end, whole split", "perplexity"]
-    print(tabulate(rows, headers, tablefmt="github"))
+    print(table(rows, headers))
     for pattern in arguments.others:
         pairs = list(zip(curves[arguments.baseline], curves[pattern], strict=True))
         reached = [(tokens_to_reach(other, base[-1][1]), base[-1][0]) for base, other in pairs]

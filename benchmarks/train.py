@@ -1,9 +1,9 @@
 """How fast, and in how much memory, a training step is: kvlab's attentions and other frameworks.
 
     pip install -r requirements.txt && pip install --no-deps -r requirements-bench.txt
-    python benchmarks/train.py --rounds 7
-    python benchmarks/train.py --sizes nano --systems '*-mha' '*-mla' --allocator tuned
-    python benchmarks/train.py --sizes seed_35m --systems '*-mla' --output benchmarks/results/mla
+    python -m benchmarks.train --rounds 7
+    python -m benchmarks.train --sizes nano --systems '*-mha' '*-mla' --allocator tuned
+    python -m benchmarks.train --sizes seed_35m --systems '*-mla' --output benchmarks/results/mla
 
 All processes of a size and dtype stay in memory: at nano each takes up to 1 GB, at seed_35m 2 to 3.
 The same dimensions, vocabulary, batch, random tokens and number of parameters for all; eager and
@@ -30,13 +30,9 @@ import dataclasses
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.common import (  # noqa: E402
+from benchmarks.common import (
     SIZES,
     add_common,
     begin,
@@ -47,15 +43,15 @@ from benchmarks.common import (  # noqa: E402
     say,
     write,
 )
-from benchmarks.peers import query_latent_width  # noqa: E402
-from benchmarks.train_report import as_markdown, compare, make_row  # noqa: E402
-from benchmarks.train_systems import (  # noqa: E402
+from benchmarks.peers import query_latent_width
+from benchmarks.train_report import as_markdown, compare, make_row
+from benchmarks.train_systems import (
     COMPILED,
     EAGER,
     SYSTEMS,
     Job,
 )
-from benchmarks.train_worker import (  # noqa: E402
+from benchmarks.train_worker import (
     ALLOCATORS,
     MATMUL,
     Worker,

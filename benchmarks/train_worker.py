@@ -63,10 +63,15 @@ class Worker:
     def __init__(self, job: Job, allocator: str) -> None:
         self.job = job
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(_ALLOCATOR_VARIABLES)}
-        script = Path(__file__).with_name("train.py")
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, str(script), "--worker", json.dumps(dataclasses.asdict(job))],
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.train",
+                "--worker",
+                json.dumps(dataclasses.asdict(job)),
+            ],
             cwd=ROOT,
             env=inherited | ALLOCATORS[allocator],
             stdin=subprocess.PIPE,

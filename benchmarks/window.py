@@ -1,7 +1,7 @@
 """What a window saves in training: forward and backward pass of an attention, causal or windowed.
 
-    OMP_NUM_THREADS=1 python benchmarks/window.py
-    python benchmarks/window.py --tokens 1024 4096 --windows 128 --device cuda
+    OMP_NUM_THREADS=1 python -m benchmarks.window
+    python -m benchmarks.window --tokens 1024 4096 --windows 128 --device cuda
 
 PyTorch's fused causal kernel (`modeling.attention.kernel.attend`) and blocks of queries
 (`modeling.attention.blocks.attend_windowed`) take turns in one process; each pass holds the same
@@ -20,16 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.common import (  # noqa: E402
+from benchmarks.common import (
     Ratio,
     begin,
     parser_of,
     positive,
     say,
     seconds_in_turn,
+    table,
     write,
 )
 
@@ -112,7 +110,6 @@ def measure(options: argparse.Namespace, dtype: str, length: int, result: dict[s
 def page_of(result: dict[str, Any]) -> str:
     """Return the result as Markdown."""
     import torch
-    from tabulate import tabulate
 
     facts, options = result["machine"], result["options"]
     rows = []
@@ -148,7 +145,7 @@ def page_of(result: dict[str, Any]) -> str:
         "layer's attention without its projections, microseconds a token, medians; in brackets the "
         "range of the ratio over rounds. The last column is the time per token over that at a "
         "quarter of T: 1 where cost is in proportion to T, 4 where it is to T².",
-        tabulate(rows, heads, tablefmt="github"),
+        table(rows, heads),
     ]
     return "\n\n".join(parts) + "\n"
 

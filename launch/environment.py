@@ -13,7 +13,7 @@ from pathlib import Path
 # The modules of requirements.txt (a test compares the two).
 PACKAGES = (
     *("torch", "numpy", "datasets", "huggingface_hub", "transformers", "tokenizers", "safetensors"),
-    *("hydra", "omegaconf", "wandb", "filelock", "loky", "zstandard", "tabulate", "tqdm"),
+    *("hydra", "omegaconf", "wandb", "filelock", "loky", "msgspec", "rich", "tqdm"),
     *("matplotlib", "scipy", "jinja2"),
 )
 _ROOT = Path(__file__).resolve().parents[1]

@@ -191,7 +191,14 @@ def result(tmp_path_factory):
     options = "--sizes smoke --dtypes float32 --contexts 16 32 --batches 1 2 --rounds 2"
     options += " --threads 1 --systems litgpt-mha " + " ".join(systems)
     finished = subprocess.run(
-        [sys.executable, "benchmarks/decode.py", *options.split(), "--output", folder / "result"],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.decode",
+            *options.split(),
+            "--output",
+            folder / "result",
+        ],
         cwd=ROOT,
         env=os.environ,
         capture_output=True,

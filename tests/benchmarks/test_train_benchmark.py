@@ -133,7 +133,7 @@ def result(tmp_path_factory):
     options = "--sizes smoke --dtypes float32 --modes eager --rounds 1 --steps-per-turn 1"
     options += " --systems kvlab-mha kvlab-mla litgpt-mha --threads 1 --allocator tuned"
     finished = subprocess.run(
-        [sys.executable, "benchmarks/train.py", *options.split(), "--output", folder / "result"],
+        [sys.executable, "-m", "benchmarks.train", *options.split(), "--output", folder / "result"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(folder)},
         capture_output=True,
