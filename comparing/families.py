@@ -180,9 +180,9 @@ def _margin(family: Family, noise: Noise, margin: float) -> list[str]:
     needed = known[0].resolved_by(0.0, size)
     takes = f"more than {MOST_SEEDS:,}" if needed is None else str(needed)
     return [
-        f"No variant can come out as {equivalent(margin)} with these seeds: the narrowest interval "
-        f"reaches {_percent(reach)} to each side. Of equal models it takes {takes} seeds each; or "
-        "set eval.margin to more."
+        f"With these seeds no variant can be shown {equivalent(margin)}: the narrowest interval "
+        f"reaches {_percent(reach)} to each side. Showing that of equal models takes {takes} seeds "
+        "each, or a larger eval.margin."
     ]
 
 

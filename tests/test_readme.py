@@ -209,12 +209,15 @@ def first_study():
     variants = []
     for variant in variants_of(FIRST):
         variant |= {"kv_cache_context": rows[0]["protocol"]["context"], "layers": None}
-        variant |= dict.fromkeys(("minimum_detectable_percent", "seeds_to_resolve"))
+        measures = ("minimum_detectable_nll", "minimum_detectable_percent", "seeds_to_resolve")
+        variant |= dict.fromkeys(measures)
         if not variant["is_baseline"]:
             found = noise_of_first().to_baseline(variant["name"], "mha")
             variant["delta_nll_ci95_seeds"] = found.interval
             variant["delta_percent_ci95_seeds"] = [percent(end) for end in found.interval]
+            variant["minimum_detectable_nll"] = found.minimum_detectable
             variant["minimum_detectable_percent"] = percent(found.minimum_detectable)
+            variant["seeds_to_resolve"] = found.further_seeds(math.log1p(DEFAULT_MARGIN))
             intervals = [variant["delta_nll_ci95_text"], found.interval]
             variant["verdict"] = verdict(intervals, len(variant["seeds"]), DEFAULT_MARGIN)
         variants.append(variant)

@@ -449,7 +449,7 @@ def test_two_seeds_give_no_verdict_and_the_headline_says_what_they_can_show():
     assert not {"Better", "Worse", "Equivalent", "Unresolved"} & {*said.split()}
     shown = f"{found['minimum_detectable_percent']:.2g} %."
     [group] = compare(runs, None)
-    assert f"Minimum detectable difference to mha, at 80 % power: {shown}" in group.how_sure
+    assert f"Minimum detectable difference against mha, at 80 % power: {shown}" in group.how_sure
     # The side with fewer seeds decides.
     lopsided = [*study(mha=0.0), run("gqa", 7, 9.0), run("gqa", 8, 9.0)]
     assert results(lopsided)["gqa"]["verdict"] == "too few seeds"
