@@ -78,9 +78,7 @@ def test_a_margin_that_seeds_cannot_resolve_is_said_with_what_it_would_take():
     found, said = compared(seeds_of("mha", *NOISY), seeds_of("gqa", 3.01, 3.0, 2.99))
     assert found["gqa"]["verdict"] == "unresolved"
     assert found["gqa"]["seeds_to_resolve"] > 50
-    assert (
-        "With these seeds no variant can be shown equivalent within 1 %: the narrowest" in said
-    )
+    assert "With these seeds no variant can be shown equivalent within 1 %: the narrowest" in said
     assert "Unresolved against mha, with the further seeds of each variant" in said
     wide, said = compared(seeds_of("mha", *NOISY), seeds_of("gqa", 3.01, 3.0, 2.99), margin=0.2)
     assert wide["gqa"]["verdict"] == "equivalent within 20 %"

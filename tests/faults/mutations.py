@@ -2,13 +2,9 @@
 
 import copy
 import json
-import os
 from collections.abc import Iterator
 from random import Random
 from typing import Any
-
-# Share of the inputs that docs/reliability.md counts: few in CI, all with KVLAB_FUZZ=1.
-_SHARE = float(os.environ.get("KVLAB_FUZZ", "0.1"))
 
 # JSON as it stands in a file, where a Python value could not be written so.
 HOSTILE_JSON = (
@@ -76,11 +72,6 @@ HOSTILE_BYTES = (
     b'"',
     b"[" * 20_000,
 )
-
-
-def num_inputs(number: int) -> int:
-    """Return how many of so many inputs are tried."""
-    return max(1, round(number * _SHARE))
 
 
 def mutated_bytes(data: bytes, random: Random) -> bytes:

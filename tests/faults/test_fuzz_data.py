@@ -2,14 +2,14 @@
 
 import contextlib
 import json
-import os
 import shutil
 from collections import Counter
 from random import Random
 
 import numpy as np
 import pytest
-from mutations import mutated_bytes, mutated_json, num_inputs
+from effort import SEED, share_of
+from mutations import mutated_bytes, mutated_json
 
 from data.errors import DataError
 from data.pipeline import prepare
@@ -21,7 +21,6 @@ from data.tokenizing.tokenizer import end_of_document_id, load_tokenizer
 from files.sealed import sealed, unsealed
 from settings.data import DataSettings, TokenizerSettings
 
-SEED = int(os.environ.get("KVLAB_FUZZ_SEED", "20261123"))
 pytestmark = pytest.mark.slow
 
 
@@ -97,23 +96,23 @@ def test_a_damaged_manifest_is_refused(genuine, folder):
     data = path.read_bytes()
     value, expected = json.loads(data), facts(genuine)
     tried, random = Tried(path), Random(SEED)
-    for number in range(num_inputs(14_000)):
+    for number in range(share_of(14_000)):
         damaged = mutated_bytes(data, random) if number % 2 else mutated_json(value, random)
         tried(damaged, lambda: facts(PreparedData(folder)), expected)
-    tried.assert_number(num_inputs(14_000), refused=0.8)
+    tried.assert_number(share_of(14_000), refused=0.8)
 
 
 def test_a_forged_manifest_is_refused_or_of_the_right_types(folder):
     path = folder / "manifest.json"
     value = unsealed(json.loads(path.read_bytes()))
     tried, random = Tried(path), Random(SEED + 1)
-    while tried.outcomes.total() < num_inputs(8_000):
+    while tried.outcomes.total() < share_of(8_000):
         try:
             forged = json.dumps(sealed(json.loads(mutated_json(value, random)))).encode()
         except (ValueError, TypeError, RecursionError):
             continue
         tried(forged, lambda: bool(facts(PreparedData(folder))))
-    tried.assert_number(num_inputs(8_000))
+    tried.assert_number(share_of(8_000))
 
 
 def test_a_damaged_shard_is_refused(genuine, folder):
@@ -128,9 +127,9 @@ def test_a_damaged_shard_is_refused(genuine, folder):
         damaged = TokenStream([path], genuine.vocab_size, [entry.sha256])
         return damaged.window(0, len(damaged)).tolist()
 
-    for _ in range(num_inputs(10_000)):
+    for _ in range(share_of(10_000)):
         tried(mutated_bytes(data, random), read, expected)
-    tried.assert_number(num_inputs(10_000), refused=0.8)
+    tried.assert_number(share_of(10_000), refused=0.8)
 
 
 def test_the_header_of_a_forged_shard_gives_an_array_of_the_files_size_or_is_refused(
@@ -145,9 +144,9 @@ def test_the_header_of_a_forged_shard_gives_an_array_of_the_files_size_or_is_ref
         values = shard.read(0, len(shard))
         return values.nbytes < path.stat().st_size and values.dtype in (np.uint16, np.uint32)
 
-    for _ in range(num_inputs(10_000)):
+    for _ in range(share_of(10_000)):
         tried(mutated_bytes(data[:128], random) + data[128:], read, True)
-    tried.assert_number(num_inputs(10_000), refused=0.5)
+    tried.assert_number(share_of(10_000), refused=0.5)
 
 
 def test_a_damaged_journal_is_discarded(tmp_path):
@@ -172,7 +171,7 @@ def test_a_damaged_journal_is_discarded(tmp_path):
         assert loaded is None or expected is None or loaded[0] == expected
         return True
 
-    for number in range(num_inputs(4_000)):
+    for number in range(share_of(4_000)):
         tried(
             mutated_bytes(data, random) if number % 2 else mutated_json(value, random),
             lambda: load(state),
@@ -182,9 +181,9 @@ def test_a_damaged_journal_is_discarded(tmp_path):
         except (ValueError, TypeError, RecursionError):
             continue
         tried(forged, lambda: load(None))
-    assert tried.outcomes.total() >= num_inputs(7_000)
-    assert found["discarded"] > num_inputs(5_000)
-    assert found["loaded"] > num_inputs(10)
+    assert tried.outcomes.total() >= share_of(7_000)
+    assert found["discarded"] > share_of(5_000)
+    assert found["loaded"] > share_of(10)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
@@ -203,11 +202,11 @@ def test_a_damaged_tokenizer_is_refused(genuine, folder, name, capfd):
         return PreparedData(folder).tokenizer().get_vocab()
 
     expected = genuine.tokenizer().get_vocab()
-    for number in range(num_inputs(2_000)):
+    for number in range(share_of(2_000)):
         damaged = mutated_bytes(data, random) if number % 2 else mutated_json(value, random)
         tried(damaged, read, expected)
     tried(data, read, expected)
-    tried.assert_number(num_inputs(2_000), refused=0.8)
+    tried.assert_number(share_of(2_000), refused=0.8)
     capfd.readouterr()  # Rust tells its panics on stderr
 
 

@@ -1,11 +1,10 @@
 """kill -9 at random moments: what is resumed ends as if nothing had happened, to the last bit.
 
-KVLAB_KILLS (25) is the number of kills of each kind, KVLAB_KILLS_SEED (0) decides the moments.
+`effort` says how many kills of each kind there are, and at which moments.
 """
 
 import contextlib
 import json
-import os
 import random
 import signal
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import warm
+from effort import SEED, share_of
 from weights import assert_same_bits, final_tensors
 
 from tracking.checkpoints import CheckpointStore
@@ -22,8 +22,7 @@ from tracking.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-KILLS = int(os.environ.get("KVLAB_KILLS", "25"))
-SEED = int(os.environ.get("KVLAB_KILLS_SEED", "0"))
+KILLS = share_of(25)
 # Dropout, accumulation, and several passes over the corpus: what a resume may get wrong.
 STEPS = 60
 RECIPE = [
