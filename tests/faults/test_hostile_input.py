@@ -234,7 +234,7 @@ def test_what_a_model_writes_commands_no_terminal(kvlab, tmp_path, monkeypatch):
     assert not COMMANDS & set(out)
     raw = (tmp_path / "runs" / "x" / "samples.txt").read_bytes().decode()
     assert raw == f"def {HOSTILE[:-1]}\n"
-    monkeypatch.setattr("modeling.generate.generate_text", write)
+    monkeypatch.setattr("commands.generate.generate_text", write)
     status, out, err = kvlab("generate", "run=x", "prompt=a\x1bb")
     assert status == 0, err
     assert out.startswith("a\\x1bb\\x1b]0;owned")

@@ -234,8 +234,8 @@ def slowly(self):
     commit(self)
     time.sleep(0.05)
 packing.Packer._commit = slowly
-sys.argv[0] = "data.prepare"
-runpy.run_module("data.prepare", run_name="__main__")
+sys.argv[0] = "prepare_data.py"
+runpy.run_module("prepare_data", run_name="__main__")
 """
 
 

@@ -96,21 +96,16 @@ def test_cache_bytes_equal_what_is_stored_after_decoding(case, dtype):
 @pytest.fixture(scope="module")
 def shipped():
     """Compose the shipped configuration of a model, an attention and a block."""
-    hydra = pytest.importorskip("hydra")
-    from launch.compose import checked, register
+    from launch.compose import checked, composed
     from launch.schemas import TrainConfig
 
-    register()
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    @functools.cache
+    def compose(model, attention, block):
+        names = {"model": model, "attention": attention, "block": block}
+        found = composed("train", [f"{key}={value}" for key, value in names.items()])
+        return dataclasses.replace(checked(found, TrainConfig).model, vocab_size=4096)
 
-        @functools.cache
-        def compose(model, attention, block):
-            names = {"model": model, "attention": attention, "block": block}
-            composed = hydra.compose("train", [f"{key}={value}" for key, value in names.items()])
-            config = checked(composed, TrainConfig).model
-            return dataclasses.replace(config, vocab_size=4096)
-
-        yield compose
+    return compose
 
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
