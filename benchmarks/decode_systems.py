@@ -356,7 +356,7 @@ class System:
     build: Callable[[GPT], Decoder]
     """Makes it of the kvlab model of its attention."""
     cache: str
-    """Of which kind it is: what it needs is counted in `decode_memory`."""
+    """The kind of system: what it needs is counted in `decode_memory`."""
     is_peer: bool = True
     has_same_weights: bool = True
 

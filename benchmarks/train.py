@@ -59,7 +59,7 @@ from benchmarks.train_worker import (
     serve,
 )
 
-# Besides compiling: caches, memory pools and the optimizer's state need a few steps.
+# Apart from compiling, caches, memory pools and the optimizer's state need a few steps.
 WARMUP_STEPS = 3
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from launch.compose import COMPOSING_FAILED, checked, composed
 from launch.errors import ConfigError
 from launch.explain import explain
-from launch.failures import EXIT_BAD_INPUT, EXIT_FAILED, USER_ERRORS, tell, tell_of
+from launch.failures import EXIT_BAD_INPUT, EXIT_FAILED, USER_ERRORS, report_error, report_of
 from launch.schemas import TrainConfig
 from launch.terminal import is_whole, outlive_readers, say
 from launch.typed import for_hydra
@@ -111,12 +111,12 @@ def _report(config: AttentionConfig, in_short: bool) -> tuple[int, int]:
 def run(arguments: Sequence[str]) -> int:
     """Call `main`; a mistake in what was typed is one line."""
     outlive_readers()
-    tell_of("", "train")
+    report_of("", "train")
     try:
         status = main(arguments)
         return status if status or is_whole() else EXIT_FAILED
     except USER_ERRORS as error:
-        tell(error)
+        report_error(error)
     except COMPOSING_FAILED as error:
-        tell(ConfigError(explain(error, TrainConfig)))
+        report_error(ConfigError(explain(error, TrainConfig)))
     return EXIT_BAD_INPUT

@@ -11,7 +11,7 @@ from commands.model_of_run import describe_model, with_tokenizer
 from commands.training_run import train_run
 from data.prepared import PreparedData
 from launch import sweep, terminal
-from launch.failures import tell
+from launch.failures import report_error
 from launch.schemas import ROOT, TrainConfig
 from measuring.windows import cache_context_for, windows_for
 from modeling.accounting import match_cache
@@ -46,7 +46,7 @@ def main(config: TrainConfig) -> None:
     run = RunFolder(config.runs_path, config.run_name)
 
     timeout = config.trainer.rank_timeout_seconds
-    with joined(config.trainer.device, tell, timeout) as world:
+    with joined(config.trainer.device, report_error, timeout) as world:
         world.share_of(budget.sequences_per_pass)
         if config.dry_run:
             report_cost(run, config, world)

@@ -76,7 +76,7 @@ def train_run(
         )
         failed = True
         try:
-            with world.telling(lambda: newest_checkpoint_hint(run.checkpoints_path)):
+            with world.reporting_errors(lambda: newest_checkpoint_hint(run.checkpoints_path)):
                 summary = train(recipe, prepared, run, mirror, say, world, initial)
             failed = False
         except TrainingInterrupted:

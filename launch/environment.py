@@ -1,4 +1,4 @@
-"""Go on in an environment that has what kvlab needs, or say in one line how to get one.
+"""Continue in an environment that has what kvlab needs, or say in one line how to get one.
 
 An entry point calls `ensure()` before it imports anything that is not in the standard library.
 """
@@ -22,7 +22,7 @@ _TRIED = "KVLAB_TRIED_VENV"  # set for one start, so that .venv is tried once an
 
 
 def ensure() -> None:
-    """Return where kvlab can run; else go on in `.venv`, or exit with status 2 and one line.
+    """Return where kvlab can run; else continue in `.venv`, or exit with status 2 and one line.
 
     `prepare_for_use.sh` makes `.venv` in the project where the system's package manager owns
     `python`. Also sets the environment variable PROJECT_ROOT, which the configuration reads, and

@@ -50,7 +50,7 @@ _run = ""  # of several runs, whose errors are reported
 _less_memory = ""  # what to lower where there is not enough
 
 
-def tell_of(name: str, config_name: str) -> None:
+def report_of(name: str, config_name: str) -> None:
     """Remember whose errors are reported from now on.
 
     Args:
@@ -61,7 +61,7 @@ def tell_of(name: str, config_name: str) -> None:
     _run, _less_memory = name, _LESS_MEMORY[config_name]
 
 
-def tell(error: BaseException) -> None:
+def report_error(error: BaseException) -> None:
     """Print an error on stderr: a user's as one line, any other with its traceback.
 
     Of several runs it names the one.
@@ -79,7 +79,7 @@ def tell(error: BaseException) -> None:
             complain(f"{whose}{type(error).__name__}, see above")
 
 
-def tell_for_all_ranks(error: Exception) -> None:
+def report_for_all_ranks(error: Exception) -> None:
     """Report once what every rank finds by itself, such as a wrong configuration.
 
     The others wait to be ended by torchrun, which they would otherwise have end rank 0 before it
@@ -88,7 +88,7 @@ def tell_for_all_ranks(error: Exception) -> None:
     if rank_and_size()[0] > 0:
         # Still here afterwards, it is the only one that has found this.
         time.sleep(_LONGEST_WAIT_SECONDS)
-    tell(error)
+    report_error(error)
 
 
 def _refused_by_the_machine(error: BaseException) -> str:

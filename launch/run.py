@@ -25,10 +25,10 @@ from launch.failures import (
     EXIT_INTERRUPTED,
     STATUS_OF,
     rank_and_size,
+    report_error,
+    report_for_all_ranks,
+    report_of,
     status_of,
-    tell,
-    tell_for_all_ranks,
-    tell_of,
 )
 from launch.help import help_text
 from launch.launcher import is_here, launched, settings_of_launcher
@@ -38,7 +38,7 @@ from launch.schemas import Config
 from launch.terminal import complain, is_whole, outlive_readers
 from launch.typed import for_hydra
 from tracking.wandb_environment import forget_names_of_one_run
-from training.errors import AlreadyTold
+from training.errors import AlreadyReported
 
 _QUESTIONS = {"--help", "-h", "--version"}
 _JOBS = "sweep.jobs="
@@ -57,7 +57,7 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
         job: Gets the checked configuration.
     """
     outlive_readers()
-    tell_of("", config_name)
+    report_of("", config_name)
     sweep.current = None
     typed = sys.argv[1:]
     is_question = not _QUESTIONS.isdisjoint(typed)
@@ -70,10 +70,10 @@ def run(config_name: str, schema: type[Config], job: Callable[[Config], None]) -
             status = _run(_Entry(config_name, schema, job, typed))
     except COMPOSING_FAILED as error:
         is_plain = isinstance(error, ConfigError)
-        tell_for_all_ranks(error if is_plain else ConfigError(explain(error, schema, typed)))
+        report_for_all_ranks(error if is_plain else ConfigError(explain(error, schema, typed)))
         status = EXIT_BAD_INPUT
     except KeyboardInterrupt as interrupted:
-        tell(interrupted)
+        report_error(interrupted)
         status = EXIT_BEFORE_TRAINING
     # A training's record is its files.
     if status == 0 and not is_whole() and (config_name != "train" or is_question):
@@ -107,13 +107,13 @@ class _Entry:
         Returns:
             The exit status, and why it is not 0.
         """
-        tell_of(name, self.config_name)
+        report_of(name, self.config_name)
         try:
             self.job(checked(config, self.schema, self.typed))
-        except AlreadyTold as told:
-            return STATUS_OF.get(told.kind, EXIT_FAILED), "see above"
+        except AlreadyReported as reported:
+            return STATUS_OF.get(reported.kind, EXIT_FAILED), "see above"
         except Exception as error:
-            tell_for_all_ranks(error)
+            report_for_all_ranks(error)
             is_known = any(kind.__name__ in STATUS_OF for kind in type(error).__mro__)
             reason = str(error) if is_known else f"{type(error).__name__}: {error}"
             return status_of(error), reason

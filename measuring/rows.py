@@ -55,7 +55,7 @@ class ResultRow:
     train_peak_memory_bytes: int | None = None
     train_wall_seconds: float | None = None
     versions: dict[str, str] | None = None
-    """Of the libraries that it was trained with."""
+    """Versions of the libraries that it was trained with."""
     git_commit: str | None = None
     reads_whole_text: bool
     """Whether its tokenizer gives back every byte of the text."""

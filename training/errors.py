@@ -17,7 +17,7 @@ class TrainingInterrupted(Exception):
     """Training was stopped after saving a checkpoint; rerunning the command resumes."""
 
 
-class AlreadyTold(Exception):
+class AlreadyReported(Exception):
     """One of several ranks ended with an error, which it or another has printed.
 
     Attributes:

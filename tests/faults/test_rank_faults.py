@@ -17,7 +17,7 @@ from processes import in_threads
 
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
-from training.errors import AlreadyTold, TrainingError
+from training.errors import AlreadyReported, TrainingError
 from training.ranks.heartbeat import Heartbeat
 from training.ranks.place import Place
 from training.ranks.world import World
@@ -358,12 +358,12 @@ def test_whatever_ends_a_rank_ends_the_others_and_is_reported_once(end):  # X1
     def rank(number):
         world = World(Place(number, 2), torch.device("cpu"), store, told.append)
         try:
-            with world.telling():
+            with world.reporting_errors():
                 if number == 1:
                     raise end
                 world.from_main(lambda: time.sleep(0.2))
                 world._wait_for("what rank 1 would have said")
-        except AlreadyTold as error:
+        except AlreadyReported as error:
             ended[number] = error.kind
 
     in_threads(rank, (0, 1))
@@ -378,7 +378,7 @@ def test_a_rank_that_waits_for_a_silent_rank_0_ends_itself_with_its_name(monkeyp
     store.set("alive/0", "its last sign")
     world = World(Place(1, 2), torch.device("cpu"), store, told.append, timeout_seconds=0.2)
     world.step = 5
-    with world.telling(hint and (lambda: hint)):
+    with world.reporting_errors(hint and (lambda: hint)):
         world.watch_others(store)
         wait_for(lambda: ended, seconds=10)
     assert ended == [1]
@@ -408,9 +408,9 @@ def test_of_several_ranks_those_are_lost_that_find_none_lost(error, says):
     def rank(number):
         world = World(Place(number, 4), torch.device("cpu"), store, told.append, 7.0)
         try:
-            with world.telling(lambda: "from the beginning"):
+            with world.reporting_errors(lambda: "from the beginning"):
                 raise RuntimeError(error)
-        except AlreadyTold as told_of:
+        except AlreadyReported as told_of:
             ended.append(told_of.kind)
 
     in_threads(rank, (0, 1, 3))

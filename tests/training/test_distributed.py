@@ -26,7 +26,7 @@ from modeling.gpt import GPT
 from settings.training import TrainerSettings
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
-from training.errors import AlreadyTold, TrainingError
+from training.errors import AlreadyReported, TrainingError
 from training.ranks.joining import joined
 from training.ranks.place import Place, place
 from training.ranks.world import World
@@ -78,7 +78,7 @@ def test_a_process_alone_makes_no_process_group_and_gets_back_what_it_gave():
         assert not world.any(False)
         assert world.from_main(lambda: [1, "a"]) == [1, "a"]
         assert world.share_of(3) == 3
-        with pytest.raises(KeyError), world.telling():
+        with pytest.raises(KeyError), world.reporting_errors():
             raise KeyError
 
 
@@ -93,7 +93,7 @@ def two_ranks():
         def rank(number):
             world = World(Place(number, 2), torch.device("cpu"), store, told.append)
             try:
-                with world.telling(lambda: "from step 7"):
+                with world.reporting_errors(lambda: "from step 7"):
                     ended[number] = work(world)
             except BaseException as error:
                 ended[number] = error
@@ -121,7 +121,7 @@ def test_an_error_of_rank_0_or_of_all_ends_all_and_is_reported_once(two_ranks, w
         raise TrainingError("the reason")
 
     ended, told = two_ranks(lambda world: world.from_main(fail) if who == "rank 0" else fail())
-    assert [type(error) for error in ended] == [AlreadyTold] * 2
+    assert [type(error) for error in ended] == [AlreadyReported] * 2
     assert [error.kind for error in ended] == ["TrainingError"] * 2
     assert [str(error) for error in told] == ["the reason"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tracking.failures import is_lost_rank
-from training.errors import AlreadyTold, TrainingError, TrainingFailed, TrainingInterrupted
+from training.errors import AlreadyReported, TrainingError, TrainingFailed, TrainingInterrupted
 from training.machine.signals import ignore_signals
 from training.ranks.heartbeat import Heartbeat
 from training.ranks.place import Place
@@ -66,14 +66,14 @@ class Rank:
         return self.where.is_main
 
     @contextmanager
-    def telling(self, resume_hint: Callable[[], str] | None = None) -> Iterator[None]:
+    def reporting_errors(self, resume_hint: Callable[[], str] | None = None) -> Iterator[None]:
         """Let an error of one rank end them all, reported once; a process alone just raises it.
 
         Args:
             resume_hint: Says where a rerun begins, should another rank be lost.
 
         Raises:
-            AlreadyTold: In place of whatever was raised within.
+            AlreadyReported: In place of whatever was raised within.
         """
         if self.size == 1:
             yield
@@ -81,14 +81,14 @@ class Rank:
         outer, self._resume_hint = self._resume_hint, resume_hint or self._resume_hint
         try:
             yield
-        except AlreadyTold:
+        except AlreadyReported:
             raise
         except BaseException as error:
             reason = error
             if is_lost_rank(error):
                 timed_out = "timed out" in str(error).lower()
                 reason = self._loss(self._lost_ranks(), timed_out=timed_out)
-            raise AlreadyTold(self._end(reason)) from error
+            raise AlreadyReported(self._end(reason)) from error
         finally:
             self._resume_hint = outer
 
@@ -178,7 +178,7 @@ class Rank:
         is_gone = False
         while not self.store.check([key]):
             if self.store.check([_REASON]):
-                raise AlreadyTold(self.store.get(_REASON).decode())
+                raise AlreadyReported(self.store.get(_REASON).decode())
             if is_gone:  # since before it was asked for the key and for a reason
                 raise self._loss([0], timed_out=False)
             time.sleep(pause)

@@ -30,7 +30,7 @@ def joined(
 
     Raises:
         TrainingError: If there is no such device, or none for this rank.
-        AlreadyTold: In place of what any rank raised within, once there are several.
+        AlreadyReported: In place of what any rank raised within, once there are several.
     """
     where = place()
     device = pick_device(device_name)
@@ -40,7 +40,7 @@ def joined(
     import torch.distributed as dist
 
     world = World(where, device, _own_part_of_store(), report, timeout_seconds)
-    with world.telling():
+    with world.reporting_errors():
         world.watch_others(world.store.clone())
         if device.type == "cuda":
             device = world.device = _own_gpu(where)

@@ -70,7 +70,7 @@ class World(Rank):
         """Return on every rank what `call` returns on rank 0, which alone runs it.
 
         Args:
-            call: Returns plain JSON values. What it raises ends every rank (see `telling`).
+            call: Returns plain JSON values. What it raises ends all ranks (see `reporting_errors`).
         """
         if self.size == 1:
             return call()
