@@ -25,7 +25,7 @@ def located(runs_path: Path, names: Sequence[str]) -> tuple[Path, list[str]]:
     found = []
     for name in names:
         path = Path(name).expanduser()
-        if path.name == "checkpoints" and "/" in name:  # the tab key goes on to what is in a run
+        if path.name == "checkpoints" and "/" in name:  # the tab key continues to what is in a run
             path = path.parent
             name = str(path)
         folder = runs_path

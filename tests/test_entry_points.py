@@ -429,7 +429,7 @@ def test_fair_lr_trains_a_grid_once_and_then_each_seed_at_its_best_rate(kvlab, t
 
 
 def _statuses(result):
-    """Of the runs in the table that a sweep ends with, which fits 80 columns."""
+    """Return the runs' states in the table that a sweep ends with, which fits 80 columns."""
     lines = result.stdout.splitlines()
     header = next(n for n, line in enumerate(lines) if line.startswith("run  "))
     table = lines[header:]

@@ -372,7 +372,7 @@ def test_externally_managed_python_gets_a_venv_with_real_pip(project, tmp_path):
     assert (site_packages(made) / "kvlab_dev.py").exists()
     assert result.stdout.splitlines()[-1] == "Next: . .venv/bin/activate && python -m pytest"
 
-    # A .venv whose interpreter is gone is made anew.
+    # A .venv whose interpreter is gone is made again.
     for link in (made / "bin").glob("python*"):
         link.unlink()
         link.symlink_to(tmp_path / "gone")

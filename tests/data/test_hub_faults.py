@@ -52,7 +52,7 @@ def test_streamed_files_are_parts_in_order_and_a_redirect_is_followed(tmp_path):
         assert result.get("documents") == EXPECTED, result
     assert results[0]["parts"] == [["train", 3000], ["validation", 20]]
     assert results[1]["parts"] == [["train", 1000]] * 3 + [["validation", 20]]
-    # A document may go on in the next file.
+    # A document may continue in the next file.
     assert [split for split, _ in results[2]["parts"]] == ["train", "validation"]
     assert results[3]["description"]["commit"] == "b" * 40
     assert results[3]["description"]["revision"] is None

@@ -15,7 +15,7 @@ def runner(folder, arguments, **environment):
     Args:
         folder: Of the runs, which the function has as an attribute, and of their output.
         arguments: Of the command, whatever the case.
-        environment: Variables besides those there are; the function takes more of them.
+        environment: Variables added to those there are; the function takes more of them.
     """
 
     def run(cases, **more):

@@ -275,7 +275,7 @@ def test_a_pass_that_the_ranks_cannot_share_equally_is_refused(sequences, size):
 
 
 class Store(dict):
-    """Of torchrun, as far as signs of life go."""
+    """The part of torchrun that shows signs of life."""
 
     def check(self, keys):
         return all(key in self for key in keys)

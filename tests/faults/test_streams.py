@@ -1,4 +1,4 @@
-"""stdout and stderr that are closed, full or read by nobody: a job goes on and writes its files."""
+"""stdout and stderr that are closed, full or read by nobody: a job still writes its files."""
 
 import json
 import subprocess

@@ -26,7 +26,7 @@ def start(folder, *arguments, module=None, environment=None, breaking=None):
         folder: Working directory, and where `output` collects stdout and stderr.
         arguments: The command's.
         module: Instead of train_model.py.
-        environment: Variables besides those there are.
+        environment: Variables added to those there are.
         breaking: Name of a function of `warm_faults`, called before the command, to break it.
     """
     # Of the process that the others are forked from, and so of all of them.

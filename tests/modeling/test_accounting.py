@@ -136,10 +136,10 @@ def test_every_shipped_combination_can_be_matched_to_mhas_parameters(combination
     model, _, block = combination
     config = shipped(*combination)
     mha = shipped(model, "mha", block)
-    if block == "classic":  # the yardstick has no learned positions
+    if block == "classic":  # the baseline has no learned positions
         mha = dataclasses.replace(mha, position_embedding="none", allow_nope=True)
-    yardstick = num_parameters(mha).total
-    assert num_parameters(match_to_mha(config)).total == pytest.approx(yardstick, rel=5e-3)
+    baseline = num_parameters(mha).total
+    assert num_parameters(match_to_mha(config)).total == pytest.approx(baseline, rel=5e-3)
 
 
 NANO = {
@@ -169,9 +169,9 @@ def nano(name, **changes):
 def test_match_to_mha_gives_mhas_parameters_within_half_a_percent(name, mlp):
     config = nano(name, mlp=mlp)
     matched = match_to_mha(config)
-    yardstick = num_parameters(nano("mha", mlp=mlp)).total
+    baseline = num_parameters(nano("mha", mlp=mlp)).total
     built = sum(p.numel() for p in GPT(matched).parameters())
-    assert built == pytest.approx(yardstick, rel=5e-3)
+    assert built == pytest.approx(baseline, rel=5e-3)
     assert matched.intermediate_size % 8 == 0
     assert matched == dataclasses.replace(config, intermediate_size=matched.intermediate_size)
     if name == "mha":
@@ -231,8 +231,8 @@ def test_caches_of_layers_that_differ_are_matched_at_the_context_that_is_asked_f
     assert kv_cache_bytes(matched, context) == pytest.approx(wanted, rel=5e-3)
     model = GPT(match_to_mha(matched))
     assert model.new_cache(1, context).num_bytes() == kv_cache_bytes(matched, context)
-    yardstick = num_parameters(nano("mha", intermediate_size=640)).total
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(yardstick, rel=5e-3)
+    baseline = num_parameters(nano("mha", intermediate_size=640)).total
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(baseline, rel=5e-3)
     # Layers that hold all tokens are matched at one context as at every other.
     elsewhere = match_cache(config, ratio, 2 * context).attention["kv_lora_rank"]
     grows = matched.attention["kv_lora_rank"] < elsewhere
@@ -255,7 +255,7 @@ def test_a_budget_of_windows_is_that_of_the_trained_context():
     assert budget.kv_cache_bytes_at_context == GPT(config).new_cache(1, 256).num_bytes() == held
     assert budget.kv_cache_bytes_per_token == 2 * 2 * 24 * 4
     assert budget.cache_ratio_to_mha == held / (256 * 4 * 2 * 192 * 4)
-    # The yardstick's layers are all alike.
+    # The baseline's layers are all alike.
     assert budget_of(mha_baseline(config)) == budget_of(nano("mha"))
 
 

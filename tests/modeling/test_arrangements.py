@@ -315,7 +315,7 @@ def test_training_flops_fall_with_the_window_by_the_keys_that_are_not_seen():
 
 
 def described(config):
-    """Of each layer: its window, the layer it reads, RoPE's width, its base, sinks."""
+    """Return for each layer: its window, the layer it reads, RoPE's width, its base, sinks."""
     return [
         (
             layer.state().window,

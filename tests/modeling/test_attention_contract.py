@@ -93,7 +93,7 @@ def forward_only():
 
 
 def gradients(output, x, module):
-    """Of a fixed weighting of the output, for x and every weight."""
+    """Return gradients of a fixed weighting of the output, for x and every weight."""
     weighting = normal(*output.shape, dtype=torch.float64, seed=9).to(output.dtype)
     (output * weighting).sum().backward()
     return {"x": x.grad} | {name: p.grad for name, p in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""What decoding allocates besides weights and cache."""
+"""What decoding allocates in addition to weights and cache."""
 
 import pytest
 import torch

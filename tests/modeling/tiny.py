@@ -62,7 +62,7 @@ def reference(config, weights, x, positions, **arguments):
 
 
 ENTRIES = {"key": (2, 3), "value": (2, 5)}
-"""Of a layer's cache."""
+"""The tensors of a layer's cache."""
 
 
 def token_entries(s, seed=0, batch=3):

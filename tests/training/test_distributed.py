@@ -359,7 +359,7 @@ def stop_at(train, runs, step, ranks, number, rank, *extra):
     chosen = ranks_of(process)[rank]
     if number == signal.SIGKILL:
         # The others are to wait for it when it dies: that breaks their connection before torchrun
-        # asks them to end, which must not keep them from telling.
+        # asks them to end, which must not keep them from reporting.
         os.kill(chosen, signal.SIGSTOP)
         time.sleep(1)
     sent = time.monotonic()
