@@ -181,8 +181,8 @@ def _margin(family: Family, noise: Noise, margin: float) -> list[str]:
     takes = f"more than {MOST_SEEDS:,}" if needed is None else str(needed)
     return [
         f"With these seeds no variant can be shown {equivalent(margin)}: the narrowest interval "
-        f"reaches {_percent(reach)} to each side. Showing that of equal models takes {takes} seeds "
-        "each, or a larger eval.margin."
+        f"reaches {_percent(reach)} to each side. To show it of equal models would need {takes} "
+        "seeds each, or a larger eval.margin."
     ]
 
 

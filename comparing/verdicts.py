@@ -60,8 +60,8 @@ _VERDICTS: dict[str | None, Verdict] = {
     ),
     TOO_FEW_SEEDS: Verdict(
         f"{{name}} measures {{change}} against {{base}} ({{sure}}) with {{cache}}, from too few "
-        f"seeds for a verdict (it takes {FEWEST_SEEDS} on each side).",
-        f"Too few seeds for a verdict against {{base}} (it takes {FEWEST_SEEDS} on each side)",
+        f"seeds for a verdict ({FEWEST_SEEDS} on each side are needed).",
+        f"Too few seeds for a verdict against {{base}} ({FEWEST_SEEDS} on each side are needed)",
     ),
     NOT_COMPARABLE: Verdict(
         "{name} measures {change} against {base} ({sure}) with {cache}, but is not comparable: "
@@ -70,8 +70,8 @@ _VERDICTS: dict[str | None, Verdict] = {
     ),
     None: Verdict(
         "{name} measures {change} against {base} with {cache}, on too little text for a verdict "
-        f"(it takes {FEWEST_DOCUMENTS} documents).",
-        f"Too little text for a verdict against {{base}} (it takes {FEWEST_DOCUMENTS} documents)",
+        f"({FEWEST_DOCUMENTS} documents are needed).",
+        f"Too little text for a verdict against {{base}} ({FEWEST_DOCUMENTS} documents are needed)",
     ),
 }
 # Of a report that an older kvlab wrote.

@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -142,23 +142,6 @@ def wrapped(text: str, screen: Screen) -> str:
     held = screen.text(text).replace(" %", f"{_HELD_TOGETHER}%")
     lines = Text(held).wrap(_console(screen), screen.width)
     return "\n".join(line.plain.rstrip() for line in lines).replace(_HELD_TOGETHER, " ")
-
-
-def as_table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[str]
-) -> Table:
-    """Describe a table of text that is not of a report.
-
-    Args:
-        headings: Of the columns; the first names the rows.
-        rows: Their cells.
-        words: Headings of columns that hold words, not numbers.
-    """
-    columns = [
-        Column(heading, heading, kind="word" if heading in words else "number")
-        for heading in headings
-    ]
-    return Table("", [dict(zip(headings, row, strict=True)) for row in rows], columns)
 
 
 @dataclass(frozen=True)

@@ -445,7 +445,7 @@ def test_two_seeds_give_no_verdict_and_the_headline_says_what_they_can_show():
     found = results(runs)["gqa"]
     assert (found["verdict"], found["delta_percent_ci95_seeds"][0] > 0) == ("too few seeds", True)
     said = headline([*results(runs).values()])
-    assert "from too few seeds for a verdict (it takes 3 on each side)" in said
+    assert "from too few seeds for a verdict (3 on each side are needed)" in said
     assert not {"Better", "Worse", "Equivalent", "Unresolved"} & {*said.split()}
     shown = f"{found['minimum_detectable_percent']:.2g} %."
     [group] = compare(runs, None)

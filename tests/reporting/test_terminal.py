@@ -8,7 +8,7 @@ import pytest
 
 from reporting.markdown import table as markdown
 from reporting.tables import comparison, decode_tables, pair_table
-from reporting.terminal import Screen, as_table, draw, print_comparison, print_decoding, screen_of
+from reporting.terminal import Screen, draw, print_comparison, print_decoding, screen_of
 from tests.reporting.variants_for_reports import (
     cache_of,
     decode_point,
@@ -163,14 +163,3 @@ def test_what_is_no_terminal_has_100_columns(monkeypatch):
     assert screen_of(Stream("ISO-8859-1")).is_ascii
     assert screen_of(Stream(), 80).width == 80
     assert screen_of(Stream(), 3).width == 100  # of a terminal that says so, nothing is known
-
-
-def test_tables_that_are_no_reports_are_drawn_alike_and_command_no_terminal():
-    rows = [["run \x1b[2Ja", "1.50", "done"], ["b", "12.25", "\x07failed"]]
-    text = draw(as_table(["run", "loss", "status"], rows, {"run", "status"}), Screen(80))
-    assert text.splitlines() == [
-        "run            loss  status",
-        "─" * 31,
-        "run \\x1b[2Ja   1.50  done",
-        "b             12.25  \\x07failed",
-    ]
