@@ -19,7 +19,7 @@ from measuring.kv_cache import (
 from measuring.machine import peak_extra_bytes
 from measuring.numerics import device_class
 from measuring.perplexity import Score, Scorer, Tokens, score
-from measuring.rows import EvaluatedRun, positions_of, protocol_card, quality_of
+from measuring.rows import EvaluatedRun, ResultRow, positions_of, protocol_card, quality_of
 from measuring.through_cache import CachedScorer
 from measuring.windows import cache_context_for, windows_for
 from modeling.accounting import num_parameters
@@ -32,10 +32,6 @@ from tracking.progress import Bar
 
 DEFAULT_CONTEXT = 1024
 """Where neither a run nor the model says one."""
-_OF_A_TRAINING = (
-    *("layers", "seed", "tokens_trained", "train_tokens_per_second", "train_peak_memory_bytes"),
-    *("train_wall_seconds", "versions", "git_commit", "trained_with"),
-)
 
 
 class ExternalModel(Protocol):
@@ -146,21 +142,20 @@ def evaluate_external(
     if settings.perplexity:
         windows = _score(reader, measured.scorer, stream, (context, stride), settings, device)
     of_cache, problems = measured.measure_cache(cache_context)
-    row = {
-        "run_name": reader.name,
-        "attention": reader.kind,
-        "positions": measured.positions,
-        "num_parameters": measured.num_parameters,
-        "split": split,
+    row = ResultRow(
+        run_name=reader.name,
+        attention=reader.kind,
+        positions=measured.positions,
+        num_parameters=measured.num_parameters,
+        split=split,
         **quality_of(windows, prepared.splits[split]),
         **of_cache,
-        **dict.fromkeys(_OF_A_TRAINING),
-        "reads_whole_text": not notes,
-        "protocol": card,
-    }
+        reads_whole_text=not notes,
+        protocol=card,
+    )
     has_to_be_timed = settings.decode_speed.batch_sizes and settings.decode_speed.contexts
     return EvaluatedRun(
-        row,
+        row.as_dict(),
         config,
         windows,
         settings={"hf": reader.name},
