@@ -10,16 +10,14 @@ from comparing.labels import label, shown
 from comparing.plain import plain
 from comparing.variants import Group
 from measuring.kv_cache import cache_bytes_of, has_known_cache
+from reporting.cost_tables import budget_table, decode_tables, growth_table
 from reporting.formats import count, perplexity, signed_percent
 from reporting.headline import pairing_notes, too_little_text
 from reporting.model import Bullets, Facts, Figure, Part, Row, Samples, Section, Table
 from reporting.plots import plot_cache, plot_curves, plot_decode, plot_quality, quality_name
 from reporting.tables import (
     across_table,
-    budget_table,
     comparison,
-    decode_tables,
-    growth_table,
     influence_table,
     pair_table,
     run_table,

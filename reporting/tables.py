@@ -9,7 +9,6 @@ from comparing.for_reports import (
     influential_documents,
     run_percent,
     sureness,
-    timed_at,
     timed_points,
     times_smaller,
 )
@@ -19,6 +18,7 @@ from comparing.tasks import described, metrics_of, tasks_of
 from comparing.verdicts import VERDICT_MEANING
 from files.sizes import in_units
 from measuring.kv_cache import bytes_read_of, cache_context_of, known_bytes_of, measured_bytes_of
+from reporting.columns import NAME, below, cache_heading, interval, milliseconds, within
 from reporting.formats import (
     count,
     duration,
@@ -46,8 +46,6 @@ RUN_COLUMNS = [
     *("kv_cache_bytes_per_token", "kv_cache_bytes_measured", "kv_cache_bytes_read_per_step"),
 ]
 """Keys of a run's row that wandb's table gets."""
-NAME = Column("name", "variant", kind="word")
-_below = partial(Column, below=True)
 _MEANINGS = {
     "kv_cache_bytes_at_context": "what the caches of all layers hold of one sequence, by the "
     "closed form",
@@ -62,23 +60,6 @@ _MEANINGS = {
     "verdict": VERDICT_MEANING,
 }
 """What the note below the comparison says of its columns."""
-
-
-def _within(part: str, *columns: Column) -> list[Column]:
-    """Put columns under a common heading."""
-    return [replace(column, part=part) for column in columns]
-
-
-def _interval(key: str, which: str, show: Callable[[float], str], **more: Any) -> Column:
-    """Describe an interval of the number before it."""
-    show_both = partial(span, show=show)
-    return _below(key, f"95 % ({which})", show_both, label=which, kind="interval", **more)
-
-
-def cache_heading(variants: Sequence[Row]) -> str:
-    """Head a column of `kv_cache_bytes_at_context` with the context, where it is one."""
-    contexts = {cache_context_of(variant) for variant in variants}
-    return f"KV bytes at {contexts.pop():,}" if len(contexts) == 1 else "KV bytes at its context"
 
 
 def baseline_of(variants: Sequence[Row]) -> str:
@@ -96,26 +77,26 @@ def comparison(variants: Sequence[Row]) -> Table:
     base = baseline_of(variants)
     columns = [
         NAME,
-        _below("positions", "positions", kind="word", on="report"),
-        _below("seeds", "seeds", value=_seeds, label="seeds", on="report"),
-        *_within("Model", Column("num_parameters", "parameters", count, on="report")),
-        *_within("KV cache", *_cache(variants)),
-        *_within(
+        below("positions", "positions", kind="word", on="report"),
+        below("seeds", "seeds", value=_seeds, label="seeds", on="report"),
+        *within("Model", Column("num_parameters", "parameters", count, on="report")),
+        *within("KV cache", *_cache(variants)),
+        *within(
             "Quality",
             Column("perplexity", "perplexity", perplexity, short="ppl"),
             *_intervals("perplexity", perplexity),
             *_difference(f"against {base}", several=base == "its baseline"),
-            _below("sure", "95 % interval", value=_sure, kind="interval", on="terminal"),
-            _below("over", "over", value=_over_text, kind="word", on="terminal"),
+            below("sure", "95 % interval", value=_sure, kind="interval", on="terminal"),
+            below("over", "over", value=_over_text, kind="word", on="terminal"),
             *_verdict(),
         ),
-        *_within(
+        *within(
             "Training",
             Column("train_tokens_per_second", "tokens/s", count, on="report"),
-            _below("train_wall_seconds", "time", duration, label="in", on="report"),
-            _below("train_peak_memory_bytes", "peak", in_units, label="peak", on="report"),
+            below("train_wall_seconds", "time", duration, label="in", on="report"),
+            below("train_peak_memory_bytes", "peak", in_units, label="peak", on="report"),
         ),
-        *_within("Decoding", *_speeds(variants)),
+        *within("Decoding", *_speeds(variants)),
     ]
     described = [replace(one, meaning=_MEANINGS.get(one.key, "")) for one in columns]
     return Table("Comparison", variants, described)
@@ -126,12 +107,12 @@ def _seeds(variant: Row) -> str:
 
 
 def _cache(variants: Sequence[Row]) -> list[Column]:
-    at = _below("kv_cache_context", "at", count, label="at")
+    at = below("kv_cache_context", "at", count, label="at")
     several = len({cache_context_of(variant) for variant in variants}) > 1
     columns = [
         Column("kv_cache_bytes_at_context", cache_heading(variants), count, known_bytes_of),
         *([at] if several else []),
-        _below("smaller", "cache", value=times_smaller, on="terminal"),
+        below("smaller", "cache", value=times_smaller, on="terminal"),
     ]
     for key, title, show, value in (
         ("cache_ratio_to_baseline", "of baseline", ratio, None),
@@ -139,7 +120,7 @@ def _cache(variants: Sequence[Row]) -> list[Column]:
         ("kv_cache_bytes_measured", "measured", count, measured_bytes_of),
         ("kv_cache_bytes_read_per_step", "read/step", count, bytes_read_of),
     ):
-        columns.append(_below(key, title, show, value, label=title, on="report"))
+        columns.append(below(key, title, show, value, label=title, on="report"))
     return columns
 
 
@@ -150,12 +131,12 @@ def _of_mha(variant: Row) -> Any:
 def _intervals(key: str, show: Callable[[float], str]) -> list[Column]:
     """Describe both intervals of a number."""
     kinds = ("text", "seeds")
-    return [_interval(f"{key}_ci95_{which}", which, show, on="report") for which in kinds]
+    return [interval(f"{key}_ci95_{which}", which, show, on="report") for which in kinds]
 
 
 def _difference(title: str, *, several: bool = False) -> list[Column]:
     """Describe the difference to another variant; where these are several, also which."""
-    to = _below("baseline", "to", label="to", kind="word", on="report")
+    to = below("baseline", "to", label="to", kind="word", on="report")
     return [
         Column("delta_percent", title, signed_percent),
         *([to] if several else []),
@@ -166,7 +147,7 @@ def _difference(title: str, *, several: bool = False) -> list[Column]:
 def _verdict() -> list[Column]:
     return [
         Column("verdict", "verdict", kind="verdict"),
-        _below("verdict_note", "note", value=lambda row: row["verdict_note"] or None, kind="word"),
+        below("verdict_note", "note", value=lambda row: row["verdict_note"] or None, kind="word"),
     ]
 
 
@@ -186,33 +167,28 @@ def _speeds(variants: Sequence[Row]) -> Iterator[Column]:
     smallest = [point for point in points if point[0] == points[0][0]]
     for batch, context in dict.fromkeys([*smallest[:1], *smallest[-1:]]):
         title = f"ms/token, batch {batch}, at {context:,}"
-        value = partial(_ms, batch=batch, context=context)
+        value = partial(milliseconds, batch=batch, context=context)
         on: Medium | None = None if (batch, context) == smallest[-1] else "report"
         yield Column(f"ms_{batch}_{context}", title, value=value, short="ms per token", on=on)
 
 
-def _ms(variant: Row, batch: int, context: int, key: str = "ms_per_token") -> str | None:
-    point = timed_at(variant, batch, context)
-    return None if point is None else f"{point[key]:,.2f}"
-
-
 def run_table(rows: Sequence[Row]) -> Table:
     """Describe the runs of a group, each against the baseline's run of its seed."""
-    change, interval = (partial(_of_run, index=index) for index in (0, 1))
+    change, ends = (partial(_of_run, index=index) for index in (0, 1))
     columns = [
         Column("run_name", "run", kind="word"),
         Column("seed", "seed"),
-        *_within(
+        *within(
             "Quality",
             Column("perplexity", "perplexity", perplexity),
-            _interval("perplexity_ci95", "text", perplexity),
+            interval("perplexity_ci95", "text", perplexity),
         ),
-        *_within("Other units", *_other_units()),
-        *_within(
+        *within("Other units", *_other_units()),
+        *within(
             "Difference",
             Column("delta", "against the baseline", signed_percent, change),
-            _interval("delta_ci95", "text", signed, value=interval),
-            _below("baseline_run", "to", label="to", kind="word"),
+            interval("delta_ci95", "text", signed, value=ends),
+            below("baseline_run", "to", label="to", kind="word"),
         ),
     ]
     return Table("Every run", rows, columns, is_folded=True)
@@ -233,65 +209,8 @@ def units_table(variants: Sequence[Row]) -> Table:
     """Describe perplexity's spread over seeds and quality in other units."""
     sd = Column("perplexity_sd", "standard deviation", "{:.3f}".format)
     nats = Column("nll", "nats/token", "{:.4f}".format)
-    columns = [NAME, *_within("Perplexity", sd), *_within("Other units", nats, *_other_units())]
+    columns = [NAME, *within("Perplexity", sd), *within("Other units", nats, *_other_units())]
     return Table("Other units", variants, columns, is_folded=True)
-
-
-def budget_table(variants: Sequence[Row]) -> Table:
-    """Describe where parameters are, what is cached, and what a token costs to train on."""
-    parts = ("embeddings", "attention", "mlp", "norms", "total")
-    rows = [variant["budget"] | {"name": variant["name"]} for variant in variants]
-    flops = Column("training_flops_per_token", "training FLOPs/token", "{:.3e}".format)
-    columns = [
-        NAME,
-        *_within("Parameters", *(Column(part, label(part), count) for part in parts)),
-        *_within(
-            "KV cache",
-            Column("kv_cache_bytes_at_context", cache_heading(variants), count),
-            Column("cache_ratio_to_mha", "of MHA's", ratio),
-        ),
-        *_within("Training", flops),
-    ]
-    return Table("Parameters, cache and compute", rows, columns)
-
-
-def growth_table(variants: Sequence[Row]) -> Table:
-    """Describe how caches grow: a fixed part, bytes a token, and those once windows are full.
-
-    Args:
-        variants: With `kv_cache_curve`.
-    """
-    rows = [
-        variant["kv_cache_curve"] | {key: variant[key] for key in _OF_A_CURVE}
-        for variant in variants
-    ]
-    columns = [
-        NAME,
-        *_within(
-            "Bytes of a sequence",
-            Column("fixed", "fixed", count),
-            Column("slope", "bytes/token", count),
-            Column("plateau", "up to", count, partial(_if_bent, key="plateau")),
-            Column("beyond", "bytes/token beyond", count, partial(_if_bent, key="slope_beyond")),
-            Column("kv_cache_bytes_at_context", cache_heading(variants), count),
-        ),
-        *_within("Decoding", Column("kv_cache_bytes_read_per_step", "read/step", count)),
-        Column("kv_cache_points", "measured at", _contexts, part="Tokens", kind="word"),
-    ]
-    return Table("How each cache grows", rows, columns, is_folded=True)
-
-
-_OF_A_CURVE = (
-    *("name", "kv_cache_bytes_at_context", "kv_cache_bytes_read_per_step", "kv_cache_points"),
-)
-
-
-def _if_bent(row: Row, key: str) -> Any:
-    return row[key] if row["slope"] != row["slope_beyond"] else None
-
-
-def _contexts(points: Sequence[tuple[int, float]]) -> str:
-    return ", ".join(f"{tokens:,}" for tokens, _ in points)
 
 
 def pair_table(pairs: Sequence[Row]) -> Table:
@@ -299,7 +218,7 @@ def pair_table(pairs: Sequence[Row]) -> Table:
     columns = [
         Column("variant", "variant", kind="word"),
         Column("against", "against", kind="word", part="Pair"),
-        *_within("Perplexity", *_difference("difference"), *_verdict()),
+        *within("Perplexity", *_difference("difference"), *_verdict()),
     ]
     return Table("Every pair", pairs, columns, is_folded=True)
 
@@ -309,8 +228,8 @@ def influence_table(variants: Sequence[Row]) -> Table:
     document = Column("documents", "document", plain, kind="word")
     columns = [
         NAME,
-        *_within("Text", document, Column("tokens", "tokens", count)),
-        *_within(
+        *within("Text", document, Column("tokens", "tokens", count)),
+        *within(
             "Difference",
             Column("delta_percent", "whole", signed_percent),
             Column("delta_percent_without", "without it", signed_percent),
@@ -328,23 +247,23 @@ def across_table(rows: Sequence[Row], caption: str = "") -> Table:
         caption: Of the table.
     """
     bits, change = "{:.4f}".format, "{:+.4f}".format
-    at = _below("kv_cache_context", "at", count, label="at")
+    at = below("kv_cache_context", "at", count, label="at")
     several = len({row["kv_cache_context"] for row in rows}) > 1
     columns = [
         NAME,
-        *_within(
+        *within(
             "Quality",
             Column("bits_per_byte", "bits/byte", bits),
-            _interval("bits_per_byte_ci95_text", "text", bits),
+            interval("bits_per_byte_ci95_text", "text", bits),
             Column("delta_bits_per_byte", "against the best", change),
-            _interval("delta_bits_per_byte_ci95_text", "text", change),
+            interval("delta_bits_per_byte_ci95_text", "text", change),
         ),
-        *_within(
+        *within(
             "Reading",
             Column("tokenizer_sha256", "tokenizer", lambda sha: sha[:12], kind="word"),
             *(Column(key, key, count) for key in ("tokens", "context", "stride")),
         ),
-        *_within(
+        *within(
             "Model",
             Column("num_parameters", "parameters", count),
             Column("kv_cache_bytes_at_context", cache_heading(rows), count),
@@ -352,52 +271,6 @@ def across_table(rows: Sequence[Row], caption: str = "") -> Table:
         ),
     ]
     return Table(caption, rows, columns)
-
-
-def decode_tables(variants: Sequence[Row]) -> list[Table]:
-    """Describe the speed of decoding, a table for each batch.
-
-    Args:
-        variants: With `decode` and `break_even`, as `decode_speed.add_decode_speed` leaves them.
-    """
-    points = timed_points(variants)
-    return [
-        _decode_table(variants, batch, [context for one, context in points if one == batch])
-        for batch in sorted({batch for batch, _ in points})
-    ]
-
-
-def _decode_table(variants: Sequence[Row], batch: int, contexts: Sequence[int]) -> Table:
-    times: list[Column] = []
-    for context in contexts:
-        timed = [timed_at(variant, batch, context) for variant in variants]
-        mark = "*" if any(point and point["beyond_trained"] for point in timed) else ""
-        at = partial(_ms, batch=batch, context=context)
-        roofline = partial(at, key="roofline_ms")
-        times += [
-            Column(f"ms_{context}", f"ms at {context:,}{mark}", value=at),
-            _below(f"roofline_{context}", "roofline", value=roofline, label="roofline"),
-        ]
-
-    def memory(variant: Row, key: str) -> Any:
-        point = timed_at(variant, batch, contexts[-1])
-        return None if point is None else point[key]
-
-    def even(variant: Row) -> str | None:
-        context = variant["break_even"].get(str(batch))
-        return f"{context:,}" if context else "" if variant["is_baseline"] else None
-
-    bytes_of = (
-        Column(key, f"{title} at {contexts[-1]:,}", in_units, partial(memory, key=key))
-        for key, title in (("cache_bytes", "cache"), ("peak_extra_bytes", "extra"))
-    )
-    columns = [
-        NAME,
-        *_within("ms per token at a context", *times),
-        *_within("Memory", *bytes_of),
-        Column("even", "faster than baseline from", value=even, part="Break-even"),
-    ]
-    return Table(f"Decoding, batch {batch}", variants, columns, is_folded=True)
 
 
 def task_tables(variants: Sequence[Row]) -> list[Table]:
@@ -413,9 +286,9 @@ def _task_table(variants: Sequence[Row], task: str) -> Table:
     columns = [NAME]
     for metric in metrics_of(variants, task):
         value, error = (partial(of, metric=metric, key=key) for key in ("mean", "stderr"))
-        columns += _within(
+        columns += within(
             plain(task),
             Column(metric, plain(label(metric)), task_number, value),
-            _below(f"{metric}_stderr", "±", task_number, error, label="±"),
+            below(f"{metric}_stderr", "±", task_number, error, label="±"),
         )
     return Table(plain(f"Task {task}: {described(variants, task)}", 120), variants, columns)

@@ -13,10 +13,11 @@ from comparing.labels import NONE
 from comparing.variants import Group, differing_fields
 from guards.printable import printable
 from reporting.contents import DECODE_NOTE, TASK_NOTE, protocol_line, text_of
+from reporting.cost_tables import decode_tables
 from reporting.headline import headline, pairing_notes, too_little_text
 from reporting.model import Column, Row, Table
 from reporting.names import folded, width_of
-from reporting.tables import across_table, comparison, decode_tables, pair_table, task_tables
+from reporting.tables import across_table, comparison, pair_table, task_tables
 
 if TYPE_CHECKING:
     from rich.console import Console

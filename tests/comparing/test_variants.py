@@ -23,10 +23,11 @@ from measuring.rows import EvaluatedRun
 from modeling.config import GPTConfig, LayersConfig
 from modeling.gpt import GPT
 from reporting.contents import note, protocol_line
+from reporting.cost_tables import budget_table
 from reporting.headline import headline
 from reporting.markdown import table as drawn
 from reporting.report import new_report, require_writable, update_report
-from reporting.tables import budget_table, comparison, influence_table, pair_table, run_table
+from reporting.tables import comparison, influence_table, pair_table, run_table
 from settings.evaluation import DecodeSettings, EvalSettings
 from tests.measuring.models import model
 from tests.reporting.variants_for_reports import decode_point

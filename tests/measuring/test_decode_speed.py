@@ -20,8 +20,8 @@ from measuring.kv_cache import measure_generation_memory
 from measuring.machine import measure_memory_bandwidth, peak_extra_bytes
 from modeling.accounting import kv_cache_bytes_per_token
 from modeling.config import LayersConfig
+from reporting.cost_tables import decode_tables
 from reporting.markdown import table as drawn
-from reporting.tables import decode_tables
 from settings.evaluation import DecodeSettings
 
 CPU = torch.device("cpu")

@@ -34,10 +34,11 @@ from measuring.perplexity import windows
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from reporting.contents import note
+from reporting.cost_tables import decode_tables
 from reporting.headline import headline
 from reporting.markdown import table as drawn
 from reporting.report import new_report, update_report
-from reporting.tables import comparison, decode_tables
+from reporting.tables import comparison
 from settings.data import DataSettings, TokenizerSettings
 from settings.evaluation import DecodeSettings, EvalSettings
 from tests.measuring.runs import CONFIG, quiet, write_run

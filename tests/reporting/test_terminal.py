@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from reporting.cost_tables import decode_tables
 from reporting.markdown import table as markdown
-from reporting.tables import comparison, decode_tables, pair_table
+from reporting.tables import comparison, pair_table
 from reporting.terminal import Screen, draw, print_comparison, print_decoding, screen_of
 from tests.reporting.variants_for_reports import (
     cache_of,
