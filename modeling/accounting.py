@@ -139,7 +139,7 @@ def training_flops_per_token(config: GPTConfig, context_length: int) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Budget:
+class ModelBudget:
     """What a model costs.
 
     Args:
@@ -158,7 +158,7 @@ class Budget:
     training_flops_per_token: float
 
 
-def budget_of(config: GPTConfig, cache_context: int | None = None) -> Budget:
+def budget_of(config: GPTConfig, cache_context: int | None = None) -> ModelBudget:
     """Work out what a model costs.
 
     Args:
@@ -167,7 +167,7 @@ def budget_of(config: GPTConfig, cache_context: int | None = None) -> Budget:
     """
     context = cache_context or config.max_position_embeddings
     cache = kv_cache_bytes(config, context)
-    return Budget(
+    return ModelBudget(
         parameters=num_parameters(config),
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(config),
         kv_cache_bytes_at_context=cache,

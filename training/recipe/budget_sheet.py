@@ -1,6 +1,6 @@
 """What a model costs, next to the multi-head attention that is its baseline."""
 
-from modeling.accounting import Budget, budget_of
+from modeling.accounting import ModelBudget, budget_of
 from modeling.config import GPTConfig, arrangement_label
 from tracking.notices import aligned
 
@@ -27,7 +27,7 @@ def budget_sheet(model: GPTConfig, baseline: GPTConfig) -> str:
     return aligned(rows)
 
 
-def _numbers(budget: Budget) -> list[float]:
+def _numbers(budget: ModelBudget) -> list[float]:
     count = budget.parameters
     return [
         *(count.total, count.embeddings, count.attention, count.mlp, count.norms),
