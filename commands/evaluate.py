@@ -90,7 +90,6 @@ def main(config: EvalConfig) -> None:
         print_decoding(groups)
     print_comparison(groups, folder)
     _mirror(config, folder, groups)
-    say(f"{folder}/ has report.html, report.md, results.json, results.csv, table.tex, figures/")
 
 
 def _evaluate(

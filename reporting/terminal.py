@@ -90,7 +90,7 @@ def print_comparison(
         table = draw(across_table(found["variants"], caption), screen)
         parts += [wrapped(caption, screen), table, wrapped(ACROSS_NOTE, screen)]
     if folder is not None:
-        parts.append(printable(f"the rest is in the report: {folder}/report.html"))
+        parts.append(printable(f"The rest is in the report: {folder}/report.html"))
     print("\n" + "\n\n".join(parts), file=stream, flush=True)
 
 

@@ -80,7 +80,7 @@ def test_a_comparison_fits_one_screen_with_its_six_facts(width):
         assert fact in table
     for window in ("128", "256", "512"):
         assert f"window={window}" in re.sub(r"\s*\n\s*", "", table) or window in table
-    assert "the rest is in the report: reports/study/report.html" in text
+    assert "The rest is in the report: reports/study/report.html" in text
     assert text.count("exp of the mean") == 1
 
 
