@@ -12,20 +12,20 @@ from pathlib import Path
 # Seconds of all tests of a folder, fast and slow, in one process; .ci/run uses two.
 BUDGET = {
     "benchmarks": 60,
-    "commands": 60,
-    "comparing": 60,
-    "data": 150,
-    "faults": 500,
-    "files": 10,
+    "commands": 20,
+    "comparing": 30,
+    "data": 220,
+    "faults": 520,
+    "files": 5,
     "guards": 5,
-    "harness": 120,
-    "interop": 250,
-    "measuring": 120,
-    "modeling": 150,
-    "reporting": 60,
-    "tracking": 120,
-    "training": 400,
-    "whole commands": 500,
+    "harness": 30,
+    "interop": 100,
+    "measuring": 60,
+    "modeling": 100,
+    "reporting": 30,
+    "tracking": 80,
+    "training": 330,
+    "whole commands": 600,
 }
 
 
