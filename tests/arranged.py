@@ -2,20 +2,14 @@
 
 import torch
 
-from modeling.config import GPTConfig
 from modeling.contract import randomise
 from modeling.gpt import GPT
+from tests.tiny_models import attention_fields, tiny_config
 
 WIDTH, CONTEXT, VOCABULARY = 32, 24, 50
-HEADS = {"hidden_size": WIDTH, "num_attention_heads": 4, "v_head_dim": 8}
-GROUPED = HEADS | {"head_dim": 8, "qk_rope_head_dim": 8}
-LATENT = HEADS | {"kv_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4}
 ATTENTIONS = {
-    "mha": GROUPED | {"name": "mha", "num_key_value_heads": 4},
-    "mqa": GROUPED | {"name": "mqa", "num_key_value_heads": 1},
-    "gqa": GROUPED | {"name": "gqa", "num_key_value_heads": 2},
-    "mla": LATENT | {"name": "mla"},
-    "mla_no_rope": LATENT | {"name": "mla_no_rope", "qk_rope_head_dim": 0},
+    name: attention_fields(name, width=WIDTH, heads=4)
+    for name in ("mha", "mqa", "gqa", "mla", "mla_no_rope")
 }
 WINDOW = 3
 ARRANGEMENTS = {
@@ -46,16 +40,11 @@ def config_of(attention, arrangement, /, **changes):
     values = {
         "vocab_size": VOCABULARY,
         "max_position_embeddings": CONTEXT,
-        "hidden_size": WIDTH,
         "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
         "tie_word_embeddings": False,  # or the likeliest token is the last one
-        "position_embedding": "learned" if attention == "mla_no_rope" else "none",
-        "attention": dict(ATTENTIONS[attention]),
         "layers": {"name": arrangement, **ARRANGEMENTS.get(arrangement, {})},
     }
-    return GPTConfig(**(values | changes))
+    return tiny_config(attention, width=WIDTH, heads=4, **(values | changes))
 
 
 def model_of(attention, arrangement, /, **changes):

@@ -21,8 +21,8 @@ from reporting.markdown import table as drawn
 from reporting.tables import across_table
 from settings.data import DataSettings, TokenizerSettings
 from settings.evaluation import DecodeSettings, EvalSettings
-from tests.measuring.models import model
 from tests.measuring.runs import quiet, write_run
+from tests.tiny_models import scored_model as model
 
 BYTES = 5000
 SIZES = [30, 70] * 50

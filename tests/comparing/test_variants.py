@@ -29,8 +29,8 @@ from reporting.markdown import table as drawn
 from reporting.report import new_report, require_writable, update_report
 from reporting.tables import comparison, influence_table, pair_table, run_table
 from settings.evaluation import DecodeSettings, EvalSettings
-from tests.measuring.models import model
 from tests.reporting.variants_for_reports import decode_point
+from tests.tiny_models import scored_model as model
 from tracking.configuration import flat
 
 WINDOWS, TOKENS = 200, 8  # a window is a document

@@ -20,6 +20,7 @@ from files.errors import RunError
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from settings.training import OptimSettings
+from tests.tiny_models import tiny_config
 from tracking import checkpoint as checkpoint_module
 from tracking import checkpoint_files
 from tracking.checkpoint import Checkpoint, read_checkpoint, same_version
@@ -510,23 +511,8 @@ def test_shapes_of_honest_shards_are_those_of_the_tensors(originals):
 
 # What is put back into a model.
 
-CONFIG = GPTConfig(
-    vocab_size=31,
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=24,
-    max_position_embeddings=16,
-    attention={
-        "name": "mla",
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "kv_lora_rank": 8,
-        "qk_nope_head_dim": 4,
-        "qk_rope_head_dim": 4,
-        "v_head_dim": 4,
-    },
-)
+NARROW = {"kv_lora_rank": 8, "qk_rope_head_dim": 4}
+CONFIG = tiny_config("mla", head=4, vocab_size=31, of_attention=NARROW)
 WEIGHT = "embed_tokens.weight"
 
 

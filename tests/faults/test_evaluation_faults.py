@@ -28,8 +28,8 @@ from reporting.report import new_report, update_report
 from settings.data import DataSettings, TokenizerSettings
 from settings.evaluation import EvalSettings
 from tests.comparing.test_variants import CARD, run
-from tests.measuring.models import model
 from tests.measuring.runs import CONFIG, SUMMARY, quiet, write_run
+from tests.tiny_models import scored_model as model
 from tracking.checkpoints import CheckpointStore
 from training.validation import validate
 

@@ -8,11 +8,12 @@ import torch
 from weights import Killed, assert_same_bits, final_tensors
 
 from modeling.accounting import training_flops_per_token
-from modeling.config import GPTConfig, SamplingSettings
+from modeling.config import SamplingSettings
 from modeling.gpt import GPT
 from settings.evaluation import EvalSettings
 from settings.run import Recipe
 from settings.training import OptimSettings, ScheduleSettings, TrainerSettings
+from tests.tiny_models import tiny_config
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from tracking.run_folder import RunFolder
@@ -25,24 +26,8 @@ from training.machine import setup
 @pytest.fixture
 def recipe(prepared) -> Recipe:
     """Twelve steps of one layer with dropout, so that the random state matters."""
-    model = GPTConfig(
-        vocab_size=prepared.vocab_size,
-        max_position_embeddings=16,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=24,
-        attention={
-            "name": "mha",
-            "hidden_size": 16,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "v_head_dim": 8,
-            "qk_rope_head_dim": 8,
-            "attention_dropout": 0.1,
-        },
-    )
+    dropout = {"attention_dropout": 0.1}
+    model = tiny_config("mha", vocab_size=prepared.vocab_size, of_attention=dropout)
     trainer = TrainerSettings(
         max_tokens=12 * 2 * 16,
         micro_batch_size=2,

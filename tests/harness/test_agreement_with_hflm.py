@@ -14,7 +14,7 @@ from data.tokenizing.tokenizer import bytes_tokenizer, load_tokenizer, save_toke
 from harness.model import language_model
 from harness.tasks import Tasks, load_tasks
 from interop.stock import to_stock
-from tests.measuring.models import model
+from tests.tiny_models import scored_model as model
 from tracking.configuration import flat
 
 pytestmark = pytest.mark.slow

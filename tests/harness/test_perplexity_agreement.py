@@ -9,7 +9,7 @@ from lm_eval.utils import get_rolling_token_windows
 from data.pipeline import prepare
 from measuring.perplexity import score, windows
 from settings.data import DataSettings, TokenizerSettings
-from tests.measuring.models import model
+from tests.tiny_models import scored_model as model
 
 # More bytes than characters, and more than one white space between words. At an end that is white
 # space the harness counts an empty word, which kvlab does not.

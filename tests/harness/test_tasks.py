@@ -21,8 +21,8 @@ from harness.model import TokenScorer, language_model
 from harness.tasks import load_tasks
 from modeling.config import SamplingSettings
 from modeling.generate import generate
-from tests.measuring.models import model
 from tests.measuring.runs import write_run
+from tests.tiny_models import scored_model as model
 from tracking.configuration import flat
 
 ROOT = Path(__file__).parents[2]

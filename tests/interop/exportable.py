@@ -6,22 +6,14 @@ from interop.stock import to_stock
 from modeling.config import GPTConfig, SamplingSettings
 from modeling.generate import generate
 from modeling.gpt import GPT
+from tests.tiny_models import attention_fields
 
 M, H, N, CONTEXT = 24, 4, 61, 48
 END = 7
 HEADS = {"hidden_size": M, "num_attention_heads": H}
-# Wider than hidden_size / num_attention_heads.
-GROUPED = HEADS | {"head_dim": 8, "v_head_dim": 8, "qk_rope_head_dim": 8}
-LATENT = HEADS | {
-    "name": "mla",
-    "kv_lora_rank": 12,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 6,
-    "v_head_dim": 10,
-}
-MHA = GROUPED | {"name": "mha", "num_key_value_heads": H}
-GQA = GROUPED | {"name": "gqa", "num_key_value_heads": 2}
-MQA = GROUPED | {"name": "mqa", "num_key_value_heads": 1}
+# Heads of 8 are wider than hidden_size / num_attention_heads.
+MHA, GQA, MQA = (attention_fields(name, width=M, heads=H) for name in ("mha", "gqa", "mqa"))
+LATENT = attention_fields("mla", width=M, heads=H, qk_rope_head_dim=6, v_head_dim=10)
 SHARED = HEADS | {
     **{"name": "shared_kv", "head_dim": 12, "v_head_dim": 12, "q_lora_rank": 14},
     "qk_rope_head_dim": 8,

@@ -4,26 +4,11 @@ import torch
 
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
+from tests.tiny_models import model_fields
 from tracking.checkpoints import CheckpointStore
 from tracking.run_folder import RunFolder
 
-CONFIG = {
-    "vocab_size": 300,
-    "max_position_embeddings": 32,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "attention": {
-        "name": "mqa",
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "v_head_dim": 8,
-        "qk_rope_head_dim": 8,
-    },
-}
+CONFIG = model_fields("mqa", vocab_size=300, max_position_embeddings=32)
 
 SUMMARY = {
     "finished": True,

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from models import model
 
 import measuring.decode
 from comparing.decode_speed import break_even
@@ -23,6 +22,7 @@ from modeling.config import LayersConfig
 from reporting.cost_tables import decode_tables
 from reporting.markdown import table as drawn
 from settings.evaluation import DecodeSettings
+from tests.tiny_models import scored_model as model
 
 CPU = torch.device("cpu")
 # Neither in order, as a user may give them.

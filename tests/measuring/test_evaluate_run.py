@@ -197,9 +197,8 @@ def test_a_run_reads_its_cache_in_the_way_that_is_asked_for(make_run):
 
 
 def test_seeds_may_begin_with_folders_of_their_own_but_of_one_kind():
-    from models import model
-
     from measuring.evaluate import _settings
+    from tests.tiny_models import scored_model as model
 
     older, drawn, one, other, another = (
         _settings(recorded, model())

@@ -20,7 +20,7 @@ from measuring.windows import cache_context_for
 from modeling.accounting import CacheCurve, cache_curve, kv_cache_bytes, kv_cache_bytes_read
 from modeling.config import LayersConfig
 from settings.evaluation import EvalSettings
-from tests.measuring.models import model
+from tests.tiny_models import scored_model as model
 
 WINDOW = {"window": 3}
 ARRANGEMENTS = {

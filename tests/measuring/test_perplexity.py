@@ -7,8 +7,7 @@ import torch
 
 from measuring.errors import EvaluationError
 from measuring.perplexity import Window, score, windows
-from modeling.config import GPTConfig
-from modeling.gpt import GPT
+from tests.tiny_models import tiny_model
 
 
 class Stream:
@@ -66,26 +65,8 @@ class AddOneCounts:
 
 @pytest.fixture
 def gpt():
-    torch.manual_seed(0)
-    config = GPTConfig(
-        vocab_size=11,
-        max_position_embeddings=8,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        initializer_range=0.4,
-        attention={
-            "name": "mha",
-            "hidden_size": 16,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "v_head_dim": 8,
-            "qk_rope_head_dim": 8,
-        },
-    )
-    return GPT(config).eval()
+    given = {"max_position_embeddings": 8, "num_hidden_layers": 2, "initializer_range": 0.4}
+    return tiny_model("mha", vocab_size=11, **given)
 
 
 def test_disjoint_windows_are_those_written_by_hand():

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from models import model
 
 from measuring.errors import EvaluationError
 from measuring.perplexity import score
@@ -11,6 +10,7 @@ from modeling.config import SamplingSettings
 from modeling.errors import ModelConfigError
 from modeling.generate import generate
 from settings.evaluation import EvalSettings
+from tests.tiny_models import scored_model as model
 
 
 class Stream:

@@ -1,33 +1,25 @@
 import pytest
 from weights import Killed
 
-from modeling.config import GPTConfig, SamplingSettings
+from modeling.config import SamplingSettings
 from modeling.gpt import GPT
 from settings.evaluation import EvalSettings
 from settings.run import Recipe
 from settings.training import OptimSettings, ScheduleSettings, TrainerSettings
+from tests.tiny_models import tiny_config
 
 
 @pytest.fixture
 def recipe(prepared) -> Recipe:
     """Twelve steps of a tiny model with dropout, so that the random state matters."""
-    model = GPTConfig(
+    model = tiny_config(
+        "mla",
+        width=32,
+        heads=4,
         vocab_size=prepared.vocab_size,
         max_position_embeddings=32,
-        hidden_size=32,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        attention={
-            "name": "mla",
-            "hidden_size": 32,
-            "num_attention_heads": 4,
-            "kv_lora_rank": 12,
-            "qk_nope_head_dim": 8,
-            "qk_rope_head_dim": 4,
-            "v_head_dim": 8,
-            "attention_dropout": 0.1,
-        },
+        of_attention={"attention_dropout": 0.1},
     )
     trainer = TrainerSettings(
         max_tokens=12 * 4 * 32,

@@ -3,20 +3,11 @@ import re
 
 from modeling.accounting import match_to_mha, mha_baseline
 from modeling.config import GPTConfig, LayersConfig
+from tests.tiny_models import attention_fields
 from training.recipe.budget_sheet import budget_sheet
 
-NANO_MLA = GPTConfig(
-    vocab_size=4096,
-    attention={
-        "name": "mla",
-        "hidden_size": 192,
-        "num_attention_heads": 8,
-        "kv_lora_rank": 96,
-        "qk_nope_head_dim": 24,
-        "qk_rope_head_dim": 12,
-        "v_head_dim": 24,
-    },
-)
+ATTENTION = attention_fields("mla", width=192, heads=8, head=24, kv_lora_rank=96)
+NANO_MLA = GPTConfig(vocab_size=4096, attention=ATTENTION)
 
 
 def cells(sheet):

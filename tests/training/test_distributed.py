@@ -24,6 +24,7 @@ from launch.schemas import TrainConfig
 from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from settings.training import TrainerSettings
+from tests.tiny_models import tiny_config
 from tracking.checkpoints import CheckpointStore
 from tracking.metrics import read_metrics
 from training.errors import AlreadyReported, TrainingError
@@ -154,19 +155,10 @@ def test_slurm_launcher_is_composed_and_its_absence_said_in_one_line():
 def test_recomputed_blocks_give_the_same_gradients_bit_for_bit(position_embedding):
     def gradients(recompute):
         torch.manual_seed(0)
-        attention = {"name": "mha", "hidden_size": 32, "num_attention_heads": 4}
-        attention |= {"num_key_value_heads": 4, "head_dim": 8, "v_head_dim": 8}
-        attention["qk_rope_head_dim"] = 8 if position_embedding == "none" else 0
-        config = GPTConfig(
-            vocab_size=50,
-            max_position_embeddings=16,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=48,
-            position_embedding=position_embedding,
-            attention=attention | {"attention_dropout": 0.3},
-        )
+        rope = {} if position_embedding == "none" else {"qk_rope_head_dim": 0}
+        fields = rope | {"attention_dropout": 0.3}
+        config = tiny_config(width=32, heads=4, num_hidden_layers=2, of_attention=fields)
+        assert config.position_embedding == position_embedding
         model = GPT(config)
         model.recompute_activations(recompute)
         calls = []

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from modeling.config import GPTConfig
 from modeling.gpt import GPT
 from settings.training import OptimSettings
+from tests.tiny_models import tiny_config
 from training.recipe.muon import Muon, orthogonalised
 from training.recipe.optim import (
     build_optimizers,
@@ -27,24 +27,15 @@ def tokens(seed):
     return torch.randint(31, (2, 9), generator=torch.Generator().manual_seed(seed))
 
 
-def tiny_model(**changes):
+def model_of(**changes):
     torch.manual_seed(0)
-    attention = {"name": "mla", "hidden_size": 20, "num_attention_heads": 4, "kv_lora_rank": 12}
-    attention |= {"qk_nope_head_dim": 8, "qk_rope_head_dim": 6, "v_head_dim": 10}
-    config = GPTConfig(
-        vocab_size=31,
-        hidden_size=20,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=24,
-        attention=attention,
-        **changes,
-    )
-    return GPT(config)
+    given = {"vocab_size": 31, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    given |= {"intermediate_size": 24, "of_attention": {"qk_rope_head_dim": 6, "v_head_dim": 10}}
+    return GPT(tiny_config("mla", width=20, heads=4, **(given | changes)))
 
 
 def make(name):
-    model = tiny_model()
+    model = model_of()
     return model, build_optimizers(model, OptimSettings(name=name, learning_rate=1e-2))
 
 
@@ -57,7 +48,7 @@ def step(model, optimizers, seed=0):
 
 @BOTH
 def test_weight_decay_goes_by_role_and_every_parameter_has_one_owner(name):
-    model = tiny_model(position_embedding="learned", tie_word_embeddings=False)
+    model = model_of(position_embedding="learned", tie_word_embeddings=False)
     settings = OptimSettings(name=name, weight_decay=0.3, embedding_weight_decay=0.2)
     groups = [g for o in build_optimizers(model, settings) for g in o.param_groups]
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
@@ -186,7 +177,7 @@ def test_muon_computes_in_the_trainings_precision_unless_it_is_emulated(monkeypa
 
     taken = {}
     for autocast_dtype in (None, torch.bfloat16):
-        model = tiny_model()
+        model = model_of()
         muon = build_optimizers(model, OptimSettings(name="muon"), autocast_dtype)[0]
         # Without the weight, what is left is the update.
         matrix = muon.param_groups[0]["params"][0]
