@@ -123,6 +123,19 @@ def test_no_module_imports_one_that_imports_it():
     assert not unresolved
 
 
+# The build backend of pyproject.toml; attentions and oracles, which are found in their folders.
+FOUND_BY_NAME = ("launch.no_package", "modeling.attention.", "modeling.reference.")
+
+
+def test_every_module_is_imported_by_another():
+    paths = {path: modules_imported(path) for path in everything()}
+    imported = {name for names in paths.values() for name in names}
+    for path in paths:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if path.name != "__init__.py" and "." in name and not name.startswith(FOUND_BY_NAME):
+            assert name in imported, f"nothing imports {path.relative_to(ROOT)}"
+
+
 def test_modeling_imports_torch_and_the_standard_library_only():
     for path in modules("modeling"):
         foreign = set(imports(path)) - {"torch", "modeling"} - sys.stdlib_module_names
