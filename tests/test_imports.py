@@ -1,6 +1,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ MAY_IMPORT = {
     "training": {"guards", "files", "settings", "modeling", "data", "tracking", "measuring"},
     "interop": {"guards", "files", "settings", "modeling", "data", "tracking"},
     "harness": {"guards", "files", "settings", "modeling", "data", "tracking", "interop"},
-    "launch": {*PACKAGES} - {"commands"},
+    "launch": {*PACKAGES} - {"comparing", "reporting", "commands"},
     "commands": {*PACKAGES},
 }
 ENTRY_POINTS = {"train_model", "eval_model", "generate_text", "export_model"}
@@ -61,6 +62,17 @@ def imports(path, top_level_only=False):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module.split(".")[0]
+
+
+def test_every_room_is_listed_wherever_rooms_are():
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == {*PACKAGES, "benchmarks"}
+    assert set(MAY_IMPORT) == set(PACKAGES)
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert {*tools["mypy"]["files"]} == {*PACKAGES, *(f"{name}.py" for name in ENTRY_POINTS)}
+    warnings = tools["pytest"]["ini_options"]["filterwarnings"]
+    assert {*warnings} == {f"error:::{name}" for name in PACKAGES}
+    page = (ROOT / "docs/architecture.md").read_text()
+    assert all(f"| `{name}/` |" in page for name in PACKAGES)
 
 
 @pytest.mark.parametrize("name", MAY_IMPORT)
