@@ -8,6 +8,7 @@ from typing import Any
 from commands.initial_model import Initial
 from commands.run_state import has_checkpoint, start_run
 from data.prepared import PreparedData
+from launch.recorded import as_values
 from launch.schemas import TrainConfig
 from settings.run import Recipe
 from tracking.run_folder import RunFolder
@@ -70,7 +71,7 @@ def train_run(
             tracking,
             run.path,
             config.run_name,
-            dataclasses.asdict(config),
+            as_values(config),
             say,
             resumes=has_checkpoint(run),
         )

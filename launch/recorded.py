@@ -21,7 +21,14 @@ from tracking.configuration import (
 
 def as_yaml(config: TrainConfig) -> str:
     """Return a configuration as YAML, every value resolved."""
-    return OmegaConf.to_yaml(OmegaConf.create(_nested(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(as_values(config)))
+
+
+def as_values(config: TrainConfig) -> dict[str, Any]:
+    """Return a configuration as nested plain values, each key once."""
+    node = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    del node["model"]["layers"]  # follows the group `layers`
+    return node
 
 
 def require_same_run(saved: Path, config: TrainConfig) -> None:
@@ -38,7 +45,7 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
         old = read_configuration(saved)
     except RunError as error:
         raise ConfigError(str(error)) from error
-    new = flat(_nested(config))
+    new = flat(as_values(config))
     if sequences_per_step(old) == sequences_per_step(new) is not None:
         for key in PASSES:
             del old[key], new[key]
@@ -51,9 +58,3 @@ def require_same_run(saved: Path, config: TrainConfig) -> None:
             f"run '{config.run_name}' exists with another configuration ({listed}); choose another "
             "name with run_name=..."
         )
-
-
-def _nested(config: TrainConfig) -> dict[str, Any]:
-    node = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
-    del node["model"]["layers"]  # follows the group `layers`
-    return node
