@@ -15,8 +15,9 @@ from launch.compose import composed
 from launch.errors import ConfigError
 from launch.failures import EXIT_BAD_INPUT, EXIT_INTERRUPTED, rank_and_size
 from launch.keys import look_up
-from launch.terminal import columns_of, complain, say, table
+from launch.terminal import columns_of, complain, say
 from modeling.config import arrangement_label
+from tracking.notices import aligned
 from tracking.progress import in_words
 from tracking.run_folder import RunFolder
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from training.cost_sheet import Cost
 
 _COLUMNS = ("run", "attention", "seed", "perplexity", "KV bytes", "time", "status")
-_LEFT_ALIGNED = ("run", "attention", "status")
+_TEXTS = (0, 1, 6)  # run, attention, status
 _USUAL_COLUMNS = 80
 
 
@@ -197,12 +198,17 @@ class Sweep:
 
     def _table(self) -> str:
         columns = columns_of(sys.stdout) or _USUAL_COLUMNS
-        drawn = table(_COLUMNS, [run.row() for run in self.runs], _LEFT_ALIGNED)
+        drawn = _laid_out([run.row() for run in self.runs])
         if len(drawn.splitlines()[1]) <= columns:
             return drawn
         # Its number, which the heading had, in place of a name that does not fit.
         rows = [run.row(str(number)) for number, run in enumerate(self.runs, start=1)]
-        return table(_COLUMNS, rows, _LEFT_ALIGNED)
+        return _laid_out(rows)
+
+
+def _laid_out(rows: Sequence[Sequence[str]]) -> str:
+    rule = ["-" * max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
+    return aligned([_COLUMNS, rule, *rows], _TEXTS)
 
 
 def _require_names(jobs: Sequence[Sequence[str]], names: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ import re
 import select
 import sys
 import textwrap
-from collections.abc import Container, Sequence
 from typing import TextIO
 
 from guards.printable import printable
@@ -126,21 +125,6 @@ def _broken(line: str, columns: int) -> str:
         break_on_hyphens=False,
     )
     return broken.replace(_HELD_TOGETHER, " ")
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Container[str]) -> str:
-    """Lay out cells in columns.
-
-    Args:
-        headings: Of the columns.
-        rows: A cell for each column.
-        left: The headings of those that are aligned to the left; the others are to the right.
-    """
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    sides = ["<" if heading in left else ">" for heading in headings]
-    forms = [f"{side}{width}" for side, width in zip(sides, widths, strict=True)]
-    lines = [headings, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(map(format, line, forms)).rstrip() for line in lines)
 
 
 def columns_of(stream: TextIO) -> int:
