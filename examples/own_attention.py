@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from modeling.attention.base import register_attention
 from modeling.attention.grouped_query import GroupedQueryAttention, GroupedQueryAttentionConfig
+from modeling.attention.registry import register_attention
 from modeling.config import GPTConfig
 from modeling.contract import CHECKS, examine
 from modeling.gpt import GPT

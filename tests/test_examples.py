@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling.attention import base
+from modeling.attention import registry
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
@@ -15,7 +15,7 @@ EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run an example as `python -m examples.NAME` would; returns what it printed."""
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
     def call(name, *arguments):
         monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])

@@ -219,7 +219,7 @@ for name in ("AutoModel", "AutoModelForCausalLM"):
     NEEDED[f"transformers.{name}.from_pretrained"] |= {"use_safetensors"}
 # They import modules of kvlab's own package, and of an installed one by a name in the source.
 MAY_IMPORT_BY_NAME = {
-    "modeling/attention/base.py",
+    "modeling/attention/registry.py",
     "modeling/reference/registry.py",
     "data/hub/watch.py",
 }

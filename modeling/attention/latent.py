@@ -10,10 +10,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from modeling.attention.base import register_attention
 from modeling.attention.checks import at_least, known_path, small
 from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.kernel import entries_of, split_heads
+from modeling.attention.registry import register_attention
 from modeling.attention.softmax import SoftmaxAttention, SoftmaxAttentionConfig
 from modeling.kv_cache import Held, StateSpec
 from modeling.linear import Linear

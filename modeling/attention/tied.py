@@ -12,10 +12,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from modeling.attention.base import register_attention
 from modeling.attention.forward_pass import ForwardPass
 from modeling.attention.grouped_query import GroupedQueryAttentionConfig
 from modeling.attention.kernel import split_heads
+from modeling.attention.registry import register_attention
 from modeling.attention.softmax import SoftmaxAttention
 from modeling.kv_cache import Held, StateSpec
 from modeling.linear import Linear

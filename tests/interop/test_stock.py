@@ -34,7 +34,7 @@ from exportable import (
 from interop.errors import InteropError
 from interop.stock import from_stock, to_stock
 from modeling.arrangement import layer_configs
-from modeling.attention import base
+from modeling.attention import registry
 from modeling.attention.grouped_query import GroupedQueryAttentionConfig
 from modeling.gpt import GPT
 
@@ -381,7 +381,7 @@ def test_an_attention_that_somebody_added_is_refused(monkeypatch):
     class Another(GroupedQueryAttentionConfig):
         """It may compute anything."""
 
-    monkeypatch.setitem(base._REGISTRY, "another", Another)
+    monkeypatch.setitem(registry._REGISTRY, "another", Another)
     model = GPT(gpt_config(MHA | {"name": "another"}))
     with pytest.raises(InteropError, match=r"name=another; train mha, mqa, gqa, gqa_tied, mla or"):
         to_stock(model.config, model.state_dict())
