@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data.hub.connection import check_reachable
+from data.hub.watch import watched
 from harness.errors import TaskError
 from harness.lm_eval_setup import (
     SEEDS,
@@ -220,9 +222,6 @@ def _require_known(name: str, manager: "TaskManager") -> None:
 
 def _load(name: str, manager: "TaskManager") -> Mapping[str, Any]:
     """Load what a name stands for, once it is known to bring no code."""
-    from data.hub.connection import check_reachable
-    from data.hub.watch import watched
-
     leaves = [*leaves_of(name, manager)]
     for leaf in leaves:
         require_own_data(leaf)

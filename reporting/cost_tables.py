@@ -4,17 +4,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from comparing.for_reports import (
-    timed_at,
-    timed_points,
-)
+from comparing.for_reports import timed_at, timed_points
 from comparing.labels import label
 from files.sizes import in_units
 from reporting.columns import NAME, below, cache_heading, milliseconds, within
-from reporting.formats import (
-    count,
-    ratio,
-)
+from reporting.formats import count, ratio
 from reporting.model import Column, Row, Table
 
 _OF_A_CURVE = (

@@ -9,6 +9,8 @@ import torch
 from data.batches import TrainingWindows
 from data.errors import DataError
 from data.prepared import PreparedData
+from data.tokenizing.pretrained import load_pretrained
+from data.tokenizing.tokenizer import vocab_size_of
 from files.disk import one_line
 from modeling.gpt import GPT
 from settings.data import DataSettings, TokenizerSettings, is_hub_name
@@ -80,9 +82,6 @@ def stand_in(
         return Unprepared(data.name, tokenizer.vocab_size)
     path = str(tokenizer.path)
     if Path(path).expanduser().is_dir():
-        from data.tokenizing.pretrained import load_pretrained
-        from data.tokenizing.tokenizer import vocab_size_of
-
         built = load_pretrained(path).tokenizer
         return Unprepared(data.name, vocab_size_of(built))
     if not is_hub_name(path):

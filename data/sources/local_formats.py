@@ -1,5 +1,6 @@
 """Reading text, JSON, CSV and parquet files as they are, in bounded memory."""
 
+import codecs
 import contextlib
 import csv
 import io
@@ -250,8 +251,6 @@ def _locate(path: Path, settings: DataSettings, error: UnicodeDecodeError) -> st
     # Parquet's texts are UTF-8 by its format.
     if path.suffix.lower() == ".parquet":
         return f"a text is not UTF-8 ({error.reason}); correct the file"
-    import codecs
-
     decoder, number, sample = codecs.getincrementaldecoder(encoding)(), 1, b""
     with open_bytes(path) as opened:
         while chunk := opened.read(_CHUNK_BYTES):
