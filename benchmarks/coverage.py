@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.common import table
-from comparing.noise import BySeed, SeedDifference, estimate
+from comparing.noise import NatsBySeed, SeedDifference, estimate
 from comparing.statistics import (
     CONFIDENCE,
     text_interval,
@@ -115,10 +115,10 @@ class Study:
     of_seed: float = 0.0
     tails: float | None = None
 
-    def draw(self, rng: np.random.Generator, shift: float = 0.0) -> dict[str, BySeed]:
+    def draw(self, rng: np.random.Generator, shift: float = 0.0) -> dict[str, NatsBySeed]:
         """Return nats per token by variant and seed, those of variant 1 more by `shift`."""
         common = self.of_seed * rng.normal(size=max(self.seeds))
-        drawn: dict[str, BySeed] = {}
+        drawn: dict[str, NatsBySeed] = {}
         for number, (count, deviation) in enumerate(zip(self.seeds, self.deviations, strict=True)):
             noise = rng.normal(size=count)
             if self.tails is not None:

@@ -8,7 +8,7 @@ from comparing.labels import label, shown
 from comparing.plain import plain
 from comparing.recipes import COMPARED, PARAMETERS_TOLERANCE, differing_keys, unequal
 from comparing.variant import LAYERS, UNIFORM, Variant
-from measuring.numerics import COMPARED as NUMERICS
+from measuring.numerics import NUMERICS
 
 
 def unranked(variants: Sequence[Variant]) -> list[str]:

@@ -30,7 +30,7 @@ PAIRING_LEVEL = 0.01
 """Level of the F test: lower, since pairing by accident makes an interval too narrow."""
 POOLED, PAIRED, WELCH = "pooled", "paired", "welch"
 
-BySeed = Mapping[int | None, float]
+NatsBySeed = Mapping[int | None, float]
 """Nats per token of a variant's runs."""
 Critical = Callable[[Mapping[str, int], float], float]
 """Returns a critical value for the seeds of each variant and degrees of freedom."""
@@ -172,7 +172,7 @@ class Noise:
         return math.sqrt(sum(parts)), float(sum(known))
 
 
-def estimate(runs: Mapping[str, BySeed]) -> Noise | None:
+def estimate(runs: Mapping[str, NatsBySeed]) -> Noise | None:
     """Estimate the noise of variants that are compared with each other.
 
     Args:

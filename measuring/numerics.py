@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 # Of summary.json's `numerics`: what is reported, and which of `numerics_changed` concern it.
-COMPARED = {
+NUMERICS = {
     "dtype": ("training dtype", "precision"),
     "device": ("training device", "device"),
     "native_bfloat16": ("trained in native bfloat16", "native_bfloat16"),
@@ -31,10 +31,10 @@ def trained_with(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     recorded = summary.get("numerics")
     if not isinstance(recorded, Mapping):
         return None
-    found = {key: recorded.get(key) for key in (*COMPARED, "num_threads")}
+    found = {key: recorded.get(key) for key in (*NUMERICS, "num_threads")}
     lines = summary.get("numerics_changed")
     changed = [str(line) for line in lines] if isinstance(lines, list) else []
-    for key, (_, name) in COMPARED.items():
+    for key, (_, name) in NUMERICS.items():
         before = [line.partition(": ")[2] for line in changed if line.startswith(f"{name}: ")]
         if before:
             found[key] = "; ".join(before)

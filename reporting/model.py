@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
 
+from comparing.for_reports import Row
 from comparing.verdicts import words_of
 
-Row = Mapping[str, Any]
 Medium = Literal["report", "terminal"]
 Kind = Literal["number", "word", "interval", "verdict"]
 Theme = Literal["light", "dark"]
