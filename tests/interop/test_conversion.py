@@ -12,7 +12,7 @@ import interop.conversion.convert
 from interop.conversion.convert import Conversion, convert
 from interop.conversion.latent import Projections, factorise
 from interop.errors import InteropError
-from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig, base
+from modeling.attention import GroupedQueryAttentionConfig, LatentAttentionConfig, registry
 from modeling.config import GPTConfig, LayersConfig
 from modeling.gpt import GPT
 
@@ -426,7 +426,7 @@ def test_an_attention_of_ones_own_is_not_taken_for_another(monkeypatch):
     class Gated(GroupedQueryAttentionConfig):
         pass
 
-    monkeypatch.setitem(base._REGISTRY, "gated", Gated)
+    monkeypatch.setitem(registry._REGISTRY, "gated", Gated)
     config = dataclasses.replace(gpt().config, attention=gpt().config.attention | {"name": "gated"})
     for asked in ("mla", "mqa"):
         with pytest.raises(InteropError, match="not attention=gated"):
